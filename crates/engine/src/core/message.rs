@@ -1,0 +1,95 @@
+//! What goes to the engine thread and what comes back.
+
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use lora_core::Adapter;
+
+use crate::sampling::SamplingPlan;
+
+/// An order to the engine thread.
+#[derive(Debug)]
+pub enum Command {
+    /// Run a sequence.
+    Submit(Box<Submission>),
+    /// End a sequence; it answers with [`FinishReason::Cancelled`] unless it has ended.
+    Abort(u64),
+    /// Stop at once.
+    Shutdown,
+}
+
+/// One sequence to run. All limits were checked: the prompt is not empty and `max_len` fits the
+/// KV cache.
+#[derive(Debug)]
+pub struct Submission {
+    /// Unique number, repeated in every event.
+    pub id: u64,
+    /// Token ids, each below the vocabulary size.
+    pub prompt: Vec<u32>,
+    /// Prompt and generated tokens together, at most.
+    pub max_len: usize,
+    /// How to draw.
+    pub plan: Arc<SamplingPlan>,
+    /// A checked adapter.
+    pub adapter: Option<Arc<Adapter>>,
+    /// Where events go.
+    pub events: Sender<(u64, Event)>,
+}
+
+/// What happened to a sequence.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Prompt positions were computed: log-probabilities and logits as far as asked for.
+    Prompt {
+        /// For each position but the first: the token there, as predicted by those before.
+        logprobs: Vec<TokenLogprobs>,
+        /// `[vocab]` for each position.
+        logits: Vec<Vec<f32>>,
+    },
+    /// A token was drawn.
+    Token {
+        /// Its id.
+        id: u32,
+        /// Its log-probability and the likeliest tokens'.
+        logprobs: Option<TokenLogprobs>,
+        /// `[vocab]` that it was drawn from.
+        logits: Option<Vec<f32>>,
+    },
+    /// The last event of a sequence that ended.
+    Finished(FinishReason),
+    /// The last event of a sequence that failed.
+    Failed(String),
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FinishReason {
+    /// The model's end token, its last token.
+    End,
+    /// A stop token, its last token.
+    StopToken(u32),
+    /// The limit of tokens.
+    Length,
+    /// It was aborted.
+    Cancelled,
+}
+
+/// One token's log-probability.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct TokenLogprob {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// 1 for the likeliest token.
+    pub rank: u32,
+}
+
+/// Log-probabilities at one position.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TokenLogprobs {
+    /// The token that stands there.
+    pub token: TokenLogprob,
+    /// The likeliest tokens, best first.
+    pub top: Vec<TokenLogprob>,
+}

@@ -1,0 +1,157 @@
+//! From logits to tokens: the device side of sampling, with its inputs and outputs.
+
+use bytemuck::Pod;
+use lora_core::ops::{LogprobArgs, LogprobOut, SampleArgs, SampleRow};
+use lora_core::{Backend, DType, Pool, Result, Tensor, View};
+
+use super::message::{TokenLogprob, TokenLogprobs};
+use crate::model::state::StepArray;
+
+/// Most likely tokens that can be asked for with each token.
+pub const MAX_LOGPROBS: usize = 128;
+
+/// What the rows of a step's logits are drawn with.
+#[derive(Default)]
+pub struct Draws {
+    /// One row each.
+    pub rows: Vec<SampleRow>,
+    /// See [`SampleArgs::history`].
+    pub history: Vec<[i32; 2]>,
+    /// See [`SampleArgs::banned`].
+    pub banned: Vec<i32>,
+}
+
+impl Draws {
+    /// Adds a row with its history and bans.
+    pub fn push(
+        &mut self,
+        row: SampleRow,
+        history: impl Iterator<Item = [i32; 2]>,
+        banned: &[i32],
+    ) {
+        let (history_from, banned_from) = (self.history.len(), self.banned.len());
+        self.history.extend(history);
+        self.banned.extend(banned);
+        self.rows.push(SampleRow {
+            history: [history_from as u32, (self.history.len() - history_from) as u32],
+            banned: [banned_from as u32, banned.len() as u32],
+            ..row
+        });
+    }
+}
+
+/// Buffers of the sampling ops.
+pub struct Sampler<B: Backend> {
+    params: StepArray<B>,
+    history: StepArray<B>,
+    banned: StepArray<B>,
+    targets: StepArray<B>,
+    tokens: Tensor<B>,
+    target_logprob: Tensor<B>,
+    rank: Tensor<B>,
+    top_ids: Tensor<B>,
+    top: Tensor<B>,
+}
+
+impl<B: Backend> Sampler<B> {
+    /// Buffers for up to `rows` rows of logits over `vocab` tokens.
+    ///
+    /// # Errors
+    /// [`lora_core::Error::OutOfMemory`].
+    pub fn new(be: &B, rows: usize, vocab: usize) -> Result<Self> {
+        let out = |r, c, dtype| Tensor::zeros(be, Pool::Activations, r, c, dtype);
+        let most = MAX_LOGPROBS.min(vocab);
+        Ok(Self {
+            params: StepArray::new(be, rows * SampleRow::WORDS)?,
+            history: StepArray::new(be, rows)?,
+            banned: StepArray::new(be, rows)?,
+            targets: StepArray::new(be, rows)?,
+            tokens: out(1, rows, DType::I32)?,
+            target_logprob: out(1, rows, DType::F32)?,
+            rank: out(1, rows, DType::I32)?,
+            top_ids: out(rows, most, DType::I32)?,
+            top: out(rows, most, DType::F32)?,
+        })
+    }
+
+    /// Draws a token from each row of `logits`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn draw(
+        &mut self,
+        be: &B,
+        q: &mut B::Queue,
+        logits: View<'_, B>,
+        draws: &Draws,
+    ) -> Result<Vec<i32>> {
+        let rows = logits.geo.rows;
+        self.params.fill(be, q, &draws.rows)?;
+        self.history.fill(be, q, &draws.history)?;
+        self.banned.fill(be, q, &draws.banned)?;
+        let mut out = self.tokens.view_mut();
+        out.geo = out.geo.slice_cols(0..rows);
+        let args = SampleArgs {
+            logits,
+            params: self.params.rows_of(SampleRow::WORDS),
+            history: self.history.rows_of(2),
+            banned: self.banned.view(),
+        };
+        be.sample(q, args, out)?;
+        fetch(be, q, self.tokens.view().slice_cols(0..rows))
+    }
+
+    /// Log-probabilities of `targets` and of the `k` likeliest tokens in each row.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn logprobs(
+        &mut self,
+        be: &B,
+        q: &mut B::Queue,
+        logits: View<'_, B>,
+        targets: &[i32],
+        k: usize,
+    ) -> Result<Vec<TokenLogprobs>> {
+        let rows = logits.geo.rows;
+        let k = k.min(self.top_ids.geo().cols);
+        self.targets.fill(be, q, targets)?;
+        let mut out = LogprobOut {
+            target: self.target_logprob.view_mut(),
+            rank: self.rank.view_mut(),
+            top_ids: self.top_ids.head_mut(rows),
+            top: self.top.head_mut(rows),
+        };
+        out.target.geo = out.target.geo.slice_cols(0..rows);
+        out.rank.geo = out.rank.geo.slice_cols(0..rows);
+        out.top_ids.geo = out.top_ids.geo.slice_cols(0..k);
+        out.top.geo = out.top.geo.slice_cols(0..k);
+        be.logprobs(q, LogprobArgs { logits, targets: self.targets.view() }, out)?;
+        let target: Vec<f32> = fetch(be, q, self.target_logprob.view().slice_cols(0..rows))?;
+        let rank: Vec<i32> = fetch(be, q, self.rank.view().slice_cols(0..rows))?;
+        let ids: Vec<i32> = fetch(be, q, self.top_ids.head(rows).slice_cols(0..k))?;
+        let top: Vec<f32> = fetch(be, q, self.top.head(rows).slice_cols(0..k))?;
+        let entry = |id: i32, logprob, rank: usize| TokenLogprob {
+            id: id as u32,
+            logprob,
+            rank: rank as u32,
+        };
+        Ok((0..rows)
+            .map(|r| TokenLogprobs {
+                token: entry(targets[r], target[r], rank[r] as usize),
+                top: (0..k).map(|i| entry(ids[r * k + i], top[r * k + i], i + 1)).collect(),
+            })
+            .collect())
+    }
+}
+
+/// Downloads a matrix and waits for it.
+///
+/// # Errors
+/// Those of the backend.
+pub fn fetch<B: Backend, T: Pod>(be: &B, q: &mut B::Queue, view: View<'_, B>) -> Result<Vec<T>> {
+    let mut values = vec![T::zeroed(); view.geo.rows * view.geo.cols];
+    let event = be.download(q, view, bytemuck::cast_slice_mut(&mut values))?;
+    be.wait(event)?;
+    Ok(values)
+}

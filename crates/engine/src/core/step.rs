@@ -1,0 +1,180 @@
+//! One step: plan, forward pass, draw, report.
+
+use lora_core::ops::SampleRow;
+use lora_core::{Backend, Result};
+
+use super::message::{Event, FinishReason, TokenLogprobs};
+use super::sampler::{Draws, fetch};
+use super::{Core, Job};
+use crate::model::{DenseModel, StepRows};
+use crate::scheduler::{Sequence, Work};
+
+/// What a step computed for its rows of logits, in order.
+struct Outcome {
+    tokens: Vec<i32>,
+    logprobs: Vec<TokenLogprobs>,
+    logits: Vec<Vec<f32>>,
+}
+
+impl<B: Backend> Core<B> {
+    /// Admits what fits and computes one step.
+    ///
+    /// # Errors
+    /// Those of the backend; all running sequences are then in an unknown state.
+    pub(super) fn step(&mut self) -> Result<()> {
+        let admitted = self.scheduler.admit();
+        self.load_adapters(&admitted);
+        self.scheduler.retire(|s| s.data.finished);
+        let works = self.scheduler.plan();
+        if works.is_empty() {
+            return Ok(());
+        }
+        let outcome = self.compute(&works)?;
+        let mut first_row = 0;
+        for work in &works {
+            let rows = first_row..first_row + work.logit_rows();
+            first_row = rows.end;
+            let sequence = &mut self.scheduler.running()[work.sequence];
+            sequence.computed = work.positions.end;
+            report(sequence, work, &outcome, rows);
+        }
+        Ok(())
+    }
+
+    fn compute(&mut self, works: &[Work]) -> Result<Outcome> {
+        let tokens_per_block = self.scheduler.blocks.tokens_per_block();
+        let running = self.scheduler.running();
+        let rows = step_rows(running, works, tokens_per_block);
+        let draws = draws(running, works);
+        let next_of_prompt = prompt_targets(running, works);
+        let wanted = works.iter().map(|w| &running[w.sequence].data.submission.plan);
+        let wants_logits = wanted.clone().any(|p| p.context_logits || p.generation_logits);
+        let k = wanted.filter_map(|p| p.logprobs.max(p.prompt_logprobs)).max();
+
+        let Self { be, queue, model, kv, state, sampler, .. } = self;
+        DenseModel::prepare(be, queue, state, &rows)?;
+        let logits = model.forward(be, queue, state, kv)?;
+        let tokens = sampler.draw(be, queue, logits, &draws)?;
+        let logprobs = match k {
+            Some(k) => {
+                let targets: Vec<i32> = next_of_prompt
+                    .iter()
+                    .zip(&tokens)
+                    .map(|(known, drawn)| known.unwrap_or(*drawn))
+                    .collect();
+                sampler.logprobs(be, queue, logits, &targets, k)?
+            }
+            None => Vec::new(),
+        };
+        let logits = match wants_logits {
+            true => {
+                let vocab = logits.geo.cols;
+                let all: Vec<f32> = fetch(be, queue, logits)?;
+                all.chunks_exact(vocab).map(<[f32]>::to_vec).collect()
+            }
+            false => Vec::new(),
+        };
+        Ok(Outcome { tokens, logprobs, logits })
+    }
+}
+
+/// The device's view of a step.
+fn step_rows(running: &[Sequence<Job>], works: &[Work], tokens_per_block: usize) -> StepRows {
+    let max_blocks = works.iter().map(|w| running[w.sequence].blocks.len()).max().unwrap_or(0);
+    let mut rows = StepRows { max_blocks, ..StepRows::default() };
+    for (i, work) in works.iter().enumerate() {
+        let sequence = &running[work.sequence];
+        for position in work.positions.clone() {
+            if work.all_logits || (work.samples && position + 1 == work.positions.end) {
+                rows.logit_rows.push(rows.ids.len() as i32);
+            }
+            rows.ids.push(sequence.tokens[position] as i32);
+            rows.positions.push(position as i32);
+            rows.kv_slots.push(sequence.kv_slot(position, tokens_per_block) as i32);
+            rows.sequences.push(i as i32);
+            rows.lora_slots.push(sequence.slot.map_or(-1, |slot| slot as i32));
+        }
+        let blocks = sequence.blocks.iter().map(|b| *b as i32);
+        let padding = max_blocks - sequence.blocks.len();
+        rows.block_tables.extend(blocks.chain(std::iter::repeat_n(0, padding)));
+    }
+    rows
+}
+
+/// How each row of logits is drawn from; rows inside a prompt are drawn from and ignored.
+fn draws(running: &[Sequence<Job>], works: &[Work]) -> Draws {
+    let mut draws = Draws::default();
+    for work in works {
+        let sequence = &running[work.sequence];
+        let inside = work.logit_rows() - usize::from(work.samples);
+        for _ in 0..inside {
+            draws.push(SampleRow::GREEDY, std::iter::empty(), &[]);
+        }
+        if work.samples {
+            let (job, plan) = (&sequence.data, &sequence.data.submission.plan);
+            let banned = plan.banned_after(&sequence.tokens, sequence.generated());
+            let row = SampleRow { position: sequence.len() as u32, ..plan.row };
+            draws.push(row, job.history.entries(), &banned);
+        }
+    }
+    draws
+}
+
+/// For each row of logits: the prompt token that follows it, if one does.
+fn prompt_targets(running: &[Sequence<Job>], works: &[Work]) -> Vec<Option<i32>> {
+    let of_work = |work: &Work| {
+        let (tokens, end) = (&running[work.sequence].tokens, work.positions.end);
+        let next = |p: usize| tokens.get(p + 1).map(|t| *t as i32);
+        (end - work.logit_rows()..end).map(next).collect::<Vec<_>>()
+    };
+    works.iter().flat_map(of_work).collect()
+}
+
+/// Tells the owner of a sequence what the step brought, and appends the token drawn.
+fn report(
+    sequence: &mut Sequence<Job>,
+    work: &Work,
+    outcome: &Outcome,
+    rows: std::ops::Range<usize>,
+) {
+    let plan = sequence.data.submission.plan.clone();
+    let cut = |entry: &TokenLogprobs, k: usize| TokenLogprobs {
+        top: entry.top[..k.min(entry.top.len())].to_vec(),
+        ..entry.clone()
+    };
+    if work.all_logits {
+        let inside = rows.start..rows.end - usize::from(work.samples);
+        let logprobs = plan.prompt_logprobs.map_or_else(Vec::new, |k| {
+            outcome.logprobs[inside].iter().map(|entry| cut(entry, k)).collect()
+        });
+        let logits = match plan.context_logits {
+            true => outcome.logits[rows.clone()].to_vec(),
+            false => Vec::new(),
+        };
+        sequence.data.emit(Event::Prompt { logprobs, logits });
+    }
+    if !work.samples {
+        return;
+    }
+    let last = rows.end - 1;
+    let id = outcome.tokens[last] as u32;
+    sequence.tokens.push(id);
+    sequence.data.history.push(id);
+    sequence.data.emit(Event::Token {
+        id,
+        logprobs: plan.logprobs.map(|k| cut(&outcome.logprobs[last], k)),
+        logits: plan.generation_logits.then(|| outcome.logits[last].clone()),
+    });
+    let reason = if plan.end_ids.contains(&id) {
+        Some(FinishReason::End)
+    } else if plan.stop_ids.contains(&id) {
+        Some(FinishReason::StopToken(id))
+    } else if sequence.len() >= sequence.max_len {
+        Some(FinishReason::Length)
+    } else {
+        None
+    };
+    if let Some(reason) = reason {
+        sequence.data.finish(Event::Finished(reason));
+    }
+}

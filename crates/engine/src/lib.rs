@@ -1,0 +1,22 @@
+//! Requests to tokens: the LLM API over any [`lora_core::Backend`].
+//!
+//! [`Llm`] is the way in. Below it: [`text`] and [`sampling`] for what requests say, [`adapters`]
+//! for what they run with, [`scheduler`] and [`kv`] for who runs when, [`core`] for the batch loop,
+//! [`model`] for the forward pass. No backend is named anywhere in this crate.
+#![warn(missing_docs)]
+
+pub mod adapters;
+pub mod core;
+pub mod kv;
+mod llm;
+pub mod model;
+pub mod sampling;
+pub mod scheduler;
+pub mod text;
+
+pub use llm::{
+    CompletionOutput, EngineInfo, FinishReason, GenerateRequest, KvCacheConfig, Llm, LlmBuilder,
+    LlmError, LoadFormat, Logprob, Logprobs, PerPrompt, Progress, Prompt, RequestOutput,
+    StopReason, TextModel, Update, geometry,
+};
+pub use sampling::SamplingParams;

@@ -1,0 +1,94 @@
+//! The LLM API, after TensorRT-LLM's: [`Llm`] with `generate`, its inputs and outputs.
+
+mod builder;
+mod collect;
+mod error;
+mod generate;
+mod input;
+mod output;
+mod prepare;
+mod text_model;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use lora_core::{DType, ModelGeometry};
+
+pub use builder::{KvCacheConfig, LlmBuilder, LoadFormat, Progress, geometry};
+pub use error::LlmError;
+pub use generate::Update;
+pub use input::{GenerateRequest, PerPrompt, Prompt};
+pub use output::{CompletionOutput, FinishReason, Logprob, Logprobs, RequestOutput, StopReason};
+pub use text_model::TextModel;
+
+use crate::adapters::AdapterRegistry;
+use crate::core::Command;
+use crate::model::ModelConfig;
+
+/// Facts about a running engine.
+#[derive(Clone, Debug)]
+pub struct EngineInfo {
+    /// Shape and constants of the model.
+    pub model: ModelConfig,
+    /// The same, as adapters see it.
+    pub geometry: ModelGeometry,
+    /// Dtype of the activations.
+    pub dtype: DType,
+    /// Name of the backend.
+    pub backend: &'static str,
+    /// Prompt and answer together, at most, in tokens.
+    pub max_seq_len: usize,
+    /// Sequences that run at a time.
+    pub max_batch_size: usize,
+    /// Tokens that fit the KV cache.
+    pub kv_tokens: usize,
+}
+
+/// A model that runs on a thread of its own; calls from several threads share its batches.
+/// Dropping it ends the thread.
+pub struct Llm {
+    info: Arc<EngineInfo>,
+    text: TextModel,
+    registry: AdapterRegistry,
+    commands: builder::Commands,
+    ids: AtomicU64,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Llm {
+    /// Settings for an engine of the model at `model`: a folder with `config.json` and
+    /// safetensors, or a `.gguf` file.
+    pub fn builder(model: impl Into<PathBuf>) -> LlmBuilder {
+        LlmBuilder::new(model.into())
+    }
+
+    /// Facts about the engine.
+    pub fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    /// Tokenizer and chat template.
+    pub fn text(&self) -> &TextModel {
+        &self.text
+    }
+
+    fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn send(&self, command: Command) -> Result<(), LlmError> {
+        self.commands.send(command).map_err(|_| LlmError::Stopped)
+    }
+}
+
+impl Drop for Llm {
+    fn drop(&mut self) {
+        // Either fails only if the thread has ended, which is what is wanted.
+        let _ = self.commands.send(Command::Shutdown);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

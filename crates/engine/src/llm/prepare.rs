@@ -1,0 +1,112 @@
+//! From a request to sequences: everything that can be refused is refused here, before the engine
+//! thread hears of it.
+
+use std::sync::Arc;
+
+use lora_core::Adapter;
+
+use super::input::{GenerateRequest, Prompt};
+use super::{Llm, LlmError};
+use crate::sampling::{SamplingParams, SamplingPlan};
+use crate::text::SpecialTokens;
+
+/// A request that passed every check.
+pub(super) struct Prepared {
+    /// Text of the prompt, unless ids were given.
+    pub text: Option<String>,
+    /// Tokens of the prompt.
+    pub prompt: Vec<u32>,
+    /// Prompt and answer together, at most.
+    pub max_len: usize,
+    /// One plan for each output.
+    pub plans: Vec<Arc<SamplingPlan>>,
+    /// The adapter.
+    pub adapter: Option<Arc<Adapter>>,
+    /// The request's parameters, for what happens to the text.
+    pub params: SamplingParams,
+}
+
+impl Llm {
+    pub(super) fn prepare(&self, request: GenerateRequest) -> Result<Prepared, LlmError> {
+        let GenerateRequest { prompt, sampling: params, lora } = request;
+        params.validate()?;
+        let (text, mut prompt) = self.tokenize(prompt, &params)?;
+        if let Some(keep) = params.truncate_prompt_tokens {
+            prompt.drain(..prompt.len().saturating_sub(keep));
+        }
+        let max_len = self.check_prompt(&prompt, &params)?;
+        let adapter = lora.as_ref().map(|lora| self.registry.resolve(lora)).transpose()?;
+        let plans = self.plans(&params)?;
+        Ok(Prepared { text, prompt, max_len, plans, adapter, params })
+    }
+
+    fn tokenize(
+        &self,
+        prompt: Prompt,
+        params: &SamplingParams,
+    ) -> Result<(Option<String>, Vec<u32>), LlmError> {
+        let special = match params.add_special_tokens {
+            true => SpecialTokens::Add,
+            false => SpecialTokens::Skip,
+        };
+        match prompt {
+            Prompt::Ids(ids) => Ok((None, ids)),
+            Prompt::Text(text) => {
+                let ids = self.text.tokenizer.encode(&text, special)?;
+                Ok((Some(text), ids))
+            }
+            Prompt::Chat(messages) => {
+                let (text, ids) = self.text.encode_chat(&messages)?;
+                Ok((Some(text), ids))
+            }
+        }
+    }
+
+    /// The length at which a sequence with this prompt ends at the latest.
+    fn check_prompt(&self, prompt: &[u32], params: &SamplingParams) -> Result<usize, LlmError> {
+        let (found, max_seq_len) = (prompt.len(), self.info.max_seq_len);
+        if found == 0 {
+            return Err(LlmError::EmptyPrompt);
+        }
+        if found >= max_seq_len {
+            return Err(LlmError::PromptTooLong { found, max_seq_len });
+        }
+        let vocab = self.info.model.vocab;
+        if let Some(index) = prompt.iter().position(|id| *id as usize >= vocab) {
+            return Err(LlmError::TokenId { index, found: prompt[index], vocab });
+        }
+        for (what, ids) in
+            [("bad_token_ids", &params.bad_token_ids), ("stop_token_ids", &params.stop_token_ids)]
+        {
+            if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
+                return Err(setting(what, id, format!("ids 0 to {}", vocab - 1)));
+            }
+        }
+        let room = max_seq_len - found;
+        let asked = params.max_tokens.unwrap_or(room);
+        if asked > room && params.max_tokens != SamplingParams::default().max_tokens {
+            tracing::warn!("max_tokens {asked} is cut to {room}, as max_seq_len is {max_seq_len}");
+        }
+        Ok(found + asked.min(room))
+    }
+
+    fn plans(&self, params: &SamplingParams) -> Result<Vec<Arc<SamplingPlan>>, LlmError> {
+        let outputs = params.sequences();
+        let most = self.info.max_batch_size;
+        if outputs > most {
+            return Err(setting("n", outputs, format!("1 to max_batch_size ({most})")));
+        }
+        (0..outputs as u32)
+            .map(|stream| {
+                let end_ids = &self.info.model.eos_ids;
+                let mut plan = SamplingPlan::resolve(params, end_ids, stream)?;
+                plan.ban_words(&params.bad, &self.text.tokenizer)?;
+                Ok(Arc::new(plan))
+            })
+            .collect()
+    }
+}
+
+fn setting(setting: &'static str, found: impl std::fmt::Display, allowed: String) -> LlmError {
+    LlmError::Setting { setting, found: found.to_string(), allowed }
+}

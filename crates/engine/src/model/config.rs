@@ -1,0 +1,415 @@
+//! What a checkpoint says about its model: `config.json`, or a GGUF file's metadata.
+
+use std::path::Path;
+
+use lora_core::DType;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::ModelError;
+use super::rope::{RopeConfig, RopeScaling};
+
+/// Families of dense decoders that the engine runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Architecture {
+    /// Llama 1-3 and models of its shape.
+    Llama,
+    /// Llama with a sliding window.
+    Mistral,
+    /// Llama with biases on q, k and v.
+    Qwen2,
+    /// Llama with norms on the heads of q and k.
+    Qwen3,
+}
+
+impl Architecture {
+    const NAMES: [(&'static str, Self); 4] = [
+        ("llama", Self::Llama),
+        ("mistral", Self::Mistral),
+        ("qwen2", Self::Qwen2),
+        ("qwen3", Self::Qwen3),
+    ];
+
+    /// The family that `model_type` (or GGUF's `general.architecture`) names.
+    ///
+    /// # Errors
+    /// [`ModelError::Unsupported`] for any other name.
+    pub fn from_name(name: &str) -> Result<Self, ModelError> {
+        Self::NAMES.iter().find(|(n, _)| *n == name).map(|(_, a)| *a).ok_or_else(|| {
+            ModelError::unsupported("model_type", name, "llama, mistral, qwen2 or qwen3")
+        })
+    }
+
+    /// Its `model_type`.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, a)| *a == self).map_or("", |(n, _)| n)
+    }
+}
+
+/// Which linear layers carry a bias.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Biases {
+    /// q, k and v.
+    pub qkv: bool,
+    /// The output projection of attention.
+    pub o: bool,
+    /// gate, up and down.
+    pub mlp: bool,
+}
+
+/// Shape and constants of a dense decoder.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ModelConfig {
+    /// Family.
+    pub architecture: Architecture,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the MLP.
+    pub intermediate: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Epsilon of all norms.
+    pub rms_norm_eps: f32,
+    /// Rotary positions.
+    pub rope: RopeConfig,
+    /// Longest sequence that the model was trained for.
+    pub max_positions: usize,
+    /// Whether `lm_head` is the embedding.
+    pub tied_embeddings: bool,
+    /// Biases.
+    pub biases: Biases,
+    /// Whether heads of q and k are normalised.
+    pub qk_norm: bool,
+    /// Sliding window of each layer, if it has one.
+    pub windows: Vec<Option<usize>>,
+    /// Dtype that the checkpoint declares.
+    pub dtype: DType,
+    /// Tokens that end a sequence.
+    pub eos_ids: Vec<u32>,
+}
+
+/// The fields of `config.json` that the engine reads.
+#[derive(Deserialize)]
+struct Raw {
+    model_type: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    rms_norm_eps: f32,
+    rope_theta: Option<f32>,
+    rope_scaling: Option<RawRope>,
+    rope_parameters: Option<RawRope>,
+    partial_rotary_factor: Option<f32>,
+    max_position_embeddings: usize,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    hidden_act: Option<String>,
+    sliding_window: Option<usize>,
+    use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
+    #[serde(alias = "torch_dtype")]
+    dtype: Option<String>,
+    eos_token_id: Option<TokenIds>,
+    quantization_config: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct RawRope {
+    rope_theta: Option<f32>,
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    factor: Option<f32>,
+    low_freq_factor: Option<f32>,
+    high_freq_factor: Option<f32>,
+    original_max_position_embeddings: Option<f32>,
+}
+
+/// `eos_token_id` is one id or a list of them.
+#[derive(Deserialize, Clone)]
+#[serde(untagged)]
+enum TokenIds {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl TokenIds {
+    fn into_vec(self) -> Vec<u32> {
+        match self {
+            Self::One(id) => vec![id],
+            Self::Many(ids) => ids,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Reads `config.json` of a model folder, and the end tokens of its `generation_config.json`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the file, or the field with the value found and those allowed.
+    pub fn from_dir(dir: &Path) -> Result<Self, ModelError> {
+        let raw: Raw = read_json(&dir.join("config.json"))?;
+        let mut config = Self::from_raw(raw)?;
+        let generation = dir.join("generation_config.json");
+        if generation.is_file() {
+            #[derive(Deserialize)]
+            struct Generation {
+                eos_token_id: Option<TokenIds>,
+            }
+            if let Some(ids) = read_json::<Generation>(&generation)?.eos_token_id {
+                config.eos_ids = ids.into_vec();
+            }
+        }
+        Ok(config)
+    }
+
+    fn from_raw(raw: Raw) -> Result<Self, ModelError> {
+        let architecture = Architecture::from_name(&raw.model_type)?;
+        refuse_unsupported(&raw)?;
+        let heads = raw.num_attention_heads;
+        let config = Self {
+            architecture,
+            vocab: raw.vocab_size,
+            hidden: raw.hidden_size,
+            intermediate: raw.intermediate_size,
+            layers: raw.num_hidden_layers,
+            heads,
+            kv_heads: raw.num_key_value_heads.unwrap_or(heads),
+            head_dim: raw.head_dim.unwrap_or(raw.hidden_size / heads.max(1)),
+            rms_norm_eps: raw.rms_norm_eps,
+            rope: raw.rope()?,
+            max_positions: raw.max_position_embeddings,
+            tied_embeddings: raw.tie_word_embeddings,
+            biases: Biases {
+                qkv: raw.attention_bias || architecture == Architecture::Qwen2,
+                o: raw.attention_bias && architecture != Architecture::Qwen2,
+                mlp: raw.mlp_bias,
+            },
+            qk_norm: architecture == Architecture::Qwen3,
+            windows: raw.windows(architecture)?,
+            dtype: match &raw.dtype {
+                Some(name) => parse_dtype("dtype", name)?,
+                None => DType::Bf16,
+            },
+            eos_ids: raw.eos_token_id.map_or_else(Vec::new, TokenIds::into_vec),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses shapes that no model can have, so that later arithmetic cannot go wrong.
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
+        for (field, value, limit) in [
+            ("vocab_size", self.vocab, 1 << 24),
+            ("hidden_size", self.hidden, 1 << 18),
+            ("intermediate_size", self.intermediate, 1 << 20),
+            ("num_hidden_layers", self.layers, 1 << 12),
+            ("num_attention_heads", self.heads, 1 << 12),
+            ("num_key_value_heads", self.kv_heads, 1 << 12),
+            ("head_dim", self.head_dim, 1 << 12),
+            ("max_position_embeddings", self.max_positions, 1 << 24),
+        ] {
+            if value == 0 || value > limit {
+                return Err(ModelError::unsupported(field, value, format!("1 to {limit}")));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let allowed = format!("a divisor of num_attention_heads ({})", self.heads);
+            return Err(ModelError::unsupported("num_key_value_heads", self.kv_heads, allowed));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(ModelError::unsupported("head_dim", self.head_dim, "an even number"));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            let found = self.rms_norm_eps;
+            return Err(ModelError::unsupported("rms_norm_eps", found, "a finite number >= 0"));
+        }
+        Ok(())
+    }
+}
+
+/// Settings that change the arithmetic in ways the engine does not implement.
+fn refuse_unsupported(raw: &Raw) -> Result<(), ModelError> {
+    if let Some(act) = raw.hidden_act.as_deref().filter(|act| *act != "silu") {
+        return Err(ModelError::unsupported("hidden_act", act, "silu"));
+    }
+    if let Some(factor) = raw.partial_rotary_factor.filter(|f| *f != 1.0) {
+        return Err(ModelError::unsupported("partial_rotary_factor", factor, "1.0"));
+    }
+    if let Some(quantization) = &raw.quantization_config {
+        let method = quantization.get("quant_method").unwrap_or(quantization);
+        let allowed = "none: use a 16-bit checkpoint";
+        return Err(ModelError::unsupported("quantization_config", method, allowed));
+    }
+    Ok(())
+}
+
+impl Raw {
+    fn rope(&self) -> Result<RopeConfig, ModelError> {
+        let nested = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let theta = self.rope_theta.or(nested.and_then(|r| r.rope_theta)).unwrap_or(10_000.0);
+        let scaling = nested.map_or(Ok(RopeScaling::None), RawRope::scaling)?;
+        if theta.is_finite() && theta > 0.0 {
+            Ok(RopeConfig { theta, scaling })
+        } else {
+            Err(ModelError::unsupported("rope_theta", theta, "a finite number > 0"))
+        }
+    }
+
+    fn windows(&self, architecture: Architecture) -> Result<Vec<Option<usize>>, ModelError> {
+        let enabled = match architecture {
+            Architecture::Mistral => true,
+            Architecture::Llama => false,
+            Architecture::Qwen2 | Architecture::Qwen3 => self.use_sliding_window.unwrap_or(false),
+        };
+        let Some(window) = self.sliding_window.filter(|_| enabled) else {
+            return Ok(vec![None; self.num_hidden_layers]);
+        };
+        if window == 0 {
+            return Err(ModelError::unsupported("sliding_window", 0, "at least 1, or null"));
+        }
+        if architecture == Architecture::Mistral {
+            return Ok(vec![Some(window); self.num_hidden_layers]);
+        }
+        if let Some(types) = &self.layer_types {
+            if types.len() != self.num_hidden_layers {
+                let allowed = format!("num_hidden_layers ({})", self.num_hidden_layers);
+                return Err(ModelError::unsupported("layer_types.len()", types.len(), allowed));
+            }
+            return types.iter().map(|kind| layer_window(kind, window)).collect();
+        }
+        let first = self.max_window_layers.unwrap_or(self.num_hidden_layers);
+        Ok((0..self.num_hidden_layers).map(|i| (i >= first).then_some(window)).collect())
+    }
+}
+
+fn layer_window(kind: &str, window: usize) -> Result<Option<usize>, ModelError> {
+    match kind {
+        "full_attention" => Ok(None),
+        "sliding_attention" => Ok(Some(window)),
+        _ => {
+            let allowed = "full_attention or sliding_attention";
+            Err(ModelError::unsupported("layer_types", kind, allowed))
+        }
+    }
+}
+
+impl RawRope {
+    fn scaling(&self) -> Result<RopeScaling, ModelError> {
+        let need = |field: &'static str, value: Option<f32>| {
+            value.filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| {
+                let found = value.map_or("nothing".to_owned(), |v| v.to_string());
+                ModelError::unsupported(field, found, "a finite number > 0")
+            })
+        };
+        match self.rope_type.as_deref().unwrap_or("default") {
+            "default" => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear { factor: need("rope factor", self.factor)? }),
+            "llama3" => Ok(RopeScaling::Llama3 {
+                factor: need("rope factor", self.factor)?,
+                low_freq_factor: need("rope low_freq_factor", self.low_freq_factor)?,
+                high_freq_factor: need("rope high_freq_factor", self.high_freq_factor)?,
+                original_max_positions: need(
+                    "rope original_max_position_embeddings",
+                    self.original_max_position_embeddings,
+                )?,
+            }),
+            other => Err(ModelError::unsupported("rope_type", other, "default, linear or llama3")),
+        }
+    }
+}
+
+/// The dtype of a name such as `bfloat16`.
+///
+/// # Errors
+/// [`ModelError::Unsupported`] naming `field`.
+pub fn parse_dtype(field: &'static str, name: &str) -> Result<DType, ModelError> {
+    match name.trim_start_matches("torch.") {
+        "float32" => Ok(DType::F32),
+        "float16" | "half" => Ok(DType::F16),
+        "bfloat16" => Ok(DType::Bf16),
+        _ => Err(ModelError::unsupported(field, name, "float32, float16 or bfloat16")),
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+    let text = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
+    let mut json = serde_json::Deserializer::from_slice(&text);
+    serde_path_to_error::deserialize(&mut json)
+        .map_err(|e| ModelError::Json { path: path.to_owned(), cause: e.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(change: impl Fn(&mut Value)) -> Result<ModelConfig, ModelError> {
+        let mut json = serde_json::json!({
+            "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 176,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6, "max_position_embeddings": 512, "hidden_act": "silu",
+            "sliding_window": 16,
+        });
+        change(&mut json);
+        ModelConfig::from_raw(serde_json::from_value(json).unwrap())
+    }
+
+    #[test]
+    fn the_window_belongs_to_the_family() {
+        assert_eq!(parse(|_| ()).unwrap().windows, [None; 3]);
+        let mistral = parse(|j| j["model_type"] = "mistral".into()).unwrap();
+        assert_eq!(mistral.windows, [Some(16); 3]);
+        let qwen = parse(|j| {
+            j["model_type"] = "qwen2".into();
+            j["use_sliding_window"] = true.into();
+            j["max_window_layers"] = 2.into();
+        });
+        assert_eq!(qwen.unwrap().windows, [None, None, Some(16)]);
+    }
+
+    #[test]
+    fn both_spellings_of_rope_scaling_are_read() {
+        let rope = serde_json::json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64, "rope_theta": 5e5,
+        });
+        let new = parse(|j| j["rope_parameters"] = rope.clone()).unwrap().rope;
+        let old = parse(|j| j["rope_scaling"] = rope.clone()).unwrap().rope;
+        assert_eq!(new, old);
+        assert_eq!(new.theta, 5e5);
+    }
+
+    #[test]
+    fn what_would_change_the_arithmetic_is_refused_by_name() {
+        for (field, value) in [
+            ("model_type", Value::from("gemma")),
+            ("hidden_act", "gelu".into()),
+            ("partial_rotary_factor", 0.5.into()),
+            ("num_key_value_heads", 3.into()),
+            ("hidden_size", 0.into()),
+            ("rope_scaling", serde_json::json!({"type": "yarn"})),
+            ("quantization_config", serde_json::json!({"quant_method": "gptq"})),
+            ("dtype", "int8".into()),
+        ] {
+            let error = parse(|j| j[field] = value.clone()).unwrap_err().to_string();
+            let named = field.trim_end_matches("_scaling");
+            assert!(error.contains(named), "{field}: {error}");
+        }
+    }
+}

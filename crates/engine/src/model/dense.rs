@@ -1,0 +1,251 @@
+//! The forward pass of Llama, Mistral, Qwen2 and Qwen3, over any backend.
+//!
+//! The model knows sites, not adapters: which adapter a row uses is an argument of the ops.
+
+use lora_core::lora::{LoraBatch, LoraSite, RowPlan, SiteSpec};
+use lora_core::ops::{AttentionArgs, HeadDims, QkvArgs};
+use lora_core::{Backend, DType, Pool, Result, Tensor, View};
+
+use super::layers::{Layer, Loader};
+use super::state::{KvCache, RunState, StepInputs, StepRows};
+use super::{ModelConfig, ModelError, WeightSource};
+
+/// A dense decoder in a backend's memory.
+pub struct DenseModel<B: Backend> {
+    /// Shape and constants.
+    pub config: ModelConfig,
+    /// Token embedding `[vocab, hidden]`.
+    pub embed: B::Linear,
+    /// Adapters of the embedding: input is the vocabulary, output the hidden size.
+    pub embed_site: LoraSite<B>,
+    /// Decoder layers.
+    pub layers: Vec<Layer<B>>,
+    /// Last norm: `[1, hidden]` f32.
+    pub norm: Tensor<B>,
+    /// `lm_head` `[vocab, hidden]`; the embedding serves where there is none.
+    pub lm_head: Option<B::Linear>,
+    /// Adapters of the `lm_head`.
+    pub head_site: LoraSite<B>,
+    rotations: Tensor<B>,
+}
+
+impl<B: Backend> DenseModel<B> {
+    /// Reads a checkpoint. `dtype` is that of the activations, `positions` the longest sequence,
+    /// `slots` the number of adapters that can be resident. `progress` is called after each layer
+    /// with the number of layers read.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor, or the device's refusal.
+    pub fn load(
+        be: &B,
+        queue: &mut B::Queue,
+        config: ModelConfig,
+        mut source: Box<dyn WeightSource>,
+        plan: LoadPlan,
+        progress: &dyn Fn(usize),
+    ) -> std::result::Result<Self, ModelError> {
+        let LoadPlan { dtype, positions, slots } = plan;
+        let (vocab, hidden) = (config.vocab, config.hidden);
+        let mut loader =
+            Loader { be, queue, config: &config, source: source.as_mut(), dtype, slots };
+        let embed = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
+        let embed = be.prepare_linear(&[embed], None)?;
+        let mut layers = Vec::with_capacity(config.layers);
+        for i in 0..config.layers {
+            layers.push(loader.layer(i)?);
+            progress(i + 1);
+        }
+        let norm = loader.norm("model.norm.weight", hidden)?;
+        let lm_head = match config.tied_embeddings {
+            true => None,
+            false => {
+                let head = loader.matrix("lm_head.weight", vocab, hidden)?;
+                Some(be.prepare_linear(&[head], None)?)
+            }
+        };
+        let embed_site = loader.site(SiteSpec::embedding(vocab, hidden))?;
+        let head_site = loader.site(SiteSpec::linear(hidden, &[vocab]))?;
+        source.finish(&config)?;
+        let rotations = upload_rotations(be, queue, &config, positions)?;
+        Ok(Self { config, embed, embed_site, layers, norm, lm_head, head_site, rotations })
+    }
+
+    /// The matrix that turns hidden states into logits.
+    pub fn head(&self) -> &B::Linear {
+        self.lm_head.as_ref().unwrap_or(&self.embed)
+    }
+
+    /// Longest sequence that the rotary table covers.
+    pub fn max_positions(&self) -> usize {
+        self.rotations.geo().rows
+    }
+
+    /// Hands a step's rows to the device.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn prepare(
+        be: &B,
+        q: &mut B::Queue,
+        state: &mut RunState<B>,
+        rows: &StepRows,
+    ) -> Result<()> {
+        let inputs = &mut state.inputs;
+        inputs.rows = rows.ids.len();
+        inputs.max_blocks = rows.max_blocks;
+        inputs.ids.fill(be, q, &rows.ids)?;
+        inputs.positions.fill(be, q, &rows.positions)?;
+        inputs.kv_slots.fill(be, q, &rows.kv_slots)?;
+        inputs.sequences.fill(be, q, &rows.sequences)?;
+        inputs.block_tables.fill(be, q, &rows.block_tables)?;
+        inputs.logit_rows.fill(be, q, &rows.logit_rows)?;
+        inputs.lora.fill(be, q, &RowPlan::new(&rows.lora_slots))?;
+        let of_logits: Vec<i32> =
+            rows.logit_rows.iter().map(|r| rows.lora_slots[*r as usize]).collect();
+        inputs.logit_lora.fill(be, q, &RowPlan::new(&of_logits))
+    }
+
+    /// Runs the prepared rows and returns the logits asked for: `[logit rows, vocab]` f32.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn forward<'s>(
+        &self,
+        be: &B,
+        q: &mut B::Queue,
+        state: &'s mut RunState<B>,
+        kv: &mut KvCache<B>,
+    ) -> Result<View<'s, B>> {
+        let n = state.inputs.rows;
+        let lora = active(&state.inputs.lora);
+        be.embed(q, &self.embed, state.inputs.ids.view(), state.residual.head_mut(n))?;
+        if let Some(batch) = lora {
+            let ids = state.inputs.ids.view();
+            be.lora_embed(q, ids, &self.embed_site, batch, state.residual.head_mut(n))?;
+        }
+        let eps = self.config.rms_norm_eps;
+        if let Some(first) = self.layers.first() {
+            let norm = first.input_norm.view();
+            be.rms_norm(q, state.residual.head(n), norm, eps, state.normed.head_mut(n))?;
+        }
+        for (i, (layer, cache)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
+            let next = self.layers.get(i + 1).map_or(&self.norm, |layer| &layer.input_norm);
+            self.attention(be, q, layer, state, cache, kv.tokens_per_block)?;
+            let (x, post) = (state.x.head(n), layer.post_norm.view());
+            let residual = state.residual.head_mut(n);
+            be.add_rms_norm(q, x, residual, post, eps, state.normed.head_mut(n))?;
+            mlp(be, q, layer, state)?;
+            let x = state.x.head(n);
+            let residual = state.residual.head_mut(n);
+            be.add_rms_norm(q, x, residual, next.view(), eps, state.normed.head_mut(n))?;
+        }
+        self.logits(be, q, state)
+    }
+
+    /// `x = o(attention(qkv(normed)))`.
+    fn attention(
+        &self,
+        be: &B,
+        q: &mut B::Queue,
+        layer: &Layer<B>,
+        state: &mut RunState<B>,
+        (k_cache, v_cache): &mut (Tensor<B>, Tensor<B>),
+        tokens_per_block: usize,
+    ) -> Result<()> {
+        let inputs = &state.inputs;
+        let (n, lora, dims) = (inputs.rows, active(&inputs.lora), self.head_dims());
+        layer.qkv.forward(be, q, state.normed.head(n), lora, state.qkv.head_mut(n))?;
+        let norms = layer.head_norms.as_ref();
+        be.qk_norm_rope_append(
+            q,
+            QkvArgs {
+                qkv: state.qkv.head_mut(n),
+                dims,
+                norms: norms.map(|(q, k)| (q.view(), k.view(), self.config.rms_norm_eps)),
+                positions: inputs.positions.view(),
+                rotations: self.rotations.view(),
+                kv_slots: inputs.kv_slots.view(),
+                k_cache: k_cache.view_mut(),
+                v_cache: v_cache.view_mut(),
+            },
+        )?;
+        let args = AttentionArgs {
+            queries: state.qkv.head(n).slice_cols(0..dims.q_cols()),
+            dims,
+            k_cache: k_cache.view(),
+            v_cache: v_cache.view(),
+            sequence_of_row: inputs.sequences.view(),
+            positions: inputs.positions.view(),
+            block_tables: inputs.block_tables.rows_of(inputs.max_blocks),
+            tokens_per_block,
+            scale: (dims.head_dim as f32).sqrt().recip(),
+            window: layer.window,
+        };
+        be.attention(q, args, state.attended.head_mut(n))?;
+        layer.o.forward(be, q, state.attended.head(n), lora, state.x.head_mut(n))
+    }
+
+    /// `lm_head(normed)` of the rows asked for.
+    fn logits<'s>(
+        &self,
+        be: &B,
+        q: &mut B::Queue,
+        state: &'s mut RunState<B>,
+    ) -> Result<View<'s, B>> {
+        let inputs = &state.inputs;
+        let wanted = inputs.logit_rows.view();
+        let n = wanted.geo.cols;
+        be.gather_rows(q, state.normed.head(inputs.rows), wanted, state.gathered.head_mut(n))?;
+        let lora = active(&inputs.logit_lora).map(|batch| (&self.head_site, batch));
+        let hidden = state.gathered.head(n);
+        be.linear_lora(q, hidden, self.head(), lora, state.logits.head_mut(n))?;
+        Ok(state.logits.head(n))
+    }
+
+    fn head_dims(&self) -> HeadDims {
+        let c = &self.config;
+        HeadDims { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
+    }
+}
+
+/// How a model is to be held in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadPlan {
+    /// Dtype of the activations.
+    pub dtype: DType,
+    /// Longest sequence, in tokens.
+    pub positions: usize,
+    /// Adapters that can be resident.
+    pub slots: usize,
+}
+
+/// The batch, if any of its rows has an adapter: rows without one must cost nothing.
+fn active<B: Backend>(batch: &LoraBatch<B>) -> Option<&LoraBatch<B>> {
+    (batch.segments > 0).then_some(batch)
+}
+
+/// `x = down(silu(gate(normed)) * up(normed))`.
+fn mlp<B: Backend>(
+    be: &B,
+    q: &mut B::Queue,
+    layer: &Layer<B>,
+    state: &mut RunState<B>,
+) -> Result<()> {
+    let StepInputs { rows: n, lora, .. } = &state.inputs;
+    let (n, lora) = (*n, active(lora));
+    layer.gate_up.forward(be, q, state.normed.head(n), lora, state.gate_up.head_mut(n))?;
+    be.silu_mul(q, state.gate_up.head(n), state.activated.head_mut(n))?;
+    layer.down.forward(be, q, state.activated.head(n), lora, state.x.head_mut(n))
+}
+
+fn upload_rotations<B: Backend>(
+    be: &B,
+    q: &mut B::Queue,
+    config: &ModelConfig,
+    positions: usize,
+) -> Result<Tensor<B>> {
+    let table = config.rope.rotations(positions, config.head_dim);
+    let mut tensor = Tensor::zeros(be, Pool::Weights, positions, config.head_dim, DType::F32)?;
+    be.upload(q, bytemuck::cast_slice(&table), tensor.view_mut())?;
+    Ok(tensor)
+}

@@ -1,0 +1,195 @@
+//! The parts of a decoder layer, and how they are read from a checkpoint.
+
+use lora_core::lora::{LoraBatch, LoraSite, SiteSpec};
+use lora_core::{Backend, DType, HostTensor, Pool, Result, TargetModule, Tensor, View, ViewMut};
+
+use super::{ModelConfig, ModelError, WeightSource};
+
+/// A base projection and its adapters: one site, a slice per module.
+pub struct Projection<B: Backend> {
+    /// Base weight, the modules' rows stacked, with its bias.
+    pub weight: B::Linear,
+    /// Base bias on the host, for adapters that replace or scale it.
+    pub bias: Option<Vec<f32>>,
+    /// Modules of the slices, in order.
+    pub modules: &'static [TargetModule],
+    /// Adapters; the table has no slots when the engine serves none.
+    pub site: LoraSite<B>,
+}
+
+impl<B: Backend> Projection<B> {
+    /// The base layer plus each row's adapter. `lora` is `None` when no row has one.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn forward(
+        &self,
+        be: &B,
+        q: &mut B::Queue,
+        x: View<'_, B>,
+        lora: Option<&LoraBatch<B>>,
+        out: ViewMut<'_, B>,
+    ) -> Result<()> {
+        be.linear_lora(q, x, &self.weight, lora.map(|batch| (&self.site, batch)), out)
+    }
+}
+
+/// One decoder layer.
+pub struct Layer<B: Backend> {
+    /// Norm before attention: `[1, hidden]` f32.
+    pub input_norm: Tensor<B>,
+    /// q, k and v.
+    pub qkv: Projection<B>,
+    /// Norms of q and k heads: `[1, head_dim]` f32 each.
+    pub head_norms: Option<(Tensor<B>, Tensor<B>)>,
+    /// Output projection of attention.
+    pub o: Projection<B>,
+    /// Norm before the MLP: `[1, hidden]` f32.
+    pub post_norm: Tensor<B>,
+    /// gate and up.
+    pub gate_up: Projection<B>,
+    /// down.
+    pub down: Projection<B>,
+    /// Sliding window in tokens.
+    pub window: Option<usize>,
+}
+
+/// What a projection is made of: its modules with their names and widths.
+struct ProjectionSpec {
+    modules: &'static [TargetModule],
+    parts: &'static [&'static str],
+    widths: Vec<usize>,
+    in_dim: usize,
+    bias: bool,
+}
+
+/// Turns a checkpoint's tensors into a backend's weights.
+pub(super) struct Loader<'a, B: Backend> {
+    pub be: &'a B,
+    pub queue: &'a mut B::Queue,
+    pub config: &'a ModelConfig,
+    pub source: &'a mut dyn WeightSource,
+    /// Dtype of the activations; 16-bit weights of the other kind are converted to it.
+    pub dtype: DType,
+    /// Slots of each site's table.
+    pub slots: usize,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    /// Reads layer `i`.
+    pub fn layer(&mut self, i: usize) -> std::result::Result<Layer<B>, ModelError> {
+        let c = self.config;
+        let base = format!("model.layers.{i}");
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let qkv = self.projection(
+            &base,
+            ProjectionSpec {
+                modules: &[TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV],
+                parts: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                widths: vec![q, kv, kv],
+                in_dim: c.hidden,
+                bias: c.biases.qkv,
+            },
+        )?;
+        let o = self.projection(
+            &base,
+            ProjectionSpec {
+                modules: &[TargetModule::AttnDense],
+                parts: &["self_attn.o_proj"],
+                widths: vec![c.hidden],
+                in_dim: q,
+                bias: c.biases.o,
+            },
+        )?;
+        let gate_up = self.projection(
+            &base,
+            ProjectionSpec {
+                modules: &[TargetModule::MlpHTo4h, TargetModule::MlpGate],
+                parts: &["mlp.gate_proj", "mlp.up_proj"],
+                widths: vec![c.intermediate; 2],
+                in_dim: c.hidden,
+                bias: c.biases.mlp,
+            },
+        )?;
+        let down = self.projection(
+            &base,
+            ProjectionSpec {
+                modules: &[TargetModule::Mlp4hToH],
+                parts: &["mlp.down_proj"],
+                widths: vec![c.hidden],
+                in_dim: c.intermediate,
+                bias: c.biases.mlp,
+            },
+        )?;
+        let head_norms = match c.qk_norm {
+            true => Some((
+                self.norm(&format!("{base}.self_attn.q_norm.weight"), c.head_dim)?,
+                self.norm(&format!("{base}.self_attn.k_norm.weight"), c.head_dim)?,
+            )),
+            false => None,
+        };
+        Ok(Layer {
+            input_norm: self.norm(&format!("{base}.input_layernorm.weight"), c.hidden)?,
+            post_norm: self.norm(&format!("{base}.post_attention_layernorm.weight"), c.hidden)?,
+            window: c.windows.get(i).copied().flatten(),
+            qkv,
+            head_norms,
+            o,
+            gate_up,
+            down,
+        })
+    }
+
+    /// Reads a norm's weights as f32.
+    pub fn norm(&mut self, name: &str, cols: usize) -> std::result::Result<Tensor<B>, ModelError> {
+        let values = self.source.take(name, &[cols])?.to_f32();
+        let mut tensor = Tensor::zeros(self.be, Pool::Weights, 1, cols, DType::F32)?;
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.be.upload(self.queue, &bytes, tensor.view_mut())?;
+        Ok(tensor)
+    }
+
+    /// Reads a matrix in its stored dtype, or in the activations' 16-bit one if it has another.
+    pub fn matrix(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> std::result::Result<HostTensor, ModelError> {
+        let tensor = self.source.take(name, &[rows, cols])?;
+        if self.dtype == DType::F32 {
+            return Ok(tensor);
+        }
+        tensor.cast(self.dtype).ok_or_else(|| {
+            ModelError::unsupported(format!("dtype of {name}"), tensor.dtype(), "a float dtype")
+        })
+    }
+
+    /// A site's empty table.
+    pub fn site(&self, spec: SiteSpec) -> Result<LoraSite<B>> {
+        Ok(LoraSite { table: self.be.lora_table(&spec, self.slots)?, spec })
+    }
+
+    fn projection(
+        &mut self,
+        base: &str,
+        spec: ProjectionSpec,
+    ) -> std::result::Result<Projection<B>, ModelError> {
+        let mut parts = Vec::with_capacity(spec.parts.len());
+        let mut bias = Vec::new();
+        for (part, rows) in spec.parts.iter().zip(&spec.widths) {
+            parts.push(self.matrix(&format!("{base}.{part}.weight"), *rows, spec.in_dim)?);
+            if spec.bias {
+                let part = self.source.take(&format!("{base}.{part}.bias"), &[*rows])?;
+                bias.extend(part.iter_f32());
+            }
+        }
+        let bias = spec.bias.then_some(bias);
+        Ok(Projection {
+            weight: self.be.prepare_linear(&parts, bias.as_deref())?,
+            bias,
+            modules: spec.modules,
+            site: self.site(SiteSpec::linear(spec.in_dim, &spec.widths))?,
+        })
+    }
+}

@@ -1,0 +1,19 @@
+//! Models: what a checkpoint holds, and the forward pass over any backend.
+
+mod config;
+mod dense;
+mod error;
+mod gguf;
+mod layers;
+mod rope;
+mod source;
+pub mod state;
+
+pub use config::{Architecture, Biases, ModelConfig, parse_dtype};
+pub use dense::{DenseModel, LoadPlan};
+pub use error::ModelError;
+pub use gguf::{Gguf, GgufText};
+pub use layers::{Layer, Projection};
+pub use rope::{RopeConfig, RopeScaling};
+pub use source::{DummySource, FolderSource, WeightSource};
+pub use state::{KvCache, RunState, StepRows, block_bytes};

@@ -1,0 +1,198 @@
+//! Where weights come from: a folder of safetensors files, or a generator for benchmarks.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use half::bf16;
+use lora_core::formats::{self, RawTensor};
+use lora_core::{DType, HostTensor};
+use rayon::prelude::*;
+
+use super::{ModelConfig, ModelError};
+
+/// A checkpoint, by the tensor names of Hugging Face's Llama family.
+pub trait WeightSource {
+    /// Takes a tensor, checked against `shape`.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingTensor`], [`ModelError::Shape`], [`ModelError::NonFinite`], or an
+    /// error of the file.
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError>;
+
+    /// Whether the checkpoint has a tensor that was not taken yet.
+    fn has(&self, name: &str) -> bool;
+
+    /// Says that the model is complete.
+    ///
+    /// # Errors
+    /// [`ModelError::LeftOver`] if tensors remain: the model would not be the checkpoint's.
+    fn finish(self: Box<Self>, config: &ModelConfig) -> Result<(), ModelError>;
+}
+
+/// Tensors of `model.safetensors`, or of the shards in `model.safetensors.index.json`.
+pub struct FolderSource {
+    dir: PathBuf,
+    tensors: BTreeMap<String, RawTensor>,
+}
+
+impl FolderSource {
+    /// Maps the files of a folder; their pages are read when tensors are used.
+    ///
+    /// # Errors
+    /// [`ModelError::NotAModel`] if there are none, [`ModelError::Format`] naming a broken file.
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let raw = formats::safetensors::read_folder(dir, "model")
+            .map_err(|e| ModelError::Format { path: dir.to_owned(), cause: e.to_string() })?;
+        Ok(Self { dir: dir.to_owned(), tensors: raw.tensors })
+    }
+}
+
+impl WeightSource for FolderSource {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
+        let tensor = self.tensors.remove(name).ok_or_else(|| ModelError::MissingTensor {
+            path: self.dir.clone(),
+            name: name.to_owned(),
+        })?;
+        match tensor {
+            RawTensor::Known(tensor) => check_tensor(name, &tensor, shape).map(|()| tensor),
+            RawTensor::Other(dtype) => {
+                let allowed = "float32, float16 or bfloat16";
+                Err(ModelError::unsupported(format!("dtype of {name}"), dtype, allowed))
+            }
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn finish(self: Box<Self>, config: &ModelConfig) -> Result<(), ModelError> {
+        // Checkpoints of tied models may repeat the embedding, and old ones keep rotary tables.
+        let left = |name: &&String| {
+            !(config.tied_embeddings && *name == "lm_head.weight")
+                && !name.ends_with("rotary_emb.inv_freq")
+        };
+        left_over(&self.dir, config, self.tensors.keys().filter(left).cloned().collect())
+    }
+}
+
+/// Fails if tensors were left over.
+pub(super) fn left_over(
+    path: &Path,
+    config: &ModelConfig,
+    names: Vec<String>,
+) -> Result<(), ModelError> {
+    let count = names.len();
+    match names.into_iter().next() {
+        None => Ok(()),
+        Some(first) => Err(ModelError::LeftOver {
+            path: path.to_owned(),
+            architecture: config.architecture.name(),
+            count,
+            first,
+        }),
+    }
+}
+
+/// Checks shape, dtype and finiteness.
+pub(super) fn check_tensor(
+    name: &str,
+    tensor: &HostTensor,
+    shape: &[usize],
+) -> Result<(), ModelError> {
+    if tensor.shape() != shape {
+        return Err(ModelError::Shape {
+            name: name.to_owned(),
+            found: tensor.shape().to_vec(),
+            expected: shape.to_vec(),
+        });
+    }
+    if !tensor.dtype().is_float() {
+        let allowed = "float32, float16 or bfloat16";
+        return Err(ModelError::unsupported(format!("dtype of {name}"), tensor.dtype(), allowed));
+    }
+    if !tensor.is_finite() {
+        return Err(ModelError::NonFinite { name: name.to_owned() });
+    }
+    Ok(())
+}
+
+/// Random weights of a config's shape, for benchmarks: norms are 1, biases 0, matrices uniform
+/// with the variance `1 / in`, so that activations keep their size.
+pub struct DummySource;
+
+impl WeightSource for DummySource {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
+        let elements = shape.iter().product();
+        let mut values = vec![bf16::ZERO; elements];
+        if let [_, cols] = shape {
+            let seed = name.bytes().fold(0u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+            fill_uniform(&mut values, seed, (3.0 / *cols as f32).sqrt());
+        } else if name.ends_with("norm.weight") {
+            values.fill(bf16::ONE);
+        }
+        let bytes = bytemuck_bytes(values);
+        HostTensor::new(DType::Bf16, shape.to_vec(), bytes).ok_or_else(|| ModelError::Shape {
+            name: name.to_owned(),
+            found: Vec::new(),
+            expected: shape.to_vec(),
+        })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        name != "lm_head.weight"
+    }
+
+    fn finish(self: Box<Self>, _: &ModelConfig) -> Result<(), ModelError> {
+        Ok(())
+    }
+}
+
+/// Fills `values` with uniform numbers in `[-limit, limit)`, the same for the same seed whatever
+/// the number of threads.
+fn fill_uniform(values: &mut [bf16], seed: u64, limit: f32) {
+    const BLOCK: usize = 1 << 16;
+    values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, chunk)| {
+        let mut state = splitmix(seed ^ (block as u64) << 32);
+        for value in chunk {
+            state = splitmix(state);
+            *value = bf16::from_f32(((state >> 40) as f32 / (1u32 << 23) as f32 - 1.0) * limit);
+        }
+    });
+}
+
+/// One step of SplitMix64 (Steele, Lea & Flood, 2014).
+fn splitmix(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+fn bytemuck_bytes(values: Vec<bf16>) -> bytes::Bytes {
+    bytes::Bytes::from_owner(Bf16Bytes(values))
+}
+
+/// Lets a vector of bf16 be handed over as bytes without a copy.
+struct Bf16Bytes(Vec<bf16>);
+
+impl AsRef<[u8]> for Bf16Bytes {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dummy_weights_are_reproducible_and_differ_by_name() {
+        let take = |name| DummySource.take(name, &[3, 70_000]).unwrap();
+        assert_eq!(take("a.weight"), take("a.weight"));
+        assert_ne!(take("a.weight"), take("b.weight"));
+        assert!(take("a.weight").is_finite());
+        let norm = DummySource.take("model.norm.weight", &[4]).unwrap();
+        assert_eq!(norm.to_f32(), [1.0; 4]);
+    }
+}

@@ -1,0 +1,114 @@
+//! From a request's parameters to a plan: every default filled in.
+
+use lora_core::ops::SampleRow;
+
+use super::{SamplingError, SamplingParams, SamplingPlan};
+use crate::text::{SpecialTokens, TextError, Tokenizer};
+
+impl SamplingPlan {
+    /// The plan of one output of a request. `model_end_ids` are the model's own end tokens,
+    /// `stream` the number of the output, which sets it apart from others of the same seed.
+    ///
+    /// # Errors
+    /// [`SamplingError`] if a parameter is out of range.
+    pub fn resolve(
+        params: &SamplingParams,
+        model_end_ids: &[u32],
+        stream: u32,
+    ) -> Result<Self, SamplingError> {
+        params.validate()?;
+        let end_ids = match params.end_id {
+            _ if params.ignore_eos => Vec::new(),
+            None => model_end_ids.to_vec(),
+            Some(id) => u32::try_from(id).into_iter().collect(),
+        };
+        let row = sample_row(params, stream);
+        let penalises = row.repetition_penalty != 1.0
+            || row.presence_penalty != 0.0
+            || row.frequency_penalty != 0.0;
+        // Outputs compete by their cumulative log-probability, so they have to be known.
+        let competes = params.sequences() > params.n;
+        Ok(Self {
+            row,
+            penalises,
+            prompt_ignore_length: params.prompt_ignore_length.unwrap_or(0),
+            min_tokens: params.min_tokens.unwrap_or(1),
+            end_ids,
+            stop_ids: params.stop_token_ids.clone(),
+            bad_sequences: params.bad_token_ids.iter().map(|id| vec![*id]).collect(),
+            logprobs: params.logprobs.or(competes.then_some(0)),
+            prompt_logprobs: params.prompt_logprobs,
+            context_logits: params.return_context_logits,
+            generation_logits: params.return_generation_logits,
+        })
+    }
+
+    /// Adds words that must not appear, as they are spelled and after a blank.
+    ///
+    /// # Errors
+    /// [`TextError`] if a word cannot be tokenized.
+    pub fn ban_words(&mut self, words: &[String], tokenizer: &Tokenizer) -> Result<(), TextError> {
+        for word in words {
+            for spelling in [word.clone(), format!(" {word}")] {
+                let ids = tokenizer.encode(&spelling, SpecialTokens::Skip)?;
+                if !ids.is_empty() {
+                    self.bad_sequences.push(ids);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sample_row(params: &SamplingParams, stream: u32) -> SampleRow {
+    let seed = params.seed.unwrap_or(0);
+    let drawn = SampleRow {
+        seed: [seed as u32, (seed >> 32) as u32],
+        stream,
+        repetition_penalty: params.repetition_penalty.unwrap_or(1.0),
+        presence_penalty: params.presence_penalty.unwrap_or(0.0),
+        frequency_penalty: params.frequency_penalty.unwrap_or(0.0),
+        ..SampleRow::GREEDY
+    };
+    if params.is_greedy() {
+        return drawn;
+    }
+    SampleRow {
+        temperature: params.temperature.unwrap_or(1.0),
+        top_k: params.top_k.and_then(|k| u32::try_from(k).ok()).unwrap_or(0),
+        top_p: params.top_p.unwrap_or(1.0),
+        min_p: params.min_p.unwrap_or(0.0),
+        ..drawn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_set_means_greedy_with_the_models_end() {
+        let plan = SamplingPlan::resolve(&SamplingParams::default(), &[2, 5], 0).unwrap();
+        assert_eq!(plan.row, SampleRow::GREEDY);
+        assert_eq!((plan.end_ids, plan.penalises, plan.min_tokens), (vec![2, 5], false, 1));
+    }
+
+    #[test]
+    fn ignoring_the_end_leaves_no_end_token() {
+        let params = SamplingParams { ignore_eos: true, ..SamplingParams::default() };
+        assert!(SamplingPlan::resolve(&params, &[2], 0).unwrap().end_ids.is_empty());
+        let params = SamplingParams { end_id: Some(-1), ..SamplingParams::default() };
+        assert!(SamplingPlan::resolve(&params, &[2], 0).unwrap().end_ids.is_empty());
+    }
+
+    #[test]
+    fn outputs_of_one_request_differ_in_their_stream() {
+        let params = SamplingParams {
+            temperature: Some(0.7),
+            seed: Some(1 << 33),
+            ..SamplingParams::default()
+        };
+        let row = SamplingPlan::resolve(&params, &[], 3).unwrap().row;
+        assert_eq!((row.seed, row.stream, row.temperature), ([0, 2], 3, 0.7));
+    }
+}

@@ -1,0 +1,27 @@
+//! From text to token ids and back: tokenizers, streaming detokenising, stop strings and chat
+//! templates.
+//!
+//! BPE itself is the `tokenizers` crate's and Jinja is `minijinja`'s; this module decides how they
+//! are set up so that a prompt gets the ids that the model was trained with, and what happens at
+//! the seams: half characters, stop strings cut by a token border, templates written for Python.
+
+mod chat;
+mod detokenizer;
+mod error;
+mod gguf_vocab;
+mod python_json;
+mod stop;
+mod strftime;
+mod template_env;
+#[cfg(test)]
+mod testkit;
+mod tokenizer;
+mod tokenizer_config;
+
+pub use chat::{ChatMessage, ChatTemplate};
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use gguf_vocab::GgufVocab;
+pub use stop::{StopEvent, StopStrings};
+pub use tokenizer::{SpecialTokens, Tokenizer};
+pub use tokenizer_config::TokenizerConfig;

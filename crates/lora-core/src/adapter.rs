@@ -1,0 +1,225 @@
+//! An adapter in host memory, the same whatever file it came from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::host::HostTensor;
+use crate::ids::{Generation, LayerIdx};
+use crate::modules::TargetModule;
+
+#[cfg(feature = "formats")]
+mod check;
+mod generation;
+#[cfg(feature = "formats")]
+pub(crate) mod targets;
+
+/// A place in a model that an adapter can change.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum SiteKey {
+    /// The token embedding.
+    Embed,
+    /// A linear module of a decoder layer.
+    Layer(LayerIdx, TargetModule),
+    /// The output projection (`lm_head`).
+    Head,
+}
+
+impl SiteKey {
+    /// The target module of a layer's site.
+    pub const fn module(self) -> Option<TargetModule> {
+        match self {
+            Self::Layer(_, module) => Some(module),
+            Self::Embed | Self::Head => None,
+        }
+    }
+}
+
+impl fmt::Display for SiteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embed => f.write_str("embed_tokens"),
+            Self::Layer(layer, module) => write!(f, "layer {layer} {module}"),
+            Self::Head => f.write_str("lm_head"),
+        }
+    }
+}
+
+/// The update `scale * B A` of one site.
+#[derive(Clone, PartialEq, Debug)]
+pub struct LowRank {
+    /// Rows of A and columns of B.
+    pub rank: usize,
+    /// `alpha / rank`, or `alpha / sqrt(rank)` for rank-stabilised LoRA; never folded into B.
+    pub scale: f32,
+    /// `[rank, in]`; on the embedding `[rank, vocab]`.
+    pub a: HostTensor,
+    /// `[out, rank]`.
+    pub b: HostTensor,
+    /// DoRA's magnitude `[out]`: the layer's weight becomes
+    /// `magnitude * (W + scale * B A) / rownorm(W + scale * B A)`.
+    pub magnitude: Option<HostTensor>,
+    /// Bias of B, `[out]`: the update of one input is `scale * (B A x + b_bias)`.
+    pub b_bias: Option<HostTensor>,
+}
+
+/// Everything that an adapter does at one site.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct SiteWeights {
+    /// The low-rank update.
+    pub low_rank: Option<LowRank>,
+    /// Replaces the base layer's bias, `[out]`.
+    pub base_bias: Option<HostTensor>,
+    /// Replaces the base layer's weight, `[out, in]` or `[vocab, hidden]`; a low-rank update of
+    /// the same site adds to it.
+    pub replacement: Option<HostTensor>,
+}
+
+impl SiteWeights {
+    /// The tensors that are present.
+    pub fn tensors(&self) -> impl Iterator<Item = &HostTensor> {
+        let low = self.low_rank.as_ref();
+        let pair = low.into_iter().flat_map(|l| [&l.a, &l.b]);
+        let extras = low.into_iter().flat_map(|l| [l.magnitude.as_ref(), l.b_bias.as_ref()]);
+        pair.chain(extras.flatten()).chain(self.base_bias.as_ref()).chain(self.replacement.as_ref())
+    }
+}
+
+/// Where an adapter's tensors came from.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[non_exhaustive]
+pub enum AdapterFormat {
+    /// Made in memory.
+    #[default]
+    Memory,
+    /// A PEFT directory with safetensors files.
+    PeftSafetensors,
+}
+
+impl fmt::Display for AdapterFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memory => "memory",
+            Self::PeftSafetensors => "PEFT safetensors",
+        })
+    }
+}
+
+/// What is worth telling about an adapter's origin; nothing here changes what it computes.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct AdapterInfo {
+    /// Kind of file.
+    pub format: AdapterFormat,
+    /// The path that was loaded.
+    pub path: PathBuf,
+    /// Every weight file that was read.
+    pub files: Vec<PathBuf>,
+    /// `base_model_name_or_path` of the configuration.
+    pub base_model_name: Option<String>,
+    /// `peft_version` of the configuration.
+    pub peft_version: Option<String>,
+    /// Default rank of the configuration (`r`).
+    pub rank: Option<usize>,
+    /// Default alpha of the configuration (`lora_alpha`).
+    pub alpha: Option<f64>,
+    /// Bytes of all tensors in the files.
+    pub bytes: u64,
+    /// Things that were tolerated and that a person should know.
+    pub warnings: Vec<String>,
+}
+
+/// Modules chosen by name or by pattern, as PEFT's `target_modules` and `exclude_modules` do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Selector {
+    /// Modules whose name is one of these, or ends with `.` and one of these.
+    Names(Vec<String>),
+    /// Modules whose whole name matches this regular expression.
+    Pattern(String),
+    /// Every linear layer but the output projection.
+    AllLinear,
+}
+
+/// PEFT's `layers_to_transform` and `layers_pattern`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LayerFilter {
+    /// Layers that are changed.
+    pub layers: BTreeSet<u32>,
+    /// Regular expressions for the name in front of the layer's number; empty: any name.
+    pub patterns: Vec<String>,
+}
+
+/// What a file calls one kind of module inside a layer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ModuleNaming {
+    /// Its path, such as `self_attn.q_proj`.
+    pub path: String,
+    /// Whether the module map names this very path, so that it needs no other check.
+    pub mapped_exactly: bool,
+}
+
+/// Which modules the adapter's configuration says it changes, kept so that
+/// [`Adapter::check`] can tell when a file and its configuration disagree about a model.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Declaration {
+    /// `target_modules`.
+    pub targets: Selector,
+    /// `exclude_modules`.
+    pub exclude: Option<Selector>,
+    /// `layers_to_transform`; `None`: all layers.
+    pub layers: Option<LayerFilter>,
+    /// `modules_to_save`.
+    pub saved: Vec<String>,
+    /// `ensure_weight_tying`.
+    pub ensure_weight_tying: bool,
+    /// What stands before `layers` in the file's module names: `model.` or nothing.
+    pub root: String,
+    /// What the file calls the modules that it changes.
+    pub naming: BTreeMap<TargetModule, ModuleNaming>,
+    /// Sites whose replacement is a saved copy of the base layer, not of `modules_to_save`.
+    pub saved_base: BTreeSet<SiteKey>,
+}
+
+/// A LoRA adapter: what it changes, and its identity.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Adapter {
+    /// The changes, by site.
+    pub sites: BTreeMap<SiteKey, SiteWeights>,
+    /// Hash of everything that the adapter computes with; see [`Generation`].
+    pub generation: Generation,
+    /// Origin, for people.
+    pub source: AdapterInfo,
+    /// What its configuration targets; `None` when it was made without one.
+    pub declaration: Option<Declaration>,
+}
+
+impl Adapter {
+    /// An adapter of these sites; computes its generation.
+    pub fn new(
+        sites: BTreeMap<SiteKey, SiteWeights>,
+        source: AdapterInfo,
+        declaration: Option<Declaration>,
+    ) -> Self {
+        let generation = generation::of_sites(&sites);
+        Self { sites, generation, source, declaration }
+    }
+
+    /// Sites with a low-rank update.
+    pub fn low_ranks(&self) -> impl Iterator<Item = (SiteKey, &LowRank)> {
+        self.sites.iter().filter_map(|(key, site)| Some((*key, site.low_rank.as_ref()?)))
+    }
+
+    /// The largest rank of any site; 0 without low-rank updates.
+    pub fn max_rank(&self) -> usize {
+        self.low_ranks().map(|(_, low)| low.rank).max().unwrap_or(0)
+    }
+
+    /// Bytes of all tensors in use.
+    pub fn bytes(&self) -> usize {
+        self.sites.values().flat_map(SiteWeights::tensors).map(|t| t.bytes().len()).sum()
+    }
+
+    /// The target modules that are changed in at least one layer.
+    pub fn modules(&self) -> BTreeSet<TargetModule> {
+        self.sites.keys().filter_map(|key| key.module()).collect()
+    }
+}

@@ -1,0 +1,283 @@
+//! Whether an adapter fits a model and the limits of an engine.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::targets::TargetMatcher;
+use super::{Adapter, Declaration, LowRank, SiteKey, SiteWeights};
+use crate::config::LoraConfig;
+use crate::geometry::ModelGeometry;
+use crate::host::HostTensor;
+use crate::ids::LayerIdx;
+use crate::modules::{ModuleMap, TargetModule};
+use crate::rules::{Code, Rejection, listed};
+
+impl Adapter {
+    /// Every rule that the adapter breaks on this model under these limits; empty when it may be
+    /// served. Reads no device and changes nothing.
+    pub fn check(&self, model: &ModelGeometry, config: &LoraConfig) -> Vec<Rejection> {
+        let mut problems = Vec::new();
+        self.check_modules(model, config, &mut problems);
+        for (key, site) in &self.sites {
+            if let Some(dims) = site_dims(*key, model) {
+                check_shapes(*key, site, dims, &mut problems);
+            }
+        }
+        self.check_ranks(config, &mut problems);
+        if let Some(declaration) = &self.declaration {
+            self.check_targets(declaration, model, &mut problems);
+            self.check_tying(declaration, model, &mut problems);
+        }
+        if !config.allow_noop_adapter && self.sites.values().all(changes_nothing) {
+            problems.push(noop());
+        }
+        problems
+    }
+
+    fn check_modules(
+        &self,
+        model: &ModelGeometry,
+        config: &LoraConfig,
+        problems: &mut Vec<Rejection>,
+    ) {
+        let beyond = self.sites.keys().filter(
+            |key| matches!(key, SiteKey::Layer(layer, _) if layer.0 as usize >= model.layers),
+        );
+        let beyond: Vec<&SiteKey> = beyond.collect();
+        if !beyond.is_empty() {
+            problems.push(Rejection::new(
+                Code::LayerOutOfRange,
+                "layers",
+                listed(&beyond),
+                format!("layers 0 to {}", model.layers.saturating_sub(1)),
+                "load the adapter on the model that it was trained for",
+            ));
+        }
+        let modules = self.modules();
+        let absent = modules.iter().filter(|m| !self.model_has(**m, model)).copied();
+        let absent: Vec<TargetModule> = absent.collect();
+        if !absent.is_empty() {
+            problems.push(Rejection::new(
+                Code::ModuleNotInModel,
+                "modules",
+                self.named(&absent),
+                listed(&model.hf_modules),
+                "load the adapter on the model that it was trained for, or map its names with \
+                 trtllm_modules_to_hf_modules",
+            ));
+        }
+        let served = config.effective_targets(model);
+        let refused: Vec<&TargetModule> = modules.difference(&served).collect();
+        if !refused.is_empty() && !config.lora_target_modules.is_empty() {
+            problems.push(Rejection::new(
+                Code::ModuleNotServed,
+                "lora_target_modules",
+                format!("an adapter that changes {}", listed(&refused)),
+                listed(&served.iter().collect::<Vec<_>>()),
+                "add the modules to lora_target_modules, or leave the setting out",
+            ));
+        }
+    }
+
+    /// Whether the model has the module under the name that the file gives it: a last name that
+    /// happens to be known must not carry weights to another module.
+    fn model_has(&self, module: TargetModule, model: &ModelGeometry) -> bool {
+        let naming = self.declaration.as_ref().and_then(|d| d.naming.get(&module));
+        model.dims(module).is_some()
+            && naming.is_none_or(|naming| {
+                naming.mapped_exactly
+                    || model.hf_modules.iter().any(|path| same_path(path, &naming.path))
+            })
+    }
+
+    fn named(&self, modules: &[TargetModule]) -> String {
+        let naming = self.declaration.as_ref().map(|d| &d.naming);
+        let name = |module: &TargetModule| match naming.and_then(|n| n.get(module)) {
+            Some(naming) => format!("{module} ({})", naming.path),
+            None => module.to_string(),
+        };
+        listed(&modules.iter().map(name).collect::<Vec<_>>())
+    }
+
+    fn check_ranks(&self, config: &LoraConfig, problems: &mut Vec<Rejection>) {
+        let over = self.low_ranks().filter(|(_, low)| low.rank > config.max_lora_rank);
+        let over: Vec<String> =
+            over.map(|(key, low)| format!("rank {} at {key}", low.rank)).collect();
+        if !over.is_empty() {
+            problems.push(Rejection::new(
+                Code::RankOverLimit,
+                "max_lora_rank",
+                listed(&over),
+                format!("ranks up to {}", config.max_lora_rank),
+                format!("set max_lora_rank to {} or more", self.max_rank()),
+            ));
+        }
+    }
+
+    fn check_targets(
+        &self,
+        declaration: &Declaration,
+        model: &ModelGeometry,
+        problems: &mut Vec<Rejection>,
+    ) {
+        let matcher = match TargetMatcher::new(declaration) {
+            Ok(matcher) => matcher,
+            Err(broken) => return problems.extend(broken),
+        };
+        let present: BTreeSet<SiteKey> = self.low_ranks().map(|(key, _)| key).collect();
+        let names = model_names(declaration, model, &present);
+        let targeted: BTreeSet<SiteKey> =
+            names.iter().filter(|(_, name)| matcher.targets(name)).map(|(key, _)| *key).collect();
+        let missing: Vec<&SiteKey> = targeted.difference(&present).collect();
+        if !missing.is_empty() {
+            problems.push(Rejection::new(
+                Code::TargetWithoutWeights,
+                "target_modules",
+                format!("no weights for {}", listed(&missing)),
+                "weights for every module that the configuration targets",
+                "export the adapter again, or correct its adapter_config.json",
+            ));
+        }
+        let stray = present.difference(&targeted).filter(|key| names.contains_key(key));
+        let stray: Vec<&SiteKey> = stray.collect();
+        if !stray.is_empty() {
+            problems.push(Rejection::new(
+                Code::WeightsWithoutTarget,
+                "target_modules",
+                format!("weights for {}", listed(&stray)),
+                "weights only for modules that the configuration targets",
+                "export the adapter again, or correct its adapter_config.json",
+            ));
+        }
+    }
+
+    fn check_tying(
+        &self,
+        declaration: &Declaration,
+        model: &ModelGeometry,
+        problems: &mut Vec<Rejection>,
+    ) {
+        let ends = |key: &&SiteKey| matches!(key, SiteKey::Embed | SiteKey::Head);
+        let touched: Vec<&SiteKey> = self.sites.keys().filter(ends).collect();
+        if !model.tied_embeddings || touched.is_empty() {
+            return;
+        }
+        let mut refuse = |setting: &str, found: String, remedy: &str| {
+            problems.push(Rejection::new(
+                Code::TiedEmbeddings,
+                setting,
+                found,
+                "changes of embed_tokens and lm_head that leave the other one as it is",
+                remedy,
+            ));
+        };
+        if declaration.ensure_weight_tying {
+            refuse(
+                "ensure_weight_tying",
+                format!("true, with weights for {}", listed(&touched)),
+                "train and export the adapter with ensure_weight_tying false",
+            );
+        }
+        if !declaration.saved_base.is_empty() {
+            let saved: Vec<&SiteKey> = declaration.saved_base.iter().collect();
+            refuse(
+                "base_layer.weight",
+                format!("a saved base weight of {}, which is tied in this model", listed(&saved)),
+                "save the adapter again with save_embedding_layers=False",
+            );
+        }
+    }
+}
+
+/// Every site of the model that can have a low-rank update, with PEFT's name for its module.
+fn model_names(
+    declaration: &Declaration,
+    model: &ModelGeometry,
+    present: &BTreeSet<SiteKey>,
+) -> BTreeMap<SiteKey, String> {
+    let map = ModuleMap::default();
+    let root = &declaration.root;
+    let mut names = BTreeMap::from([
+        (SiteKey::Embed, format!("{root}embed_tokens")),
+        (SiteKey::Head, "lm_head".to_owned()),
+    ]);
+    for path in &model.hf_modules {
+        let Some(module) = map.lookup(path).filter(|m| !m.is_routed_expert()) else { continue };
+        // Some releases of transformers keep the router as a bare parameter, out of PEFT's reach.
+        let optional = module == TargetModule::MoeRouter;
+        if optional && !present.iter().any(|key| key.module() == Some(module)) {
+            continue;
+        }
+        let path = declaration.naming.get(&module).map_or(path.as_str(), |n| n.path.as_str());
+        for layer in (0u32..).take(model.layers) {
+            let name = format!("{root}layers.{layer}.{path}");
+            names.insert(SiteKey::Layer(LayerIdx(layer), module), name);
+        }
+    }
+    names
+}
+
+/// Paths that mean the same module in all releases of transformers.
+fn same_path(model: &str, file: &str) -> bool {
+    let block = |path: &str| path.replace("block_sparse_moe.", "mlp.");
+    block(model) == block(file)
+}
+
+/// Input and output features of a site; `None` when the model has no such site.
+fn site_dims(key: SiteKey, model: &ModelGeometry) -> Option<(usize, usize)> {
+    match key {
+        SiteKey::Embed => Some((model.vocab, model.hidden)),
+        SiteKey::Head => Some((model.hidden, model.vocab)),
+        SiteKey::Layer(_, module) => model.dims(module),
+    }
+}
+
+fn check_shapes(
+    key: SiteKey,
+    site: &SiteWeights,
+    (input, output): (usize, usize),
+    problems: &mut Vec<Rejection>,
+) {
+    let mut expect = |role: &str, tensor: Option<&HostTensor>, shape: &[usize]| {
+        let Some(tensor) = tensor.filter(|tensor| tensor.shape() != shape) else { return };
+        problems.push(Rejection::new(
+            Code::ShapeMismatch,
+            format!("{role} of {key}"),
+            format!("{:?}", tensor.shape()),
+            format!("{shape:?} on this model"),
+            "load the adapter on the model that it was trained for",
+        ));
+    };
+    if let Some(LowRank { rank, a, b, magnitude, b_bias, .. }) = &site.low_rank {
+        expect("lora_A", Some(a), &[*rank, input]);
+        expect("lora_B", Some(b), &[output, *rank]);
+        expect("lora_magnitude_vector", magnitude.as_ref(), &[output]);
+        expect("lora_B.bias", b_bias.as_ref(), &[output]);
+    }
+    // An embedding is stored [vocab, hidden], which is [in, out]; linear layers [out, in].
+    let weight = if key == SiteKey::Embed { [input, output] } else { [output, input] };
+    expect("weight", site.replacement.as_ref(), &weight);
+    expect("bias", site.base_bias.as_ref(), &[output]);
+}
+
+/// Whether a site leaves the model's results as they are. A replacement, a bias or a DoRA
+/// magnitude counts as a change: only the model could tell otherwise.
+fn changes_nothing(site: &SiteWeights) -> bool {
+    let idle = |low: &LowRank| {
+        let no_bias = low.b_bias.as_ref().is_none_or(HostTensor::is_zero);
+        let no_product = low.b.is_zero() || low.a.is_zero();
+        low.magnitude.is_none() && (low.scale == 0.0 || (no_product && no_bias))
+    };
+    site.base_bias.is_none()
+        && site.replacement.is_none()
+        && site.low_rank.as_ref().is_none_or(idle)
+}
+
+fn noop() -> Rejection {
+    Rejection::new(
+        Code::NoopAdapter,
+        "allow_noop_adapter",
+        "an adapter that changes nothing: no weights, or every lora_B or every scale is zero",
+        "an adapter that was trained",
+        "train it, or set allow_noop_adapter: true to serve it all the same",
+    )
+}

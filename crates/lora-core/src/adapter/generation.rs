@@ -1,0 +1,130 @@
+//! The content hash that identifies an adapter.
+
+use std::collections::BTreeMap;
+
+use super::{LowRank, SiteKey, SiteWeights};
+use crate::dtype::DType;
+use crate::host::HostTensor;
+use crate::ids::Generation;
+
+/// Version of the byte stream below: hashes of different versions never meet.
+const CONTEXT: &[u8] = b"polylora adapter 1";
+
+/// Hashes the sites in their order, each with everything that it computes with.
+///
+/// Every variable part is preceded by its length or count, so that no two adapters share a byte
+/// stream. Sites are in canonical form here, so the layout that a file was read in shows in the
+/// tensors themselves.
+pub(super) fn of_sites(sites: &BTreeMap<SiteKey, SiteWeights>) -> Generation {
+    let mut hasher = Stream(blake3::Hasher::new());
+    hasher.0.update(CONTEXT);
+    hasher.number(sites.len());
+    for (key, site) in sites {
+        hasher.key(*key);
+        hasher.low_rank(site.low_rank.as_ref());
+        hasher.tensor(site.base_bias.as_ref());
+        hasher.tensor(site.replacement.as_ref());
+    }
+    Generation(*hasher.0.finalize().as_bytes())
+}
+
+struct Stream(blake3::Hasher);
+
+impl Stream {
+    fn number(&mut self, value: usize) {
+        self.0.update(&(value as u64).to_le_bytes());
+    }
+
+    fn key(&mut self, key: SiteKey) {
+        let (kind, layer, module) = match key {
+            SiteKey::Embed => (0, 0, 0),
+            SiteKey::Layer(layer, module) => (1, layer.0, module.id()),
+            SiteKey::Head => (2, 0, 0),
+        };
+        self.0.update(&[kind, module]).update(&layer.to_le_bytes());
+    }
+
+    fn low_rank(&mut self, low: Option<&LowRank>) {
+        self.0.update(&[u8::from(low.is_some())]);
+        let Some(low) = low else { return };
+        self.number(low.rank);
+        self.0.update(&low.scale.to_bits().to_le_bytes());
+        self.tensor(Some(&low.a));
+        self.tensor(Some(&low.b));
+        self.tensor(low.magnitude.as_ref());
+        self.tensor(low.b_bias.as_ref());
+    }
+
+    fn tensor(&mut self, tensor: Option<&HostTensor>) {
+        let Some(tensor) = tensor else {
+            self.0.update(&[0]);
+            return;
+        };
+        self.0.update(&[dtype_tag(tensor.dtype())]);
+        self.number(tensor.shape().len());
+        for &extent in tensor.shape() {
+            self.number(extent);
+        }
+        self.0.update(tensor.bytes());
+    }
+}
+
+/// A tag per element type; 0 is taken by an absent tensor.
+fn dtype_tag(dtype: DType) -> u8 {
+    match dtype {
+        DType::F32 => 1,
+        DType::F16 => 2,
+        DType::Bf16 => 3,
+        DType::I32 => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::LayerIdx;
+    use crate::modules::TargetModule;
+
+    fn site(scale: f32, values: &[f32], shape: [usize; 2]) -> SiteWeights {
+        let tensor = |s: [usize; 2]| HostTensor::from_f32(DType::F32, s.to_vec(), values).unwrap();
+        let low_rank = LowRank {
+            rank: shape[0],
+            scale,
+            a: tensor(shape),
+            b: tensor([shape[1], shape[0]]),
+            magnitude: None,
+            b_bias: None,
+        };
+        SiteWeights { low_rank: Some(low_rank), ..SiteWeights::default() }
+    }
+
+    fn hash(layer: u32, site: SiteWeights) -> Generation {
+        let key = SiteKey::Layer(LayerIdx(layer), TargetModule::AttnQ);
+        of_sites(&BTreeMap::from([(key, site)]))
+    }
+
+    #[test]
+    fn whatever_changes_the_result_changes_the_hash() {
+        let values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let base = hash(0, site(2.0, &values, [2, 3]));
+        assert_eq!(base, hash(0, site(2.0, &values, [2, 3])));
+        let mut biased = site(2.0, &values, [2, 3]);
+        biased.base_bias = HostTensor::from_f32(DType::F32, vec![3], &values[..3]);
+        let others = [
+            hash(1, site(2.0, &values, [2, 3])),
+            hash(0, site(2.5, &values, [2, 3])),
+            hash(0, site(2.0, &values, [3, 2])),
+            hash(0, site(2.0, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.5], [2, 3])),
+            hash(0, biased),
+        ];
+        assert!(others.iter().all(|other| *other != base));
+    }
+
+    #[test]
+    fn a_tensor_in_another_role_changes_the_hash() {
+        let bias = HostTensor::from_f32(DType::F32, vec![2], &[1.0, 2.0]);
+        let as_bias = SiteWeights { base_bias: bias.clone(), ..SiteWeights::default() };
+        let as_weight = SiteWeights { replacement: bias, ..SiteWeights::default() };
+        assert_ne!(hash(0, as_bias), hash(0, as_weight));
+    }
+}

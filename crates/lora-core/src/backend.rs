@@ -1,0 +1,338 @@
+//! What a device must do: the seam between models and hardware.
+//!
+//! Contract of every op, whichever backend runs it:
+//! - it is ordered after the ops issued before it on the same [`Backend::Queue`];
+//! - it writes only its out-params and allocates nothing, so addresses are stable and a step can
+//!   be recorded as a graph;
+//! - it accumulates in `f32` and rounds to the out-param's dtype once, when it stores;
+//! - a row of the result depends only on that row of the inputs: never on the other rows of the
+//!   batch, nor on how many there are;
+//! - it checks shapes and dtypes first and, if they are wrong, returns an error without writing.
+
+use std::ops::Range;
+
+use crate::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
+use crate::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs};
+use crate::{HostTensor, Result, View, ViewMut};
+
+/// What a block of device memory is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Pool {
+    /// Weights of the base model; live as long as the engine.
+    Weights,
+    /// Weights of resident adapters.
+    Adapters,
+    /// Keys and values.
+    Kv,
+    /// Activations of one step.
+    Activations,
+    /// What the host hands to a step: token ids, positions, block tables, slots.
+    StepInputs,
+}
+
+/// What a backend can do beyond the ops themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Caps {
+    /// Steps can be recorded once and replayed.
+    pub graphs: bool,
+    /// Outputs of products (queries, keys and values, the gated halves, the residual stream) are
+    /// better kept in f32 whatever the dtype of the activations that products read: fewer
+    /// roundings, where the wider stores cost little.
+    pub wide_activations: bool,
+}
+
+/// One device. See the [module](self) for the contract that all ops share.
+///
+/// A backend lives on the thread that drives it and need not be `Send`.
+pub trait Backend: Sized + 'static {
+    /// Short name, for messages and reports.
+    const NAME: &'static str;
+    /// An owning block of device memory; dropping it frees the memory.
+    type Buf;
+    /// An in-order stream of work, with the scratch memory its ops need.
+    type Queue;
+    /// A point in a queue that the host can wait for.
+    type Event;
+    /// A recorded step; uninhabited where [`Caps::graphs`] is false.
+    type Graph;
+    /// A weight matrix `[out, in]` in the layout the device wants, with its bias if it has one.
+    type Linear;
+    /// The adapters of one site, a row per slot and slice, in device memory.
+    type LoraTable;
+    /// The group of ranks this device belongs to.
+    type Comm: Comm<Self>;
+
+    /// What the device can do.
+    fn caps(&self) -> Caps;
+
+    /// A new queue.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device refuses.
+    fn queue(&self) -> Result<Self::Queue>;
+
+    /// Allocates `bytes` zeroed bytes. Only called at start-up and when an adapter is loaded.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    fn alloc(&self, pool: Pool, bytes: usize) -> Result<Self::Buf>;
+
+    /// Copies a dense little-endian matrix from the host.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] unless `src` has exactly the bytes of `dst`, which must be dense.
+    fn upload(&self, q: &mut Self::Queue, src: &[u8], dst: ViewMut<'_, Self>) -> Result<()>;
+
+    /// Copies a matrix to the host, dense; `dst` is filled once the event has been waited for.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] unless `dst` has exactly the bytes of `src`.
+    fn download(
+        &self,
+        q: &mut Self::Queue,
+        src: View<'_, Self>,
+        dst: &mut [u8],
+    ) -> Result<Self::Event>;
+
+    /// Blocks until the work before the event is done.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if any of it failed.
+    fn wait(&self, event: Self::Event) -> Result<()>;
+
+    /// Records the ops that `record` issues. `Ok(None)`: this backend runs eagerly, and so must
+    /// the caller.
+    ///
+    /// # Errors
+    /// Those of the recorded ops.
+    fn capture(
+        &self,
+        q: &mut Self::Queue,
+        record: impl FnOnce(&mut Self::Queue) -> Result<()>,
+    ) -> Result<Option<Self::Graph>>;
+
+    /// Runs a recorded step again, on whatever its buffers now hold.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`].
+    fn replay(&self, q: &mut Self::Queue, graph: &Self::Graph) -> Result<()>;
+
+    /// Prepares the matrix made of `parts` (each `[out_i, in]`, a 16- or 32-bit float dtype)
+    /// stacked by rows, with a bias over all `out` rows or none. Weights keep their dtype.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] or [`crate::Error::DType`] if the parts or the bias disagree.
+    fn prepare_linear(&self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<Self::Linear>;
+
+    /// Euclidean norm of each row of `rows` of `w + scale * b a`, the denominator of DoRA
+    /// (Liu et al., 2024, equation 5). `low_rank` is (`a` `[rank, in]`, `b` `[rows, rank]`, scale).
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] if the factors do not fit `w`.
+    fn row_norms(
+        &self,
+        w: &Self::Linear,
+        rows: Range<usize>,
+        low_rank: (&HostTensor, &HostTensor, f32),
+    ) -> Result<Vec<f32>>;
+
+    /// `out[i] = table[ids[i]]`. `ids` is `[1, rows]` i32, `out` `[rows, in]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfRange`] if an id is not a row of the table.
+    fn embed(
+        &self,
+        q: &mut Self::Queue,
+        table: &Self::Linear,
+        ids: View<'_, Self>,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()>;
+
+    /// `out = x / sqrt(mean(x^2) + eps) * w` for each row (Zhang & Sennrich, 2019). `w` is
+    /// `[1, cols]` f32.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`].
+    fn rms_norm(
+        &self,
+        q: &mut Self::Queue,
+        x: View<'_, Self>,
+        w: View<'_, Self>,
+        eps: f32,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()>;
+
+    /// `residual += x`, then `out = rms_norm(residual)`; the norm reads the rounded residual.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`].
+    fn add_rms_norm(
+        &self,
+        q: &mut Self::Queue,
+        x: View<'_, Self>,
+        residual: ViewMut<'_, Self>,
+        w: View<'_, Self>,
+        eps: f32,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()>;
+
+    /// `out = x wᵀ + bias`. `x` is `[rows, in]`, `out` `[rows, out]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`].
+    fn linear(
+        &self,
+        q: &mut Self::Queue,
+        x: View<'_, Self>,
+        w: &Self::Linear,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()>;
+
+    /// Prepares queries and keys and stores keys and values; see [`QkvArgs`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
+    fn qk_norm_rope_append(&self, q: &mut Self::Queue, args: QkvArgs<'_, Self>) -> Result<()>;
+
+    /// Causal attention over paged keys and values; see [`AttentionArgs`]. `out` is
+    /// `[rows, heads * head_dim]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
+    fn attention(
+        &self,
+        q: &mut Self::Queue,
+        args: AttentionArgs<'_, Self>,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()>;
+
+    /// `out = silu(gate) * up`, where `gate_up` is `[rows, 2 n]`: gate in the left half, up in the
+    /// right; `out` is `[rows, n]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`].
+    fn silu_mul(
+        &self,
+        q: &mut Self::Queue,
+        gate_up: View<'_, Self>,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()>;
+
+    /// `out[i] = x[rows[i]]`. `rows` is `[1, n]` i32.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
+    fn gather_rows(
+        &self,
+        q: &mut Self::Queue,
+        x: View<'_, Self>,
+        rows: View<'_, Self>,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()>;
+
+    /// Draws a token from each row of logits; see [`SampleArgs`]. `out` is `[1, rows]` i32.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
+    fn sample(
+        &self,
+        q: &mut Self::Queue,
+        args: SampleArgs<'_, Self>,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()>;
+
+    /// Log-probabilities of given tokens and of the likeliest ones; see [`LogprobArgs`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
+    fn logprobs(
+        &self,
+        q: &mut Self::Queue,
+        args: LogprobArgs<'_, Self>,
+        out: LogprobOut<'_, Self>,
+    ) -> Result<()>;
+
+    /// An empty table of `slots` slots for a site.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    fn lora_table(&self, spec: &SiteSpec, slots: usize) -> Result<Self::LoraTable>;
+
+    /// Puts one adapter's part of a site into a slot (`slices[i]` for the site's slice `i`), or
+    /// clears the slot where a slice is `None`. Visible to ops issued after it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] or [`crate::Error::DType`] if a tensor does not fit the site, which
+    /// is checked before the slot is touched; [`crate::Error::OutOfMemory`].
+    fn write_slot(
+        &self,
+        q: &mut Self::Queue,
+        site: &mut LoraSite<Self>,
+        slot: usize,
+        slices: &[Option<SlotSlice>],
+    ) -> Result<()>;
+
+    /// Applies each row's adapter to the output of the site's base layer; see [`LoraSite`] for
+    /// the formula. Rows with slot -1, and slices that the row's adapter leaves alone, keep their
+    /// values to the bit.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
+    fn lora_add(
+        &self,
+        q: &mut Self::Queue,
+        x: View<'_, Self>,
+        site: &LoraSite<Self>,
+        batch: &LoraBatch<Self>,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()>;
+
+    /// Applies each row's adapter to looked-up embeddings: as [`Backend::lora_add`] where `x` is
+    /// the one-hot row of the token id. `ids` is `[1, rows]` i32.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
+    fn lora_embed(
+        &self,
+        q: &mut Self::Queue,
+        ids: View<'_, Self>,
+        site: &LoraSite<Self>,
+        batch: &LoraBatch<Self>,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()>;
+
+    /// [`Backend::linear`], then [`Backend::lora_add`]. The composition is the meaning; a backend
+    /// overrides it only to fuse the two.
+    ///
+    /// # Errors
+    /// Those of the two ops.
+    fn linear_lora(
+        &self,
+        q: &mut Self::Queue,
+        x: View<'_, Self>,
+        w: &Self::Linear,
+        lora: Option<(&LoraSite<Self>, &LoraBatch<Self>)>,
+        mut out: ViewMut<'_, Self>,
+    ) -> Result<()> {
+        self.linear(q, x, w, out.reborrow())?;
+        match lora {
+            Some((site, batch)) => self.lora_add(q, x, site, batch, out),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Collective operations of one rank with its peers; every rank must issue them in one order.
+pub trait Comm<B: Backend> {
+    /// This rank's number, from 0.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks.
+    fn world(&self) -> usize;
+
+    /// Replaces `t` on every rank by the sum over the ranks.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if a peer failed.
+    fn all_reduce_sum(&self, be: &B, q: &mut B::Queue, t: ViewMut<'_, B>) -> Result<()>;
+}

@@ -1,0 +1,261 @@
+//! Configuration of LoRA, under the original's field names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::geometry::ModelGeometry;
+use crate::modules::{HfNames, ModuleMap, TargetModule, unknown_target};
+use crate::rules::{Code, Rejection};
+
+mod cache;
+mod request;
+
+pub use cache::PeftCacheConfig;
+pub use request::{CkptSource, LoraRequest, validate_adapter_name};
+
+/// Order of the rows of a NeMo adapter's fused query/key/value output.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NemoQkvLayout {
+    /// Megatron's: for each KV group its query heads, its key head, its value head.
+    #[default]
+    Interleaved,
+    /// All query heads, then all key heads, then all value heads.
+    Concatenated,
+}
+
+/// Which adapters an engine serves, and within what limits.
+///
+/// Fields up to `cuda_graph_specialize_lora` carry the original's names, defaults and meaning;
+/// the rest are this project's own. Unknown fields are refused.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// At most one adapter directory: its tensors decide the target modules when
+    /// `lora_target_modules` is empty. It does not register the adapter for use.
+    pub lora_dir: Vec<PathBuf>,
+    /// Format of `lora_dir`.
+    pub lora_ckpt_source: CkptSource,
+    /// Largest rank that any module of an adapter may have.
+    pub max_lora_rank: usize,
+    /// Names of the [`TargetModule`]s that adapters may change; empty: see
+    /// [`LoraConfig::effective_targets`].
+    pub lora_target_modules: Vec<String>,
+    /// Replaces the default [`ModuleMap`] when not empty.
+    pub trtllm_modules_to_hf_modules: BTreeMap<String, HfNames>,
+    /// Sizes the device tier for this many largest adapters; overrides [`PeftCacheConfig`].
+    pub max_loras: Option<usize>,
+    /// Sizes the host tier for this many largest adapters; overrides [`PeftCacheConfig`].
+    pub max_cpu_loras: Option<usize>,
+    /// Must be true: a fused `gate_up_proj` is read as files of Hugging Face models store it,
+    /// gate rows first.
+    pub swap_gate_up_proj_lora_b_weight: bool,
+    /// Hint that LoRA may run beside the base layer; never changes results.
+    pub overlap_lora_and_base: bool,
+    /// Hint that batches without LoRA may have CUDA graphs of their own; never changes results.
+    pub cuda_graph_specialize_lora: bool,
+    /// Tolerate fields of `adapter_config.json` that are not known.
+    pub allow_unknown_fields: bool,
+    /// Tolerate an adapter that changes nothing.
+    pub allow_noop_adapter: bool,
+    /// Treat an expert without weights as unchanged, instead of refusing its adapter.
+    pub allow_missing_experts: bool,
+    /// The layout of routed-expert tensors where a file does not show it.
+    pub moe_layout: Option<String>,
+    /// Order of fused query/key/value rows in NeMo adapters.
+    pub nemo_qkv_layout: NemoQkvLayout,
+    /// How many later requests of resident adapters may be admitted before a waiting adapter's.
+    pub adapter_fairness_window: usize,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            lora_dir: Vec::new(),
+            lora_ckpt_source: CkptSource::Hf,
+            max_lora_rank: 64,
+            lora_target_modules: Vec::new(),
+            trtllm_modules_to_hf_modules: BTreeMap::new(),
+            max_loras: None,
+            max_cpu_loras: None,
+            swap_gate_up_proj_lora_b_weight: true,
+            overlap_lora_and_base: false,
+            cuda_graph_specialize_lora: false,
+            allow_unknown_fields: false,
+            allow_noop_adapter: false,
+            allow_missing_experts: false,
+            moe_layout: None,
+            nemo_qkv_layout: NemoQkvLayout::default(),
+            adapter_fairness_window: 32,
+        }
+    }
+}
+
+/// Groups whose members are served together: one of them targeted targets them all.
+const TRIOS: [[TargetModule; 3]; 2] = [
+    [TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV],
+    [TargetModule::CrossAttnQ, TargetModule::CrossAttnK, TargetModule::CrossAttnV],
+];
+
+/// Fused modules and the parts that stand for them in a model that does not fuse them.
+const FUSED: [(TargetModule, &[TargetModule]); 2] = [
+    (TargetModule::AttnQkv, &[TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV]),
+    (TargetModule::MlpGateUp, &[TargetModule::MlpHTo4h, TargetModule::MlpGate]),
+];
+
+impl LoraConfig {
+    /// Every rule that the values break by themselves; empty when all is well.
+    pub fn validate(&self) -> Vec<Rejection> {
+        let mut problems: Vec<Rejection> = self
+            .lora_target_modules
+            .iter()
+            .filter(|name| TargetModule::from_name(name).is_none())
+            .map(|name| unknown_target("lora_target_modules", name))
+            .collect();
+        if let Err(rejections) = ModuleMap::from_user(&self.trtllm_modules_to_hf_modules) {
+            problems.extend(rejections.0);
+        }
+        let counts = [
+            ("max_lora_rank", Some(self.max_lora_rank)),
+            ("max_loras", self.max_loras),
+            ("max_cpu_loras", self.max_cpu_loras),
+        ];
+        let zeros = counts.iter().filter(|(_, count)| *count == Some(0));
+        problems.extend(zeros.map(|(setting, _)| at_least_one(setting)));
+        if self.lora_dir.len() > 1 {
+            problems.push(several_dirs(self.lora_dir.len()));
+        }
+        if !self.swap_gate_up_proj_lora_b_weight {
+            problems.push(Rejection::new(
+                Code::UnsupportedSetting,
+                "swap_gate_up_proj_lora_b_weight",
+                "false",
+                "true: gate rows before up rows, as Hugging Face models store gate_up_proj",
+                "leave it out, and reorder the rows of adapters that store up first",
+            ));
+        }
+        problems
+    }
+
+    /// The modules that adapters may change on this model.
+    ///
+    /// The given list, with the missing ones of a query/key/value trio added and a fused module
+    /// standing also for its parts where the model keeps them apart; every module that the model
+    /// has when no list is given. Names that do not exist are left to [`LoraConfig::validate`].
+    pub fn effective_targets(&self, model: &ModelGeometry) -> BTreeSet<TargetModule> {
+        let present = model.modules();
+        if self.lora_target_modules.is_empty() {
+            return present;
+        }
+        let mut targets: BTreeSet<TargetModule> =
+            self.lora_target_modules.iter().filter_map(|n| TargetModule::from_name(n)).collect();
+        for (fused, parts) in FUSED {
+            if targets.contains(&fused) && !present.contains(&fused) {
+                targets.extend(parts);
+            }
+        }
+        for trio in TRIOS {
+            if trio.iter().any(|module| targets.contains(module)) {
+                targets.extend(trio);
+            }
+        }
+        targets
+    }
+}
+
+fn at_least_one(setting: &str) -> Rejection {
+    Rejection::new(
+        Code::SettingOutOfRange,
+        setting,
+        "0",
+        "a whole number of at least 1",
+        "raise it or leave it out",
+    )
+}
+
+fn several_dirs(count: usize) -> Rejection {
+    Rejection::new(
+        Code::SeveralLoraDirs,
+        "lora_dir",
+        format!("{count} entries"),
+        "at most one",
+        "keep one directory and name the other adapters in requests",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(modules: &[&str]) -> ModelGeometry {
+        ModelGeometry {
+            hidden: 64,
+            intermediate: 176,
+            layers: 3,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            vocab: 512,
+            num_experts: 0,
+            moe_intermediate: 0,
+            tied_embeddings: false,
+            hf_modules: modules.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn the_fields_of_the_original_are_read_and_others_refused() {
+        let config: LoraConfig = serde_json::from_str(
+            r#"{"lora_target_modules": ["attn_q"], "max_lora_rank": 8, "max_loras": 4,
+                "trtllm_modules_to_hf_modules": {"attn_q": ["q_proj", "wq"]},
+                "lora_ckpt_source": "nemo", "nemo_qkv_layout": "concatenated"}"#,
+        )
+        .unwrap();
+        assert_eq!((config.max_loras, config.max_cpu_loras), (Some(4), None));
+        assert!(config.validate().is_empty());
+        assert!(serde_json::from_str::<LoraConfig>(r#"{"max_rank": 8}"#).is_err());
+        assert_eq!(LoraConfig::default().max_lora_rank, 64);
+    }
+
+    #[test]
+    fn every_problem_of_a_config_is_told() {
+        let config = LoraConfig {
+            lora_dir: vec!["a".into(), "b".into()],
+            max_lora_rank: 0,
+            max_loras: Some(0),
+            lora_target_modules: vec!["attn_q".into(), "q_proj".into()],
+            swap_gate_up_proj_lora_b_weight: false,
+            ..LoraConfig::default()
+        };
+        let codes: Vec<Code> = config.validate().iter().map(|r| r.code).collect();
+        use Code::*;
+        assert_eq!(
+            codes,
+            [
+                UnknownTargetModule,
+                SettingOutOfRange,
+                SettingOutOfRange,
+                SeveralLoraDirs,
+                UnsupportedSetting
+            ]
+        );
+    }
+
+    #[test]
+    fn targets_complete_the_trio_and_default_to_the_models_modules() {
+        let dense = model(&ModelGeometry::DENSE_MODULES);
+        let names = |list: &[&str]| {
+            let config = LoraConfig {
+                lora_target_modules: list.iter().map(ToString::to_string).collect(),
+                ..LoraConfig::default()
+            };
+            config.effective_targets(&dense).iter().map(|m| m.name()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&["attn_v", "attn_dense"]), ["attn_q", "attn_k", "attn_v", "attn_dense"]);
+        assert_eq!(names(&["mlp_gate_up"]), ["mlp_h_to_4h", "mlp_gate", "mlp_gate_up"]);
+        assert_eq!(names(&["attn_qkv"]).len(), 4);
+        assert_eq!(names(&[]).len(), 7);
+    }
+}

@@ -1,0 +1,253 @@
+//! Makes sites of a file's tensors, under the rules of the configuration.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::collect::{Collected, Named, Parts};
+use super::config::{Biases, PeftConfig, Variant};
+use super::keys::Kind;
+use crate::adapter::{LowRank, SiteKey, SiteWeights};
+use crate::host::HostTensor;
+use crate::modules::TargetModule;
+use crate::rules::{Code, Rejection};
+
+/// Builds every site; whatever is missing, undeclared or contradictory is a rejection.
+pub(super) fn assemble(
+    file: &Collected,
+    config: &PeftConfig,
+    problems: &mut Vec<Rejection>,
+) -> BTreeMap<SiteKey, SiteWeights> {
+    let mut sites = BTreeMap::new();
+    for (key, parts) in file.sites.iter().filter(|(key, _)| !file.broken.contains(key)) {
+        let mut site = Site { key: *key, parts, config, problems };
+        let weights = site.build();
+        sites.insert(*key, weights);
+    }
+    require_saved(&sites, file, config, problems);
+    require_biases(&sites, file, config, problems);
+    sites
+}
+
+struct Site<'a> {
+    key: SiteKey,
+    parts: &'a Parts,
+    config: &'a PeftConfig,
+    problems: &'a mut Vec<Rejection>,
+}
+
+impl<'a> Site<'a> {
+    fn build(&mut self) -> SiteWeights {
+        let low_rank = self.low_rank();
+        SiteWeights { low_rank, base_bias: self.base_bias(), replacement: self.replacement() }
+    }
+
+    fn get(&self, kind: Kind) -> Option<&'a Named> {
+        self.parts.tensors.get(&kind)
+    }
+
+    fn reject(&mut self, code: Code, setting: &str, phrases: [&str; 3]) {
+        let [found, allowed, remedy] = phrases;
+        self.problems.push(Rejection::new(code, setting, found, allowed, remedy));
+    }
+
+    fn low_rank(&mut self) -> Option<LowRank> {
+        let (a, b) = (self.get(Kind::A), self.get(Kind::B));
+        let magnitude = self.extra(Kind::Magnitude, Variant::Dora, a.is_some());
+        let b_bias = self.extra(Kind::BBias, Variant::OutputBias, a.is_some());
+        let (a, b) = match (a, b) {
+            (Some(a), Some(b)) => (a, b),
+            (None, None) => return None,
+            (Some(only), None) | (None, Some(only)) => {
+                self.reject(
+                    Code::IncompletePair,
+                    &only.name,
+                    ["one half of a pair", "lora_A together with lora_B", "export it again"],
+                );
+                return None;
+            }
+        };
+        if self.key == SiteKey::Embed && self.config.variant != Variant::Plain {
+            let found = "use_dora or lora_bias on embed_tokens";
+            let remedy = "leave embed_tokens out of target_modules";
+            let allowed = "plain LoRA on embed_tokens";
+            self.reject(Code::DoraOnEmbedding, &a.name, [found, allowed, remedy]);
+        }
+        let rank = self.rank(a, b)?;
+        let alpha = self.config.alphas.of(&self.parts.module);
+        let scale = self.config.scaling.scale(alpha, rank);
+        let (a, b) = (a.tensor.clone(), b.tensor.clone());
+        Some(LowRank { rank, scale, a, b, magnitude, b_bias })
+    }
+
+    /// The rank that A, B and the configuration agree on.
+    fn rank(&mut self, a: &Named, b: &Named) -> Option<usize> {
+        let ([rank, _], [out, columns]) = (a.tensor.shape(), b.tensor.shape()) else {
+            for wrong in [a, b].iter().filter(|named| named.tensor.shape().len() != 2) {
+                self.wrong_shape(wrong, "two dimensions: A [rank, in], B [out, rank]");
+            }
+            return None;
+        };
+        let (rank, columns) = (*rank, *columns);
+        if rank != columns || a.tensor.is_empty() || *out == 0 {
+            self.wrong_shape(b, &format!("[out, rank] beside A {:?}", a.tensor.shape()));
+            return None;
+        }
+        if a.tensor.dtype() != b.tensor.dtype() {
+            let found = format!("{} beside A of {}", b.tensor.dtype(), a.tensor.dtype());
+            let allowed = "one element type for a pair";
+            self.reject(Code::TensorDtype, &b.name, [&found, allowed, "convert the adapter"]);
+        }
+        let stated = self.config.ranks.of(&self.parts.module);
+        if rank != stated {
+            let found = format!("rank {rank}");
+            let allowed = format!("rank {stated}, by r and rank_pattern");
+            let remedy = "correct r or rank_pattern in adapter_config.json";
+            self.reject(Code::RankMismatch, &a.name, [&found, &allowed, remedy]);
+        }
+        Some(rank)
+    }
+
+    /// A magnitude or a bias of B: there exactly when the variant asks for it.
+    fn extra(&mut self, kind: Kind, variant: Variant, has_pair: bool) -> Option<HostTensor> {
+        let (field, tensor) = match kind {
+            Kind::Magnitude => ("use_dora", "lora_magnitude_vector"),
+            _ => ("lora_bias", "lora_B.bias"),
+        };
+        let declared = self.config.variant == variant;
+        match self.get(kind) {
+            Some(named) if !declared => {
+                let found = format!("a tensor that needs {field}: true");
+                self.undeclared(&named.name, &found);
+                None
+            }
+            Some(named) if !has_pair => {
+                let found = "an addition to a pair that is not there";
+                self.undeclared(&named.name, found);
+                None
+            }
+            Some(named) => self.vector(named),
+            None if declared && has_pair && self.key != SiteKey::Embed => {
+                let found = format!("no {tensor} for {}", self.parts.module);
+                let allowed = format!("one for every module, by {field}: true");
+                let remedy = "export the adapter again";
+                self.reject(Code::MissingTensor, field, [&found, &allowed, remedy]);
+                None
+            }
+            None => None,
+        }
+    }
+
+    fn base_bias(&mut self) -> Option<HostTensor> {
+        let named = self.get(Kind::BaseBias)?;
+        let paired = self.get(Kind::A).is_some();
+        match self.config.biases {
+            Biases::All => self.vector(named),
+            Biases::LoraOnly if paired => self.vector(named),
+            Biases::LoraOnly => {
+                self.undeclared(&named.name, "the bias of a module without LoRA");
+                None
+            }
+            Biases::None => {
+                self.undeclared(&named.name, "a bias, with bias: \"none\"");
+                None
+            }
+        }
+    }
+
+    fn replacement(&mut self) -> Option<HostTensor> {
+        let (saved, base) = (self.get(Kind::Saved), self.get(Kind::SavedBase));
+        if let (Some(saved), Some(_)) = (saved, base) {
+            self.undeclared(&saved.name, "a second full weight of the module");
+        }
+        let declared = match self.key {
+            SiteKey::Layer(..) => false,
+            _ if saved.is_some() => is_saved(self.key, self.config),
+            // PEFT writes the base weight of an embedding along with its LoRA and loads it again.
+            _ => self.get(Kind::A).is_some(),
+        };
+        let named = saved.or(base)?;
+        if !declared {
+            self.undeclared(&named.name, "a full weight that modules_to_save does not name");
+            return None;
+        }
+        if named.tensor.shape().len() != 2 {
+            self.wrong_shape(named, "two dimensions, [vocab, hidden]");
+        }
+        Some(named.tensor.clone())
+    }
+
+    fn vector(&mut self, named: &Named) -> Option<HostTensor> {
+        if named.tensor.shape().len() != 1 {
+            self.wrong_shape(named, "one dimension, [out]");
+        }
+        Some(named.tensor.clone())
+    }
+
+    fn wrong_shape(&mut self, named: &Named, allowed: &str) {
+        let found = format!("shape {:?}", named.tensor.shape());
+        self.reject(Code::TensorShape, &named.name, [&found, allowed, "export it again"]);
+    }
+
+    fn undeclared(&mut self, name: &str, found: &str) {
+        let allowed = "tensors that adapter_config.json declares";
+        let remedy = "correct adapter_config.json, or export the adapter again";
+        self.reject(Code::UndeclaredTensor, name, [found, allowed, remedy]);
+    }
+}
+
+fn is_saved(key: SiteKey, config: &PeftConfig) -> bool {
+    let name = key.to_string();
+    config.declaration.saved.contains(&name)
+}
+
+/// Every entry of `modules_to_save` needs its weight.
+fn require_saved(
+    sites: &BTreeMap<SiteKey, SiteWeights>,
+    file: &Collected,
+    config: &PeftConfig,
+    problems: &mut Vec<Rejection>,
+) {
+    for key in [SiteKey::Embed, SiteKey::Head] {
+        let present = sites.get(&key).is_some_and(|site| site.replacement.is_some());
+        if is_saved(key, config) && !present && !file.broken.contains(&key) {
+            problems.push(Rejection::new(
+                Code::MissingTensor,
+                "modules_to_save",
+                format!("no weight of {key}"),
+                "a weight for every module that it names",
+                "export the adapter again",
+            ));
+        }
+    }
+}
+
+/// All layers of a model have a bias on a kind of module, or none has: a file with some of the
+/// biases has lost the others.
+fn require_biases(
+    sites: &BTreeMap<SiteKey, SiteWeights>,
+    file: &Collected,
+    config: &PeftConfig,
+    problems: &mut Vec<Rejection>,
+) {
+    if config.biases == Biases::None {
+        return;
+    }
+    let biased: BTreeSet<TargetModule> = sites
+        .iter()
+        .filter(|(_, site)| site.base_bias.is_some())
+        .filter_map(|(key, _)| key.module())
+        .collect();
+    let incomplete = sites.iter().filter(|(key, site)| {
+        site.base_bias.is_none() && key.module().is_some_and(|module| biased.contains(&module))
+    });
+    for (key, _) in incomplete {
+        let module =
+            file.sites.get(key).map_or_else(|| key.to_string(), |parts| parts.module.clone());
+        problems.push(Rejection::new(
+            Code::MissingTensor,
+            "bias",
+            format!("no bias of {module}, though other layers have one"),
+            "a bias in every layer or in none",
+            "export the adapter again",
+        ));
+    }
+}

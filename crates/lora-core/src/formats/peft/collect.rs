@@ -1,0 +1,228 @@
+//! Sorts the tensors of a file by the site that they belong to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::keys::{self, Key, Kind, Place};
+use crate::adapter::{ModuleNaming, SiteKey};
+use crate::formats::RawTensor;
+use crate::host::HostTensor;
+use crate::ids::LayerIdx;
+use crate::modules::{ModuleMap, TargetModule};
+use crate::rules::{Code, Rejection, listed};
+
+/// A tensor and its name in the file.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    pub name: String,
+    pub tensor: HostTensor,
+}
+
+/// The tensors of one site.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// PEFT's name of the module.
+    pub module: String,
+    pub tensors: BTreeMap<Kind, Named>,
+}
+
+/// A file's tensors by site, and what the file calls things.
+#[derive(Default, Debug)]
+pub(super) struct Collected {
+    pub sites: BTreeMap<SiteKey, Parts>,
+    /// `model.` or nothing.
+    pub root: &'static str,
+    pub naming: BTreeMap<TargetModule, ModuleNaming>,
+    pub saved_base: BTreeSet<SiteKey>,
+    /// Sites with a tensor that cannot be used, about which nothing more is to be said.
+    pub broken: BTreeSet<SiteKey>,
+    pub bytes: u64,
+}
+
+/// Gives every tensor its place; a tensor without one is a rejection.
+pub(super) fn collect(
+    tensors: BTreeMap<String, RawTensor>,
+    map: &ModuleMap,
+    problems: &mut Vec<Rejection>,
+) -> Collected {
+    let mut file = Collected::default();
+    let mut adapters = BTreeSet::new();
+    let mut prefixes = BTreeSet::new();
+    let mut experts = Vec::new();
+    for (name, raw) in tensors {
+        let tensor = checked(&name, raw, problems);
+        file.bytes += tensor.as_ref().map_or(0, |tensor| tensor.bytes().len() as u64);
+        let stacked = tensor.as_ref().is_some_and(|tensor| tensor.shape().len() == 3);
+        if keys::is_routed_expert(&name) || stacked {
+            experts.push(name);
+            continue;
+        }
+        let Some(key) = keys::parse(&name) else {
+            problems.push(unknown_tensor(&name));
+            continue;
+        };
+        adapters.extend(key.adapter.map(str::to_owned));
+        // The output projection stands outside the root that the others share.
+        if key.place != Place::Head {
+            prefixes.insert(key.prefix.to_owned());
+        }
+        let Some(site) = file.site(&name, &key, map, problems) else { continue };
+        match tensor {
+            Some(tensor) => file.place(site, &key, tensor, &name, problems),
+            None => drop(file.broken.insert(site)),
+        }
+    }
+    for (setting, names) in [("adapter names", adapters), ("prefixes of names", prefixes)] {
+        if names.len() > 1 {
+            problems.push(several_adapters(setting, names));
+        }
+    }
+    if !experts.is_empty() {
+        problems.push(routed_experts(&experts));
+    }
+    file
+}
+
+impl Collected {
+    /// The site that a name belongs to; a module without one is a rejection.
+    fn site(
+        &mut self,
+        name: &str,
+        key: &Key<'_>,
+        map: &ModuleMap,
+        problems: &mut Vec<Rejection>,
+    ) -> Option<SiteKey> {
+        let (index, path) = match key.place {
+            Place::Embed => return Some(SiteKey::Embed),
+            Place::Head => return Some(SiteKey::Head),
+            Place::Layer { index, path } => (index, path),
+        };
+        let Some(module) = map.lookup(path) else {
+            problems.push(unknown_module(name, path));
+            return None;
+        };
+        let mapped_exactly = map.names_exactly(path);
+        let naming = || ModuleNaming { path: path.to_owned(), mapped_exactly };
+        let known = self.naming.entry(module).or_insert_with(naming);
+        if known.path != path {
+            problems.push(other_name(name, path, &known.path));
+            return None;
+        }
+        Some(SiteKey::Layer(LayerIdx(index), module))
+    }
+
+    fn place(
+        &mut self,
+        site: SiteKey,
+        key: &Key<'_>,
+        tensor: HostTensor,
+        name: &str,
+        problems: &mut Vec<Rejection>,
+    ) {
+        if !key.root.is_empty() {
+            self.root = key.root;
+        }
+        if key.kind == Kind::SavedBase {
+            self.saved_base.insert(site);
+        }
+        let module = key.module.to_owned();
+        let parts =
+            self.sites.entry(site).or_insert_with(|| Parts { module, tensors: BTreeMap::new() });
+        match parts.tensors.get(&key.kind) {
+            Some(other) => problems.push(duplicate(name, &other.name)),
+            None => {
+                parts.tensors.insert(key.kind, Named { name: name.to_owned(), tensor });
+            }
+        }
+    }
+}
+
+/// The tensor, if its elements are finite floating-point numbers.
+fn checked(name: &str, raw: RawTensor, problems: &mut Vec<Rejection>) -> Option<HostTensor> {
+    let mut wrong_type = |found: String| {
+        problems.push(Rejection::new(
+            Code::TensorDtype,
+            name,
+            found,
+            "float32, float16 or bfloat16",
+            "convert the adapter to one of them",
+        ));
+        None
+    };
+    match raw {
+        RawTensor::Other(dtype) => wrong_type(dtype),
+        RawTensor::Known(tensor) if !tensor.dtype().is_float() => {
+            wrong_type(tensor.dtype().to_string())
+        }
+        RawTensor::Known(tensor) if !tensor.is_finite() => {
+            problems.push(Rejection::new(
+                Code::NonFinite,
+                name,
+                "NaN or infinity",
+                "finite numbers",
+                "train the adapter again: its training diverged",
+            ));
+            None
+        }
+        RawTensor::Known(tensor) => Some(tensor),
+    }
+}
+
+fn unknown_tensor(name: &str) -> Rejection {
+    Rejection::new(
+        Code::UnknownTensor,
+        name,
+        "a tensor of unknown meaning",
+        "names as PEFT writes them for LoRA on layers, lm_head and embed_tokens",
+        "export the adapter with PEFT, or remove the tensor if it belongs to something else",
+    )
+}
+
+fn unknown_module(name: &str, path: &str) -> Rejection {
+    Rejection::new(
+        Code::UnknownModule,
+        name,
+        format!("the module `{path}`"),
+        "a module that the module map names",
+        "map it with trtllm_modules_to_hf_modules",
+    )
+}
+
+fn other_name(name: &str, path: &str, known: &str) -> Rejection {
+    Rejection::new(
+        Code::UnknownModule,
+        name,
+        format!("the module `{path}`, which other tensors call `{known}`"),
+        "one name for one module",
+        "export the adapter again",
+    )
+}
+
+fn duplicate(name: &str, other: &str) -> Rejection {
+    Rejection::new(
+        Code::DuplicateTensor,
+        name,
+        format!("the role that `{other}` has already"),
+        "one tensor for a role",
+        "export the adapter again",
+    )
+}
+
+fn several_adapters(setting: &str, names: BTreeSet<String>) -> Rejection {
+    Rejection::new(
+        Code::SeveralAdapters,
+        setting,
+        listed(&names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>()),
+        "the tensors of one adapter, all named alike",
+        "save each adapter into a directory of its own",
+    )
+}
+
+fn routed_experts(names: &[String]) -> Rejection {
+    Rejection::new(
+        Code::RoutedExpertLayout,
+        "routed experts",
+        listed(names),
+        "tensors of dense modules",
+        "routed-expert layouts are not read yet: export the adapter without them",
+    )
+}

@@ -1,0 +1,106 @@
+//! Adapters as Hugging Face PEFT writes them: `adapter_config.json` beside `adapter_model.*`.
+//!
+//! Every tensor is consumed exactly once or named in an error; every field of the configuration
+//! has a policy.
+
+use std::path::{Path, PathBuf};
+
+use super::{AdapterError, RawTensors, ReadOptions, read_file, safetensors};
+use crate::adapter::{Adapter, AdapterFormat, AdapterInfo, Declaration};
+use crate::rules::{Rejection, Rejections};
+
+mod assemble;
+mod collect;
+mod config;
+mod fields;
+mod keys;
+mod scale;
+
+use config::PeftConfig;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+const INDEX: &str = "adapter_model.safetensors.index.json";
+
+/// Containers that are recognised so that their error can name them; a reader for one of them
+/// takes its place in [`read_weights`].
+const OTHER_CONTAINERS: [(&str, &str); 2] =
+    [("adapter_model.bin", "torch pickle"), ("adapter_model.pth", "torch pickle")];
+
+/// Reads the PEFT adapter in the directory `dir`.
+///
+/// # Errors
+/// See [`AdapterError`].
+pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> {
+    if !dir.is_dir() {
+        let what = "an adapter directory".to_owned();
+        return Err(AdapterError::Missing { path: dir.to_owned(), what });
+    }
+    let path = dir.join(CONFIG);
+    let json = serde_json::from_slice(&read_file(&path)?)
+        .map_err(|source| AdapterError::Json { path, source })?;
+    let rejected = |problems: Vec<Rejection>| AdapterError::Rejected {
+        path: dir.to_owned(),
+        rejections: Rejections(problems),
+    };
+    let config = PeftConfig::read(&json, options.allow_unknown_fields).map_err(rejected)?;
+    let raw = read_weights(dir)?;
+    let info = AdapterInfo {
+        format: AdapterFormat::PeftSafetensors,
+        path: dir.to_owned(),
+        files: raw.files.clone(),
+        base_model_name: config.base_model_name.clone(),
+        peft_version: config.peft_version.clone(),
+        rank: Some(config.ranks.default),
+        alpha: Some(config.alphas.default),
+        ..AdapterInfo::default()
+    };
+    build(raw, config, info, options).map_err(rejected)
+}
+
+/// Finds and reads the weight file of a directory.
+fn read_weights(dir: &Path) -> Result<RawTensors, AdapterError> {
+    let exists = |name: &str| -> Option<PathBuf> {
+        let path = dir.join(name);
+        path.is_file().then_some(path)
+    };
+    if let Some(path) = exists(WEIGHTS) {
+        return safetensors::read(&path);
+    }
+    if let Some(path) = exists(INDEX) {
+        return safetensors::read_sharded(&path);
+    }
+    for (name, container) in OTHER_CONTAINERS {
+        if let Some(path) = exists(name) {
+            return Err(AdapterError::UnsupportedContainer { path, container });
+        }
+    }
+    Err(AdapterError::Missing { path: dir.to_owned(), what: WEIGHTS.to_owned() })
+}
+
+/// Turns tensors and configuration into an adapter; all problems are reported together.
+fn build(
+    raw: RawTensors,
+    config: PeftConfig,
+    mut info: AdapterInfo,
+    options: &ReadOptions,
+) -> Result<Adapter, Vec<Rejection>> {
+    let mut problems = Vec::new();
+    let file = collect::collect(raw.tensors, &options.modules, &mut problems);
+    let sites = assemble::assemble(&file, &config, &mut problems);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    info.bytes = file.bytes;
+    info.warnings = config.warnings;
+    for unused in config.ranks.unused(&file.sites).chain(config.alphas.unused(&file.sites)) {
+        info.warnings.push(unused);
+    }
+    let declaration = Declaration {
+        root: file.root.to_owned(),
+        naming: file.naming,
+        saved_base: file.saved_base,
+        ..config.declaration
+    };
+    Ok(Adapter::new(sites, info, Some(declaration)))
+}

@@ -1,0 +1,54 @@
+//! Small types for things that would otherwise all be integers.
+
+use std::fmt;
+
+/// Index of a decoder layer, counted from zero.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LayerIdx(pub u32);
+
+impl fmt::Display for LayerIdx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Identity of an adapter: the BLAKE3 hash of what it computes with.
+///
+/// Two adapters with the same weights, scales and layout have the same generation wherever they
+/// were read from; a changed weight changes it. Caches are keyed by it, so that an adapter that is
+/// reloaded under an old name can never meet state of its predecessor.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(pub [u8; 32]);
+
+impl Generation {
+    /// The first twelve hexadecimal digits: enough for a log line, not for a key.
+    pub fn short(&self) -> String {
+        let mut hex = self.to_string();
+        hex.truncate(12);
+        hex
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Generation({})", self.short())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_is_shown_as_hexadecimal_digits() {
+        let generation = Generation([0xa5; 32]);
+        assert_eq!(generation.to_string(), "a5".repeat(32));
+        assert_eq!(generation.short(), "a5a5a5a5a5a5");
+    }
+}

@@ -1,0 +1,41 @@
+//! What a LoRA adapter is, and what a device must do for it.
+//!
+//! - [`Backend`] is the seam to hardware; [`Tensor`], [`View`] and [`ViewMut`] are its operands,
+//!   [`ops`] the named arguments, [`lora`] the sites, slots and rows of adapters.
+//! - [`Adapter`] is an adapter in host memory, made of [`HostTensor`]s; [`formats`] reads the files
+//!   of others, and [`Adapter::check`] holds it against a model ([`ModelGeometry`]) and the
+//!   settings ([`LoraConfig`]). Every refusal is a [`Rejection`] with a stable [`Code`].
+#![warn(missing_docs)]
+
+mod adapter;
+mod backend;
+mod config;
+mod dtype;
+mod error;
+#[cfg(feature = "formats")]
+pub mod formats;
+mod geometry;
+mod host;
+mod ids;
+pub mod lora;
+mod modules;
+pub mod ops;
+mod rules;
+mod tensor;
+
+pub use adapter::{
+    Adapter, AdapterFormat, AdapterInfo, Declaration, LayerFilter, LowRank, ModuleNaming, Selector,
+    SiteKey, SiteWeights,
+};
+pub use backend::{Backend, Caps, Comm, Pool};
+pub use config::{
+    CkptSource, LoraConfig, LoraRequest, NemoQkvLayout, PeftCacheConfig, validate_adapter_name,
+};
+pub use dtype::DType;
+pub use error::{Error, Result, check_extent};
+pub use geometry::ModelGeometry;
+pub use host::HostTensor;
+pub use ids::{Generation, LayerIdx};
+pub use modules::{HfNames, ModuleMap, Split, TargetModule};
+pub use rules::{Code, Rejection, Rejections, Stage};
+pub use tensor::{Mat, Tensor, View, ViewMut};

@@ -1,0 +1,7 @@
+//! LoRA as an argument of an op: sites of a model, slots of adapters, rows of a batch.
+
+mod batch;
+mod site;
+
+pub use batch::{LoraBatch, RowPlan};
+pub use site::{LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotSlice};

@@ -1,0 +1,169 @@
+//! Named arguments of the ops that take many.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{Backend, View, ViewMut};
+
+/// Extents of an attention layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HeadDims {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Elements of one head; even.
+    pub head_dim: usize,
+}
+
+impl HeadDims {
+    /// Columns of the queries.
+    pub const fn q_cols(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of the keys, and of the values.
+    pub const fn kv_cols(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// Arguments of [`Backend::qk_norm_rope_append`].
+///
+/// For each row of `qkv` (`[rows, q_cols + 2 kv_cols]`): each head of q and k is RMS-normalised
+/// (where the model has such norms), then rotated by its position (half-split form of Su et al.,
+/// 2021); q is stored back in place, k and v go to the row's KV slot, rounded to the caches' dtype.
+pub struct QkvArgs<'a, B: Backend> {
+    /// Output of the fused projection; its q part is replaced.
+    pub qkv: ViewMut<'a, B>,
+    /// Extents.
+    pub dims: HeadDims,
+    /// RMS-norm weights of q heads and k heads, each `[1, head_dim]` f32, and their epsilon.
+    pub norms: Option<(View<'a, B>, View<'a, B>, f32)>,
+    /// Position of each row: `[1, rows]` i32.
+    pub positions: View<'a, B>,
+    /// `[max positions, head_dim]` f32: cosines of the half-dimensions, then their sines.
+    pub rotations: View<'a, B>,
+    /// Row of the caches that each row's k and v go to: `[1, rows]` i32; -1 stores nothing.
+    pub kv_slots: View<'a, B>,
+    /// Key cache of this layer: `[blocks * tokens_per_block, kv_cols]`.
+    pub k_cache: ViewMut<'a, B>,
+    /// Value cache of this layer, of the same shape.
+    pub v_cache: ViewMut<'a, B>,
+}
+
+/// Arguments of [`Backend::attention`].
+///
+/// Row `i` belongs to sequence `sequence_of_row[i]` and stands at `positions[i]`; it attends to
+/// that sequence's positions `0..=positions[i]`, or to the last `window` of them. Position `p` of a
+/// sequence lies in row `block_tables[s][p / tokens_per_block] * tokens_per_block +
+/// p % tokens_per_block` of the caches.
+pub struct AttentionArgs<'a, B: Backend> {
+    /// Queries: `[rows, heads * head_dim]`.
+    pub queries: View<'a, B>,
+    /// Extents.
+    pub dims: HeadDims,
+    /// Key cache: `[blocks * tokens_per_block, kv_cols]`.
+    pub k_cache: View<'a, B>,
+    /// Value cache, of the same shape.
+    pub v_cache: View<'a, B>,
+    /// Sequence of each row: `[1, rows]` i32.
+    pub sequence_of_row: View<'a, B>,
+    /// Position of each row: `[1, rows]` i32.
+    pub positions: View<'a, B>,
+    /// KV blocks of each sequence: `[sequences, max blocks]` i32.
+    pub block_tables: View<'a, B>,
+    /// Tokens of one KV block.
+    pub tokens_per_block: usize,
+    /// Factor of the scores, `1 / sqrt(head_dim)` as a rule.
+    pub scale: f32,
+    /// Sliding window in tokens, the row itself included.
+    pub window: Option<usize>,
+}
+
+/// How to draw one row's token; the wire form of a request's sampling parameters.
+///
+/// Order of application: bans, repetition, presence and frequency penalty, temperature, top-k,
+/// top-p, min-p. `temperature == 0` or `top_k == 1` takes the likeliest token, the lowest id among
+/// equals. The random number is Philox4x32-10 (Salmon et al., 2011) of key `seed` and counter
+/// (`position`, `stream`), so a request's tokens do not depend on the batch it shares.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Debug, Pod, Zeroable)]
+pub struct SampleRow {
+    /// Divides the logits.
+    pub temperature: f32,
+    /// Keep the smallest set of likeliest tokens whose probabilities reach this sum; 1 keeps all.
+    pub top_p: f32,
+    /// Keep tokens with at least this fraction of the likeliest token's probability; 0 keeps all.
+    pub min_p: f32,
+    /// Keep this many likeliest tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Key of the random numbers, low and high word.
+    pub seed: [u32; 2],
+    /// Tokens of the sequence so far.
+    pub position: u32,
+    /// Number of this output among the request's `n`.
+    pub stream: u32,
+    /// Positive logits of seen tokens are divided by it, negative ones multiplied (Keskar et al., 2019).
+    pub repetition_penalty: f32,
+    /// Taken once from the logit of a token that counts.
+    pub presence_penalty: f32,
+    /// Taken from the logit for each time that the token counts.
+    pub frequency_penalty: f32,
+    /// First entry and number of entries of this row in [`SampleArgs::history`].
+    pub history: [u32; 2],
+    /// First entry and number of entries of this row in [`SampleArgs::banned`].
+    pub banned: [u32; 2],
+}
+
+impl SampleRow {
+    /// Number of 32-bit words of a row.
+    pub const WORDS: usize = size_of::<Self>() / 4;
+
+    /// Takes the likeliest token of the raw logits.
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_p: 1.0,
+        min_p: 0.0,
+        top_k: 0,
+        seed: [0; 2],
+        position: 0,
+        stream: 0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        history: [0; 2],
+        banned: [0; 2],
+    };
+}
+
+/// Arguments of [`Backend::sample`].
+pub struct SampleArgs<'a, B: Backend> {
+    /// `[rows, vocab]` f32; read only.
+    pub logits: View<'a, B>,
+    /// A [`SampleRow`] for each row: `[rows, SampleRow::WORDS]` i32.
+    pub params: View<'a, B>,
+    /// Seen tokens with how often they count for presence and frequency: `[entries, 2]` i32.
+    pub history: View<'a, B>,
+    /// Tokens that must not be drawn: `[1, entries]` i32.
+    pub banned: View<'a, B>,
+}
+
+/// Arguments of [`Backend::logprobs`]: log-softmax of the raw logits, before any penalty.
+pub struct LogprobArgs<'a, B: Backend> {
+    /// `[rows, vocab]` f32.
+    pub logits: View<'a, B>,
+    /// The token of each row to report: `[1, rows]` i32.
+    pub targets: View<'a, B>,
+}
+
+/// Results of [`Backend::logprobs`]. `k` is the number of columns of `top_ids`.
+pub struct LogprobOut<'a, B: Backend> {
+    /// Log-probability of the target: `[1, rows]` f32.
+    pub target: ViewMut<'a, B>,
+    /// 1 + number of tokens likelier than the target: `[1, rows]` i32.
+    pub rank: ViewMut<'a, B>,
+    /// The likeliest tokens, best first, lower ids first among equals: `[rows, k]` i32.
+    pub top_ids: ViewMut<'a, B>,
+    /// Their log-probabilities: `[rows, k]` f32.
+    pub top: ViewMut<'a, B>,
+}

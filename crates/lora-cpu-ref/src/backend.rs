@@ -1,0 +1,241 @@
+//! [`CpuRef`]: memory, transfers, and the way from the trait to the ops.
+
+use std::convert::Infallible;
+use std::ops::Range;
+
+use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
+use lora_core::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs};
+use lora_core::{Backend, Caps, Error, HostTensor, Mat, Pool, Result, check_extent};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::inner::{Isa, Level};
+use crate::ops::{activation, attention, embed, linear, logprobs, lora, norm, rope, sample};
+use crate::{CpuBuf, CpuLinear, CpuLoraTable, ThreadComm, View, ViewMut};
+
+/// The CPU as a device. Queues hold nothing: every op is done when it returns.
+pub struct CpuRef {
+    isa: Isa,
+    /// Keeps the workers alive that the calling thread shares its work with.
+    _pool: Option<ThreadPool>,
+}
+
+impl CpuRef {
+    /// A device that works on the rayon pool of whichever thread calls it.
+    pub fn new() -> Self {
+        Self { isa: Isa::detect(), _pool: None }
+    }
+
+    /// A device with `threads` threads of its own (all cores where `None`), the calling thread
+    /// being one of them; it must be the one that drives the device from now on.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the threads cannot be made, or the calling one serves a pool already.
+    pub fn with_threads(threads: Option<usize>) -> Result<Self> {
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads.unwrap_or(0))
+            .use_current_thread()
+            .build()
+            .map_err(|e| Error::Device(format!("cannot make a pool of CPU threads: {e}")))?;
+        Ok(Self { isa: Isa::detect(), _pool: Some(pool) })
+    }
+
+    /// The same device without the instructions above `level`, to reproduce another machine's
+    /// results.
+    #[must_use]
+    pub fn at_most(self, level: Level) -> Self {
+        Self { isa: self.isa.at_most(level), ..self }
+    }
+}
+
+impl Default for CpuRef {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The bytes of a dense matrix in its buffer.
+fn dense_bytes(op: &'static str, geo: Mat, host: usize) -> Result<Range<usize>> {
+    if geo.rows > 1 {
+        check_extent(op, "row stride", geo.row_stride, geo.cols)?;
+    }
+    let size = geo.dtype.size();
+    check_extent(op, "bytes on the host", host, geo.rows * geo.cols * size)?;
+    let start = geo.offset * size;
+    Ok(start..start + host)
+}
+
+impl Backend for CpuRef {
+    const NAME: &'static str = crate::NAME;
+    type Buf = CpuBuf;
+    type Queue = ();
+    type Event = ();
+    type Graph = Infallible;
+    type Linear = CpuLinear;
+    type LoraTable = CpuLoraTable;
+    type Comm = ThreadComm;
+
+    fn caps(&self) -> Caps {
+        Caps { graphs: false, wide_activations: true }
+    }
+
+    fn queue(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn alloc(&self, _: Pool, bytes: usize) -> Result<CpuBuf> {
+        Ok(CpuBuf::zeroed(bytes))
+    }
+
+    fn upload(&self, (): &mut (), src: &[u8], dst: ViewMut<'_>) -> Result<()> {
+        let range = dense_bytes("upload", dst.geo, src.len())?;
+        dst.buf.as_mut_slice::<u8>()[range].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download(&self, (): &mut (), src: View<'_>, dst: &mut [u8]) -> Result<()> {
+        let (geo, size) = (src.geo, src.geo.dtype.size());
+        check_extent("download", "bytes on the host", dst.len(), geo.rows * geo.cols * size)?;
+        let bytes = src.buf.as_slice::<u8>();
+        for (r, row) in dst.chunks_exact_mut((geo.cols * size).max(1)).enumerate() {
+            let start = (geo.offset + r * geo.row_stride) * size;
+            row.copy_from_slice(&bytes[start..start + row.len()]);
+        }
+        Ok(())
+    }
+
+    fn wait(&self, (): ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn capture(
+        &self,
+        (): &mut (),
+        _: impl FnOnce(&mut ()) -> Result<()>,
+    ) -> Result<Option<Infallible>> {
+        Ok(None)
+    }
+
+    fn replay(&self, (): &mut (), graph: &Infallible) -> Result<()> {
+        match *graph {}
+    }
+
+    fn prepare_linear(&self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<CpuLinear> {
+        linear::prepare(parts, bias)
+    }
+
+    fn row_norms(
+        &self,
+        w: &CpuLinear,
+        rows: Range<usize>,
+        low_rank: (&HostTensor, &HostTensor, f32),
+    ) -> Result<Vec<f32>> {
+        linear::row_norms(self.isa, w, rows, low_rank)
+    }
+
+    fn embed(&self, (): &mut (), table: &CpuLinear, ids: View<'_>, out: ViewMut<'_>) -> Result<()> {
+        embed::embed(&table.packed, ids, out)
+    }
+
+    fn rms_norm(
+        &self,
+        (): &mut (),
+        x: View<'_>,
+        w: View<'_>,
+        eps: f32,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        norm::rms_norm(self.isa, x, w, eps, out)
+    }
+
+    fn add_rms_norm(
+        &self,
+        (): &mut (),
+        x: View<'_>,
+        residual: ViewMut<'_>,
+        w: View<'_>,
+        eps: f32,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        norm::add_rms_norm(self.isa, x, residual, w, eps, out)
+    }
+
+    fn linear(&self, (): &mut (), x: View<'_>, w: &CpuLinear, out: ViewMut<'_>) -> Result<()> {
+        linear::linear(self.isa, x, w, out)
+    }
+
+    fn qk_norm_rope_append(&self, (): &mut (), args: QkvArgs<'_, Self>) -> Result<()> {
+        rope::qk_norm_rope_append(self.isa, args)
+    }
+
+    fn attention(
+        &self,
+        (): &mut (),
+        args: AttentionArgs<'_, Self>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        attention::attention(self.isa, &args, out)
+    }
+
+    fn silu_mul(&self, (): &mut (), gate_up: View<'_>, out: ViewMut<'_>) -> Result<()> {
+        activation::silu_mul(gate_up, out)
+    }
+
+    fn gather_rows(
+        &self,
+        (): &mut (),
+        x: View<'_>,
+        rows: View<'_>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        embed::gather_rows(x, rows, out)
+    }
+
+    fn sample(&self, (): &mut (), args: SampleArgs<'_, Self>, out: ViewMut<'_>) -> Result<()> {
+        sample::sample(args, out)
+    }
+
+    fn logprobs(
+        &self,
+        (): &mut (),
+        args: LogprobArgs<'_, Self>,
+        out: LogprobOut<'_, Self>,
+    ) -> Result<()> {
+        logprobs::logprobs(args, out)
+    }
+
+    fn lora_table(&self, spec: &SiteSpec, slots: usize) -> Result<CpuLoraTable> {
+        Ok(lora::table(spec, slots))
+    }
+
+    fn write_slot(
+        &self,
+        (): &mut (),
+        site: &mut LoraSite<Self>,
+        slot: usize,
+        slices: &[Option<SlotSlice>],
+    ) -> Result<()> {
+        lora::write_slot(site, slot, slices)
+    }
+
+    fn lora_add(
+        &self,
+        (): &mut (),
+        x: View<'_>,
+        site: &LoraSite<Self>,
+        batch: &LoraBatch<Self>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        lora::lora_add(self.isa, x, site, batch, out)
+    }
+
+    fn lora_embed(
+        &self,
+        (): &mut (),
+        ids: View<'_>,
+        site: &LoraSite<Self>,
+        batch: &LoraBatch<Self>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        lora::lora_embed(self.isa, ids, site, batch, out)
+    }
+}

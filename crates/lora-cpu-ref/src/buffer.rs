@@ -1,0 +1,30 @@
+//! Memory of the CPU backend.
+
+use bytemuck::{Pod, Zeroable};
+
+/// The unit of a buffer. It is no larger than the allocator's own alignment, because zeroed memory
+/// of a larger one would be written at once: a KV cache sized for the worst case must not take
+/// pages that no sequence touches.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Chunk([u8; 16]);
+
+/// A zero-initialised block of host memory, aligned for every element type.
+pub struct CpuBuf(Vec<Chunk>);
+
+impl CpuBuf {
+    /// A block of at least `bytes` zero bytes.
+    pub fn zeroed(bytes: usize) -> Self {
+        Self(bytemuck::allocation::zeroed_vec(bytes.div_ceil(size_of::<Chunk>())))
+    }
+
+    /// The block as elements of `T`.
+    pub fn as_slice<T: Pod>(&self) -> &[T] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    /// The block as elements of `T`, to write.
+    pub fn as_mut_slice<T: Pod>(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}

@@ -1,0 +1,171 @@
+//! The inner product at the speed of the machine.
+//!
+//! Every output is one chain of multiply-adds over k in ascending order, whatever the number of
+//! rows, tiles and threads. So a row's result has the same bits alone and in any batch, and
+//! partial sums that wait in memory between blocks of k change nothing.
+//!
+//! The loops, outermost first: slabs of rows; panels of 16 outputs, one or two at a time, shared
+//! out over threads; blocks of k, so that a panel's block stays in the first-level cache; tiles
+//! of rows, as many as registers hold sums for.
+
+mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod dot_bf16;
+mod fma;
+
+use std::ops::Range;
+
+use self::{
+    blocks::{BLOCK_K, Blocks, ToBlock},
+    fma::Fma,
+};
+use super::{
+    Isa,
+    operand::{Element, Out, Rows, Update, Values, ValuesMut},
+    packed::{Dtype, LANES, Line, Packed},
+    shared::{Canvas, Grid, Window},
+};
+
+/// Sums of one row and one panel.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Sums([f32; LANES]);
+
+/// A tile of sums in registers: for one instruction set and weight type.
+trait Tile: Sync {
+    /// A block of one row of activations, [`BLOCK_K`] values.
+    type Block: ToBlock;
+    /// Most rows of a tile.
+    fn max_rows(&self) -> usize;
+    /// Panels of a tile: 1 or 2.
+    fn panels(&self) -> usize;
+    /// Adds to `sums[row * weights.len() + panel]` the products of `x[row]` with `weights[panel]`.
+    ///
+    /// Needs 1 to `max_rows` rows, 1 to `panels` panels of equal length, and sums for each pair.
+    fn add(&self, x: &[Self::Block], weights: &[&[Line]], sums: &mut [Sums]);
+}
+
+/// Rows done in one pass over the weights: enough to make the pass cheap, few enough that their
+/// sums and a block of their values stay in the second-level cache.
+const SLAB_ROWS: usize = 512;
+
+/// Weight bytes that make a task: some microseconds of reading, against about one for its share
+/// of a fork.
+const TASK_BYTES: usize = 128 << 10;
+
+/// Tasks for each thread, so that one that is interrupted does not hold up the others.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Products (and weight bytes) below which the calling thread works alone. Waking another costs
+/// 5 to 20 microseconds; one core does 10^5 products in a microsecond and reads 20 kB in one, so
+/// below these bounds half the work is not worth the wake-up.
+const SERIAL_PRODUCTS: usize = 2 << 20;
+const SERIAL_BYTES: usize = 256 << 10;
+
+/// See [`matmul`](super::matmul), which has checked the operands.
+pub(super) fn matmul(isa: Isa, x: Rows<'_>, w: &Packed, out: Out<'_>) {
+    let (place, update) = ((out.stride, out.index), out.update);
+    match out.values {
+        ValuesMut::Bf16(data) => by_tile(isa, x, w, Canvas::new(data, place.0, place.1), update),
+        ValuesMut::F32(data) => by_tile(isa, x, w, Canvas::new(data, place.0, place.1), update),
+    }
+}
+
+/// Picks the tile: `vdpbf16ps` if both operands are bfloat16 and the CPU has it, else `f32`.
+fn by_tile<T: Element>(
+    isa: Isa,
+    x: Rows<'_>,
+    w: &Packed,
+    canvas: Canvas<'_, T>,
+    update: Update<'_>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let (Values::Bf16(_), Dtype::Bf16) = (x.values, w.dtype())
+        && let Some(tile) = dot_bf16::DotBf16::new(isa)
+    {
+        return slabs(&tile, x, w, canvas, update);
+    }
+    slabs(&Fma::new(isa, w.dtype()), x, w, canvas, update);
+}
+
+fn slabs<K: Tile, T: Element>(
+    tile: &K,
+    x: Rows<'_>,
+    w: &Packed,
+    mut canvas: Canvas<'_, T>,
+    update: Update<'_>,
+) {
+    for start in (0..x.count()).step_by(SLAB_ROWS) {
+        let rows = start..x.count().min(start + SLAB_ROWS);
+        let x = Blocks::<K::Block>::new(x, rows.clone(), w.k());
+        let product = Product { tile, x: &x, first: rows.start, w, update };
+        product.run(&mut canvas);
+    }
+}
+
+/// One slab of rows times all weights.
+struct Product<'a, K: Tile> {
+    tile: &'a K,
+    x: &'a Blocks<K::Block>,
+    /// Row of the output that the first row of `x` gives.
+    first: usize,
+    w: &'a Packed,
+    update: Update<'a>,
+}
+
+impl<K: Tile> Product<'_, K> {
+    fn run<T: Element>(&self, canvas: &mut Canvas<'_, T>) {
+        canvas.paint(self.grid(), Vec::new, |sums, window| self.window(sums, window));
+    }
+
+    /// Columns are cut into panels; rows only where there are too few panels for the threads.
+    fn grid(&self) -> Grid {
+        let (rows, n, k) = (self.x.rows(), self.w.n(), self.w.k());
+        let col_step = LANES * self.tile.panels();
+        let cuts = n.div_ceil(col_step).max(1);
+        let wanted = TASKS_PER_THREAD * rayon::current_num_threads();
+        let row_step = if cuts >= wanted {
+            rows
+        } else {
+            rows.div_ceil(wanted.div_ceil(cuts)).next_multiple_of(self.tile.max_rows())
+        };
+        let products = rows.saturating_mul(n).saturating_mul(k);
+        let serial = products < SERIAL_PRODUCTS && self.w.bytes() < SERIAL_BYTES;
+        let task_bytes = (self.w.bytes() / cuts).max(1);
+        let min_task = (!serial).then_some((TASK_BYTES / task_bytes / rows.max(1)).max(1));
+        Grid { rows: self.first..self.first + rows, cols: n, row_step, col_step, min_task }
+    }
+
+    /// Fills one rectangle of the output.
+    fn window<T: Element>(&self, sums: &mut Vec<Sums>, mut out: Window<'_, T>) {
+        let (panel, panels) = (out.cols.start / LANES, out.cols.len().div_ceil(LANES));
+        let weights = [self.w.panel(panel), self.w.panel(panel + 1)];
+        let rows = out.rows.start - self.first..out.rows.end - self.first;
+        sums.clear();
+        sums.resize(rows.len() * panels, Sums([0.0; LANES]));
+        let depth = BLOCK_K / self.w.dtype().depth();
+        for (block, start) in (0..weights[0].len()).step_by(depth).enumerate() {
+            let weights = weights.map(|lines| part(lines, start, depth));
+            let x = part(self.x.block(block), rows.start, rows.len());
+            for tile in tiles(rows.len(), self.tile.max_rows()) {
+                let sums = &mut sums[tile.start * panels..tile.end * panels];
+                self.tile.add(&x[tile], &weights[..panels], sums);
+            }
+        }
+        for (m, sums) in out.rows.clone().zip(sums.chunks(panels)) {
+            self.update.apply(out.cols.start, bytemuck::cast_slice(sums), out.row(m));
+        }
+    }
+}
+
+/// `count` items from `start`, or those that there are.
+fn part<T>(items: &[T], start: usize, count: usize) -> &[T] {
+    let items = items.get(start..).unwrap_or(&[]);
+    &items[..count.min(items.len())]
+}
+
+/// Cuts `rows` into as few tiles as possible, of nearly equal height.
+fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = rows.div_ceil(most);
+    (0..count).map(move |i| i * rows / count..(i + 1) * rows / count)
+}

@@ -1,0 +1,45 @@
+//! The inner product as the formula has it; the fast one is tested against it.
+
+use super::{
+    operand::{Element, Out, Rows, Values, ValuesMut, place},
+    packed::Packed,
+};
+
+/// See [`matmul_obvious`](super::matmul_obvious), which has checked the operands.
+pub(super) fn matmul(x: Rows<'_>, w: &Packed, out: Out<'_>) {
+    match out.values {
+        ValuesMut::Bf16(data) => each_output(x, w, |m, n, y| {
+            out.update.apply(n, &[y], at(data, place(out.index, m) * out.stride + n));
+        }),
+        ValuesMut::F32(data) => each_output(x, w, |m, n, y| {
+            out.update.apply(n, &[y], at(data, place(out.index, m) * out.stride + n));
+        }),
+    }
+}
+
+/// Calls `emit(m, n, y)` for every output.
+fn each_output(x: Rows<'_>, w: &Packed, mut emit: impl FnMut(usize, usize, f32)) {
+    let mut weights = vec![0.0; w.k()];
+    for n in 0..w.n() {
+        w.decode_row(n, &mut weights);
+        for m in 0..x.count() {
+            let y = match x.values {
+                Values::Bf16(data) => sum_of_products(x.row(data, m, w.k()), &weights),
+                Values::F32(data) => sum_of_products(x.row(data, m, w.k()), &weights),
+            };
+            emit(m, n, y);
+        }
+    }
+}
+
+fn sum_of_products<T: Element>(x: &[T], w: &[f32]) -> f32 {
+    let mut sum = 0.0;
+    for (x, w) in x.iter().zip(w) {
+        sum += x.widen() * w;
+    }
+    sum
+}
+
+fn at<T>(data: &mut [T], i: usize) -> &mut [T] {
+    data.get_mut(i..=i).unwrap_or(&mut [])
+}

@@ -1,0 +1,216 @@
+//! The activations that go into a product and the place where its result goes.
+
+use half::bf16;
+
+use super::{InnerError, Packed, float16::bf16_round, float16::bf16_to_f32};
+
+/// Activations in their type.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Values<'a> {
+    Bf16(&'a [bf16]),
+    F32(&'a [f32]),
+}
+
+/// Rows of activations: row `m` is `k` values from `place(m) * stride`, where `place(m)` is `m`
+/// or the `m`-th entry of an index list. Rows may overlap, repeat and come in any order.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    pub(super) values: Values<'a>,
+    stride: usize,
+    count: usize,
+    index: Option<&'a [u32]>,
+}
+
+impl<'a> Rows<'a> {
+    /// The first `count` rows of `data`, `stride` elements apart.
+    pub fn bf16(data: &'a [bf16], stride: usize, count: usize) -> Self {
+        Self { values: Values::Bf16(data), stride, count, index: None }
+    }
+
+    /// The first `count` rows of `data`, `stride` elements apart.
+    pub fn f32(data: &'a [f32], stride: usize, count: usize) -> Self {
+        Self { values: Values::F32(data), stride, count, index: None }
+    }
+
+    /// The rows named by `index` instead of the first ones: a gather.
+    #[must_use]
+    pub fn listed(self, index: &'a [u32]) -> Self {
+        Self { index: Some(index), count: index.len(), ..self }
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Fails unless every row has `k` values.
+    pub(super) fn check(&self, k: usize) -> Result<(), InnerError> {
+        let found = match self.values {
+            Values::Bf16(data) => data.len(),
+            Values::F32(data) => data.len(),
+        };
+        check_extent("x", found, self.stride, k, last_row(self.count, self.index))
+    }
+
+    /// Row `m` of `data`, which holds this operand's values; empty if it is out of bounds.
+    pub(super) fn row<T>(&self, data: &'a [T], m: usize, k: usize) -> &'a [T] {
+        let start = place(self.index, m) * self.stride;
+        data.get(start..start + k).unwrap_or(&[])
+    }
+}
+
+/// What happens to a result on its way to the output.
+#[derive(Clone, Copy, Debug)]
+pub enum Update<'a> {
+    /// `out = y`.
+    Store,
+    /// `out = y + bias[n]`, rounded once.
+    StoreBias(&'a [f32]),
+    /// `out = out + scale * y`, rounded once: how a LoRA delta joins the base output.
+    AddScaled(f32),
+}
+
+/// Output in its type.
+#[derive(Debug)]
+pub(super) enum ValuesMut<'a> {
+    Bf16(&'a mut [bf16]),
+    F32(&'a mut [f32]),
+}
+
+/// Where results go: row `m` is the `n` values from `place(m) * stride`, where `place(m)` is `m`
+/// or the `m`-th entry of an index list. To write columns from `c` on, pass `&mut data[c..]`.
+#[derive(Debug)]
+pub struct Out<'a> {
+    pub(super) values: ValuesMut<'a>,
+    pub(super) stride: usize,
+    pub(super) index: Option<&'a [u32]>,
+    pub(super) update: Update<'a>,
+}
+
+impl<'a> Out<'a> {
+    /// Rounds results to bfloat16 (nearest, ties to even) and stores them in `data`.
+    pub fn bf16(data: &'a mut [bf16], stride: usize) -> Self {
+        Self { values: ValuesMut::Bf16(data), stride, index: None, update: Update::Store }
+    }
+
+    /// Stores results in `data`.
+    pub fn f32(data: &'a mut [f32], stride: usize) -> Self {
+        Self { values: ValuesMut::F32(data), stride, index: None, update: Update::Store }
+    }
+
+    /// Result row `m` goes to row `index[m]`: a scatter. Rows named twice are written twice, the
+    /// later result last. A strictly increasing list lets more threads share the work.
+    #[must_use]
+    pub fn listed(self, index: &'a [u32]) -> Self {
+        Self { index: Some(index), ..self }
+    }
+
+    /// Sets how results meet what the output holds; [`Update::Store`] otherwise.
+    #[must_use]
+    pub fn update(self, update: Update<'a>) -> Self {
+        Self { update, ..self }
+    }
+
+    /// Fails unless `count` rows of `w`'s outputs fit.
+    pub(super) fn check(&self, count: usize, w: &Packed) -> Result<(), InnerError> {
+        let width = w.n();
+        let found = match &self.values {
+            ValuesMut::Bf16(data) => data.len(),
+            ValuesMut::F32(data) => data.len(),
+        };
+        if let Some(index) = self.index
+            && index.len() != count
+        {
+            let what = "the output's row list";
+            return Err(InnerError::Count { what, found: index.len(), needed: count });
+        }
+        if let Update::StoreBias(bias) = self.update
+            && bias.len() != width
+        {
+            return Err(InnerError::Count { what: "bias", found: bias.len(), needed: width });
+        }
+        if self.stride < width {
+            return Err(InnerError::Overlap { stride: self.stride, width });
+        }
+        check_extent("the output", found, self.stride, width, last_row(count, self.index))
+    }
+}
+
+/// An element type that outputs may have.
+pub(super) trait Element: Copy + Send + Sync {
+    /// The value as `f32`.
+    fn widen(self) -> f32;
+    /// `value` rounded to this type.
+    fn narrow(value: f32) -> Self;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        bf16_to_f32(self.to_bits().into())
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        bf16_round(value)
+    }
+}
+
+impl Update<'_> {
+    /// Hands `results` of outputs `n0..` over to `out`, one for one.
+    pub(super) fn apply<T: Element>(&self, n0: usize, results: &[f32], out: &mut [T]) {
+        let pairs = out.iter_mut().zip(results);
+        match *self {
+            Self::Store => pairs.for_each(|(o, &y)| *o = T::narrow(y)),
+            Self::StoreBias(bias) => {
+                let bias = bias.get(n0..).unwrap_or(&[]);
+                pairs.zip(bias).for_each(|((o, &y), b)| *o = T::narrow(y + b));
+            }
+            Self::AddScaled(scale) => {
+                pairs.for_each(|(o, &y)| *o = T::narrow(o.widen() + scale * y));
+            }
+        }
+    }
+}
+
+/// Where row `m` is.
+pub(super) fn place(index: Option<&[u32]>, m: usize) -> usize {
+    match index {
+        Some(list) => list.get(m).map_or(usize::MAX >> 32, |&row| row as usize),
+        None => m,
+    }
+}
+
+fn last_row(count: usize, index: Option<&[u32]>) -> Option<usize> {
+    match index {
+        Some(list) => list.iter().max().map(|&row| row as usize),
+        None => count.checked_sub(1),
+    }
+}
+
+fn check_extent(
+    what: &'static str,
+    found: usize,
+    stride: usize,
+    width: usize,
+    last: Option<usize>,
+) -> Result<(), InnerError> {
+    let Some(row) = last else { return Ok(()) };
+    let needed = row.saturating_mul(stride).saturating_add(width);
+    if needed > found {
+        return Err(InnerError::Short { what, row, width, stride, found, needed });
+    }
+    Ok(())
+}

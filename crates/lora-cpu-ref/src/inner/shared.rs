@@ -1,0 +1,109 @@
+//! One output written by several threads, each a rectangle of its own.
+#![allow(unsafe_code)] // Rectangles of a strided buffer are disjoint, but not as slices.
+
+use std::{marker::PhantomData, ops::Range};
+
+use rayon::prelude::*;
+
+use super::operand::place;
+
+/// Rows of an output that is divided into rectangles.
+pub(super) struct Canvas<'a, T> {
+    data: *mut T,
+    len: usize,
+    stride: usize,
+    index: Option<&'a [u32]>,
+    owner: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a canvas is only reached through windows, and windows that exist at the same time never
+// share an element (see `Grid::windows`), so threads write to disjoint memory of a `Send` type.
+unsafe impl<T: Send> Sync for Canvas<'_, T> {}
+
+/// How the columns `0..cols` of some rows are cut: each rectangle has `row_step` by `col_step`
+/// values, less at the edges.
+#[derive(Clone, Debug)]
+pub(super) struct Grid {
+    pub(super) rows: Range<usize>,
+    pub(super) cols: usize,
+    pub(super) row_step: usize,
+    pub(super) col_step: usize,
+    /// Rectangles that one task takes at least; `None` keeps all on the calling thread.
+    pub(super) min_task: Option<usize>,
+}
+
+/// One rectangle of a canvas.
+pub(super) struct Window<'a, T> {
+    canvas: &'a Canvas<'a, T>,
+    pub(super) rows: Range<usize>,
+    pub(super) cols: Range<usize>,
+}
+
+impl<'a, T: Send> Canvas<'a, T> {
+    /// Row `m` of the canvas starts at `place(m) * stride` of `data`, with `place` as in
+    /// [`Out`](super::Out).
+    pub(super) fn new(data: &'a mut [T], stride: usize, index: Option<&'a [u32]>) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), stride, index, owner: PhantomData }
+    }
+
+    /// Calls `body` once for every rectangle of `grid`, in parallel if the grid says so, with
+    /// scratch of `scratch` that calls on one thread share.
+    ///
+    /// Rows are only divided where they certainly differ, columns never exceed the stride.
+    pub(super) fn paint<S>(
+        &mut self,
+        grid: Grid,
+        scratch: impl Fn() -> S + Sync,
+        body: impl Fn(&mut S, Window<'_, T>) + Sync,
+    ) {
+        let grid = self.disjoint(grid);
+        let across = grid.cols.div_ceil(grid.col_step);
+        let tasks = across * grid.rows.len().div_ceil(grid.row_step);
+        let canvas = &*self;
+        let one = |scratch: &mut S, task: usize| {
+            let row = grid.rows.start + task / across * grid.row_step;
+            let col = task % across * grid.col_step;
+            let rows = row..grid.rows.end.min(row + grid.row_step);
+            let cols = col..grid.cols.min(col + grid.col_step);
+            body(scratch, Window { canvas, rows, cols });
+        };
+        match grid.min_task {
+            Some(least) => (0..tasks)
+                .into_par_iter()
+                .with_min_len(least)
+                .for_each_init(&scratch, |scratch, task| one(scratch, task)),
+            None => {
+                let mut scratch = scratch();
+                (0..tasks).for_each(|task| one(&mut scratch, task));
+            }
+        }
+    }
+
+    /// `grid` with the cuts that keep its rectangles disjoint.
+    fn disjoint(&self, grid: Grid) -> Grid {
+        let increasing = self.index.is_none_or(|list| list.is_sorted_by(|a, b| a < b));
+        let row_step = if increasing { grid.row_step } else { grid.rows.len() };
+        Grid {
+            cols: grid.cols.min(self.stride),
+            row_step: row_step.max(1),
+            col_step: grid.col_step.max(1),
+            ..grid
+        }
+    }
+}
+
+impl<T> Window<'_, T> {
+    /// The window's columns of row `m`; empty if the row is outside the window or the data.
+    pub(super) fn row(&mut self, m: usize) -> &mut [T] {
+        let start = place(self.canvas.index, m) * self.canvas.stride + self.cols.start;
+        let end = start + self.cols.len();
+        if !self.rows.contains(&m) || end > self.canvas.len {
+            return &mut [];
+        }
+        // SAFETY: `start..end` is inside the canvas's data, which is borrowed mutably for as long
+        // as the canvas lives. Windows of one `paint` differ in their columns, which lie within one
+        // stride, or in their rows, whose places differ (`disjoint`); two rows of one window
+        // cannot be held at once because of `&mut self`. So nothing else refers to this memory.
+        unsafe { std::slice::from_raw_parts_mut(self.canvas.data.add(start), self.cols.len()) }
+    }
+}

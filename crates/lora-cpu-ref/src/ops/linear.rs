@@ -1,0 +1,195 @@
+//! Products with weight matrices.
+
+use half::{bf16, f16};
+use lora_core::{DType, Error, HostTensor, Result, check_extent};
+
+use crate::inner::{Dtype, InnerError, Isa, Out, Packed, Part, Rows, Update, dot, matmul};
+use crate::rows::{Element, check_float, read_row};
+use crate::{View, ViewMut};
+
+/// A weight matrix `[out, in]` in the order in which the inner product reads it.
+pub struct CpuLinear {
+    pub(crate) packed: Packed,
+    bias: Option<Vec<f32>>,
+}
+
+/// See [`lora_core::Backend::prepare_linear`].
+pub fn prepare(parts: &[HostTensor], bias: Option<&[f32]>) -> Result<CpuLinear> {
+    let packed = pack("prepare_linear", parts)?;
+    if let Some(bias) = bias {
+        check_extent("prepare_linear", "bias", bias.len(), packed.n())?;
+    }
+    Ok(CpuLinear { packed, bias: bias.map(<[f32]>::to_vec) })
+}
+
+/// Packs matrices stacked by rows.
+///
+/// # Errors
+/// [`Error::Shape`] or [`Error::DType`] if they are no matrices, or differ in columns or dtype.
+pub fn pack(op: &'static str, tensors: &[HostTensor]) -> Result<Packed> {
+    let mut parts = Vec::with_capacity(tensors.len());
+    let mut k = None;
+    for tensor in tensors {
+        let [rows, cols] = tensor.shape()[..] else {
+            let (what, found) = ("number of dimensions", tensor.shape().len());
+            return Err(Error::Shape { op, what, found, expected: 2 });
+        };
+        check_extent(op, "columns of a part", cols, *k.get_or_insert(cols))?;
+        parts.push(Part { dtype: packed_dtype(op, tensor.dtype())?, rows, bytes: tensor.bytes() });
+    }
+    Packed::pack(&parts, k.unwrap_or(0)).map_err(|e| misfit(op, &e))
+}
+
+fn packed_dtype(op: &'static str, dtype: DType) -> Result<Dtype> {
+    match dtype {
+        DType::Bf16 => Ok(Dtype::Bf16),
+        DType::F16 => Ok(Dtype::F16),
+        DType::F32 => Ok(Dtype::F32),
+        found => {
+            let allowed = "float32, float16, bfloat16";
+            Err(Error::DType { op, what: "weight", found, allowed })
+        }
+    }
+}
+
+/// The inner product checks again what the ops have checked; whatever it finds is reported as is.
+fn misfit(op: &'static str, error: &InnerError) -> Error {
+    Error::Unsupported { op, backend: crate::NAME, what: error.to_string() }
+}
+
+/// See [`lora_core::Backend::linear`].
+pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "linear";
+    check_float(OP, "x", x.geo.dtype)?;
+    check_float(OP, "out", out.geo.dtype)?;
+    check_extent(OP, "columns of x", x.geo.cols, w.packed.k())?;
+    check_extent(OP, "columns of out", out.geo.cols, w.packed.n())?;
+    check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
+    let update = w.bias.as_ref().map_or(Update::Store, |bias| Update::StoreBias(bias));
+    let mut widened = Vec::new();
+    let rows = input_rows(&x, None, &mut widened);
+    product(OP, isa, rows, &w.packed, &mut Target { out: &mut out, rows: None, update })
+}
+
+/// Rows of a view as the inner product takes them; `widened` holds them where it does not take
+/// their dtype.
+pub fn input_rows<'a>(
+    x: &View<'a>,
+    listed: Option<&'a [u32]>,
+    widened: &'a mut Vec<f32>,
+) -> Rows<'a> {
+    let (geo, buf) = (x.geo, x.buf);
+    let rows = match geo.dtype {
+        DType::Bf16 => Rows::bf16(&buf.as_slice::<bf16>()[geo.offset..], geo.row_stride, geo.rows),
+        DType::F32 => Rows::f32(&buf.as_slice::<f32>()[geo.offset..], geo.row_stride, geo.rows),
+        _ => {
+            let mut row = Vec::new();
+            for r in 0..geo.rows {
+                read_row(x, r, &mut row);
+                widened.extend_from_slice(&row);
+            }
+            Rows::f32(widened, geo.cols, geo.rows)
+        }
+    };
+    match listed {
+        Some(list) => rows.listed(list),
+        None => rows,
+    }
+}
+
+/// Where a product goes: all rows of a view, or those listed.
+pub struct Target<'t, 'v> {
+    /// The view.
+    pub out: &'t mut ViewMut<'v>,
+    /// Rows of the view, ascending; all of them where there is no list.
+    pub rows: Option<&'t [u32]>,
+    /// What happens to the values there.
+    pub update: Update<'t>,
+}
+
+/// Multiplies rows by a matrix into a target.
+///
+/// # Errors
+/// [`Error`] if the operands do not fit each other.
+pub fn product(
+    op: &'static str,
+    isa: Isa,
+    x: Rows<'_>,
+    w: &Packed,
+    target: &mut Target<'_, '_>,
+) -> Result<()> {
+    let (geo, update) = (target.out.geo, target.update);
+    let (start, stride) = (geo.offset, geo.row_stride);
+    let listed = |out: Out<'_>| {
+        let out = match target.rows {
+            Some(list) => out.listed(list),
+            None => out,
+        };
+        matmul(isa, x, w, out.update(update)).map_err(|e| misfit(op, &e))
+    };
+    match geo.dtype {
+        DType::Bf16 => {
+            listed(Out::bf16(&mut target.out.buf.as_mut_slice::<bf16>()[start..], stride))
+        }
+        DType::F16 => product_f16(op, isa, x, w, target),
+        _ => listed(Out::f32(&mut target.out.buf.as_mut_slice::<f32>()[start..], stride)),
+    }
+}
+
+/// The inner product does not store f16: it computes in f32, and the update is made here.
+fn product_f16(
+    op: &'static str,
+    isa: Isa,
+    x: Rows<'_>,
+    w: &Packed,
+    target: &mut Target<'_, '_>,
+) -> Result<()> {
+    let (count, n, geo) = (x.count(), w.n(), target.out.geo);
+    let mut values = vec![0.0; count * n];
+    matmul(isa, x, w, Out::f32(&mut values, n)).map_err(|e| misfit(op, &e))?;
+    let out = target.out.buf.as_mut_slice::<f16>();
+    for (m, row) in values.chunks_exact(n.max(1)).enumerate() {
+        let place = target.rows.map_or(m, |rows| rows[m] as usize);
+        let start = geo.offset + place * geo.row_stride;
+        for (i, (slot, y)) in out[start..start + n].iter_mut().zip(row).enumerate() {
+            *slot = f16::round(match target.update {
+                Update::Store => *y,
+                Update::StoreBias(bias) => y + bias[i],
+                Update::AddScaled(scale) => slot.widen() + scale * y,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// See [`lora_core::Backend::row_norms`].
+pub fn row_norms(
+    isa: Isa,
+    w: &CpuLinear,
+    rows: std::ops::Range<usize>,
+    (a, b, scale): (&HostTensor, &HostTensor, f32),
+) -> Result<Vec<f32>> {
+    const OP: &str = "row_norms";
+    let k = w.packed.k();
+    let [rank, cols] = a.shape()[..] else {
+        return Err(Error::Shape { op: OP, what: "dimensions of a", found: 0, expected: 2 });
+    };
+    check_extent(OP, "columns of a", cols, k)?;
+    check_extent(OP, "elements of b", b.len(), rows.len() * rank)?;
+    if rows.end > w.packed.n() {
+        let (found, limit) = (rows.end as i64, w.packed.n() + 1);
+        return Err(Error::OutOfRange { op: OP, what: "row", found, limit });
+    }
+    let (a, b) = (a.to_f32(), b.to_f32());
+    let mut row = vec![0.0; k];
+    Ok(rows
+        .enumerate()
+        .map(|(i, n)| {
+            w.packed.decode_row(n, &mut row);
+            for (j, factor) in b[i * rank..(i + 1) * rank].iter().enumerate() {
+                crate::inner::axpy(isa, &mut row, scale * factor, &a[j * k..(j + 1) * k]);
+            }
+            dot(isa, &row, &row).sqrt()
+        })
+        .collect())
+}

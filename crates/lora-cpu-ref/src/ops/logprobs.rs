@@ -1,0 +1,92 @@
+//! Log-probabilities of raw logits.
+
+use lora_core::ops::{LogprobArgs, LogprobOut};
+use lora_core::{DType, Error, Result, check_extent};
+
+use crate::rows::{checked_index, indices, typed_row};
+use crate::{CpuRef, ViewMut};
+
+const OP: &str = "logprobs";
+
+/// See [`lora_core::Backend::logprobs`].
+pub fn logprobs(args: LogprobArgs<'_, CpuRef>, mut out: LogprobOut<'_, CpuRef>) -> Result<()> {
+    let (rows, vocab, k) = (args.logits.geo.rows, args.logits.geo.cols, out.top_ids.geo.cols);
+    for (what, found, wanted) in [
+        ("logits", args.logits.geo.dtype, DType::F32),
+        ("target", out.target.geo.dtype, DType::F32),
+        ("rank", out.rank.geo.dtype, DType::I32),
+        ("top_ids", out.top_ids.geo.dtype, DType::I32),
+        ("top", out.top.geo.dtype, DType::F32),
+    ] {
+        if found != wanted {
+            return Err(Error::DType { op: OP, what, found, allowed: "ids int32, values float32" });
+        }
+    }
+    let targets = indices(OP, "targets", &args.targets)?;
+    check_extent(OP, "targets", targets.len(), rows)?;
+    check_extent(OP, "columns of target", out.target.geo.cols, rows)?;
+    check_extent(OP, "columns of rank", out.rank.geo.cols, rows)?;
+    check_extent(OP, "rows of top_ids", out.top_ids.geo.rows, rows)?;
+    check_extent(OP, "rows of top", out.top.geo.rows, rows)?;
+    check_extent(OP, "columns of top", out.top.geo.cols, k)?;
+    if k > vocab {
+        return Err(Error::OutOfRange { op: OP, what: "k", found: k as i64, limit: vocab + 1 });
+    }
+    for target in targets {
+        checked_index(OP, "target", *target, vocab)?;
+    }
+    for (r, target) in targets.iter().enumerate() {
+        let logits = typed_row::<f32>(&args.logits, r);
+        let normalizer = log_sum_exp(logits);
+        let target = logits[*target as usize];
+        put(&mut out.target, 0, r, target - normalizer);
+        put(&mut out.rank, 0, r, 1 + logits.iter().filter(|l| **l > target).count() as i32);
+        for (i, token) in largest(logits, k).into_iter().enumerate() {
+            put(&mut out.top_ids, r, i, token as i32);
+            put(&mut out.top, r, i, logits[token] - normalizer);
+        }
+    }
+    Ok(())
+}
+
+fn put<T: bytemuck::Pod>(out: &mut ViewMut<'_>, row: usize, col: usize, value: T) {
+    out.buf.as_mut_slice::<T>()[out.geo.offset + row * out.geo.row_stride + col] = value;
+}
+
+/// `ln(sum(exp(x)))`, summed in f64 so that a long tail is not lost.
+fn log_sum_exp(x: &[f32]) -> f32 {
+    let best = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    best + x.iter().map(|v| f64::from(v - best).exp()).sum::<f64>().ln() as f32
+}
+
+/// Indices of the `k` largest values, largest first, lower indices first among equals.
+fn largest(values: &[f32], k: usize) -> Vec<usize> {
+    if k == 0 {
+        return Vec::new();
+    }
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    let larger = |a: &usize, b: &usize| values[*b].total_cmp(&values[*a]).then(a.cmp(b));
+    if k < order.len() {
+        order.select_nth_unstable_by(k, larger);
+        order.truncate(k);
+    }
+    order.sort_unstable_by(larger);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_come_first_and_ties_keep_their_order() {
+        assert_eq!(largest(&[1.0, 5.0, 5.0, 2.0], 3), [1, 2, 3]);
+        assert_eq!(largest(&[1.0], 1), [0]);
+        assert!(largest(&[], 0).is_empty());
+    }
+
+    #[test]
+    fn log_sum_exp_survives_large_logits() {
+        assert!((log_sum_exp(&[1e4, 1e4]) - (1e4 + 2f32.ln())).abs() < 1e-2);
+    }
+}

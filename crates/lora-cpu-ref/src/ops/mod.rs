@@ -1,0 +1,11 @@
+//! The ops, one file a concept, each in the order of its formula.
+
+pub mod activation;
+pub mod attention;
+pub mod embed;
+pub mod linear;
+pub mod logprobs;
+pub mod lora;
+pub mod norm;
+pub mod rope;
+pub mod sample;

@@ -1,0 +1,177 @@
+//! Drawing tokens.
+
+use lora_core::ops::{SampleArgs, SampleRow};
+use lora_core::{DType, Error, Result, check_extent};
+
+use crate::philox::{philox4x32, uniform};
+use crate::rows::{checked_index, indices, typed_row};
+use crate::{CpuRef, ViewMut};
+
+const OP: &str = "sample";
+
+/// See [`lora_core::Backend::sample`].
+pub fn sample(args: SampleArgs<'_, CpuRef>, out: ViewMut<'_>) -> Result<()> {
+    let (rows, vocab) = (args.logits.geo.rows, args.logits.geo.cols);
+    if args.logits.geo.dtype != DType::F32 {
+        let found = args.logits.geo.dtype;
+        return Err(Error::DType { op: OP, what: "logits", found, allowed: "float32" });
+    }
+    check_extent(OP, "rows of params", args.params.geo.rows, rows)?;
+    check_extent(OP, "columns of params", args.params.geo.cols, SampleRow::WORDS)?;
+    check_extent(OP, "tokens of out", indices(OP, "out", &out.as_view())?.len(), rows)?;
+    check_extent(OP, "columns of history", args.history.geo.cols, 2)?;
+    let banned = indices(OP, "banned", &args.banned)?;
+    for token in banned {
+        checked_index(OP, "banned token", *token, vocab)?;
+    }
+    let mut tokens = Vec::with_capacity(rows);
+    for r in 0..rows {
+        let params: SampleRow =
+            *bytemuck::from_bytes(bytemuck::cast_slice(typed_row::<i32>(&args.params, r)));
+        let mut logits = typed_row::<f32>(&args.logits, r).to_vec();
+        let [from, count] = params.history.map(|v| v as usize);
+        check_range("history entry", from, count, args.history.geo.rows)?;
+        for entry in from..from + count {
+            let [token, times] = *typed_row::<i32>(&args.history, entry) else { continue };
+            let token = checked_index(OP, "seen token", token, vocab)?;
+            penalise(&mut logits[token], times as f32, &params);
+        }
+        let [from, count] = params.banned.map(|v| v as usize);
+        check_range("banned entry", from, count, banned.len())?;
+        for token in &banned[from..from + count] {
+            logits[*token as usize] = f32::NEG_INFINITY;
+        }
+        tokens.push(draw(&logits, &params) as i32);
+    }
+    let start = out.geo.offset;
+    out.buf.as_mut_slice::<i32>()[start..start + rows].copy_from_slice(&tokens);
+    Ok(())
+}
+
+fn check_range(what: &'static str, from: usize, count: usize, limit: usize) -> Result<()> {
+    if from.checked_add(count).is_some_and(|end| end <= limit) {
+        Ok(())
+    } else {
+        Err(Error::OutOfRange { op: OP, what, found: (from + count) as i64, limit })
+    }
+}
+
+/// Applies the penalties of a token that was seen, `times` times as far as presence and frequency
+/// are concerned.
+fn penalise(logit: &mut f32, times: f32, params: &SampleRow) {
+    let repetition = params.repetition_penalty;
+    *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+    if times > 0.0 {
+        *logit -= params.presence_penalty + times * params.frequency_penalty;
+    }
+}
+
+/// The token drawn from penalised logits; see [`SampleRow`] for the order of the filters.
+fn draw(logits: &[f32], params: &SampleRow) -> usize {
+    if params.temperature == 0.0 || params.top_k == 1 {
+        return argmax(logits);
+    }
+    let keep =
+        if params.top_k == 0 { logits.len() } else { logits.len().min(params.top_k as usize) };
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    let likelier = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    if keep < order.len() {
+        order.select_nth_unstable_by(keep, likelier);
+        order.truncate(keep);
+    }
+    order.sort_unstable_by(likelier);
+
+    let best = logits[order[0]];
+    let weights: Vec<f32> =
+        order.iter().map(|t| ((logits[*t] - best) / params.temperature).exp()).collect();
+    let kept = kept_by_top_p_and_min_p(&weights, params);
+    let total: f32 = weights[..kept].iter().sum();
+
+    let counter = [params.position, params.stream, 0, 0];
+    let mut left = uniform(philox4x32(params.seed, counter)[0]) * total;
+    for (token, weight) in order[..kept].iter().zip(&weights) {
+        if left < *weight {
+            return *token;
+        }
+        left -= weight;
+    }
+    // Rounding can leave a sliver behind the last token.
+    order[kept - 1]
+}
+
+/// How many of the descending `weights` survive; at least one. The likeliest has weight 1.
+fn kept_by_top_p_and_min_p(weights: &[f32], params: &SampleRow) -> usize {
+    let mut kept = weights.len();
+    if params.top_p < 1.0 {
+        let target = params.top_p * weights.iter().sum::<f32>();
+        let mut reached = 0.0;
+        kept = weights
+            .iter()
+            .position(|w| {
+                reached += w;
+                reached >= target
+            })
+            .map_or(kept, |last| last + 1);
+    }
+    weights[..kept].iter().take_while(|w| **w >= params.min_p).count().max(1)
+}
+
+/// The index of the largest value, the first among equals.
+fn argmax(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, v) in values.iter().enumerate() {
+        if *v > values[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(position: u32) -> SampleRow {
+        SampleRow { temperature: 1.0, position, ..SampleRow::GREEDY }
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_equals() {
+        assert_eq!(draw(&[1.0, 3.0, 3.0], &SampleRow::GREEDY), 1);
+    }
+
+    #[test]
+    fn frequencies_follow_the_softmax() {
+        let logits = [0.0f32, 1.0, 2.0, f32::NEG_INFINITY];
+        let mut counts = [0usize; 4];
+        for position in 0..20_000 {
+            counts[draw(&logits, &at(position))] += 1;
+        }
+        let total: f32 = logits.iter().map(|l| l.exp()).sum();
+        for (count, logit) in counts.iter().zip(logits) {
+            assert!((*count as f32 / 20_000.0 - logit.exp() / total).abs() < 0.02, "{counts:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn filters_only_ever_drop_the_unlikely(
+            logits in prop::collection::vec(-8f32..8.0, 1..40),
+            (top_k, top_p, min_p, position) in (0u32..10, 0f32..=1.0, 0f32..=1.0, 0u32..1000),
+        ) {
+            let params = SampleRow { top_k, top_p, min_p, ..at(position) };
+            let token = draw(&logits, &params);
+            let likelier = logits.iter().filter(|l| **l > logits[token]).count();
+            if top_k > 0 {
+                prop_assert!(likelier < top_k as usize);
+            }
+            let best = logits[argmax(&logits)];
+            prop_assert!((logits[token] - best).exp() >= min_p);
+            let total: f32 = logits.iter().map(|l| l.exp()).sum();
+            let before: f32 =
+                logits.iter().filter(|l| **l > logits[token]).map(|l| l.exp() / total).sum();
+            prop_assert!(before <= top_p + 1e-4);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Rows of views: decoded to `f32` to compute with, encoded when stored.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+use lora_core::{DType, Error, Result};
+use rayon::prelude::*;
+
+use crate::{View, ViewMut};
+
+/// Elements below which a loop over rows stays on the calling thread: handing work to another one
+/// costs a few microseconds, in which a core converts about this many.
+const SERIAL_ELEMENTS: usize = 8 * 1024;
+
+/// A float that activations are stored in.
+pub trait Element: Pod + Send + Sync {
+    /// Exact.
+    fn widen(self) -> f32;
+    /// Rounds to nearest, ties to even.
+    fn round(value: f32) -> Self;
+}
+
+impl Element for f32 {
+    fn widen(self) -> f32 {
+        self
+    }
+    fn round(value: f32) -> Self {
+        value
+    }
+}
+
+impl Element for bf16 {
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    fn round(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+impl Element for f16 {
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    fn round(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+/// Where row `r` lies, in elements of the buffer.
+fn span(geo: lora_core::Mat, r: usize) -> Range<usize> {
+    let start = geo.offset + r * geo.row_stride;
+    start..start + geo.cols
+}
+
+/// The elements of row `r`, which must be of type `T`.
+pub fn typed_row<'a, T: Pod>(view: &View<'a>, r: usize) -> &'a [T] {
+    &view.buf.as_slice::<T>()[span(view.geo, r)]
+}
+
+/// The i32 elements of a one-row view.
+///
+/// # Errors
+/// [`Error::DType`] or [`Error::Shape`] unless the view is `[1, cols]` i32.
+pub fn indices<'a>(op: &'static str, what: &'static str, view: &View<'a>) -> Result<&'a [i32]> {
+    if view.geo.dtype != DType::I32 {
+        return Err(Error::DType { op, what, found: view.geo.dtype, allowed: "int32" });
+    }
+    lora_core::check_extent(op, what, view.geo.rows, 1)?;
+    Ok(typed_row(view, 0))
+}
+
+/// Checks that `index` is one of `limit` entries.
+///
+/// # Errors
+/// [`Error::OutOfRange`].
+pub fn checked_index(
+    op: &'static str,
+    what: &'static str,
+    index: i32,
+    limit: usize,
+) -> Result<usize> {
+    usize::try_from(index).ok().filter(|&i| i < limit).ok_or(Error::OutOfRange {
+        op,
+        what,
+        found: i64::from(index),
+        limit,
+    })
+}
+
+/// Checks that a view holds floats.
+///
+/// # Errors
+/// [`Error::DType`].
+pub fn check_float(op: &'static str, what: &'static str, found: DType) -> Result<()> {
+    if found.is_float() {
+        Ok(())
+    } else {
+        Err(Error::DType { op, what, found, allowed: "float32, float16, bfloat16" })
+    }
+}
+
+/// Decodes row `r` of a float view into `out`, which gets the view's number of columns.
+pub fn read_row(view: &View<'_>, r: usize, out: &mut Vec<f32>) {
+    out.clear();
+    match view.geo.dtype {
+        DType::F32 => out.extend_from_slice(typed_row::<f32>(view, r)),
+        DType::Bf16 => out.extend(typed_row::<bf16>(view, r).iter().map(|v| v.widen())),
+        DType::F16 => out.extend(typed_row::<f16>(view, r).iter().map(|v| v.widen())),
+        _ => out.resize(view.geo.cols, 0.0),
+    }
+}
+
+/// One row of an output: bytes that only one thread writes.
+pub struct RowMut<'a> {
+    bytes: &'a mut [u8],
+    dtype: DType,
+}
+
+impl RowMut<'_> {
+    /// Decodes the row as it is.
+    pub fn read(&self, out: &mut Vec<f32>) {
+        out.clear();
+        match self.dtype {
+            DType::Bf16 => {
+                out.extend(bytemuck::cast_slice::<_, bf16>(self.bytes).iter().map(|v| v.widen()))
+            }
+            DType::F16 => {
+                out.extend(bytemuck::cast_slice::<_, f16>(self.bytes).iter().map(|v| v.widen()))
+            }
+            _ => out.extend_from_slice(bytemuck::cast_slice(self.bytes)),
+        }
+    }
+
+    /// Stores `values`, rounded to the view's dtype.
+    pub fn store(&mut self, values: impl Iterator<Item = f32>) {
+        fn fill<T: Element>(bytes: &mut [u8], values: impl Iterator<Item = f32>) {
+            for (slot, value) in bytemuck::cast_slice_mut::<_, T>(bytes).iter_mut().zip(values) {
+                *slot = T::round(value);
+            }
+        }
+        match self.dtype {
+            DType::Bf16 => fill::<bf16>(self.bytes, values),
+            DType::F16 => fill::<f16>(self.bytes, values),
+            _ => fill::<f32>(self.bytes, values),
+        }
+    }
+}
+
+/// The rows of `out`, each as bytes that one closure call may write.
+fn split_rows<'a>(out: &'a mut ViewMut<'_>) -> impl IndexedParallelIterator<Item = RowMut<'a>> {
+    let (geo, size) = (out.geo, out.geo.dtype.size());
+    let bytes =
+        &mut out.buf.as_mut_slice::<u8>()[geo.offset * size..(geo.offset + geo.span()) * size];
+    bytes
+        .par_chunks_mut((geo.row_stride * size).max(1))
+        .map(move |row| RowMut { bytes: &mut row[..geo.cols * size], dtype: geo.dtype })
+}
+
+/// Rows a thread must take at least so that small outputs stay on the calling thread.
+fn rows_at_least(geo: lora_core::Mat) -> usize {
+    SERIAL_ELEMENTS.div_ceil(geo.cols.max(1))
+}
+
+/// Calls `f(row number, row, scratch)` for every row of `out`, in parallel where it pays.
+pub fn for_rows(out: &mut ViewMut<'_>, f: impl Fn(usize, RowMut<'_>, &mut Vec<f32>) + Sync) {
+    let least = rows_at_least(out.geo);
+    split_rows(out)
+        .enumerate()
+        .with_min_len(least)
+        .for_each_init(Vec::new, |scratch, (r, row)| f(r, row, scratch));
+}
+
+/// As [`for_rows`] over the rows of two outputs in step.
+pub fn for_row_pairs(
+    a: &mut ViewMut<'_>,
+    b: &mut ViewMut<'_>,
+    f: impl Fn(usize, RowMut<'_>, RowMut<'_>, &mut Vec<f32>) + Sync,
+) {
+    let least = rows_at_least(a.geo);
+    split_rows(a)
+        .zip(split_rows(b))
+        .enumerate()
+        .with_min_len(least)
+        .for_each_init(Vec::new, |scratch, (r, (x, y))| f(r, x, y, scratch));
+}
+
+/// Row `r` of an output.
+pub fn row_mut<'a>(out: &'a mut ViewMut<'_>, r: usize) -> RowMut<'a> {
+    let (range, size) = (span(out.geo, r), out.geo.dtype.size());
+    let bytes = &mut out.buf.as_mut_slice::<u8>()[range.start * size..range.end * size];
+    RowMut { bytes, dtype: out.geo.dtype }
+}
+
+/// Calls `f(row number, piece number, piece, scratch)` for every `width` columns of a dense
+/// output, in parallel. `S` is what a thread keeps between its calls.
+pub fn for_pieces<S: Default + Send>(
+    out: &mut ViewMut<'_>,
+    width: usize,
+    least: usize,
+    f: impl Fn(usize, usize, RowMut<'_>, &mut S) + Sync,
+) {
+    let (geo, size) = (out.geo, out.geo.dtype.size());
+    let bytes =
+        &mut out.buf.as_mut_slice::<u8>()[geo.offset * size..(geo.offset + geo.span()) * size];
+    let per_row = geo.cols / width.max(1);
+    bytes.par_chunks_mut((width * size).max(1)).enumerate().with_min_len(least).for_each_init(
+        S::default,
+        |scratch, (i, bytes)| {
+            let piece = RowMut { bytes, dtype: geo.dtype };
+            f(i / per_row, i % per_row, piece, scratch);
+        },
+    );
+}

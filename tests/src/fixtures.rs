@@ -1,0 +1,130 @@
+//! Models, adapters and expected outputs made by transformers and PEFT; see
+//! `tests/fixtures/README.md`.
+
+use std::path::PathBuf;
+
+use engine::{GenerateRequest, Llm, Prompt, RequestOutput, SamplingParams};
+use lora_core::{DType, HostTensor, LoraConfig, LoraRequest};
+use lora_cpu_ref::CpuRef;
+use serde::Deserialize;
+
+/// One row of `cases.json`: a prompt and what must come of it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Case {
+    /// Unique name, `model/adapter/number`.
+    pub id: String,
+    /// Folder under `models/`.
+    pub model: String,
+    /// Folder under `adapters/`; `None` is the base model.
+    pub adapter: Option<String>,
+    /// Token ids.
+    pub prompt: Vec<u32>,
+    /// The greedy continuation.
+    pub greedy: Vec<u32>,
+    /// Best minus second-best logit at each token of the continuation.
+    pub margin: Vec<f32>,
+}
+
+/// All fixtures.
+pub struct Fixtures {
+    /// The cases.
+    pub cases: Vec<Case>,
+    logits: Vec<u8>,
+}
+
+/// The folder of the fixtures.
+pub fn fixtures_dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+/// The folder of a fixture model.
+pub fn model_path(name: &str) -> PathBuf {
+    fixtures_dir().join("models").join(name)
+}
+
+/// The folder of a fixture adapter.
+pub fn adapter_path(name: &str) -> PathBuf {
+    fixtures_dir().join("adapters").join(name)
+}
+
+impl Fixtures {
+    /// Reads the fixtures.
+    ///
+    /// # Panics
+    /// If they are not there: the checkout is broken.
+    #[allow(clippy::expect_used)]
+    pub fn load() -> Self {
+        let read = |name| std::fs::read(fixtures_dir().join(name)).expect("a fixture file");
+        let cases = serde_json::from_slice(&read("cases.json")).expect("cases.json");
+        Self { cases, logits: read("logits.safetensors") }
+    }
+
+    /// Cases of one model.
+    pub fn of_model(&self, model: &str) -> Vec<Case> {
+        self.cases.iter().filter(|c| c.model == model).cloned().collect()
+    }
+
+    /// The expected logits of a case: `[prompt tokens, vocab]`.
+    ///
+    /// # Panics
+    /// If the case has none: the checkout is broken.
+    #[allow(clippy::expect_used)]
+    pub fn logits(&self, case: &Case) -> Vec<f32> {
+        let file = safetensors::SafeTensors::deserialize(&self.logits).expect("logits");
+        let tensor = file.tensor(&case.id).expect("logits of a case");
+        let data = tensor.data().to_vec();
+        HostTensor::new(DType::F32, tensor.shape().to_vec(), data).expect("f32").to_f32()
+    }
+}
+
+impl Case {
+    /// The request that the case describes: greedy past any end token, logits of the prompt.
+    pub fn request(&self, lora_id: i64) -> GenerateRequest {
+        let lora = self
+            .adapter
+            .as_ref()
+            .map(|name| LoraRequest::new(name.clone(), lora_id, adapter_path(name)));
+        GenerateRequest {
+            prompt: Prompt::Ids(self.prompt.clone()),
+            sampling: SamplingParams {
+                max_tokens: Some(self.greedy.len()),
+                ignore_eos: true,
+                return_context_logits: true,
+                return_generation_logits: true,
+                ..SamplingParams::default()
+            },
+            lora,
+        }
+    }
+
+    /// Requests of many cases; each adapter gets one id.
+    pub fn requests(cases: &[Self]) -> Vec<GenerateRequest> {
+        let mut names: Vec<_> = cases.iter().map(|c| c.adapter.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let id = |case: &Self| names.iter().position(|n| *n == case.adapter).unwrap_or(0) as i64;
+        cases.iter().map(|case| case.request(id(case))).collect()
+    }
+}
+
+/// An engine over a fixture model on the CPU, with room for every adapter at once.
+///
+/// # Panics
+/// If it cannot start.
+#[allow(clippy::expect_used)]
+pub fn engine(model: &str, dtype: DType) -> Llm {
+    Llm::builder(model_path(model))
+        .dtype(Some(dtype))
+        .lora_config(LoraConfig { max_loras: Some(16), ..LoraConfig::default() })
+        .build(|| CpuRef::with_threads(None))
+        .expect("the fixture model loads")
+}
+
+/// Runs requests and unwraps their answers.
+///
+/// # Panics
+/// If one fails.
+pub fn run(llm: &Llm, requests: Vec<GenerateRequest>) -> Vec<RequestOutput> {
+    let answers = llm.generate_each(requests, &mut |_| ());
+    answers.into_iter().map(|a| a.unwrap_or_else(|e| panic!("{e}"))).collect()
+}
