@@ -52,7 +52,6 @@ impl Fixtures {
     ///
     /// # Panics
     /// If they are not there: the checkout is broken.
-    #[allow(clippy::expect_used)]
     pub fn load() -> Self {
         let read = |name| std::fs::read(fixtures_dir().join(name)).expect("a fixture file");
         let cases = serde_json::from_slice(&read("cases.json")).expect("cases.json");
@@ -68,7 +67,6 @@ impl Fixtures {
     ///
     /// # Panics
     /// If the case has none: the checkout is broken.
-    #[allow(clippy::expect_used)]
     pub fn logits(&self, case: &Case) -> Vec<f32> {
         let file = safetensors::SafeTensors::deserialize(&self.logits).expect("logits");
         let tensor = file.tensor(&case.id).expect("logits of a case");
@@ -111,7 +109,6 @@ impl Case {
 ///
 /// # Panics
 /// If it cannot start.
-#[allow(clippy::expect_used)]
 pub fn engine(model: &str, dtype: DType) -> Llm {
     Llm::builder(model_path(model))
         .dtype(Some(dtype))

@@ -1,5 +1,6 @@
 //! What the suites share: the fixtures, and engines over them.
 #![warn(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod compare;
 mod fixtures;

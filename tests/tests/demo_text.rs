@@ -22,19 +22,10 @@ struct Expected {
     text: String,
 }
 
-/// Where polylora keeps the demo model, if it has been downloaded.
-fn demo_model() -> Option<PathBuf> {
-    let path = dirs::cache_dir()?.join("polylora").join("SmolLM2-135M-Instruct.Q4_1.gguf");
-    path.is_file().then_some(path)
-}
-
-/// Metadata of the demo model, or none after saying that a test is skipped.
-fn demo_metadata(test: &str) -> Option<Content> {
-    let Some(path) = demo_model() else {
-        eprintln!("SKIPPED {test}: the demo model is not in the cache");
-        return None;
-    };
-    Some(Content::read(&mut File::open(path).unwrap()).unwrap())
+/// Metadata of the demo model.
+fn demo_metadata() -> Content {
+    let path = cli::model_fetch::fetch_model().unwrap();
+    Content::read(&mut File::open(path).unwrap()).unwrap()
 }
 
 fn fixture(name: &str) -> PathBuf {
@@ -102,7 +93,7 @@ fn prompts_and_answers_by_the_model_folder_are_those_of_transformers() {
 
 #[test]
 fn prompts_and_answers_by_the_gguf_file_are_those_of_transformers() {
-    let Some(content) = demo_metadata("prompts by the GGUF file") else { return };
+    let content = demo_metadata();
     let vocab = vocab(&content);
     let token = |id: Option<u32>| vocab.tokens[usize::try_from(id.unwrap()).unwrap()].clone();
     let (bos, eos) = (token(vocab.bos), token(vocab.eos));
@@ -124,7 +115,7 @@ fn fixture_is_faithful(text: &str) -> bool {
 
 #[test]
 fn the_gguf_file_gives_the_ids_of_tokenizer_json() {
-    let Some(content) = demo_metadata("ids by the GGUF file") else { return };
+    let content = demo_metadata();
     let (built, saved) = (Tokenizer::try_from(vocab(&content)).unwrap(), fixture_tokenizer());
     assert_eq!(built.vocab_size(), saved.vocab_size());
     for text in [
@@ -154,7 +145,7 @@ fn the_gguf_file_gives_the_ids_of_tokenizer_json() {
 
 #[test]
 fn the_gguf_file_cuts_digits_off_before_spaces_are_joined() {
-    let Some(content) = demo_metadata("digits by the GGUF file") else { return };
+    let content = demo_metadata();
     let tokenizer = Tokenizer::try_from(vocab(&content)).unwrap();
     let ids = tokenizer.encode("a  1", SpecialTokens::Skip).unwrap();
     let tokens = ["a", "ĠĠ", "1"].map(|token| tokenizer.token_id(token).unwrap());

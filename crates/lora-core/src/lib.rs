@@ -22,6 +22,8 @@ mod modules;
 pub mod ops;
 mod rules;
 mod tensor;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
 pub use adapter::{
     Adapter, AdapterFormat, AdapterInfo, Declaration, LayerFilter, LowRank, ModuleNaming, Selector,

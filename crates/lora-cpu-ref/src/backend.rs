@@ -39,6 +39,10 @@ impl CpuRef {
         Ok(Self { isa: Isa::detect(), _pool: Some(pool) })
     }
 
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa
+    }
+
     /// The same device without the instructions above `level`, to reproduce another machine's
     /// results.
     #[must_use]
@@ -133,7 +137,7 @@ impl Backend for CpuRef {
     }
 
     fn embed(&self, (): &mut (), table: &CpuLinear, ids: View<'_>, out: ViewMut<'_>) -> Result<()> {
-        embed::embed(&table.packed, ids, out)
+        embed::embed(self.isa, &table.packed, ids, out)
     }
 
     fn rms_norm(
@@ -177,7 +181,7 @@ impl Backend for CpuRef {
     }
 
     fn silu_mul(&self, (): &mut (), gate_up: View<'_>, out: ViewMut<'_>) -> Result<()> {
-        activation::silu_mul(gate_up, out)
+        activation::silu_mul(self.isa, gate_up, out)
     }
 
     fn gather_rows(
@@ -187,11 +191,11 @@ impl Backend for CpuRef {
         rows: View<'_>,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        embed::gather_rows(x, rows, out)
+        embed::gather_rows(self.isa, x, rows, out)
     }
 
-    fn sample(&self, (): &mut (), args: SampleArgs<'_, Self>, out: ViewMut<'_>) -> Result<()> {
-        sample::sample(args, out)
+    fn sample(&self, (): &mut (), args: SampleArgs<'_, Self>, mut out: ViewMut<'_>) -> Result<()> {
+        sample::sample(&args, &mut out)
     }
 
     fn logprobs(
@@ -200,7 +204,7 @@ impl Backend for CpuRef {
         args: LogprobArgs<'_, Self>,
         out: LogprobOut<'_, Self>,
     ) -> Result<()> {
-        logprobs::logprobs(args, out)
+        logprobs::logprobs(&args, out)
     }
 
     fn lora_table(&self, spec: &SiteSpec, slots: usize) -> Result<CpuLoraTable> {

@@ -38,11 +38,11 @@ impl Comm<CpuRef> for ThreadComm {
     }
 
     /// Sums in the order of ranks, so that all of them get the same bits.
-    fn all_reduce_sum(&self, _: &CpuRef, _: &mut (), mut t: ViewMut<'_>) -> Result<()> {
+    fn all_reduce_sum(&self, be: &CpuRef, _: &mut (), mut t: ViewMut<'_>) -> Result<()> {
         let parts = || self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut mine, mut row) = (Vec::new(), Vec::new());
         for r in 0..t.geo.rows {
-            read_row(&t.as_view(), r, &mut row);
+            read_row(be.isa(), &t.as_view(), r, &mut row);
             mine.extend_from_slice(&row);
         }
         parts()[self.rank] = mine;
@@ -50,8 +50,8 @@ impl Comm<CpuRef> for ThreadComm {
         let all = parts().clone();
         for r in 0..t.geo.rows {
             let cols = r * t.geo.cols..(r + 1) * t.geo.cols;
-            let sum = cols.map(|i| all.iter().map(|part| part[i]).sum());
-            row_mut(&mut t, r).store(sum);
+            let sum: Vec<f32> = cols.map(|i| all.iter().map(|part| part[i]).sum()).collect();
+            row_mut(be.isa(), &mut t, r).store(&sum);
         }
         // Nobody may overwrite a contribution that another rank has still to read.
         self.shared.barrier.wait();

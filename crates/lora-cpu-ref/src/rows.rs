@@ -7,46 +7,12 @@ use half::{bf16, f16};
 use lora_core::{DType, Error, Result};
 use rayon::prelude::*;
 
+use crate::inner::{Float, Isa, narrow, widen};
 use crate::{View, ViewMut};
 
 /// Elements below which a loop over rows stays on the calling thread: handing work to another one
 /// costs a few microseconds, in which a core converts about this many.
 const SERIAL_ELEMENTS: usize = 8 * 1024;
-
-/// A float that activations are stored in.
-pub trait Element: Pod + Send + Sync {
-    /// Exact.
-    fn widen(self) -> f32;
-    /// Rounds to nearest, ties to even.
-    fn round(value: f32) -> Self;
-}
-
-impl Element for f32 {
-    fn widen(self) -> f32 {
-        self
-    }
-    fn round(value: f32) -> Self {
-        value
-    }
-}
-
-impl Element for bf16 {
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-    fn round(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-}
-
-impl Element for f16 {
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-    fn round(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-}
 
 /// Where row `r` lies, in elements of the buffer.
 fn span(geo: lora_core::Mat, r: usize) -> Range<usize> {
@@ -102,13 +68,12 @@ pub fn check_float(op: &'static str, what: &'static str, found: DType) -> Result
 }
 
 /// Decodes row `r` of a float view into `out`, which gets the view's number of columns.
-pub fn read_row(view: &View<'_>, r: usize, out: &mut Vec<f32>) {
-    out.clear();
+pub fn read_row(isa: Isa, view: &View<'_>, r: usize, out: &mut Vec<f32>) {
+    out.resize(view.geo.cols, 0.0);
     match view.geo.dtype {
-        DType::F32 => out.extend_from_slice(typed_row::<f32>(view, r)),
-        DType::Bf16 => out.extend(typed_row::<bf16>(view, r).iter().map(|v| v.widen())),
-        DType::F16 => out.extend(typed_row::<f16>(view, r).iter().map(|v| v.widen())),
-        _ => out.resize(view.geo.cols, 0.0),
+        DType::Bf16 => widen(isa, typed_row::<bf16>(view, r), out),
+        DType::F16 => widen(isa, typed_row::<f16>(view, r), out),
+        _ => out.copy_from_slice(typed_row::<f32>(view, r)),
     }
 }
 
@@ -116,46 +81,59 @@ pub fn read_row(view: &View<'_>, r: usize, out: &mut Vec<f32>) {
 pub struct RowMut<'a> {
     bytes: &'a mut [u8],
     dtype: DType,
+    isa: Isa,
 }
 
 impl RowMut<'_> {
     /// Decodes the row as it is.
     pub fn read(&self, out: &mut Vec<f32>) {
-        out.clear();
+        fn fill<T: Float>(isa: Isa, bytes: &[u8], out: &mut Vec<f32>) {
+            let values: &[T] = bytemuck::cast_slice(bytes);
+            out.resize(values.len(), 0.0);
+            widen(isa, values, out);
+        }
         match self.dtype {
-            DType::Bf16 => {
-                out.extend(bytemuck::cast_slice::<_, bf16>(self.bytes).iter().map(|v| v.widen()))
-            }
-            DType::F16 => {
-                out.extend(bytemuck::cast_slice::<_, f16>(self.bytes).iter().map(|v| v.widen()))
-            }
-            _ => out.extend_from_slice(bytemuck::cast_slice(self.bytes)),
+            DType::Bf16 => fill::<bf16>(self.isa, self.bytes, out),
+            DType::F16 => fill::<f16>(self.isa, self.bytes, out),
+            _ => fill::<f32>(self.isa, self.bytes, out),
         }
     }
 
     /// Stores `values`, rounded to the view's dtype.
-    pub fn store(&mut self, values: impl Iterator<Item = f32>) {
-        fn fill<T: Element>(bytes: &mut [u8], values: impl Iterator<Item = f32>) {
-            for (slot, value) in bytemuck::cast_slice_mut::<_, T>(bytes).iter_mut().zip(values) {
-                *slot = T::round(value);
-            }
-        }
+    pub fn store(&mut self, values: &[f32]) {
         match self.dtype {
-            DType::Bf16 => fill::<bf16>(self.bytes, values),
-            DType::F16 => fill::<f16>(self.bytes, values),
-            _ => fill::<f32>(self.bytes, values),
+            DType::Bf16 => narrow::<bf16>(self.isa, values, bytemuck::cast_slice_mut(self.bytes)),
+            DType::F16 => narrow::<f16>(self.isa, values, bytemuck::cast_slice_mut(self.bytes)),
+            _ => narrow::<f32>(self.isa, values, bytemuck::cast_slice_mut(self.bytes)),
         }
+    }
+
+    /// Number of columns.
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// Some columns of the row.
+    pub fn slice(&mut self, columns: Range<usize>) -> RowMut<'_> {
+        let size = self.dtype.size();
+        let bytes = &mut self.bytes[columns.start * size..columns.end * size];
+        RowMut { bytes, dtype: self.dtype, isa: self.isa }
     }
 }
 
 /// The rows of `out`, each as bytes that one closure call may write.
-fn split_rows<'a>(out: &'a mut ViewMut<'_>) -> impl IndexedParallelIterator<Item = RowMut<'a>> {
+fn split_rows<'a>(
+    isa: Isa,
+    out: &'a mut ViewMut<'_>,
+) -> impl IndexedParallelIterator<Item = RowMut<'a>> {
     let (geo, size) = (out.geo, out.geo.dtype.size());
     let bytes =
         &mut out.buf.as_mut_slice::<u8>()[geo.offset * size..(geo.offset + geo.span()) * size];
-    bytes
-        .par_chunks_mut((geo.row_stride * size).max(1))
-        .map(move |row| RowMut { bytes: &mut row[..geo.cols * size], dtype: geo.dtype })
+    bytes.par_chunks_mut((geo.row_stride * size).max(1)).map(move |row| RowMut {
+        bytes: &mut row[..geo.cols * size],
+        dtype: geo.dtype,
+        isa,
+    })
 }
 
 /// Rows a thread must take at least so that small outputs stay on the calling thread.
@@ -164,9 +142,13 @@ fn rows_at_least(geo: lora_core::Mat) -> usize {
 }
 
 /// Calls `f(row number, row, scratch)` for every row of `out`, in parallel where it pays.
-pub fn for_rows(out: &mut ViewMut<'_>, f: impl Fn(usize, RowMut<'_>, &mut Vec<f32>) + Sync) {
+pub fn for_rows(
+    isa: Isa,
+    out: &mut ViewMut<'_>,
+    f: impl Fn(usize, RowMut<'_>, &mut Vec<f32>) + Sync,
+) {
     let least = rows_at_least(out.geo);
-    split_rows(out)
+    split_rows(isa, out)
         .enumerate()
         .with_min_len(least)
         .for_each_init(Vec::new, |scratch, (r, row)| f(r, row, scratch));
@@ -174,28 +156,30 @@ pub fn for_rows(out: &mut ViewMut<'_>, f: impl Fn(usize, RowMut<'_>, &mut Vec<f3
 
 /// As [`for_rows`] over the rows of two outputs in step.
 pub fn for_row_pairs(
+    isa: Isa,
     a: &mut ViewMut<'_>,
     b: &mut ViewMut<'_>,
     f: impl Fn(usize, RowMut<'_>, RowMut<'_>, &mut Vec<f32>) + Sync,
 ) {
     let least = rows_at_least(a.geo);
-    split_rows(a)
-        .zip(split_rows(b))
+    split_rows(isa, a)
+        .zip(split_rows(isa, b))
         .enumerate()
         .with_min_len(least)
         .for_each_init(Vec::new, |scratch, (r, (x, y))| f(r, x, y, scratch));
 }
 
 /// Row `r` of an output.
-pub fn row_mut<'a>(out: &'a mut ViewMut<'_>, r: usize) -> RowMut<'a> {
+pub fn row_mut<'a>(isa: Isa, out: &'a mut ViewMut<'_>, r: usize) -> RowMut<'a> {
     let (range, size) = (span(out.geo, r), out.geo.dtype.size());
     let bytes = &mut out.buf.as_mut_slice::<u8>()[range.start * size..range.end * size];
-    RowMut { bytes, dtype: out.geo.dtype }
+    RowMut { bytes, dtype: out.geo.dtype, isa }
 }
 
 /// Calls `f(row number, piece number, piece, scratch)` for every `width` columns of a dense
 /// output, in parallel. `S` is what a thread keeps between its calls.
 pub fn for_pieces<S: Default + Send>(
+    isa: Isa,
     out: &mut ViewMut<'_>,
     width: usize,
     least: usize,
@@ -208,8 +192,13 @@ pub fn for_pieces<S: Default + Send>(
     bytes.par_chunks_mut((width * size).max(1)).enumerate().with_min_len(least).for_each_init(
         S::default,
         |scratch, (i, bytes)| {
-            let piece = RowMut { bytes, dtype: geo.dtype };
+            let piece = RowMut { bytes, dtype: geo.dtype, isa };
             f(i / per_row, i % per_row, piece, scratch);
         },
     );
+}
+
+/// All rows of an output, to be handed out one by one.
+pub fn all_rows<'a>(isa: Isa, out: &'a mut ViewMut<'_>) -> Vec<Option<RowMut<'a>>> {
+    split_rows(isa, out).map(Some).collect()
 }

@@ -32,15 +32,15 @@ pub fn apply<B: Backend>(
 ) -> Result<(), ApplyError> {
     let mut writer = Writer { be, q, slot, adapter };
     let base = Base { weight: &model.embed, bias: None };
-    writer.write(&mut model.embed_site, &[SiteKey::Embed], base)?;
+    writer.write(&mut model.embed_site, &[SiteKey::Embed], &base)?;
     let head = model.lm_head.as_ref().unwrap_or(&model.embed);
-    writer.write(&mut model.head_site, &[SiteKey::Head], Base { weight: head, bias: None })?;
+    writer.write(&mut model.head_site, &[SiteKey::Head], &Base { weight: head, bias: None })?;
     for (i, layer) in model.layers.iter_mut().enumerate() {
         for projection in [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down] {
             let Projection { weight, bias, modules, site } = projection;
             let keys: Vec<SiteKey> =
                 modules.iter().map(|m| SiteKey::Layer(LayerIdx(i as u32), *m)).collect();
-            writer.write(site, &keys, Base { weight, bias: bias.as_deref() })?;
+            writer.write(site, &keys, &Base { weight, bias: bias.as_deref() })?;
         }
     }
     Ok(())
@@ -65,13 +65,13 @@ impl<B: Backend> Writer<'_, B> {
         &mut self,
         site: &mut LoraSite<B>,
         keys: &[SiteKey],
-        base: Base<'_, B>,
+        base: &Base<'_, B>,
     ) -> Result<(), ApplyError> {
         let located = |cause| ApplyError::Device { site: format!("{keys:?}"), cause };
         let mut slices = Vec::with_capacity(keys.len());
         for (key, columns) in keys.iter().zip(site.spec.slices.clone()) {
             slices.push(match self.adapter.sites.get(key) {
-                Some(weights) => Some(self.slice(weights, columns, &base).map_err(located)?),
+                Some(weights) => Some(self.slice(weights, columns, base).map_err(located)?),
                 None => None,
             });
         }

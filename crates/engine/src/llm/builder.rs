@@ -212,7 +212,12 @@ impl LlmBuilder {
                 LoadFormat::Dummy => Box::new(DummySource),
             };
             let config = ModelConfig::from_dir(path)?;
-            let text = TextModel::from_dir(tokenizer.unwrap_or(path))?;
+            let dir = tokenizer.unwrap_or(path);
+            let only_shape = self.load_format == LoadFormat::Dummy && tokenizer.is_none();
+            let text = match only_shape && !dir.join("tokenizer.json").exists() {
+                true => TextModel::none(dir),
+                false => TextModel::from_dir(dir)?,
+            };
             return Ok(Checkpoint { config, text, source });
         }
         if !is_gguf(path) {

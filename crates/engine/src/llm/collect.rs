@@ -30,17 +30,17 @@ pub(super) struct Grown {
 }
 
 impl Growing {
-    /// An output without tokens.
+    /// An output without tokens; its text stays empty where there is no tokenizer.
     pub fn new(
         index: usize,
         params: &SamplingParams,
-        tokenizer: &Tokenizer,
+        tokenizer: Option<&Tokenizer>,
     ) -> Result<Self, TextError> {
         Ok(Self {
             index,
-            detokenizer: params
-                .detokenize
-                .then(|| tokenizer.detokenizer(params.skip_special_tokens)),
+            detokenizer: tokenizer
+                .filter(|_| params.detokenize)
+                .map(|tokenizer| tokenizer.detokenizer(params.skip_special_tokens)),
             stops: StopStrings::new(&params.stop, params.include_stop_str_in_output)?,
             include_stop: params.include_stop_str_in_output,
             wants_logprobs: params.logprobs.is_some() || params.sequences() > params.n,

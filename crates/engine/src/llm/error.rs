@@ -73,6 +73,12 @@ pub enum LlmError {
         /// Number of prompts.
         prompts: usize,
     },
+    /// There is no tokenizer.
+    #[error("{path} has no tokenizer; give input_ids, or a folder with tokenizer.json")]
+    NoTokenizer {
+        /// The model.
+        path: PathBuf,
+    },
     /// There is no chat template.
     #[error("{path} has no chat template; give a prompt instead of messages")]
     NoChatTemplate {

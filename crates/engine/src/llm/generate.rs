@@ -74,9 +74,8 @@ impl Llm {
         let mut owners = HashMap::new();
         let mut pending: Vec<Result<Pending, LlmError>> = Vec::with_capacity(requests.len());
         for (position, request) in requests.into_iter().enumerate() {
-            pending.push(self.submit(request, &events).map(|pending| {
+            pending.push(self.submit(request, &events).inspect(|pending| {
                 owners.extend(pending.growing.keys().map(|id| (*id, position)));
-                pending
             }));
         }
         drop(events);
@@ -94,7 +93,7 @@ impl Llm {
         let mut submissions = Vec::with_capacity(plans.len());
         for (index, plan) in plans.into_iter().enumerate() {
             let id = self.next_id();
-            growing.insert(id, Growing::new(index, &params, &self.text.tokenizer)?);
+            growing.insert(id, Growing::new(index, &params, self.text.tokenizer().ok())?);
             submissions.push(Submission {
                 id,
                 prompt: prompt.clone(),

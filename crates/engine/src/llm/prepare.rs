@@ -52,7 +52,7 @@ impl Llm {
         match prompt {
             Prompt::Ids(ids) => Ok((None, ids)),
             Prompt::Text(text) => {
-                let ids = self.text.tokenizer.encode(&text, special)?;
+                let ids = self.text.tokenizer()?.encode(&text, special)?;
                 Ok((Some(text), ids))
             }
             Prompt::Chat(messages) => {
@@ -100,7 +100,9 @@ impl Llm {
             .map(|stream| {
                 let end_ids = &self.info.model.eos_ids;
                 let mut plan = SamplingPlan::resolve(params, end_ids, stream)?;
-                plan.ban_words(&params.bad, &self.text.tokenizer)?;
+                if !params.bad.is_empty() {
+                    plan.ban_words(&params.bad, self.text.tokenizer()?)?;
+                }
                 Ok(Arc::new(plan))
             })
             .collect()

@@ -6,16 +6,28 @@ use super::LlmError;
 use crate::model::Gguf;
 use crate::text::{ChatMessage, ChatTemplate, SpecialTokens, TextError, Tokenizer};
 
-/// Tokenizer and, if the model has one, chat template.
+/// Tokenizer and chat template, as far as the model has them.
 #[derive(Clone)]
 pub struct TextModel {
     path: PathBuf,
-    /// Text to ids and back.
-    pub tokenizer: Tokenizer,
+    tokenizer: Option<Tokenizer>,
     chat: Option<ChatTemplate>,
 }
 
 impl TextModel {
+    /// No text: such a model takes and gives token ids.
+    pub fn none(path: &Path) -> Self {
+        Self { path: path.to_owned(), tokenizer: None, chat: None }
+    }
+
+    /// Text to ids and back.
+    ///
+    /// # Errors
+    /// [`LlmError::NoTokenizer`].
+    pub fn tokenizer(&self) -> Result<&Tokenizer, LlmError> {
+        self.tokenizer.as_ref().ok_or_else(|| LlmError::NoTokenizer { path: self.path.clone() })
+    }
+
     /// Reads `tokenizer.json` and the template of a folder.
     ///
     /// # Errors
@@ -27,7 +39,7 @@ impl TextModel {
             Err(TextError::ChatTemplateMissing { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        Ok(Self { path: dir.to_owned(), tokenizer, chat })
+        Ok(Self { path: dir.to_owned(), tokenizer: Some(tokenizer), chat })
     }
 
     /// Builds them from a GGUF file's metadata.
@@ -45,7 +57,7 @@ impl TextModel {
             None => None,
         };
         let tokenizer = Tokenizer::try_from(text.vocab)?;
-        Ok(Self { path: path.to_owned(), tokenizer, chat })
+        Ok(Self { path: path.to_owned(), tokenizer: Some(tokenizer), chat })
     }
 
     /// The tokens of a conversation, up to where the assistant is to speak.
@@ -58,7 +70,7 @@ impl TextModel {
             .as_ref()
             .ok_or_else(|| LlmError::NoChatTemplate { path: self.path.clone() })?;
         let prompt = template.render(messages, true)?;
-        let ids = self.tokenizer.encode(&prompt, SpecialTokens::Skip)?;
+        let ids = self.tokenizer()?.encode(&prompt, SpecialTokens::Skip)?;
         Ok((prompt, ids))
     }
 }

@@ -231,10 +231,10 @@ fn read_config(meta: &Metadata<'_>, content: &Content) -> Result<ModelConfig, Mo
     let name = meta.string("general.architecture")?;
     let architecture = Architecture::from_name(&name)?;
     let key = |part: &str| format!("{name}.{part}");
-    if let Ok(kind) = meta.string(&key("rope.scaling.type")) {
-        if kind != "none" {
-            return Err(ModelError::unsupported(key("rope.scaling.type"), kind, "none"));
-        }
+    if let Ok(kind) = meta.string(&key("rope.scaling.type"))
+        && kind != "none"
+    {
+        return Err(ModelError::unsupported(key("rope.scaling.type"), kind, "none"));
     }
     let heads = meta.usize(&key("attention.head_count"))?;
     let hidden = meta.usize(&key("embedding_length"))?;

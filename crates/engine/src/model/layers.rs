@@ -83,7 +83,7 @@ impl<B: Backend> Loader<'_, B> {
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let qkv = self.projection(
             &base,
-            ProjectionSpec {
+            &ProjectionSpec {
                 modules: &[TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV],
                 parts: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
                 widths: vec![q, kv, kv],
@@ -93,7 +93,7 @@ impl<B: Backend> Loader<'_, B> {
         )?;
         let o = self.projection(
             &base,
-            ProjectionSpec {
+            &ProjectionSpec {
                 modules: &[TargetModule::AttnDense],
                 parts: &["self_attn.o_proj"],
                 widths: vec![c.hidden],
@@ -103,7 +103,7 @@ impl<B: Backend> Loader<'_, B> {
         )?;
         let gate_up = self.projection(
             &base,
-            ProjectionSpec {
+            &ProjectionSpec {
                 modules: &[TargetModule::MlpHTo4h, TargetModule::MlpGate],
                 parts: &["mlp.gate_proj", "mlp.up_proj"],
                 widths: vec![c.intermediate; 2],
@@ -113,7 +113,7 @@ impl<B: Backend> Loader<'_, B> {
         )?;
         let down = self.projection(
             &base,
-            ProjectionSpec {
+            &ProjectionSpec {
                 modules: &[TargetModule::Mlp4hToH],
                 parts: &["mlp.down_proj"],
                 widths: vec![c.hidden],
@@ -173,7 +173,7 @@ impl<B: Backend> Loader<'_, B> {
     fn projection(
         &mut self,
         base: &str,
-        spec: ProjectionSpec,
+        spec: &ProjectionSpec,
     ) -> std::result::Result<Projection<B>, ModelError> {
         let mut parts = Vec::with_capacity(spec.parts.len());
         let mut bias = Vec::new();

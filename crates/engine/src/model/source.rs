@@ -69,8 +69,8 @@ impl WeightSource for FolderSource {
     fn finish(self: Box<Self>, config: &ModelConfig) -> Result<(), ModelError> {
         // Checkpoints of tied models may repeat the embedding, and old ones keep rotary tables.
         let left = |name: &&String| {
-            !(config.tied_embeddings && *name == "lm_head.weight")
-                && !name.ends_with("rotary_emb.inv_freq")
+            let repeated = config.tied_embeddings && *name == "lm_head.weight";
+            !repeated && !name.ends_with("rotary_emb.inv_freq")
         };
         left_over(&self.dir, config, self.tensors.keys().filter(left).cloned().collect())
     }

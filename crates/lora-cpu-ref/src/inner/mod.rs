@@ -6,10 +6,12 @@
 //! however many threads there are and whichever rows of larger buffers are read and written.
 
 mod dot;
+mod elementwise;
 mod error;
 mod fast;
 mod float16;
 mod isa;
+mod lanes;
 mod obvious;
 mod operand;
 mod packed;
@@ -18,7 +20,8 @@ mod shared;
 mod tests;
 
 pub use self::{
-    dot::{Vector, axpy, dot},
+    dot::{Vector, axpy, axpy_rows, dot, dot_rows},
+    elementwise::{Float, exp, narrow, widen},
     error::InnerError,
     isa::{Isa, Level},
     operand::{Out, Rows, Update},
@@ -31,9 +34,9 @@ pub use self::{
 /// subnormal inputs and results as zero and rounds sums to nearest even; otherwise products and
 /// sums are `f32`. Each output is summed over k in ascending order.
 ///
-/// Weights are read once for every 512 rows. Large products share their work out over the current
-/// rayon pool (call from inside it, as `ThreadPool::install` does, to save the hand-over); small
-/// ones stay on the calling thread.
+/// Weights are read once for every 96 to 512 rows (fewer the larger k is). Large products share
+/// their work out over the current rayon pool (call from inside it, as `ThreadPool::install` does,
+/// to save the hand-over); small ones stay on the calling thread.
 ///
 /// # Errors
 /// [`InnerError::Short`], [`InnerError::Overlap`] and [`InnerError::Count`] if an operand does not

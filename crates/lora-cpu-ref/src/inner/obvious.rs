@@ -7,13 +7,14 @@ use super::{
 
 /// See [`matmul_obvious`](super::matmul_obvious), which has checked the operands.
 pub(super) fn matmul(x: Rows<'_>, w: &Packed, out: Out<'_>) {
+    let at = |m, n| place(out.index, m).saturating_mul(out.stride).saturating_add(n);
     match out.values {
-        ValuesMut::Bf16(data) => each_output(x, w, |m, n, y| {
-            out.update.apply(n, &[y], at(data, place(out.index, m) * out.stride + n));
-        }),
-        ValuesMut::F32(data) => each_output(x, w, |m, n, y| {
-            out.update.apply(n, &[y], at(data, place(out.index, m) * out.stride + n));
-        }),
+        ValuesMut::Bf16(data) => {
+            each_output(x, w, |m, n, y| out.update.apply(n, &[y], one(data, at(m, n))));
+        }
+        ValuesMut::F32(data) => {
+            each_output(x, w, |m, n, y| out.update.apply(n, &[y], one(data, at(m, n))));
+        }
     }
 }
 
@@ -40,6 +41,6 @@ fn sum_of_products<T: Element>(x: &[T], w: &[f32]) -> f32 {
     sum
 }
 
-fn at<T>(data: &mut [T], i: usize) -> &mut [T] {
-    data.get_mut(i..=i).unwrap_or(&mut [])
+fn one<T>(data: &mut [T], i: usize) -> &mut [T] {
+    data.get_mut(i..).and_then(|tail| tail.get_mut(..1)).unwrap_or(&mut [])
 }

@@ -1,8 +1,11 @@
 //! The activations that go into a product and the place where its result goes.
 
-use half::bf16;
+use half::{bf16, f16};
 
-use super::{InnerError, Packed, float16::bf16_round, float16::bf16_to_f32};
+use super::{
+    InnerError, Packed,
+    float16::{bf16_round, bf16_to_f32, f16_to_f32},
+};
 
 /// Activations in their type.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +57,8 @@ impl<'a> Rows<'a> {
 
     /// Row `m` of `data`, which holds this operand's values; empty if it is out of bounds.
     pub(super) fn row<T>(&self, data: &'a [T], m: usize, k: usize) -> &'a [T] {
-        let start = place(self.index, m) * self.stride;
-        data.get(start..start + k).unwrap_or(&[])
+        let start = place(self.index, m).saturating_mul(self.stride);
+        data.get(start..start.saturating_add(k)).unwrap_or(&[])
     }
 }
 
@@ -168,6 +171,18 @@ impl Element for bf16 {
     }
 }
 
+impl Element for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f16_to_f32(self.to_bits().into())
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
 impl Update<'_> {
     /// Hands `results` of outputs `n0..` over to `out`, one for one.
     pub(super) fn apply<T: Element>(&self, n0: usize, results: &[f32], out: &mut [T]) {
@@ -185,10 +200,10 @@ impl Update<'_> {
     }
 }
 
-/// Where row `m` is.
+/// Where row `m` is; out of any bounds if the list is too short.
 pub(super) fn place(index: Option<&[u32]>, m: usize) -> usize {
     match index {
-        Some(list) => list.get(m).map_or(usize::MAX >> 32, |&row| row as usize),
+        Some(list) => list.get(m).map_or(usize::MAX, |&row| row as usize),
         None => m,
     }
 }

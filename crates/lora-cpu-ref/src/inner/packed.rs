@@ -13,6 +13,9 @@ pub(super) const LANES: usize = 16;
 /// Weights packed by one task: enough to outweigh the task, few enough to share out evenly.
 const PACK_LINES: usize = 4096;
 
+/// Lines packed at a time: 8 kB.
+const STRETCH: usize = 128;
+
 /// Element type in which weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -160,16 +163,19 @@ fn check_parts(parts: &[Part<'_>], k: usize, dtype: Dtype) -> Result<(), InnerEr
     Ok(())
 }
 
-/// Fills the lines of the panel that starts at output `first`.
+/// Fills the lines of the panel that starts at output `first`, a stretch at a time so that the
+/// lines stay in the first-level cache while each row adds its words.
 fn pack_panel(parts: &[Part<'_>], k: usize, first: usize, out: &mut [Line]) {
-    for lane in 0..LANES {
-        if let Some(row) = source_row(parts, k, first + lane) {
-            let (words, rest) = row.as_chunks::<4>();
-            for (line, word) in out.iter_mut().zip(words) {
+    let rows: [_; LANES] =
+        std::array::from_fn(|lane| source_row(parts, k, first + lane).unwrap_or(&[]));
+    for (stretch, lines) in out.chunks_mut(STRETCH).enumerate() {
+        for (lane, row) in rows.iter().enumerate() {
+            let (words, rest) = row.get(stretch * STRETCH * 4..).unwrap_or(&[]).as_chunks::<4>();
+            for (line, word) in lines.iter_mut().zip(words) {
                 line.0[lane] = u32::from_le_bytes(*word);
             }
             // An odd k of a 16-bit type leaves half a word.
-            if let (Some(line), [low, high]) = (out.last_mut(), rest) {
+            if let (Some(line), [low, high]) = (lines.get_mut(words.len()), rest) {
                 line.0[lane] = u16::from_le_bytes([*low, *high]).into();
             }
         }

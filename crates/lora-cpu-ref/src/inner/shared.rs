@@ -95,8 +95,9 @@ impl<'a, T: Send> Canvas<'a, T> {
 impl<T> Window<'_, T> {
     /// The window's columns of row `m`; empty if the row is outside the window or the data.
     pub(super) fn row(&mut self, m: usize) -> &mut [T] {
-        let start = place(self.canvas.index, m) * self.canvas.stride + self.cols.start;
-        let end = start + self.cols.len();
+        let first = place(self.canvas.index, m).saturating_mul(self.canvas.stride);
+        let start = first.saturating_add(self.cols.start);
+        let end = start.saturating_add(self.cols.len());
         if !self.rows.contains(&m) || end > self.canvas.len {
             return &mut [];
         }

@@ -1,11 +1,14 @@
 //! Causal attention over paged keys and values, a row and a head at a time.
 
-use half::{bf16, f16};
+use std::ops::Range;
+
+use bytemuck::Pod;
+use half::bf16;
 use lora_core::ops::AttentionArgs;
 use lora_core::{DType, Error, Result, check_extent};
 
-use crate::inner::{Isa, axpy, dot};
-use crate::rows::{Element, check_float, checked_index, for_pieces, indices, typed_row};
+use crate::inner::{Isa, axpy_rows, dot_rows, exp};
+use crate::rows::{check_float, checked_index, for_pieces, indices, read_row, typed_row};
 use crate::{CpuRef, View, ViewMut};
 
 const OP: &str = "attention";
@@ -20,33 +23,53 @@ pub fn attention(isa: Isa, args: &AttentionArgs<'_, CpuRef>, mut out: ViewMut<'_
     let longest = positions.iter().map(|p| *p as usize + 1).max().unwrap_or(1);
     let least = SERIAL_PRODUCTS.div_ceil((2 * longest * dims.head_dim).max(1));
     let group = dims.heads / dims.kv_heads;
-    for_pieces::<Scratch>(&mut out, dims.head_dim, least, |row, head, mut piece, scratch| {
+    for_pieces::<Scratch>(isa, &mut out, dims.head_dim, least, |row, head, mut piece, scratch| {
         let position = positions[row] as usize;
         let first = args.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let table = typed_row::<i32>(&args.block_tables, sequences[row] as usize);
-        let place = |p: usize| {
-            table[p / args.tokens_per_block] as usize * args.tokens_per_block
-                + p % args.tokens_per_block
-        };
         let columns = head / group * dims.head_dim..(head / group + 1) * dims.head_dim;
-        let queries = args.queries.slice_cols(head * dims.head_dim..(head + 1) * dims.head_dim);
-        crate::rows::read_row(&queries, row, &mut scratch.query);
+        let runs = || runs(first..position + 1, table, args.tokens_per_block);
 
+        let query = head * dims.head_dim..(head + 1) * dims.head_dim;
+        read_row(isa, &args.queries.slice_cols(query), row, &mut scratch.query);
+        scratch.query.iter_mut().for_each(|q| *q *= args.scale);
         let keys = args.k_cache.slice_cols(columns.clone());
-        scratch.scores.clear();
-        for p in first..=position {
-            scratch.scores.push(args.scale * key_product(isa, &scratch.query, &keys, place(p)));
+        scratch.scores.resize(position + 1 - first, 0.0);
+        let mut scores = &mut scratch.scores[..];
+        for run in runs() {
+            let (head, tail) = scores.split_at_mut(run.len());
+            key_products(isa, &scratch.query, &keys.slice_rows(run), head);
+            scores = tail;
         }
-        let total = exponentials(&mut scratch.scores);
+        let total = exponentials(isa, &mut scratch.scores);
         let values = args.v_cache.slice_cols(columns);
         scratch.sum.clear();
         scratch.sum.resize(dims.head_dim, 0.0);
-        for (p, weight) in (first..=position).zip(&scratch.scores) {
-            add_value(isa, &mut scratch.sum, *weight, &values, place(p));
+        let mut weights = &scratch.scores[..];
+        for run in runs() {
+            let (head, tail) = weights.split_at(run.len());
+            add_values(isa, &mut scratch.sum, head, &values.slice_rows(run));
+            weights = tail;
         }
-        piece.store(scratch.sum.iter().map(|v| v / total));
+        scratch.sum.iter_mut().for_each(|v| *v /= total);
+        piece.store(&scratch.sum);
     });
     Ok(())
+}
+
+/// The rows of the caches that hold the given positions: a range for each KV block.
+fn runs(
+    positions: Range<usize>,
+    table: &[i32],
+    tokens_per_block: usize,
+) -> impl Iterator<Item = Range<usize>> {
+    let blocks = positions.start / tokens_per_block..positions.end.div_ceil(tokens_per_block);
+    blocks.map(move |block| {
+        let (from, to) = (block * tokens_per_block, (block + 1) * tokens_per_block);
+        let base = table[block] as usize * tokens_per_block;
+        let inside = positions.start.max(from) - from..positions.end.min(to) - from;
+        base + inside.start..base + inside.end
+    })
 }
 
 /// What a thread keeps from head to head.
@@ -100,32 +123,51 @@ fn check<'a>(
 }
 
 /// Replaces scores by `exp(score - largest)` and returns their sum.
-fn exponentials(scores: &mut [f32]) -> f32 {
+fn exponentials(isa: Isa, scores: &mut [f32]) -> f32 {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut total = 0.0;
-    for score in scores {
-        *score = (*score - largest).exp();
-        total += *score;
-    }
-    total
+    scores.iter_mut().for_each(|score| *score -= largest);
+    exp(isa, scores);
+    scores.iter().sum()
 }
 
-fn key_product(isa: Isa, query: &[f32], keys: &View<'_>, row: usize) -> f32 {
+/// `scores[i] = query · keys[i]`.
+fn key_products(isa: Isa, query: &[f32], keys: &View<'_>, scores: &mut [f32]) {
+    let stride = keys.geo.row_stride;
     match keys.geo.dtype {
-        DType::Bf16 => dot(isa, query, typed_row::<bf16>(keys, row)),
-        DType::F16 => dot(isa, query, &widen(typed_row(keys, row))),
-        _ => dot(isa, query, typed_row::<f32>(keys, row)),
+        DType::Bf16 => dot_rows(isa, query, from_first::<bf16>(keys), stride, scores),
+        DType::F16 => {
+            let (keys, stride) = widen_all(isa, keys);
+            dot_rows(isa, query, &keys, stride, scores);
+        }
+        _ => dot_rows(isa, query, from_first::<f32>(keys), stride, scores),
     }
 }
 
-fn add_value(isa: Isa, sum: &mut [f32], weight: f32, values: &View<'_>, row: usize) {
+/// `sum += weights[i] * values[i]` for all `i`.
+fn add_values(isa: Isa, sum: &mut [f32], weights: &[f32], values: &View<'_>) {
+    let stride = values.geo.row_stride;
     match values.geo.dtype {
-        DType::Bf16 => axpy(isa, sum, weight, typed_row::<bf16>(values, row)),
-        DType::F16 => axpy(isa, sum, weight, &widen(typed_row(values, row))),
-        _ => axpy(isa, sum, weight, typed_row::<f32>(values, row)),
+        DType::Bf16 => axpy_rows(isa, sum, weights, from_first::<bf16>(values), stride),
+        DType::F16 => {
+            let (values, stride) = widen_all(isa, values);
+            axpy_rows(isa, sum, weights, &values, stride);
+        }
+        _ => axpy_rows(isa, sum, weights, from_first::<f32>(values), stride),
     }
 }
 
-fn widen(row: &[f16]) -> Vec<f32> {
-    row.iter().map(|v| v.widen()).collect()
+/// The buffer from a view's first element to its last.
+fn from_first<'a, T: Pod>(view: &View<'a>) -> &'a [T] {
+    let start = view.geo.offset;
+    &view.buf.as_slice::<T>()[start..start + view.geo.span()]
+}
+
+/// All rows in f32, with their stride.
+fn widen_all(isa: Isa, view: &View<'_>) -> (Vec<f32>, usize) {
+    let (mut all, mut row) = (Vec::with_capacity(view.geo.rows * view.geo.cols), Vec::new());
+    for r in 0..view.geo.rows {
+        read_row(isa, view, r, &mut row);
+        all.extend_from_slice(&row);
+    }
+    (all, view.geo.cols)
 }

@@ -2,12 +2,12 @@
 
 use lora_core::{Result, check_extent};
 
-use crate::inner::Packed;
+use crate::inner::{Isa, Packed};
 use crate::rows::{check_float, checked_index, for_rows, indices, read_row};
 use crate::{View, ViewMut};
 
 /// See [`lora_core::Backend::embed`].
-pub fn embed(table: &Packed, ids: View<'_>, mut out: ViewMut<'_>) -> Result<()> {
+pub fn embed(isa: Isa, table: &Packed, ids: View<'_>, mut out: ViewMut<'_>) -> Result<()> {
     const OP: &str = "embed";
     check_float(OP, "out", out.geo.dtype)?;
     let ids = indices(OP, "ids", &ids)?;
@@ -16,16 +16,16 @@ pub fn embed(table: &Packed, ids: View<'_>, mut out: ViewMut<'_>) -> Result<()> 
     for id in ids {
         checked_index(OP, "token id", *id, table.n())?;
     }
-    for_rows(&mut out, |r, mut row, scratch| {
+    for_rows(isa, &mut out, |r, mut row, scratch| {
         scratch.resize(table.k(), 0.0);
         table.decode_row(ids[r] as usize, scratch);
-        row.store(scratch.iter().copied());
+        row.store(scratch);
     });
     Ok(())
 }
 
 /// See [`lora_core::Backend::gather_rows`].
-pub fn gather_rows(x: View<'_>, rows: View<'_>, mut out: ViewMut<'_>) -> Result<()> {
+pub fn gather_rows(isa: Isa, x: View<'_>, rows: View<'_>, mut out: ViewMut<'_>) -> Result<()> {
     const OP: &str = "gather_rows";
     check_float(OP, "x", x.geo.dtype)?;
     check_float(OP, "out", out.geo.dtype)?;
@@ -35,9 +35,9 @@ pub fn gather_rows(x: View<'_>, rows: View<'_>, mut out: ViewMut<'_>) -> Result<
     for row in rows {
         checked_index(OP, "row", *row, x.geo.rows)?;
     }
-    for_rows(&mut out, |r, mut row, scratch| {
-        read_row(&x, rows[r] as usize, scratch);
-        row.store(scratch.iter().copied());
+    for_rows(isa, &mut out, |r, mut row, scratch| {
+        read_row(isa, &x, rows[r] as usize, scratch);
+        row.store(scratch);
     });
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! Products with weight matrices.
 
-use half::{bf16, f16};
+use half::bf16;
 use lora_core::{DType, Error, HostTensor, Result, check_extent};
 
 use crate::inner::{Dtype, InnerError, Isa, Out, Packed, Part, Rows, Update, dot, matmul};
-use crate::rows::{Element, check_float, read_row};
+use crate::rows::{check_float, for_rows, read_row};
 use crate::{View, ViewMut};
 
 /// A weight matrix `[out, in]` in the order in which the inner product reads it.
@@ -53,7 +53,7 @@ fn packed_dtype(op: &'static str, dtype: DType) -> Result<Dtype> {
 }
 
 /// The inner product checks again what the ops have checked; whatever it finds is reported as is.
-fn misfit(op: &'static str, error: &InnerError) -> Error {
+pub fn misfit(op: &'static str, error: &InnerError) -> Error {
     Error::Unsupported { op, backend: crate::NAME, what: error.to_string() }
 }
 
@@ -67,99 +67,39 @@ pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Res
     check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
     let update = w.bias.as_ref().map_or(Update::Store, |bias| Update::StoreBias(bias));
     let mut widened = Vec::new();
-    let rows = input_rows(&x, None, &mut widened);
-    product(OP, isa, rows, &w.packed, &mut Target { out: &mut out, rows: None, update })
+    let rows = input_rows(isa, &x, &mut widened);
+    let (start, stride) = (out.geo.offset, out.geo.row_stride);
+    let product =
+        |out: Out<'_>| matmul(isa, rows, &w.packed, out.update(update)).map_err(|e| misfit(OP, &e));
+    match out.geo.dtype {
+        DType::Bf16 => product(Out::bf16(&mut out.buf.as_mut_slice::<bf16>()[start..], stride)),
+        DType::F16 => {
+            let n = w.packed.n();
+            let mut values = vec![0.0; rows.count() * n];
+            product(Out::f32(&mut values, n))?;
+            for_rows(isa, &mut out, |r, mut row, _| row.store(&values[r * n..(r + 1) * n]));
+            Ok(())
+        }
+        _ => product(Out::f32(&mut out.buf.as_mut_slice::<f32>()[start..], stride)),
+    }
 }
 
 /// Rows of a view as the inner product takes them; `widened` holds them where it does not take
 /// their dtype.
-pub fn input_rows<'a>(
-    x: &View<'a>,
-    listed: Option<&'a [u32]>,
-    widened: &'a mut Vec<f32>,
-) -> Rows<'a> {
+pub fn input_rows<'a>(isa: Isa, x: &View<'a>, widened: &'a mut Vec<f32>) -> Rows<'a> {
     let (geo, buf) = (x.geo, x.buf);
-    let rows = match geo.dtype {
+    match geo.dtype {
         DType::Bf16 => Rows::bf16(&buf.as_slice::<bf16>()[geo.offset..], geo.row_stride, geo.rows),
         DType::F32 => Rows::f32(&buf.as_slice::<f32>()[geo.offset..], geo.row_stride, geo.rows),
         _ => {
             let mut row = Vec::new();
             for r in 0..geo.rows {
-                read_row(x, r, &mut row);
+                read_row(isa, x, r, &mut row);
                 widened.extend_from_slice(&row);
             }
             Rows::f32(widened, geo.cols, geo.rows)
         }
-    };
-    match listed {
-        Some(list) => rows.listed(list),
-        None => rows,
     }
-}
-
-/// Where a product goes: all rows of a view, or those listed.
-pub struct Target<'t, 'v> {
-    /// The view.
-    pub out: &'t mut ViewMut<'v>,
-    /// Rows of the view, ascending; all of them where there is no list.
-    pub rows: Option<&'t [u32]>,
-    /// What happens to the values there.
-    pub update: Update<'t>,
-}
-
-/// Multiplies rows by a matrix into a target.
-///
-/// # Errors
-/// [`Error`] if the operands do not fit each other.
-pub fn product(
-    op: &'static str,
-    isa: Isa,
-    x: Rows<'_>,
-    w: &Packed,
-    target: &mut Target<'_, '_>,
-) -> Result<()> {
-    let (geo, update) = (target.out.geo, target.update);
-    let (start, stride) = (geo.offset, geo.row_stride);
-    let listed = |out: Out<'_>| {
-        let out = match target.rows {
-            Some(list) => out.listed(list),
-            None => out,
-        };
-        matmul(isa, x, w, out.update(update)).map_err(|e| misfit(op, &e))
-    };
-    match geo.dtype {
-        DType::Bf16 => {
-            listed(Out::bf16(&mut target.out.buf.as_mut_slice::<bf16>()[start..], stride))
-        }
-        DType::F16 => product_f16(op, isa, x, w, target),
-        _ => listed(Out::f32(&mut target.out.buf.as_mut_slice::<f32>()[start..], stride)),
-    }
-}
-
-/// The inner product does not store f16: it computes in f32, and the update is made here.
-fn product_f16(
-    op: &'static str,
-    isa: Isa,
-    x: Rows<'_>,
-    w: &Packed,
-    target: &mut Target<'_, '_>,
-) -> Result<()> {
-    let (count, n, geo) = (x.count(), w.n(), target.out.geo);
-    let mut values = vec![0.0; count * n];
-    matmul(isa, x, w, Out::f32(&mut values, n)).map_err(|e| misfit(op, &e))?;
-    let out = target.out.buf.as_mut_slice::<f16>();
-    for (m, row) in values.chunks_exact(n.max(1)).enumerate() {
-        let place = target.rows.map_or(m, |rows| rows[m] as usize);
-        let start = geo.offset + place * geo.row_stride;
-        for (i, (slot, y)) in out[start..start + n].iter_mut().zip(row).enumerate() {
-            *slot = f16::round(match target.update {
-                Update::Store => *y,
-                Update::StoreBias(bias) => y + bias[i],
-                Update::AddScaled(scale) => slot.widen() + scale * y,
-            });
-        }
-    }
-    Ok(())
 }
 
 /// See [`lora_core::Backend::row_norms`].

@@ -9,7 +9,7 @@ use crate::{CpuRef, ViewMut};
 const OP: &str = "logprobs";
 
 /// See [`lora_core::Backend::logprobs`].
-pub fn logprobs(args: LogprobArgs<'_, CpuRef>, mut out: LogprobOut<'_, CpuRef>) -> Result<()> {
+pub fn logprobs(args: &LogprobArgs<'_, CpuRef>, mut out: LogprobOut<'_, CpuRef>) -> Result<()> {
     let (rows, vocab, k) = (args.logits.geo.rows, args.logits.geo.cols, out.top_ids.geo.cols);
     for (what, found, wanted) in [
         ("logits", args.logits.geo.dtype, DType::F32),

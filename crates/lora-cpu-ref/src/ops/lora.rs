@@ -1,11 +1,14 @@
 //! Adapters: tables of slots, and what they add to the output of a base layer.
 
+use std::ops::Range;
+
 use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotSlice};
 use lora_core::{Error, HostTensor, Result, check_extent};
+use rayon::prelude::*;
 
-use super::linear::{Target, input_rows, pack, product};
-use crate::inner::{Isa, Out, Packed, Rows, Update, matmul};
-use crate::rows::{check_float, checked_index, indices};
+use super::linear::{input_rows, misfit, pack};
+use crate::inner::{Isa, Out, Packed, Rows, matmul};
+use crate::rows::{RowMut, all_rows, check_float, checked_index, indices};
 use crate::{CpuRef, View, ViewMut};
 
 /// The adapters of one site: for each slot, what it does to each slice.
@@ -120,25 +123,24 @@ pub fn lora_add(
     check_float(OP, "x", x.geo.dtype)?;
     check_extent(OP, "columns of x", x.geo.cols, site.spec.in_dim)?;
     check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
-    let segments = segments(OP, site, batch, &out)?;
-    for Segment { rows, slices } in &segments {
-        for (slice, columns) in slices.iter().zip(&site.spec.slices) {
+    let tasks = tasks(OP, isa, site, batch, &mut out)?;
+    let mut widened = Vec::new();
+    let input = input_rows(isa, &x, &mut widened);
+    run(tasks, |mut task| {
+        let places = std::mem::take(&mut task.places);
+        let input = input.listed(&places);
+        for (slice, columns) in task.slices.iter().zip(&site.spec.slices) {
             let Some(slice) = slice else { continue };
-            let mut part = cut(&mut out, columns.clone());
-            if let Some(matrix) = &slice.replacement {
-                let mut widened = Vec::new();
-                let input = input_rows(&x, Some(rows), &mut widened);
-                let mut target = Target { out: &mut part, rows: Some(rows), update: Update::Store };
-                product(OP, isa, input, matrix, &mut target)?;
-            }
-            if let Some(low) = &slice.low_rank {
-                let z = shrink(isa, &x, rows, low)?;
-                expand(OP, isa, &z, rows, low, &mut part)?;
-            }
-            affine(slice, rows, &mut part);
+            let base =
+                slice.replacement.as_ref().map(|w| product(OP, isa, input, w)).transpose()?;
+            let delta = match &slice.low_rank {
+                Some(low) => Some((low.delta(isa, &low.shrink(OP, isa, input)?)?, low.scale)),
+                None => None,
+            };
+            task.store(slice, columns, base.as_deref(), delta.as_ref());
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// See [`lora_core::Backend::lora_embed`].
@@ -155,116 +157,144 @@ pub fn lora_embed(
     for id in ids {
         checked_index(OP, "token id", *id, site.spec.in_dim)?;
     }
-    let segments = segments(OP, site, batch, &out)?;
-    for Segment { rows, slices } in &segments {
-        let Some(Some(slice)) = slices.first() else { continue };
-        if let Some(table) = &slice.replacement {
-            let mut values = vec![0.0; table.k()];
-            for row in rows {
-                table.decode_row(ids[*row as usize] as usize, &mut values);
-                write_row(&mut out, *row, values.iter().copied());
+    let tasks = tasks(OP, isa, site, batch, &mut out)?;
+    run(tasks, |mut task| {
+        let Some(Some(slice)) = task.slices.first() else { return Ok(()) };
+        let ids: Vec<usize> = task.places.iter().map(|row| ids[*row as usize] as usize).collect();
+        let base = slice.replacement.as_ref().map(|table| {
+            let mut rows = vec![0.0; ids.len() * table.k()];
+            for (row, id) in rows.chunks_exact_mut(table.k().max(1)).zip(&ids) {
+                table.decode_row(*id, row);
             }
-        }
-        if let Some(low) = &slice.low_rank {
-            let z = lookup(ids, rows, low);
-            expand(OP, isa, &z, rows, low, &mut out)?;
-        }
-        affine(slice, rows, &mut out);
-    }
-    Ok(())
+            rows
+        });
+        let delta = match &slice.low_rank {
+            Some(low) => Some((low.delta(isa, &low.look_up(&ids))?, low.scale)),
+            None => None,
+        };
+        let columns = 0..site.spec.out_dim();
+        task.store(slice, &columns, base.as_deref(), delta.as_ref());
+        Ok(())
+    })
 }
 
-/// Rows of the batch that share an adapter, with what it does at this site.
-struct Segment<'a> {
-    rows: Vec<u32>,
+/// Some rows of the batch that share an adapter, with what it does at this site.
+struct Task<'a> {
+    /// Numbers of the rows.
+    places: Vec<u32>,
+    /// The rows of the output.
+    rows: Vec<RowMut<'a>>,
     slices: &'a [Option<CpuSlice>],
 }
 
-/// The segments of a batch, checked against site and output.
-fn segments<'a>(
-    op: &'static str,
-    site: &'a LoraSite<CpuRef>,
-    batch: &LoraBatch<CpuRef>,
-    out: &ViewMut<'_>,
-) -> Result<Vec<Segment<'a>>> {
-    check_float(op, "out", out.geo.dtype)?;
-    check_extent(op, "columns of out", out.geo.cols, site.spec.out_dim())?;
-    let order = indices(op, "row order", &batch.row_order.view())?.to_vec();
-    let starts = indices(op, "segment starts", &batch.starts.view())?.to_vec();
-    let slots = indices(op, "slots", &batch.slots.view())?.to_vec();
-    (0..batch.segments)
-        .map(|i| {
-            let slot = checked_index(op, "slot", slots[i], site.table.slots.len())?;
-            let (from, to) = (starts[i] as usize, starts[i + 1] as usize);
-            let rows = order[from..to]
-                .iter()
-                .map(|row| checked_index(op, "row", *row, out.geo.rows).map(|row| row as u32))
-                .collect::<Result<_>>()?;
-            Ok(Segment { rows, slices: &site.table.slots[slot] })
-        })
-        .collect()
-}
+/// Rows of one task: enough to share the reading of the factors, few enough that the products in
+/// f32 stay in a cache.
+const TASK_ROWS: usize = 16;
 
-fn cut<'a>(out: &'a mut ViewMut<'_>, columns: std::ops::Range<usize>) -> ViewMut<'a> {
-    let mut part = out.reborrow();
-    part.geo = part.geo.slice_cols(columns);
-    part
-}
-
-/// `z = A x` of the given rows, in f32: `[rows, rank]`.
-fn shrink(isa: Isa, x: &View<'_>, rows: &[u32], low: &CpuLowRank) -> Result<Vec<f32>> {
-    let mut z = vec![0.0; rows.len() * low.rank];
-    if let Factor::Packed(a) = &low.a {
-        let mut widened = Vec::new();
-        let input = input_rows(x, Some(rows), &mut widened);
-        matmul(isa, input, a, Out::f32(&mut z, low.rank)).map_err(|e| Error::Unsupported {
-            op: "lora_add",
-            backend: crate::NAME,
-            what: e.to_string(),
-        })?;
-    }
-    Ok(z)
-}
-
-/// `z = A[:, id]` of the given rows: `[rows, rank]`.
-fn lookup(ids: &[i32], rows: &[u32], low: &CpuLowRank) -> Vec<f32> {
-    let Factor::Columns(a) = &low.a else { return vec![0.0; rows.len() * low.rank] };
-    let vocab = a.len() / low.rank.max(1);
-    let place = |row: &u32, j: usize| a.get_f32(j * vocab + ids[*row as usize] as usize);
-    rows.iter().flat_map(|row| (0..low.rank).map(move |j| place(row, j))).collect()
-}
-
-/// `out += scale * B z` in the given rows.
-fn expand(
+/// Cuts a batch into tasks, checked against site and output.
+fn tasks<'a>(
     op: &'static str,
     isa: Isa,
-    z: &[f32],
-    rows: &[u32],
-    low: &CpuLowRank,
-    out: &mut ViewMut<'_>,
-) -> Result<()> {
-    let mut target = Target { out, rows: Some(rows), update: Update::AddScaled(low.scale) };
-    product(op, isa, Rows::f32(z, low.rank, rows.len()), &low.b, &mut target)
+    site: &'a LoraSite<CpuRef>,
+    batch: &LoraBatch<CpuRef>,
+    out: &'a mut ViewMut<'_>,
+) -> Result<Vec<Task<'a>>> {
+    check_float(op, "out", out.geo.dtype)?;
+    check_extent(op, "columns of out", out.geo.cols, site.spec.out_dim())?;
+    let (order, starts, slots) = (batch.row_order.view(), batch.starts.view(), batch.slots.view());
+    let order = indices(op, "row order", &order)?;
+    let starts = indices(op, "segment starts", &starts)?;
+    let slots = indices(op, "slots", &slots)?;
+    let limit = out.geo.rows;
+    let mut rows = all_rows(isa, out);
+    let mut tasks = Vec::new();
+    for i in 0..batch.segments {
+        let slot = checked_index(op, "slot", slots[i], site.table.slots.len())?;
+        let slices = &site.table.slots[slot][..];
+        for chunk in order[starts[i] as usize..starts[i + 1] as usize].chunks(TASK_ROWS) {
+            let mut task = Task { places: Vec::new(), rows: Vec::new(), slices };
+            for row in chunk {
+                let place = checked_index(op, "row", *row, limit)?;
+                // A row that was listed twice already has its adapter.
+                if let Some(row) = rows.get_mut(place).and_then(Option::take) {
+                    task.places.push(place as u32);
+                    task.rows.push(row);
+                }
+            }
+            tasks.push(task);
+        }
+    }
+    Ok(tasks)
 }
 
-/// `out = gain * out + shift` in the given rows.
-fn affine(slice: &CpuSlice, rows: &[u32], out: &mut ViewMut<'_>) {
-    if slice.gain.is_none() && slice.shift.is_none() {
-        return;
-    }
-    let mut values = Vec::new();
-    for row in rows {
-        crate::rows::read_row(&out.as_view(), *row as usize, &mut values);
-        if let Some(gain) = &slice.gain {
-            values.iter_mut().zip(gain).for_each(|(v, g)| *v *= g);
+/// Runs tasks, in parallel where there are several.
+fn run(tasks: Vec<Task<'_>>, f: impl Fn(Task<'_>) -> Result<()> + Send + Sync) -> Result<()> {
+    tasks.into_par_iter().try_for_each(f)
+}
+
+impl Task<'_> {
+    /// `row = gain * (base + scale * delta) + shift` in the given columns; where there is no
+    /// `base`, what stands there. Rounds once.
+    fn store(
+        &mut self,
+        slice: &CpuSlice,
+        columns: &Range<usize>,
+        base: Option<&[f32]>,
+        delta: Option<&(Vec<f32>, f32)>,
+    ) {
+        let width = columns.len();
+        let mut values = Vec::new();
+        for (m, row) in self.rows.iter_mut().enumerate() {
+            let mut part = row.slice(columns.clone());
+            let at = m * width..(m + 1) * width;
+            match base {
+                Some(base) => values = base[at.clone()].to_vec(),
+                None => part.read(&mut values),
+            }
+            if let Some((delta, scale)) = delta {
+                values.iter_mut().zip(&delta[at]).for_each(|(v, d)| *v += scale * d);
+            }
+            if let Some(gain) = &slice.gain {
+                values.iter_mut().zip(gain).for_each(|(v, g)| *v *= g);
+            }
+            if let Some(shift) = &slice.shift {
+                values.iter_mut().zip(shift).for_each(|(v, s)| *v += s);
+            }
+            part.store(&values);
         }
-        if let Some(shift) = &slice.shift {
-            values.iter_mut().zip(shift).for_each(|(v, s)| *v += s);
-        }
-        write_row(out, *row, values.iter().copied());
     }
 }
 
-fn write_row(out: &mut ViewMut<'_>, row: u32, values: impl Iterator<Item = f32>) {
-    crate::rows::row_mut(out, row as usize).store(values);
+impl CpuLowRank {
+    /// `z = A x` of each row: `[rows, rank]`.
+    fn shrink(&self, op: &'static str, isa: Isa, x: Rows<'_>) -> Result<Vec<f32>> {
+        match &self.a {
+            Factor::Packed(a) => product(op, isa, x, a),
+            Factor::Columns(_) => Err(Error::Unsupported {
+                op,
+                backend: crate::NAME,
+                what: "the adapter of an embedding; use lora_embed".to_owned(),
+            }),
+        }
+    }
+
+    /// `z = A[:, id]` of each id: `[ids, rank]`.
+    fn look_up(&self, ids: &[usize]) -> Vec<f32> {
+        let Factor::Columns(a) = &self.a else { return vec![0.0; ids.len() * self.rank] };
+        let vocab = a.len() / self.rank.max(1);
+        ids.iter().flat_map(|id| (0..self.rank).map(move |j| a.get_f32(j * vocab + id))).collect()
+    }
+
+    /// `B z` of each row: `[rows, out]`.
+    fn delta(&self, isa: Isa, z: &[f32]) -> Result<Vec<f32>> {
+        let rows = z.len() / self.rank.max(1);
+        product("lora_add", isa, Rows::f32(z, self.rank, rows), &self.b)
+    }
+}
+
+/// `x wᵀ` in f32: `[rows, out]`.
+fn product(op: &'static str, isa: Isa, x: Rows<'_>, w: &Packed) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; x.count() * w.n()];
+    matmul(isa, x, w, Out::f32(&mut values, w.n())).map_err(|e| misfit(op, &e))?;
+    Ok(values)
 }

@@ -14,10 +14,10 @@ pub fn rms_norm(isa: Isa, x: View<'_>, w: View<'_>, eps: f32, mut out: ViewMut<'
     check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
     check_extent(OP, "columns of out", out.geo.cols, x.geo.cols)?;
     let w = weights(OP, &w, x.geo.cols)?;
-    for_rows(&mut out, |r, mut row, scratch| {
-        read_row(&x, r, scratch);
+    for_rows(isa, &mut out, |r, mut row, scratch| {
+        read_row(isa, &x, r, scratch);
         normalize(isa, scratch, w, eps);
-        row.store(scratch.iter().copied());
+        row.store(scratch);
     });
     Ok(())
 }
@@ -42,15 +42,16 @@ pub fn add_rms_norm(
         check_extent(OP, what, geo.cols, x.geo.cols)?;
     }
     let w = weights(OP, &w, x.geo.cols)?;
-    for_row_pairs(&mut residual, &mut out, |r, mut residual, mut row, scratch| {
+    for_row_pairs(isa, &mut residual, &mut out, |r, mut residual, mut row, scratch| {
         let mut sum = Vec::with_capacity(x.geo.cols);
         residual.read(&mut sum);
-        read_row(&x, r, scratch);
-        residual.store(sum.iter().zip(scratch.iter()).map(|(a, b)| a + b));
+        read_row(isa, &x, r, scratch);
+        sum.iter_mut().zip(scratch.iter()).for_each(|(a, b)| *a += b);
+        residual.store(&sum);
         // The norm sees what later layers will see: the rounded residual.
         residual.read(&mut sum);
         normalize(isa, &mut sum, w, eps);
-        row.store(sum.iter().copied());
+        row.store(&sum);
     });
     Ok(())
 }

@@ -52,8 +52,8 @@ pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()
     let k_from = dims.q_cols();
     let v_from = k_from + dims.kv_cols();
     let qkv = args.qkv.as_view();
-    append(qkv.slice_cols(k_from..v_from), slots, &mut args.k_cache);
-    append(qkv.slice_cols(v_from..v_from + dims.kv_cols()), slots, &mut args.v_cache);
+    append(isa, qkv.slice_cols(k_from..v_from), slots, &mut args.k_cache);
+    append(isa, qkv.slice_cols(v_from..v_from + dims.kv_cols()), slots, &mut args.v_cache);
     Ok(())
 }
 
@@ -67,7 +67,7 @@ fn rotate<'w>(
     heads: usize,
 ) {
     let half = rotations.geo.cols / 2;
-    for_rows(qkv, |r, mut row, scratch| {
+    for_rows(isa, qkv, |r, mut row, scratch| {
         row.read(scratch);
         let (cos, sin) = typed_row::<f32>(rotations, positions[r] as usize).split_at(half);
         for (h, head) in scratch.chunks_exact_mut(2 * half).take(heads).enumerate() {
@@ -81,15 +81,15 @@ fn rotate<'w>(
                 hi[i] = b * cos[i] + a * sin[i];
             }
         }
-        row.store(scratch.iter().copied());
+        row.store(scratch);
     });
 }
 
 /// Stores row `i` of `x` in row `slots[i]` of the cache, rounded to the cache's dtype.
-fn append(x: View<'_>, slots: &[i32], cache: &mut ViewMut<'_>) {
+fn append(isa: Isa, x: View<'_>, slots: &[i32], cache: &mut ViewMut<'_>) {
     let mut values = Vec::new();
     for (r, slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
-        read_row(&x, r, &mut values);
-        row_mut(cache, *slot as usize).store(values.iter().copied());
+        read_row(isa, &x, r, &mut values);
+        row_mut(isa, cache, *slot as usize).store(&values);
     }
 }

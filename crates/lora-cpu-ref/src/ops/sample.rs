@@ -10,7 +10,7 @@ use crate::{CpuRef, ViewMut};
 const OP: &str = "sample";
 
 /// See [`lora_core::Backend::sample`].
-pub fn sample(args: SampleArgs<'_, CpuRef>, out: ViewMut<'_>) -> Result<()> {
+pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()> {
     let (rows, vocab) = (args.logits.geo.rows, args.logits.geo.cols);
     if args.logits.geo.dtype != DType::F32 {
         let found = args.logits.geo.dtype;

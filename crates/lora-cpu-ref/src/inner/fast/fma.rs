@@ -1,9 +1,11 @@
 //! Tiles in plain `f32` arithmetic, compiled once for each instruction set.
-#![allow(unsafe_code)] // Calls of functions compiled for more than the build's target.
+
+use std::marker::PhantomData;
 
 use super::super::{
     Isa, Level,
     float16::{bf16_to_f32, f16_to_f32},
+    lanes::{Job, Lanes, run},
     packed::Dtype,
 };
 use super::{LANES, Line, Sums, Tile, blocks::Singles};
@@ -19,33 +21,35 @@ impl Fma {
     pub(super) fn new(isa: Isa, dtype: Dtype) -> Self {
         Self { isa, dtype }
     }
-
-    fn wide(&self) -> bool {
-        self.isa.level() >= Level::Avx512
-    }
 }
 
 impl Tile for Fma {
     type Block = Singles;
 
-    /// As many as leave registers for weights: of 32 with 16 lanes, 16 with 8 or 16 with 4.
     fn max_rows(&self) -> usize {
-        match self.isa.level() {
-            Level::Baseline => 2,
-            Level::Avx2 => 6,
-            Level::Avx512 | Level::Avx512Bf16 => 12,
-        }
+        12
     }
 
-    fn panels(&self) -> usize {
-        if self.wide() { 2 } else { 1 }
+    fn max_panels(&self) -> usize {
+        if self.isa.level() >= Level::Avx512 { 2 } else { 1 }
     }
 
     fn add(&self, x: &[Singles], weights: &[&[Line]], sums: &mut [Sums]) {
         match self.dtype {
-            Dtype::Bf16 => by_level::<Bf16>(self.isa, x, weights, sums),
-            Dtype::F16 => by_level::<F16>(self.isa, x, weights, sums),
-            Dtype::F32 => by_level::<F32>(self.isa, x, weights, sums),
+            Dtype::Bf16 => self.add_decoded::<Bf16>(x, weights, sums),
+            Dtype::F16 => self.add_decoded::<F16>(x, weights, sums),
+            Dtype::F32 => self.add_decoded::<F32>(x, weights, sums),
+        }
+    }
+}
+
+impl Fma {
+    fn add_decoded<D: Decode>(&self, x: &[Singles], weights: &[&[Line]], sums: &mut [Sums]) {
+        let decode = PhantomData::<D>;
+        match *weights {
+            [a] => run(self.isa, Work { x, weights: [a], sums, decode }),
+            [a, b] => run(self.isa, Work { x, weights: [a, b], sums, decode }),
+            _ => {}
         }
     }
 }
@@ -89,91 +93,41 @@ impl Decode for F32 {
     }
 }
 
-/// How a product joins a sum: `a * b + c`.
-trait MulAdd {
-    fn mul_add(a: f32, b: f32, c: f32) -> f32;
+/// What [`Tile::add`] is to do, for weights that `D` decodes.
+struct Work<'a, D, const P: usize> {
+    x: &'a [Singles],
+    weights: [&'a [Line]; P],
+    sums: &'a mut [Sums],
+    decode: PhantomData<D>,
 }
 
-/// Rounded once, where the CPU has the instruction.
-struct Fused;
-/// Rounded twice: without the instruction, a fused one would be a slow library call.
-struct Separate;
-
-impl MulAdd for Fused {
+impl<D: Decode, const P: usize> Job for Work<'_, D, P> {
     #[inline(always)]
-    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
+    fn run<V: Lanes>(self) {
+        let w = self.weights;
+        for (x, sums) in self.x.chunks(V::ROWS).zip(self.sums.chunks_mut(V::ROWS * P)) {
+            match x.len() {
+                1 => add_tile::<D, V, 1, P>(x, w, sums),
+                2 => add_tile::<D, V, 2, P>(x, w, sums),
+                3 => add_tile::<D, V, 3, P>(x, w, sums),
+                4 => add_tile::<D, V, 4, P>(x, w, sums),
+                5 => add_tile::<D, V, 5, P>(x, w, sums),
+                6 => add_tile::<D, V, 6, P>(x, w, sums),
+                7 => add_tile::<D, V, 7, P>(x, w, sums),
+                8 => add_tile::<D, V, 8, P>(x, w, sums),
+                9 => add_tile::<D, V, 9, P>(x, w, sums),
+                10 => add_tile::<D, V, 10, P>(x, w, sums),
+                11 => add_tile::<D, V, 11, P>(x, w, sums),
+                12 => add_tile::<D, V, 12, P>(x, w, sums),
+                _ => {}
+            }
+        }
     }
 }
 
-impl MulAdd for Separate {
-    #[inline(always)]
-    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        a * b + c
-    }
-}
-
-fn by_level<D: Decode>(isa: Isa, x: &[Singles], weights: &[&[Line]], sums: &mut [Sums]) {
-    match (isa.level(), weights) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: an `Isa` of this level exists only where detection found the instructions.
-        (Level::Avx512 | Level::Avx512Bf16, &[a, b]) => unsafe { avx512::<D, 2>(x, [a, b], sums) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        (Level::Avx512 | Level::Avx512Bf16, &[a]) => unsafe { avx512::<D, 1>(x, [a], sums) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        (Level::Avx2, &[a]) => unsafe { avx2::<D>(x, [a], sums) },
-        (_, &[a]) => baseline::<D>(x, [a], sums),
-        _ => {}
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn avx512<D: Decode, const P: usize>(x: &[Singles], weights: [&[Line]; P], sums: &mut [Sums]) {
-    match x.len() {
-        1 => add_tile::<D, Fused, 1, P>(x, weights, sums),
-        2 => add_tile::<D, Fused, 2, P>(x, weights, sums),
-        3 => add_tile::<D, Fused, 3, P>(x, weights, sums),
-        4 => add_tile::<D, Fused, 4, P>(x, weights, sums),
-        5 => add_tile::<D, Fused, 5, P>(x, weights, sums),
-        6 => add_tile::<D, Fused, 6, P>(x, weights, sums),
-        7 => add_tile::<D, Fused, 7, P>(x, weights, sums),
-        8 => add_tile::<D, Fused, 8, P>(x, weights, sums),
-        9 => add_tile::<D, Fused, 9, P>(x, weights, sums),
-        10 => add_tile::<D, Fused, 10, P>(x, weights, sums),
-        11 => add_tile::<D, Fused, 11, P>(x, weights, sums),
-        12 => add_tile::<D, Fused, 12, P>(x, weights, sums),
-        _ => {}
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn avx2<D: Decode>(x: &[Singles], weights: [&[Line]; 1], sums: &mut [Sums]) {
-    match x.len() {
-        1 => add_tile::<D, Fused, 1, 1>(x, weights, sums),
-        2 => add_tile::<D, Fused, 2, 1>(x, weights, sums),
-        3 => add_tile::<D, Fused, 3, 1>(x, weights, sums),
-        4 => add_tile::<D, Fused, 4, 1>(x, weights, sums),
-        5 => add_tile::<D, Fused, 5, 1>(x, weights, sums),
-        6 => add_tile::<D, Fused, 6, 1>(x, weights, sums),
-        _ => {}
-    }
-}
-
-fn baseline<D: Decode>(x: &[Singles], weights: [&[Line]; 1], sums: &mut [Sums]) {
-    match x.len() {
-        1 => add_tile::<D, Separate, 1, 1>(x, weights, sums),
-        2 => add_tile::<D, Separate, 2, 1>(x, weights, sums),
-        _ => {}
-    }
-}
-
-/// `M` rows by `P` panels; written so that the sums can stay in vector registers.
+/// `M` rows by `P` panels; the sums stay in registers throughout.
 #[inline(always)]
-fn add_tile<D: Decode, F: MulAdd, const M: usize, const P: usize>(
+fn add_tile<D: Decode, V: Lanes, const M: usize, const P: usize>(
     x: &[Singles],
     weights: [&[Line]; P],
     sums: &mut [Sums],
@@ -181,24 +135,25 @@ fn add_tile<D: Decode, F: MulAdd, const M: usize, const P: usize>(
     let Some(x) = x.first_chunk::<M>() else { return };
     let lines = weights.iter().map(|w| w.len()).min().unwrap_or(0).min(x[0].0.len() / D::DEPTH);
     let weights = weights.map(|w| &w[..lines]);
-    let mut acc = [[[0.0f32; LANES]; P]; M];
+    let mut acc = [[V::from_array([0.0; LANES]); P]; M];
     for (acc, sum) in acc.as_flattened_mut().iter_mut().zip(sums.iter()) {
-        *acc = sum.0;
+        *acc = V::from_array(sum.0);
     }
-    for i in 0..lines {
-        for d in 0..D::DEPTH {
-            for p in 0..P {
-                let w = weights[p][i].0.map(|word| D::weight(word, d));
-                for m in 0..M {
-                    let x = x[m].0[i * D::DEPTH + d];
-                    for l in 0..LANES {
-                        acc[m][p][l] = F::mul_add(x, w[l], acc[m][p][l]);
-                    }
+    for line in 0..lines {
+        for depth in 0..D::DEPTH {
+            let mut w = [V::from_array([0.0; LANES]); P];
+            for (w, panel) in w.iter_mut().zip(&weights) {
+                *w = V::from_array(panel[line].0.map(|word| D::weight(word, depth)));
+            }
+            for m in 0..M {
+                let x = V::splat(x[m].0[line * D::DEPTH + depth]);
+                for p in 0..P {
+                    acc[m][p] = acc[m][p].add_product(x, w[p]);
                 }
             }
         }
     }
     for (acc, sum) in acc.as_flattened().iter().zip(sums) {
-        sum.0 = *acc;
+        sum.0 = acc.to_array();
     }
 }

@@ -37,28 +37,35 @@ trait Tile: Sync {
     type Block: ToBlock;
     /// Most rows of a tile.
     fn max_rows(&self) -> usize;
-    /// Panels of a tile: 1 or 2.
-    fn panels(&self) -> usize;
+    /// Most panels of a tile: 1 or 2.
+    fn max_panels(&self) -> usize;
     /// Adds to `sums[row * weights.len() + panel]` the products of `x[row]` with `weights[panel]`.
     ///
-    /// Needs 1 to `max_rows` rows, 1 to `panels` panels of equal length, and sums for each pair.
+    /// Needs 1 to `max_rows` rows, 1 to `max_panels` panels of equal length, and sums for each pair.
     fn add(&self, x: &[Self::Block], weights: &[&[Line]], sums: &mut [Sums]);
 }
 
-/// Rows done in one pass over the weights: enough to make the pass cheap, few enough that their
-/// sums and a block of their values stay in the second-level cache.
-const SLAB_ROWS: usize = 512;
+/// Activations done in one pass over the weights: few enough (2 MB of bfloat16) to come out of the
+/// caches for every panel, enough to make another pass over the weights cheap.
+const SLAB_VALUES: usize = 1 << 20;
 
-/// Weight bytes that make a task: some microseconds of reading, against about one for its share
-/// of a fork.
+/// Least and most rows of a slab: below, weights would not be reused enough; above, the sums of a
+/// panel would leave the second-level cache.
+const SLAB_ROWS: Range<usize> = 96..512;
+
+/// Weight bytes times rows that make a task: some microseconds of reading, against about one for
+/// its share of a fork.
 const TASK_BYTES: usize = 128 << 10;
+
+/// Most rows for which reading large weights takes longer than multiplying them.
+const STREAM_ROWS: usize = 8;
 
 /// Tasks for each thread, so that one that is interrupted does not hold up the others.
 const TASKS_PER_THREAD: usize = 4;
 
 /// Products (and weight bytes) below which the calling thread works alone. Waking another costs
-/// 5 to 20 microseconds; one core does 10^5 products in a microsecond and reads 20 kB in one, so
-/// below these bounds half the work is not worth the wake-up.
+/// 5 to 20 microseconds; one core does at best 10^5 products in a microsecond and reads 20 kB in
+/// one, so below these bounds half the work is not worth the wake-up.
 const SERIAL_PRODUCTS: usize = 2 << 20;
 const SERIAL_BYTES: usize = 256 << 10;
 
@@ -95,8 +102,9 @@ fn slabs<K: Tile, T: Element>(
     mut canvas: Canvas<'_, T>,
     update: Update<'_>,
 ) {
-    for start in (0..x.count()).step_by(SLAB_ROWS) {
-        let rows = start..x.count().min(start + SLAB_ROWS);
+    let height = (SLAB_VALUES / w.k().max(1)).clamp(SLAB_ROWS.start, SLAB_ROWS.end);
+    for start in (0..x.count()).step_by(height) {
+        let rows = start..x.count().min(start + height);
         let x = Blocks::<K::Block>::new(x, rows.clone(), w.k());
         let product = Product { tile, x: &x, first: rows.start, w, update };
         product.run(&mut canvas);
@@ -121,7 +129,7 @@ impl<K: Tile> Product<'_, K> {
     /// Columns are cut into panels; rows only where there are too few panels for the threads.
     fn grid(&self) -> Grid {
         let (rows, n, k) = (self.x.rows(), self.w.n(), self.w.k());
-        let col_step = LANES * self.tile.panels();
+        let col_step = LANES * self.panels();
         let cuts = n.div_ceil(col_step).max(1);
         let wanted = TASKS_PER_THREAD * rayon::current_num_threads();
         let row_step = if cuts >= wanted {
@@ -134,6 +142,13 @@ impl<K: Tile> Product<'_, K> {
         let task_bytes = (self.w.bytes() / cuts).max(1);
         let min_task = (!serial).then_some((TASK_BYTES / task_bytes / rows.max(1)).max(1));
         Grid { rows: self.first..self.first + rows, cols: n, row_step, col_step, min_task }
+    }
+
+    /// Two panels share the work on a row's values, which counts when arithmetic is the limit; one
+    /// panel is one stream from memory, which counts when reading is.
+    fn panels(&self) -> usize {
+        let streams = self.w.bytes() >= SERIAL_BYTES && self.w.k() > BLOCK_K;
+        if streams && self.x.rows() <= STREAM_ROWS { 1 } else { self.tile.max_panels() }
     }
 
     /// Fills one rectangle of the output.
@@ -164,8 +179,8 @@ fn part<T>(items: &[T], start: usize, count: usize) -> &[T] {
     &items[..count.min(items.len())]
 }
 
-/// Cuts `rows` into as few tiles as possible, of nearly equal height.
+/// Cuts `rows` into tiles of `most` rows and a rest. Full tiles come first: the first tile waits
+/// for weights from memory, so it should have the most work to do meanwhile.
 fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = rows.div_ceil(most);
-    (0..count).map(move |i| i * rows / count..(i + 1) * rows / count)
+    (0..rows).step_by(most).map(move |start| start..rows.min(start + most))
 }

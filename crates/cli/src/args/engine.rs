@@ -1,0 +1,129 @@
+//! Arguments of the engine.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use engine::LoadFormat;
+use lora_core::DType;
+
+/// How an engine is set up; `None` leaves a choice to the engine.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct EngineSettings {
+    /// Folder with another tokenizer.
+    pub tokenizer: Option<PathBuf>,
+    /// Dtype of the activations.
+    pub dtype: Option<DType>,
+    /// Where weights come from.
+    pub load_format: LoadFormat,
+    /// CPU threads.
+    pub threads: Option<usize>,
+    /// Sequences that run at a time.
+    pub max_batch_size: Option<usize>,
+    /// Tokens of one step.
+    pub max_num_tokens: Option<usize>,
+    /// Prompt and answer together, at most.
+    pub max_seq_len: Option<usize>,
+    /// Tokens that fit the KV cache.
+    pub kv_cache_tokens: Option<usize>,
+}
+
+/// How the model computes.
+#[derive(Args)]
+pub(super) struct ComputeArgs {
+    /// Dtype of the activations; weights stay as they are stored. auto: the checkpoint's
+    #[arg(long, value_enum, default_value_t = DTypeArg::Auto, help_heading = "Engine")]
+    dtype: DTypeArg,
+    /// CPU threads [default: all cores]
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    threads: Option<NonZeroUsize>,
+}
+
+impl ComputeArgs {
+    /// Settings with nothing else chosen.
+    pub fn settings(&self) -> EngineSettings {
+        EngineSettings {
+            dtype: self.dtype.into(),
+            threads: self.threads.map(NonZeroUsize::get),
+            ..EngineSettings::default()
+        }
+    }
+}
+
+/// The model and the sizes of the engine.
+#[derive(Args)]
+pub(super) struct EngineArgs {
+    /// The base model: a folder with config.json and *.safetensors, or a .gguf file
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    model: PathBuf,
+    /// Folder with tokenizer.json and chat template [default: the model's own]
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    /// Where weights come from; dummy: random numbers of the config's shape
+    #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto, help_heading = "Engine")]
+    load_format: LoadFormatArg,
+    /// Sequences that run at a time [default: 256]
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    max_batch_size: Option<NonZeroUsize>,
+    /// Tokens of one step; longer prompts are computed in chunks [default: 1024]
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    max_num_tokens: Option<NonZeroUsize>,
+    /// Prompt and answer together, in tokens [default: the model's limit]
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    max_seq_len: Option<NonZeroUsize>,
+    /// Tokens that fit the KV cache [default: what the batch can need, up to 2 GiB]
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    kv_cache_tokens: Option<NonZeroUsize>,
+}
+
+impl EngineArgs {
+    /// The model, and the settings for an engine over it.
+    pub fn split(self) -> (PathBuf, EngineSettings) {
+        let settings = EngineSettings {
+            tokenizer: self.tokenizer,
+            load_format: self.load_format.into(),
+            max_batch_size: self.max_batch_size.map(NonZeroUsize::get),
+            max_num_tokens: self.max_num_tokens.map(NonZeroUsize::get),
+            max_seq_len: self.max_seq_len.map(NonZeroUsize::get),
+            kv_cache_tokens: self.kv_cache_tokens.map(NonZeroUsize::get),
+            ..self.compute.settings()
+        };
+        (self.model, settings)
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DTypeArg {
+    Auto,
+    Float32,
+    Bfloat16,
+    Float16,
+}
+
+impl From<DTypeArg> for Option<DType> {
+    fn from(arg: DTypeArg) -> Self {
+        match arg {
+            DTypeArg::Auto => None,
+            DTypeArg::Float32 => Some(DType::F32),
+            DTypeArg::Bfloat16 => Some(DType::Bf16),
+            DTypeArg::Float16 => Some(DType::F16),
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LoadFormatArg {
+    Auto,
+    Dummy,
+}
+
+impl From<LoadFormatArg> for LoadFormat {
+    fn from(arg: LoadFormatArg) -> Self {
+        match arg {
+            LoadFormatArg::Auto => Self::Auto,
+            LoadFormatArg::Dummy => Self::Dummy,
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! `polylora inspect`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+
+const LONG_ABOUT: &str = "\
+Describes an adapter and checks it: which modules of which layers it changes, at what rank and \
+scale, and every rule that it breaks, each with what was found, what is allowed and what to do.
+
+With --model it is also held against that model's dimensions and module names; only the model's \
+configuration is read, not its weights.";
+
+const AFTER_HELP: &str = "\
+Examples:
+  polylora inspect my-adapter
+  polylora inspect my-adapter --model my-model --max-lora-rank 16
+  polylora inspect my-adapter --json
+
+It exits with 1 if the adapter would be refused, so that scripts can ask before they serve it.
+Exit codes are listed by `polylora --help`.";
+
+/// Describe an adapter and check whether it would be served
+#[derive(Args)]
+#[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+pub(super) struct InspectArgs {
+    /// The adapter's directory
+    path: PathBuf,
+    /// Check against this model: a folder or a .gguf file
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    model: Option<PathBuf>,
+    /// Largest rank that is served
+    #[arg(long, value_name = "N", default_value = "64")]
+    max_lora_rank: NonZeroUsize,
+    /// Write one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `polylora inspect` is to do.
+#[derive(Clone, PartialEq, Debug)]
+pub struct InspectJob {
+    /// The adapter.
+    pub path: PathBuf,
+    /// The model to check against.
+    pub model: Option<PathBuf>,
+    /// Largest rank that is served.
+    pub max_lora_rank: usize,
+    /// Whether to write JSON.
+    pub json: bool,
+}
+
+impl InspectArgs {
+    pub fn into_job(self) -> InspectJob {
+        let Self { path, model, max_lora_rank, json } = self;
+        InspectJob { path, model, max_lora_rank: max_lora_rank.get(), json }
+    }
+}

@@ -1,0 +1,212 @@
+//! `polylora demo`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use engine::{
+    FinishReason, GenerateRequest, Llm, LlmError, Prompt, RequestOutput, SamplingParams, Update,
+};
+use lora_core::{LoraConfig, LoraRequest};
+
+use super::generate::user;
+use crate::args::{DemoJob, EngineSettings};
+use crate::exit::{Exit, Failure, OrExit};
+use crate::meter::{Meter, rate};
+use crate::progress::LiveLines;
+use crate::streams::Streams;
+use crate::{model_fetch, startup, table};
+
+/// What everybody is asked.
+const QUESTIONS: [&str; 3] = [
+    "What is the capital of Spain?",
+    "Show the title of books with pages greater than 300.",
+    "Why is the sky blue?",
+];
+
+/// Room in the KV cache for a question in the chat template, in tokens.
+const PROMPT_ROOM: usize = 256;
+
+/// One question to one speaker.
+struct Turn<'a> {
+    question: &'static str,
+    /// Its number, from 1.
+    number: usize,
+    /// `None`: the base model.
+    lora: Option<&'a LoraRequest>,
+}
+
+impl Turn<'_> {
+    fn speaker(&self) -> &str {
+        self.lora.map_or("(base model)", |lora| &lora.lora_name)
+    }
+
+    fn label(&self) -> String {
+        format!("Q{} {:<12}", self.number, self.speaker())
+    }
+}
+
+/// Asks all questions of the base model and of every adapter, in one batch.
+pub(super) fn run(job: &DemoJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    let adapters = find_adapters(&job.adapters).or_exit(Exit::Usage)?;
+    let turns = turns(&adapters);
+    let model = match &job.model {
+        Some(path) => path.clone(),
+        None => fetched_model(streams).or_exit(Exit::Model)?,
+    };
+    let settings = EngineSettings {
+        max_batch_size: Some(turns.len()),
+        kv_cache_tokens: Some(turns.len() * (PROMPT_ROOM + job.max_tokens)),
+        ..job.engine.clone()
+    };
+    let lora = LoraConfig { max_loras: Some(adapters.len()), ..LoraConfig::default() };
+    let llm = startup::start(&model, &settings, Some(lora), streams.live)?;
+    announce(&turns, streams)?;
+    let mut meter = Meter::start();
+    let answers = answer(&llm, &turns, job.max_tokens, &mut meter, streams);
+    write_table(&turns, &answers, streams)?;
+    write_summary(&llm, &model, &answers, &meter, streams)?;
+    Ok(if answers.iter().all(Result::is_ok) { Exit::Fine } else { Exit::Refused })
+}
+
+/// The adapters below a folder, by name.
+fn find_adapters(dir: &Path) -> anyhow::Result<Vec<LoraRequest>> {
+    let help = || format!("cannot read {}; give a folder with --adapters DIR", dir.display());
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(help)? {
+        let path = entry.with_context(help)?.path();
+        if path.join("adapter_config.json").is_file() {
+            folders.push(path);
+        }
+    }
+    if folders.is_empty() {
+        bail!("{} has no folder with an adapter_config.json; give --adapters DIR", dir.display());
+    }
+    folders.sort();
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((0..).zip(folders).map(|(id, path)| LoraRequest::new(name(&path), id, path)).collect())
+}
+
+fn turns(adapters: &[LoraRequest]) -> Vec<Turn<'_>> {
+    let speakers = || std::iter::once(None).chain(adapters.iter().map(Some));
+    let turn = |number, question| speakers().map(move |lora| Turn { question, number, lora });
+    (1..).zip(QUESTIONS).flat_map(|(number, question)| turn(number, question)).collect()
+}
+
+fn fetched_model(streams: &mut Streams<'_>) -> anyhow::Result<PathBuf> {
+    let path = model_fetch::cached_model_path()?;
+    if !path.is_file() {
+        writeln!(
+            streams.stderr,
+            "downloading {} (93 MB) to {}",
+            model_fetch::MODEL_FILE,
+            path.display()
+        )?;
+    }
+    model_fetch::fetch_model()
+}
+
+fn announce(turns: &[Turn<'_>], streams: &mut Streams<'_>) -> Result<(), Failure> {
+    for (number, question) in (1..).zip(QUESTIONS) {
+        writeln!(streams.stderr, "Q{number}: {question}")?;
+    }
+    let (answers, speakers) = (turns.len(), turns.len() / QUESTIONS.len());
+    writeln!(
+        streams.stderr,
+        "{answers} answers in one batch: each question to the base model and {} adapters",
+        speakers - 1
+    )?;
+    Ok(())
+}
+
+/// Runs the batch. Its texts are shown while they grow or, where nobody watches, as a line for
+/// each answer that is complete.
+fn answer(
+    llm: &Llm,
+    turns: &[Turn<'_>],
+    max_tokens: usize,
+    meter: &mut Meter,
+    streams: &mut Streams<'_>,
+) -> Vec<Result<RequestOutput, LlmError>> {
+    let sampling = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
+    let request = |turn: &Turn<'_>| GenerateRequest {
+        prompt: Prompt::Chat(vec![user(turn.question)]),
+        sampling: sampling.clone(),
+        lora: turn.lora.cloned(),
+    };
+    let requests = turns.iter().map(request).collect();
+    let labels = turns.iter().map(Turn::label);
+    let mut lines = LiveLines::new(labels, streams.live);
+    let answers = llm.generate_each(requests, &mut |update: Update<'_>| {
+        meter.update(&update);
+        lines.push(update.request, update.piece);
+        if update.finished && !streams.live {
+            let Some(turn) = turns.get(update.request) else { return };
+            let (done, all, tokens) = (meter.finished(), turns.len(), update.tokens);
+            // Progress only: the answers themselves are checked when they are written.
+            let _ = writeln!(streams.stderr, "[{done}/{all}] {} {tokens} tokens", turn.label());
+        }
+    });
+    lines.clear();
+    answers
+}
+
+fn write_table(
+    turns: &[Turn<'_>],
+    answers: &[Result<RequestOutput, LlmError>],
+    streams: &mut Streams<'_>,
+) -> Result<(), Failure> {
+    let mut table = table::framed(&["question", "adapter", "answer"], streams.live);
+    let mut asked = "";
+    for (turn, answer) in turns.iter().zip(answers) {
+        let question = if turn.question == asked { "" } else { turn.question };
+        asked = turn.question;
+        table.add_row([question, turn.speaker(), &shown(answer)]);
+    }
+    writeln!(streams.stdout, "{table}")?;
+    Ok(())
+}
+
+/// The text of an answer; an ellipsis marks one that the limit of tokens cut off.
+fn shown(answer: &Result<RequestOutput, LlmError>) -> String {
+    let output = match answer {
+        Ok(output) => output.outputs.first(),
+        Err(error) => return format!("error: {error}"),
+    };
+    let Some(output) = output else { return String::new() };
+    match output.finish_reason {
+        FinishReason::Length => format!("{} ...", output.text),
+        FinishReason::Stop | FinishReason::Cancelled => output.text.clone(),
+    }
+}
+
+fn write_summary(
+    llm: &Llm,
+    model: &Path,
+    answers: &[Result<RequestOutput, LlmError>],
+    meter: &Meter,
+    streams: &mut Streams<'_>,
+) -> Result<(), Failure> {
+    let prompts = answers.iter().flatten().map(|output| output.prompt_token_ids.len()).sum();
+    let info = llm.info();
+    let adapters = answers.len() / QUESTIONS.len() - 1;
+    writeln!(
+        streams.stdout,
+        "{} tokens in {:.2} s, {:.1} tokens/s (prefill: {prompts} tokens in {:.2} s, {:.1} \
+         tokens/s; decode: {:.1} tokens/s)",
+        meter.tokens(),
+        meter.elapsed().as_secs_f64(),
+        meter.tokens_per_second(),
+        meter.prefill_time().as_secs_f64(),
+        rate(prompts, meter.prefill_time()),
+        meter.decode_tokens_per_second(),
+    )?;
+    writeln!(
+        streams.stdout,
+        "batch of {}, {adapters} adapters, {}, {} backend, {}",
+        answers.len(),
+        info.dtype,
+        info.backend,
+        model.display()
+    )?;
+    Ok(())
+}

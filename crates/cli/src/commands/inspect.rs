@@ -1,0 +1,191 @@
+//! `polylora inspect`.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::Context;
+use engine::geometry;
+use engine::model::{Gguf, ModelConfig};
+use lora_core::formats::{self, AdapterError, ReadOptions};
+use lora_core::{Adapter, Code, LoraConfig, ModelGeometry, Rejection};
+use serde_json::{Value, json};
+
+use super::sites::{Group, groups, ranges};
+use crate::args::InspectJob;
+use crate::exit::{Exit, Failure, OrExit};
+use crate::streams::Streams;
+use crate::table;
+
+/// How many breaches of one rule are written in full.
+const SHOWN: usize = 3;
+
+/// What was found out about an adapter.
+struct Report<'a> {
+    path: &'a Path,
+    /// The adapter, if it can be read at all.
+    adapter: Option<Adapter>,
+    /// Every rule that it breaks.
+    rejections: Vec<Rejection>,
+    /// Why its files cannot be read.
+    unreadable: Option<String>,
+}
+
+/// Describes and checks the adapter.
+pub(super) fn run(job: &InspectJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    let model = job.model.as_deref().map(read_geometry).transpose()?;
+    let report = examine(job, model.as_ref())?;
+    if job.json {
+        serde_json::to_writer_pretty(&mut *streams.stdout, &report.json())?;
+        writeln!(streams.stdout)?;
+    } else {
+        report.write_text(streams.stdout)?;
+    }
+    Ok(if report.accepted() { Exit::Fine } else { Exit::Refused })
+}
+
+/// The dimensions of a model, from its configuration alone.
+fn read_geometry(path: &Path) -> Result<ModelGeometry, Failure> {
+    let config = match path.is_dir() {
+        true => ModelConfig::from_dir(path),
+        false => Gguf::open(path).map(|gguf| gguf.config().clone()),
+    };
+    let context = || format!("cannot read the model {}", path.display());
+    Ok(geometry(&config.with_context(context).or_exit(Exit::Model)?))
+}
+
+fn examine<'a>(job: &'a InspectJob, model: Option<&ModelGeometry>) -> Result<Report<'a>, Failure> {
+    let config = LoraConfig { max_lora_rank: job.max_lora_rank, ..LoraConfig::default() };
+    let options = ReadOptions::from_config(&config)?;
+    let mut report =
+        Report { path: &job.path, adapter: None, rejections: Vec::new(), unreadable: None };
+    match formats::load(&job.path, &options) {
+        Ok(adapter) => {
+            report.rejections = match model {
+                Some(model) => adapter.check(model, &config),
+                None => over_rank(&adapter, job.max_lora_rank).into_iter().collect(),
+            };
+            report.adapter = Some(adapter);
+        }
+        Err(AdapterError::Rejected { rejections, .. }) => report.rejections = rejections.0,
+        Err(error) => report.unreadable = Some(error.to_string()),
+    }
+    Ok(report)
+}
+
+/// The rule about ranks, which needs no model.
+fn over_rank(adapter: &Adapter, limit: usize) -> Option<Rejection> {
+    let rank = adapter.max_rank();
+    (rank > limit).then(|| {
+        Rejection::new(
+            Code::RankOverLimit,
+            "max_lora_rank",
+            format!("rank {rank}"),
+            format!("ranks up to {limit}"),
+            format!("set max_lora_rank to {rank} or more"),
+        )
+    })
+}
+
+impl Report<'_> {
+    fn accepted(&self) -> bool {
+        self.rejections.is_empty() && self.unreadable.is_none()
+    }
+
+    fn json(&self) -> Value {
+        let mut object = json!({
+            "path": self.path,
+            "accepted": self.accepted(),
+            "error": self.unreadable,
+            "rejections": self.rejections,
+        });
+        if let (Some(adapter), Some(fields)) = (&self.adapter, object.as_object_mut()) {
+            let source = &adapter.source;
+            let about = json!({
+                "format": source.format.to_string(),
+                "files": source.files,
+                "base_model_name_or_path": source.base_model_name,
+                "peft_version": source.peft_version,
+                "rank": source.rank,
+                "alpha": source.alpha,
+                "bytes": source.bytes,
+                "generation": adapter.generation.to_string(),
+                "modules": groups(adapter),
+                "warnings": source.warnings,
+            });
+            fields.extend(about.as_object().cloned().unwrap_or_default());
+        }
+        object
+    }
+
+    fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}", self.path.display())?;
+        if let Some(adapter) = &self.adapter {
+            write_origin(out, adapter)?;
+            write_modules(out, &groups(adapter))?;
+            for warning in &adapter.source.warnings {
+                writeln!(out, "\nwarning: {warning}")?;
+            }
+        }
+        if let Some(problem) = &self.unreadable {
+            return writeln!(out, "\nunreadable: {problem}");
+        }
+        if self.rejections.is_empty() {
+            return writeln!(out, "\nno rule is broken");
+        }
+        write_rejections(out, &self.rejections)
+    }
+}
+
+/// Writes what is broken; of one rule, which may be broken in every layer, only the first few.
+fn write_rejections(out: &mut dyn Write, rejections: &[Rejection]) -> io::Result<()> {
+    let mut by_code: BTreeMap<Code, Vec<&Rejection>> = BTreeMap::new();
+    for rejection in rejections {
+        by_code.entry(rejection.code).or_default().push(rejection);
+    }
+    for (code, broken) in by_code {
+        for Rejection { setting, found, allowed, remedy, .. } in broken.iter().take(SHOWN) {
+            writeln!(out, "\nrefused [{code}]")?;
+            writeln!(out, "  setting  {setting}")?;
+            writeln!(out, "  found    {found}")?;
+            writeln!(out, "  allowed  {allowed}")?;
+            writeln!(out, "  remedy   {remedy}")?;
+        }
+        if broken.len() > SHOWN {
+            writeln!(out, "\nand {} more [{code}]; --json lists all", broken.len() - SHOWN)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_origin(out: &mut dyn Write, adapter: &Adapter) -> io::Result<()> {
+    let source = &adapter.source;
+    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let files = match source.files.len() {
+        1 => "1 file".to_owned(),
+        several => format!("{several} files"),
+    };
+    writeln!(out, "format      {}, {files}", source.format)?;
+    writeln!(out, "base model  {}", or_dash(&source.base_model_name))?;
+    writeln!(out, "PEFT        {}", or_dash(&source.peft_version))?;
+    writeln!(out, "bytes       {}", source.bytes)?;
+    writeln!(out, "generation  {}", adapter.generation)
+}
+
+fn write_modules(out: &mut dyn Write, groups: &[Group]) -> io::Result<()> {
+    let mut table = table::columns();
+    for Group { module, layers, change } in groups {
+        let layers = match layers.is_empty() {
+            true => String::new(),
+            false => format!("layers {}", ranges(layers)),
+        };
+        let rank = change.rank.map(|rank| format!("rank {rank}")).unwrap_or_default();
+        let scale = change.scale.map(|scale| format!("scale {scale}")).unwrap_or_default();
+        table.add_row([module.clone(), layers, rank, scale, change.extras()]);
+    }
+    writeln!(out)?;
+    for line in table.trim_fmt().lines() {
+        writeln!(out, "{}", line.trim_start())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! What the commands do.
+
+mod demo;
+mod generate;
+mod inspect;
+mod sites;
+
+use crate::args::Command;
+use crate::exit::{Exit, Failure};
+use crate::streams::Streams;
+
+/// Does what `command` asks for.
+///
+/// # Errors
+/// What ends the whole run; a request that fails by itself is part of the answers.
+pub fn execute(command: &Command, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    match command {
+        Command::Demo(job) => demo::run(job, streams),
+        Command::Generate(job) => generate::run(job, streams),
+        Command::Inspect(job) => inspect::run(job, streams),
+    }
+}

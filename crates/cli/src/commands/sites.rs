@@ -1,0 +1,154 @@
+//! What an adapter changes, in few lines: layers that are changed alike are told together.
+
+use lora_core::{Adapter, SiteKey, SiteWeights};
+use serde::Serialize;
+
+/// Sites that are changed in the same way.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(super) struct Group {
+    /// `embed_tokens`, a target module, or `lm_head`.
+    pub module: String,
+    /// Layers, in rising order; none for `embed_tokens` and `lm_head`.
+    pub layers: Vec<u32>,
+    /// How they are changed.
+    #[serde(flatten)]
+    pub change: Change,
+}
+
+/// What is done at a site, without the numbers themselves.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub(super) struct Change {
+    /// Rank of the low-rank update, if there is one.
+    pub rank: Option<usize>,
+    /// Its scale.
+    pub scale: Option<f32>,
+    /// Whether it has a DoRA magnitude.
+    pub dora: bool,
+    /// Whether B has a bias.
+    pub lora_bias: bool,
+    /// Whether the base layer's bias is replaced.
+    pub base_bias: bool,
+    /// Whether the base layer's weight is replaced.
+    pub saved: bool,
+}
+
+impl From<&SiteWeights> for Change {
+    fn from(site: &SiteWeights) -> Self {
+        let low = site.low_rank.as_ref();
+        Self {
+            rank: low.map(|low| low.rank),
+            scale: low.map(|low| low.scale),
+            dora: low.is_some_and(|low| low.magnitude.is_some()),
+            lora_bias: low.is_some_and(|low| low.b_bias.is_some()),
+            base_bias: site.base_bias.is_some(),
+            saved: site.replacement.is_some(),
+        }
+    }
+}
+
+impl Change {
+    /// What goes beyond a plain low-rank update, in words.
+    pub fn extras(&self) -> String {
+        let words = [
+            (self.dora, "DoRA"),
+            (self.lora_bias, "bias of lora_B"),
+            (self.base_bias, "replaces the bias"),
+            (self.saved, "replaces the weight"),
+        ];
+        let present = words.iter().filter(|(present, _)| *present).map(|(_, word)| *word);
+        present.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The adapter's sites in groups: the embedding, then by module, then the output projection.
+pub(super) fn groups(adapter: &Adapter) -> Vec<Group> {
+    let mut groups: Vec<(u16, Group)> = Vec::new();
+    for (key, site) in &adapter.sites {
+        let change = Change::from(site);
+        let (order, module, layer) = match *key {
+            SiteKey::Embed => (0, key.to_string(), None),
+            SiteKey::Layer(layer, module) => {
+                (1 + u16::from(module.id()), module.to_string(), Some(layer.0))
+            }
+            SiteKey::Head => (u16::MAX, key.to_string(), None),
+        };
+        let alike =
+            |(_, group): &&mut (u16, Group)| group.module == module && group.change == change;
+        match groups.iter_mut().find(alike) {
+            Some((_, group)) => group.layers.extend(layer),
+            None => {
+                let layers = layer.into_iter().collect();
+                groups.push((order, Group { module, layers, change }));
+            }
+        }
+    }
+    groups.sort_by_key(|(order, _)| *order);
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// Rising numbers as ranges: `0-3, 7`.
+pub(super) fn ranges(numbers: &[u32]) -> String {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for &number in numbers {
+        match ranges.last_mut() {
+            Some((_, end)) if *end + 1 == number => *end = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let word = |(start, end): &(u32, u32)| match start == end {
+        true => start.to_string(),
+        false => format!("{start}-{end}"),
+    };
+    ranges.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use lora_core::{AdapterInfo, DType, HostTensor, LayerIdx, LowRank, TargetModule};
+
+    use super::*;
+
+    #[test]
+    fn neighbouring_numbers_become_ranges() {
+        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "0-2, 5, 7-8");
+        assert_eq!(ranges(&[]), "");
+    }
+
+    #[test]
+    fn layers_that_are_changed_alike_are_told_together() {
+        let site = |rank: usize| {
+            let tensor = |shape| HostTensor::from_f32(DType::F32, shape, &vec![1.0; rank]).unwrap();
+            let low = LowRank {
+                rank,
+                scale: 2.0,
+                a: tensor(vec![rank, 1]),
+                b: tensor(vec![1, rank]),
+                magnitude: None,
+                b_bias: None,
+            };
+            SiteWeights { low_rank: Some(low), ..SiteWeights::default() }
+        };
+        let key = |layer, module| SiteKey::Layer(LayerIdx(layer), module);
+        let sites = BTreeMap::from([
+            (key(0, TargetModule::AttnQ), site(4)),
+            (key(0, TargetModule::AttnV), site(4)),
+            (key(1, TargetModule::AttnQ), site(4)),
+            (key(2, TargetModule::AttnQ), site(8)),
+            (SiteKey::Head, site(4)),
+        ]);
+        let groups = groups(&Adapter::new(sites, AdapterInfo::default(), None));
+        let told: Vec<_> = groups
+            .iter()
+            .map(|g| (g.module.as_str(), ranges(&g.layers), g.change.rank.unwrap()))
+            .collect();
+        let expected = [
+            ("attn_q", "0-1".to_owned(), 4),
+            ("attn_q", "2".to_owned(), 8),
+            ("attn_v", "0".to_owned(), 4),
+            ("lm_head", String::new(), 4),
+        ];
+        assert_eq!(told, expected);
+    }
+}

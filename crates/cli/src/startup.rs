@@ -1,0 +1,67 @@
+//! Starting the engine of a command.
+
+use std::path::Path;
+
+use engine::{KvCacheConfig, Llm, LlmBuilder, LlmError};
+use lora_core::LoraConfig;
+use lora_cpu_ref::CpuRef;
+
+use crate::args::EngineSettings;
+use crate::exit::{Exit, Failure};
+use crate::progress;
+
+/// Loads the model and starts an engine on the CPU, with LoRA if `lora` is given.
+///
+/// # Errors
+/// [`Exit::Usage`] if a setting is out of range for the model, else [`Exit::Model`].
+pub(crate) fn start(
+    model: &Path,
+    settings: &EngineSettings,
+    lora: Option<LoraConfig>,
+    live: bool,
+) -> Result<Llm, Failure> {
+    let mut builder = configure(Llm::builder(model), settings);
+    if let Some(lora) = lora {
+        builder = builder.lora_config(lora);
+    }
+    let bar = progress::loading_bar(live);
+    let layers = bar.clone();
+    builder = builder.progress(move |done, all| {
+        layers.set_length(all as u64);
+        layers.set_position(done as u64);
+    });
+    let threads = settings.threads;
+    let llm = builder.build(move || CpuRef::with_threads(threads));
+    bar.finish_and_clear();
+    llm.map_err(|error| {
+        let exit = exit_of(&error);
+        Failure { exit, error: anyhow::Error::new(error).context("cannot start the engine") }
+    })
+}
+
+fn configure(builder: LlmBuilder, settings: &EngineSettings) -> LlmBuilder {
+    let mut builder = builder.dtype(settings.dtype).load_format(settings.load_format);
+    if let Some(dir) = &settings.tokenizer {
+        builder = builder.tokenizer(dir);
+    }
+    if let Some(sequences) = settings.max_batch_size {
+        builder = builder.max_batch_size(sequences);
+    }
+    if let Some(tokens) = settings.max_num_tokens {
+        builder = builder.max_num_tokens(tokens);
+    }
+    if let Some(tokens) = settings.max_seq_len {
+        builder = builder.max_seq_len(tokens);
+    }
+    builder.kv_cache_config(KvCacheConfig {
+        max_tokens: settings.kv_cache_tokens,
+        ..KvCacheConfig::default()
+    })
+}
+
+fn exit_of(error: &LlmError) -> Exit {
+    match error {
+        LlmError::Setting { .. } | LlmError::LoraConfig(_) => Exit::Usage,
+        _ => Exit::Model,
+    }
+}

@@ -1,0 +1,186 @@
+//! How far a result may be from the formula.
+
+use std::iter::Sum;
+use std::ops::{Add, Mul, Neg, Sub};
+
+use lora_core::DType;
+use proptest::test_runner::{TestCaseError, TestCaseResult};
+
+use super::rig::Matrix;
+
+/// Unit roundoff of `f32`, in which ops accumulate.
+const F32_ROUNDOFF: f64 = 1.0 / (1u64 << 24) as f64;
+
+/// A number that a formula gives, and the sum of the magnitudes of the terms it is made of: the
+/// rounding error of a sum is proportional to the latter (Higham, "Accuracy and Stability of
+/// Numerical Algorithms", 2002, section 3.1).
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Num {
+    /// The number.
+    pub value: f64,
+    /// Magnitude of its terms.
+    pub size: f64,
+}
+
+impl Num {
+    /// A number without terms that cancel.
+    pub fn of(value: f64) -> Self {
+        Self { value, size: value.abs() }
+    }
+}
+
+impl Add for Num {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { value: self.value + other.value, size: self.size + other.size }
+    }
+}
+
+impl Sub for Num {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        self + -other
+    }
+}
+
+impl Neg for Num {
+    type Output = Self;
+    fn neg(self) -> Self {
+        Self { value: -self.value, ..self }
+    }
+}
+
+impl Mul for Num {
+    type Output = Self;
+    fn mul(self, other: Self) -> Self {
+        Self { value: self.value * other.value, size: self.size * other.size }
+    }
+}
+
+impl Mul<f64> for Num {
+    type Output = Self;
+    fn mul(self, factor: f64) -> Self {
+        self * Self::of(factor)
+    }
+}
+
+impl Sum for Num {
+    fn sum<I: Iterator<Item = Self>>(terms: I) -> Self {
+        terms.fold(Self::of(0.0), Add::add)
+    }
+}
+
+/// Tolerance class of an op. Ids, copies and conversions are compared by [`exact`] instead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// A few operations in `f32`, then one rounding to the output's dtype.
+    Rounded,
+    /// A sum of so many products in `f32`, in any order, then one rounding.
+    Dot(usize),
+    /// As [`Class::Dot`], but stored and read back on the way, so rounded several times.
+    Chain {
+        /// Products of the longest sum.
+        terms: usize,
+        /// Roundings to the output's dtype.
+        roundings: usize,
+    },
+}
+
+impl Class {
+    /// How far an output of `dtype` may be from `expected`.
+    ///
+    /// A sum of k terms errs by `sqrt(k)` roundings on average and k at worst; four times the
+    /// average is never seen, whereas a term that is missing or counted twice is far outside.
+    fn bound(self, dtype: DType, expected: Num) -> f64 {
+        let (terms, roundings) = match self {
+            Self::Rounded => (0, 1),
+            Self::Dot(terms) => (terms, 1),
+            Self::Chain { terms, roundings } => (terms, roundings),
+        };
+        let (roundoff, smallest) = match dtype {
+            DType::F16 => (1.0 / 2048.0, 1.0 / (1u64 << 25) as f64),
+            DType::Bf16 => (1.0 / 256.0, 1e-37),
+            _ => (F32_ROUNDOFF, 1e-37),
+        };
+        let accumulated = (32.0 + 4.0 * (terms as f64).sqrt()) * F32_ROUNDOFF * expected.size;
+        let last = roundoff * (expected.value.abs() + accumulated);
+        let before = roundings.saturating_sub(1) as f64 * roundoff * expected.size;
+        accumulated + last + before + roundings as f64 * smallest
+    }
+}
+
+/// Checks a result against a formula's, row by row.
+///
+/// # Errors
+/// With the op, the shape, the first bad element and both values.
+pub fn close(op: &str, found: &Matrix, expected: &[Num], class: Class) -> TestCaseResult {
+    let shape = format!("{op} -> [{}, {}] {}", found.rows, found.cols, found.dtype());
+    if expected.len() != found.rows * found.cols {
+        return fail(format!("{shape}: {} values expected", expected.len()));
+    }
+    for (i, (value, wanted)) in found.data.iter_f32().zip(expected).enumerate() {
+        let value = f64::from(value);
+        let bound = class.bound(found.dtype(), *wanted);
+        if value != wanted.value && !((value - wanted.value).abs() <= bound) {
+            let (r, c, wanted) = (i / found.cols, i % found.cols, wanted.value);
+            return fail(format!(
+                "{shape}: row {r} column {c} is {value:e}, expected {wanted:e} +- {bound:e} \
+                 ({class:?})"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a result has the expected bits.
+///
+/// # Errors
+/// With the op, the shape, the first bad element and both values.
+pub fn exact(op: &str, found: &Matrix, expected: &Matrix) -> TestCaseResult {
+    let shape = format!("{op} -> [{}, {}] {}", found.rows, found.cols, found.dtype());
+    if (found.rows, found.cols, found.dtype())
+        != (expected.rows, expected.cols, expected.dtype())
+    {
+        let (rows, cols, dtype) = (expected.rows, expected.cols, expected.dtype());
+        return fail(format!("{shape}: [{rows}, {cols}] {dtype} expected"));
+    }
+    let (a, b) = (found.data.bytes(), expected.data.bytes());
+    let Some(byte) = a.iter().zip(b).position(|(a, b)| a != b) else { return Ok(()) };
+    let i = byte / found.dtype().size();
+    let (r, c) = (i / found.cols, i % found.cols);
+    let (value, wanted) = (found.at(r, c), expected.at(r, c));
+    fail(format!("{shape}: row {r} column {c} is {value:e}, expected the bits of {wanted:e}"))
+}
+
+fn fail(message: String) -> TestCaseResult {
+    Err(TestCaseError::fail(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_element_is_named_with_both_values() {
+        let found = Matrix::floats(2, 2, DType::F32, &[1.0, 2.0, 3.0, 4.5]);
+        let expected = [1.0, 2.0, 3.0, 4.0].map(Num::of);
+        let message = close("op", &found, &expected, Class::Dot(4)).unwrap_err().to_string();
+        assert!(message.contains("row 1 column 1 is 4.5e0, expected 4e0"), "{message}");
+    }
+
+    #[test]
+    fn a_value_that_is_not_a_number_is_never_close() {
+        let found = Matrix::floats(1, 1, DType::F32, &[f32::NAN]);
+        assert!(close("op", &found, &[Num::of(0.0)], Class::Rounded).is_err());
+    }
+
+    #[test]
+    fn one_rounding_is_allowed_and_two_are_not() {
+        let expected = [Num::of(1.0 + 1.0 / 256.0)];
+        for (value, allowed) in [(1.0, true), (1.0 + 1.0 / 128.0, true), (1.0 - 1.0 / 256.0, false)]
+        {
+            let found = Matrix::floats(1, 1, DType::Bf16, &[value]);
+            assert_eq!(close("op", &found, &expected, Class::Rounded).is_ok(), allowed);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Calls that an op must refuse.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use lora_core::{Backend, Result};
+
+use super::rig::{Placed, Rig};
+
+/// Collects the misuses of an op that were not refused as they must be.
+pub struct Misuse<B: Backend> {
+    /// The backend.
+    pub rig: Rig<B>,
+    faults: Vec<String>,
+}
+
+/// Runs `tries` and reports all misuses that were not refused.
+///
+/// # Panics
+/// If there are any, or if an operand cannot be made.
+pub fn refusals<B: Backend>(
+    make: &dyn Fn() -> B,
+    tries: impl FnOnce(&mut Misuse<B>) -> Result<()>,
+) {
+    let mut misuse = Misuse { rig: Rig::new(make()), faults: Vec::new() };
+    if let Err(e) = tries(&mut misuse) {
+        panic!("{} backend: {e}", B::NAME);
+    }
+    assert!(misuse.faults.is_empty(), "{} backend: {:#?}", B::NAME, misuse.faults);
+}
+
+impl<B: Backend> Misuse<B> {
+    /// Tries a call that must be refused and leave all of `outs` as they are. `what` names the
+    /// op and what is wrong.
+    pub fn refused<const N: usize>(
+        &mut self,
+        what: &str,
+        outs: &mut [Placed<B>; N],
+        call: impl FnOnce(&mut Rig<B>, &mut [Placed<B>; N]) -> Result<()>,
+    ) {
+        let rig = &mut self.rig;
+        match catch_unwind(AssertUnwindSafe(|| call(rig, outs))) {
+            Err(_) => return self.faults.push(format!("{what}: panicked")),
+            Ok(Ok(())) => self.faults.push(format!("{what}: accepted")),
+            Ok(Err(_)) => {}
+        }
+        for (i, out) in outs.iter().enumerate() {
+            match out.is_untouched(&mut self.rig) {
+                Ok(true) => {}
+                Ok(false) => self.faults.push(format!("{what}: output {i} was written")),
+                Err(e) => self.faults.push(format!("{what}: {e}")),
+            }
+        }
+    }
+}

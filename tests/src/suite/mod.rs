@@ -1,0 +1,126 @@
+//! Properties that every [`Backend`] must have, written once.
+//!
+//! A property is a function of a constructor and of the [`Types`] to run in. It draws awkward
+//! shapes, computes what must come out by the formulas of [`reference`] in `f64`, and compares with
+//! the tolerance that the op's contract allows ([`compare`]). [`backend_suite!`](crate::backend_suite)
+//! makes a test of each of them:
+//!
+//! ```ignore
+//! polylora_tests::backend_suite!(my_device_bf16, MyDevice::new, Types::BF16);
+//! ```
+//!
+//! Operands lie in the middle of larger buffers whose other elements are NaN, so an op that reads
+//! outside its operands gives NaN, and one that writes there is found out.
+
+pub mod attention;
+pub mod compare;
+pub mod draw;
+pub mod linear;
+pub mod logprobs;
+pub mod lora;
+pub mod lora_case;
+pub mod misuse;
+pub mod norm;
+pub mod reference;
+pub mod rig;
+pub mod rope;
+pub mod rows;
+pub mod sample;
+pub mod sample_reference;
+pub mod slots;
+
+use std::cell::RefCell;
+use std::fmt::Debug;
+
+use lora_core::{Backend, DType};
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, TestCaseResult, TestRng, TestRunner};
+
+use rig::Rig;
+
+/// Dtypes that a property runs in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Types {
+    /// Activations that products read.
+    pub x: DType,
+    /// Weights, LoRA factors and the KV cache.
+    pub w: DType,
+    /// Outputs of products and the residual stream.
+    pub out: DType,
+}
+
+impl Types {
+    /// All `f32`.
+    pub const F32: Self = Self { x: DType::F32, w: DType::F32, out: DType::F32 };
+    /// All bf16.
+    pub const BF16: Self = Self { x: DType::Bf16, w: DType::Bf16, out: DType::Bf16 };
+    /// All f16.
+    pub const F16: Self = Self { x: DType::F16, w: DType::F16, out: DType::F16 };
+    /// bf16 with outputs of products kept in f32, as with [`lora_core::Caps::wide_activations`].
+    pub const WIDE: Self = Self { x: DType::Bf16, w: DType::Bf16, out: DType::F32 };
+    /// A different dtype in each place, the outputs the coarsest.
+    pub const MIXED: Self = Self { x: DType::F32, w: DType::F16, out: DType::Bf16 };
+}
+
+/// Runs `property` on `cases` drawn cases, the same ones on every run and for every backend.
+///
+/// # Panics
+/// If the property fails, with the smallest case found, or if the backend refuses to start.
+pub fn for_all<B: Backend, S: Strategy>(
+    make: &dyn Fn() -> B,
+    cases: u32,
+    strategy: S,
+    property: impl Fn(&mut Rig<B>, &S::Value) -> TestCaseResult,
+) where
+    S::Value: Debug,
+{
+    let rig = RefCell::new(Rig::new(make()));
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    let rng = TestRng::deterministic_rng(config.rng_algorithm);
+    let outcome = TestRunner::new_with_rng(config, rng)
+        .run(&strategy, |case| property(&mut rig.borrow_mut(), &case));
+    if let Err(failure) = outcome {
+        panic!("{} backend: {failure}", B::NAME);
+    }
+}
+
+/// Makes a module with a test of every property of the suite, for the backend that the expression
+/// `$make` constructs and the [`Types`] `$types`.
+#[macro_export]
+macro_rules! backend_suite {
+    ($module:ident, $make:expr, $types:expr) => {
+        mod $module {
+            use super::*;
+            $crate::backend_suite!(@tests $make, $types;
+                rows: [embedding_looks_rows_up, gathering_copies_rows, the_gate_is_silu_times_up,
+                    what_is_uploaded_comes_back, row_ops_refuse_misfits,
+                    row_ops_refuse_ids_out_of_range],
+                norm: [the_norm_is_its_formula, the_norm_after_an_addition_reads_the_rounded_sum,
+                    a_row_is_normalised_as_if_it_were_alone, norms_refuse_misfits],
+                linear: [a_product_is_its_formula, a_row_is_multiplied_as_if_it_were_alone,
+                    row_norms_are_those_of_the_sum, products_refuse_misfits],
+                rope: [heads_are_normalised_rotated_and_stored, rotation_refuses_misfits,
+                    rotation_refuses_ids_out_of_range],
+                attention: [attention_is_its_formula, a_row_attends_as_if_it_were_alone,
+                    attention_refuses_misfits, attention_refuses_ids_out_of_range],
+                sample: [a_draw_follows_its_parameters, a_draw_does_not_depend_on_the_batch,
+                    sampling_refuses_misfits, sampling_refuses_ids_out_of_range],
+                logprobs: [logprobs_are_the_log_softmax, logprobs_refuse_misfits,
+                    logprobs_refuse_ids_out_of_range],
+                lora: [an_adapter_does_what_its_formula_says, a_product_then_its_adapter,
+                    an_embedding_adapter_does_what_its_formula_says,
+                    a_row_gets_its_adapter_as_if_it_were_alone, rows_without_an_adapter_keep_bits,
+                    adapters_refuse_misfits, adapters_refuse_ids_out_of_range],
+                slots: [a_slot_holds_what_was_written_last, a_refused_write_leaves_the_slot],
+            );
+        }
+    };
+    (@tests $make:expr, $types:expr; $($file:ident: [$($property:ident),+ $(,)?]),+ $(,)?) => {
+        $($(
+            #[test]
+            fn $property() {
+                $crate::suite::$file::$property(&|| $make, $types);
+            }
+        )+)+
+    };
+}

@@ -1,0 +1,247 @@
+//! Head norms, rotation by position, and the store into the KV cache.
+
+use lora_core::ops::{HeadDims, QkvArgs};
+use lora_core::{Backend, DType};
+use proptest::prelude::*;
+
+use super::compare::{Class, Num, close, exact};
+use super::draw::{Fill, gaps, outer_rows, rows};
+use super::misuse::refusals;
+use super::reference::{rms_norm, rotate};
+use super::rig::{Gaps, Matrix, Placed, Rig};
+use super::{Types, for_all};
+
+const EPS: f32 = 1e-6;
+const POSITIONS: usize = 50;
+
+/// Shape of a call.
+#[derive(Clone, Debug)]
+struct Case {
+    rows: usize,
+    dims: HeadDims,
+    normed: bool,
+    gaps: Gaps,
+    cache_gaps: Gaps,
+    seed: u64,
+}
+
+/// Host operands of a call.
+struct Operands {
+    qkv: Matrix,
+    norms: Option<[Matrix; 2]>,
+    positions: Vec<i32>,
+    rotations: Matrix,
+    /// Rows of the caches, each at most once; -1 stores nothing.
+    slots: Vec<i32>,
+    cache: Matrix,
+}
+
+/// What a call left behind.
+struct Results {
+    qkv: Matrix,
+    caches: [Matrix; 2],
+}
+
+/// Extents of an attention layer with groups of up to 7 heads, three included.
+pub fn dims() -> impl Strategy<Value = HeadDims> {
+    let group = prop::sample::select(vec![1usize, 2, 3, 4, 7]);
+    let size = prop::sample::select(vec![2usize, 4, 6, 16, 20, 64, 80, 128]);
+    (group, 1usize..=3, size).prop_map(|(group, kv_heads, head_dim)| HeadDims {
+        heads: group * kv_heads,
+        kv_heads,
+        head_dim,
+    })
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    (rows(), dims(), any::<bool>(), gaps(), outer_rows(), any::<u64>()).prop_map(
+        |(rows, dims, normed, gaps, cache_gaps, seed)| Case {
+            rows,
+            dims,
+            normed,
+            gaps,
+            cache_gaps,
+            seed,
+        },
+    )
+}
+
+impl Case {
+    fn operands(&self, types: Types) -> Operands {
+        let (mut fill, dims) = (Fill::new(self.seed), self.dims);
+        let half = dims.head_dim / 2;
+        let angle = |i: usize, p: usize| p as f64 * 1e4f64.powf(-(i as f64) / half as f64);
+        let turn = |p: usize| {
+            let cos = (0..half).map(move |i| angle(i, p).cos() as f32);
+            cos.chain((0..half).map(move |i| angle(i, p).sin() as f32))
+        };
+        let rotations: Vec<f32> = (0..POSITIONS).flat_map(turn).collect();
+        let mut slots = fill.shuffled(self.rows + 5);
+        slots.truncate(self.rows);
+        slots.iter_mut().filter(|slot| **slot % 5 == 4).for_each(|slot| *slot = -1);
+        Operands {
+            qkv: fill.matrix(self.rows, dims.q_cols() + 2 * dims.kv_cols(), types.out),
+            norms: self.normed.then(|| [(); 2].map(|()| fill.matrix(1, dims.head_dim, DType::F32))),
+            positions: fill.ids(self.rows, POSITIONS),
+            rotations: Matrix::floats(POSITIONS, dims.head_dim, DType::F32, &rotations),
+            slots,
+            cache: fill.matrix(self.rows + 5, dims.kv_cols(), types.w),
+        }
+    }
+}
+
+/// Runs the op.
+fn appended<B: Backend>(
+    rig: &mut Rig<B>,
+    case: &Case,
+    operands: &Operands,
+) -> Result<Results, TestCaseError> {
+    let mut qkv = rig.place(&operands.qkv, case.gaps)?;
+    let mut k_cache = rig.place(&operands.cache, case.cache_gaps)?;
+    let mut v_cache = rig.place(&operands.cache, case.cache_gaps)?;
+    let norms = match &operands.norms {
+        Some([q, k]) => Some([rig.place(q, Gaps::default())?, rig.place(k, Gaps::default())?]),
+        None => None,
+    };
+    let (positions, slots) = (rig.ids(&operands.positions)?, rig.ids(&operands.slots)?);
+    let rotations = rig.place(&operands.rotations, Gaps::default())?;
+    let args = QkvArgs {
+        qkv: qkv.view_mut(),
+        dims: case.dims,
+        norms: norms.as_ref().map(|[q, k]| (q.view(), k.view(), EPS)),
+        positions: positions.view(),
+        rotations: rotations.view(),
+        kv_slots: slots.view(),
+        k_cache: k_cache.view_mut(),
+        v_cache: v_cache.view_mut(),
+    };
+    rig.be.qk_norm_rope_append(&mut rig.q, args)?;
+    Ok(Results { qkv: qkv.read(rig)?, caches: [k_cache.read(rig)?, v_cache.read(rig)?] })
+}
+
+/// Queries and keys of a row, normalised and rotated.
+fn rotated(operands: &Operands, dims: HeadDims, row: usize) -> Vec<Num> {
+    let rotation = operands.rotations.nums(operands.positions[row] as usize);
+    let heads = dims.heads + dims.kv_heads;
+    let values = operands.qkv.nums(row);
+    let head = |(h, head): (usize, &[Num])| match &operands.norms {
+        Some(norms) => {
+            let w = norms[usize::from(h >= dims.heads)].nums(0);
+            rotate(&rms_norm(head, &w, EPS), &rotation)
+        }
+        None => rotate(head, &rotation),
+    };
+    values.chunks_exact(dims.head_dim).take(heads).enumerate().flat_map(head).collect()
+}
+
+/// Some columns of a matrix.
+fn columns(matrix: &Matrix, cols: std::ops::Range<usize>) -> Matrix {
+    let values = (0..matrix.rows).flat_map(|r| cols.clone().map(move |c| matrix.at(r, c)));
+    let values: Vec<f32> = values.collect();
+    Matrix::floats(matrix.rows, cols.len(), matrix.dtype(), &values)
+}
+
+/// Each head of q and k is normalised where there are norms, and turned by its position; q is
+/// stored in place, k and v in the row's cache slot. Slot -1 stores nothing, and cache rows that
+/// no slot names keep their bits.
+pub fn heads_are_normalised_rotated_and_stored<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 32, cases(), |rig, case| {
+        let (operands, dims) = (case.operands(types), case.dims);
+        let found = appended(rig, case, &operands)?;
+        let (q, kv) = (dims.q_cols(), dims.kv_cols());
+        let class = Class::Dot(dims.head_dim);
+        let rows: Vec<_> = (0..case.rows).map(|r| rotated(&operands, dims, r)).collect();
+        let queries: Vec<Num> = rows.iter().flat_map(|row| row[..q].to_vec()).collect();
+        close("queries", &columns(&found.qkv, 0..q), &queries, class)?;
+
+        let values = columns(&operands.qkv, q + kv..q + 2 * kv);
+        exact("v part of qkv", &columns(&found.qkv, q + kv..q + 2 * kv), &values)?;
+        let values = values.cast(types.w);
+        for place in 0..operands.cache.rows {
+            let old = operands.cache.pick(&[place]);
+            let [k, v] = found.caches.each_ref().map(|cache| cache.pick(&[place]));
+            match operands.slots.iter().position(|slot| *slot == place as i32) {
+                Some(row) => {
+                    close("stored keys", &k, &rows[row][q..], class)?;
+                    exact("stored values", &v, &values.pick(&[row]))?;
+                }
+                None => {
+                    exact("other keys", &k, &old)?;
+                    exact("other values", &v, &old)?;
+                }
+            }
+        }
+        for row in 0..case.rows {
+            let alone = Case { rows: 1, gaps: Gaps::default(), ..case.clone() };
+            let one = Operands {
+                qkv: operands.qkv.pick(&[row]),
+                positions: vec![operands.positions[row]],
+                slots: vec![operands.slots[row]],
+                norms: operands.norms.clone(),
+                rotations: operands.rotations.clone(),
+                cache: operands.cache.clone(),
+            };
+            let single = appended(rig, &alone, &one)?;
+            exact("qkv of one row", &single.qkv, &found.qkv.pick(&[row]))?;
+        }
+        Ok(())
+    });
+}
+
+/// Operands in the backend's memory, all of them right.
+struct Right<B: Backend> {
+    norm: Placed<B>,
+    positions: Placed<B>,
+    rotations: Placed<B>,
+    slots: Placed<B>,
+    outs: [Placed<B>; 3],
+}
+
+const DIMS: HeadDims = HeadDims { heads: 4, kv_heads: 2, head_dim: 4 };
+
+impl<B: Backend> Right<B> {
+    fn new(rig: &mut Rig<B>, types: Types) -> lora_core::Result<Self> {
+        let none = Gaps::default();
+        let case = Case {
+            rows: 3,
+            dims: DIMS,
+            normed: true,
+            gaps: none,
+            cache_gaps: none,
+            seed: 5,
+        };
+        let operands = case.operands(types);
+        Ok(Self {
+            norm: rig.place(&Fill::new(6).matrix(1, DIMS.head_dim, DType::F32), none)?,
+            positions: rig.ids(&[0, 1, POSITIONS as i32 - 1])?,
+            rotations: rig.place(&operands.rotations, none)?,
+            slots: rig.ids(&[0, -1, 7])?,
+            outs: [
+                rig.place(&operands.qkv, none)?,
+                rig.place(&operands.cache, none)?,
+                rig.place(&operands.cache, none)?,
+            ],
+        })
+    }
+}
+
+/// Tries a call with one thing changed by `spoil`.
+macro_rules! spoiled {
+    ($m:ident, $right:ident, $what:expr, $spoil:expr) => {{
+        let Right { norm, positions, rotations, slots, outs } = &mut $right;
+        $m.refused(&format!("qk_norm_rope_append: {}", $what), outs, |rig, [qkv, k, v]| {
+            let mut args = QkvArgs {
+                qkv: qkv.view_mut(),
+                dims: DIMS,
+                norms: Some((norm.view(), norm.view(), EPS)),
+                positions: positions.view(),
+                rotations: rotations.view(),
+                kv_slots: slots.view(),
+                k_cache: k.view_mut(),
+                v_cache: v.view_mut(),
+            };
+            $spoil(&mut args);
+            rig.be.qk_norm_rope_append(&mut rig.q, args)
+        });
+    }};
+}

@@ -1,0 +1,152 @@
+//! `polylora generate` where all is well.
+
+use cli::Exit;
+use polylora_tests::{Fixtures, adapter_path};
+use serde_json::{Value, json};
+
+use super::support::{adapter_flag, generate, json_lines, llama, polylora};
+
+const PROMPT: &str = "Hi there";
+
+/// The tokens of a fixture model's random weights before any end token.
+fn tokens(answer: &Value) -> Vec<u32> {
+    serde_json::from_value(answer["outputs"][0]["token_ids"].clone()).unwrap()
+}
+
+#[test]
+fn lines_are_answered_in_order_with_the_tokens_that_peft_computes() {
+    let cases = Fixtures::load().of_model("llama");
+    assert!(cases.len() > 10);
+    let mut names: Vec<String> = cases.iter().filter_map(|case| case.adapter.clone()).collect();
+    names.dedup();
+    let flags: Vec<String> = names.iter().map(|name| adapter_flag(name, name)).collect();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--ignore-eos"]).collect();
+    let line = |case: &polylora_tests::Case| {
+        json!({"id": case.id, "input_ids": case.prompt, "lora": case.adapter,
+            "sampling": {"max_tokens": case.greedy.len()}})
+    };
+    let lines: Vec<Value> = cases.iter().map(line).collect();
+    let (exit, answers) = generate(&flags, &json_lines(&lines));
+    assert_eq!((exit, answers.len()), (Exit::Fine, cases.len()));
+    for (case, answer) in cases.iter().zip(&answers) {
+        assert_eq!(answer["id"], json!(case.id));
+        assert_eq!(answer["lora"], json!(case.adapter));
+        assert_eq!(answer["prompt_token_ids"], json!(case.prompt));
+        assert_eq!(answer["outputs"][0]["finish_reason"], "length");
+        case.assert_greedy(&tokens(answer), 1e-2);
+    }
+}
+
+#[test]
+fn flags_hold_where_a_line_says_nothing_else() {
+    let flag = adapter_flag("a", "llama.attn-r8");
+    let flags = [&flag, "--lora", "a", "--max-tokens", "3", "--ignore-eos"];
+    let lines = json_lines(&[
+        json!({"prompt": PROMPT}),
+        json!({"prompt": PROMPT, "sampling": {"max_tokens": 5}}),
+        json!({"prompt": PROMPT, "lora": null}),
+        json!({"prompt": PROMPT, "lora": "a"}),
+        json!({"prompt": PROMPT, "lora_request": {"lora_name": "b", "lora_int_id": 7,
+            "lora_path": adapter_path("llama.attn-r8")}}),
+    ]);
+    let (exit, answers) = generate(&flags, &lines);
+    assert_eq!(exit, Exit::Fine);
+    assert_eq!(answers.iter().map(|a| tokens(a).len()).collect::<Vec<_>>(), [3, 5, 3, 3, 3]);
+    let names: Vec<&Value> = answers.iter().map(|answer| &answer["lora"]).collect();
+    assert_eq!(names, [&json!("a"), &json!("a"), &Value::Null, &json!("a"), &json!("b")]);
+    assert_eq!(tokens(&answers[1])[..3], tokens(&answers[0]));
+    assert_ne!(tokens(&answers[2]), tokens(&answers[0]));
+    assert_eq!(tokens(&answers[3]), tokens(&answers[0]));
+    assert_eq!(tokens(&answers[4]), tokens(&answers[0]));
+}
+
+#[test]
+fn logprobs_have_an_entry_for_each_token() {
+    let lines = json_lines(&[
+        json!({"prompt": PROMPT, "sampling": {"logprobs": 2, "prompt_logprobs": 0}}),
+        json!({"prompt": PROMPT}),
+    ]);
+    let (_, answers) = generate(&["--max-tokens", "4", "--ignore-eos"], &lines);
+    let output = &answers[0]["outputs"][0];
+    let maps = output["logprobs"].as_array().unwrap();
+    assert_eq!(maps.len(), 4);
+    let mut sum = 0.0;
+    for (map, token) in maps.iter().zip(tokens(&answers[0])) {
+        let drawn = &map[token.to_string()];
+        assert_eq!((map.as_object().unwrap().len(), &drawn["rank"]), (2, &json!(1)));
+        sum += drawn["logprob"].as_f64().unwrap();
+    }
+    assert!((sum - output["cumulative_logprob"].as_f64().unwrap()).abs() < 1e-4);
+    let prompt = answers[0]["prompt_logprobs"].as_array().unwrap();
+    assert_eq!(prompt.len(), answers[0]["prompt_token_ids"].as_array().unwrap().len());
+    assert!(prompt[0].is_null() && prompt[1].as_object().unwrap().len() == 1);
+    assert!(answers[1]["outputs"][0]["logprobs"].is_null());
+    assert!(answers[1]["outputs"][0]["cumulative_logprob"].is_null());
+    assert!(answers[1]["prompt_logprobs"].is_null());
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    let whole = generate(&["--ignore-eos"], &json_lines(&[json!({"prompt": PROMPT})])).1;
+    let text = whole[0]["outputs"][0]["text"].as_str().unwrap();
+    let stop: String = text.chars().skip(4).take(5).collect();
+    let lines = json_lines(&[json!({"prompt": PROMPT, "sampling": {"stop": stop}})]);
+    let (_, answers) = generate(&["--ignore-eos"], &lines);
+    let output = &answers[0]["outputs"][0];
+    assert_eq!(output["text"].as_str().unwrap(), text.split(&stop).next().unwrap());
+    assert_eq!((&output["finish_reason"], &output["stop_reason"]), (&json!("stop"), &json!(stop)));
+    let all = tokens(&whole[0]);
+    let token = all[3];
+    let flags = ["--ignore-eos", "--stop-token-id", &token.to_string()];
+    let (_, answers) = generate(&flags, &json_lines(&[json!({"prompt": PROMPT})]));
+    assert_eq!(answers[0]["outputs"][0]["stop_reason"], json!(token));
+    let kept = all.iter().take_while(|id| **id != token).count();
+    assert_eq!(tokens(&answers[0]), all[..kept]);
+}
+
+#[test]
+fn a_seed_repeats_a_sample_and_n_outputs_are_numbered() {
+    let sampling = json!({"temperature": 1.5, "seed": 5, "n": 3, "best_of": 4});
+    let line = json!({"prompt": PROMPT, "sampling": sampling});
+    let (_, answers) = generate(&["--max-tokens", "6"], &json_lines(&[line.clone(), line]));
+    assert_eq!(answers[0]["outputs"], answers[1]["outputs"]);
+    let outputs = answers[0]["outputs"].as_array().unwrap();
+    let indices: Vec<&Value> = outputs.iter().map(|output| &output["index"]).collect();
+    assert_eq!(indices, [&json!(0), &json!(1), &json!(2)]);
+    assert_ne!(outputs[0]["token_ids"], outputs[1]["token_ids"]);
+}
+
+#[test]
+fn a_single_prompt_is_written_as_plain_text() {
+    let model = llama();
+    let flag = adapter_flag("a", "llama.attn-r8");
+    let words = ["generate", "--model", &model, "--dtype", "float32", "--prompt", PROMPT];
+    let run = |more: &[&str]| polylora(&[&words[..], more].concat(), b"");
+    let plain = run(&[&flag, "--lora", "a"]);
+    assert_eq!(plain.exit, Exit::Fine);
+    let answer: Value =
+        serde_json::from_str(&run(&[&flag, "--lora", "a", "--output", "-"]).stdout).unwrap();
+    assert_eq!(answer["lora"], "a");
+    let text = answer["outputs"][0]["text"].as_str().unwrap();
+    assert_eq!(plain.stdout, format!("{text}\n"));
+    let several = run(&["--n", "2", "--temperature", "1"]);
+    assert!(several.stdout.starts_with("[0] ") && several.stdout.contains("\n[1] "));
+    let refused = run(&["--top-p", "3"]);
+    assert_eq!((refused.exit, refused.stdout.trim()), (Exit::Refused, ""));
+    assert!(refused.stderr.contains("`top_p` is 3"));
+}
+
+#[test]
+fn requests_and_answers_may_be_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (requests, output, model) = (path("in"), path("out"), llama());
+    let words = ["generate", "--model", &model, "--requests", &requests, "--output", &output];
+    let missing = polylora(&words, b"");
+    assert_eq!(missing.exit, Exit::Usage);
+    assert!(missing.stderr.contains(&requests), "{}", missing.stderr);
+    std::fs::write(&requests, json_lines(&[json!({"id": 1, "prompt": PROMPT})])).unwrap();
+    let outcome = polylora(&words, b"");
+    assert_eq!((outcome.exit, outcome.stdout.as_str()), (Exit::Fine, ""));
+    assert!(std::fs::read_to_string(&output).unwrap().starts_with("{\"id\":1,"));
+}
