@@ -4,6 +4,7 @@
 
 mod compare;
 mod fixtures;
+pub mod suite;
 
 pub use compare::{assert_greedy, relative_error};
 pub use fixtures::{Case, Fixtures, adapter_path, engine, fixtures_dir, model_path, run};

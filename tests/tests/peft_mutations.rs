@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lora_core::formats::{self, ReadOptions};
-use lora_core::{Code, Generation, LoraConfig, ModelGeometry};
+use lora_core::{Code, Generation, LoraConfig, ModelGeometry, TargetModule};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
@@ -86,6 +86,10 @@ fn geometry(model: &str) -> ModelGeometry {
         moe_intermediate: 0,
         tied_embeddings: config["tie_word_embeddings"].as_bool().unwrap(),
         hf_modules: ModelGeometry::DENSE_MODULES.map(str::to_owned).to_vec(),
+        biased_modules: match config["model_type"].as_str() {
+            Some("qwen2") => [TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV].into(),
+            _ => BTreeSet::new(),
+        },
     }
 }
 

@@ -202,6 +202,7 @@ mod tests {
             moe_intermediate: 0,
             tied_embeddings: false,
             hf_modules: modules.iter().map(ToString::to_string).collect(),
+            biased_modules: BTreeSet::new(),
         }
     }
 

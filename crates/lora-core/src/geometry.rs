@@ -30,6 +30,8 @@ pub struct ModelGeometry {
     /// Paths of the linear modules inside a layer, by their usual Hugging Face names:
     /// `self_attn.q_proj`, …, `mlp.down_proj`.
     pub hf_modules: Vec<String>,
+    /// Modules whose linear layer has a bias, which an adapter may replace.
+    pub biased_modules: BTreeSet<TargetModule>,
 }
 
 impl ModelGeometry {
@@ -97,6 +99,7 @@ mod tests {
             moe_intermediate: 0,
             tied_embeddings: false,
             hf_modules: ModelGeometry::DENSE_MODULES.map(str::to_owned).to_vec(),
+            biased_modules: BTreeSet::new(),
         }
     }
 

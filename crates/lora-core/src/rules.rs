@@ -1,5 +1,6 @@
 //! Why something was refused, in a form that a person can act on and a program can match.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
@@ -93,6 +94,8 @@ pub enum Code {
     NoopAdapter,
     /// The adapter needs tied embedding and output weights to stay tied.
     TiedEmbeddings,
+    /// The adapter replaces a bias that the model does not have.
+    BiasNotInModel,
 }
 
 impl Code {
@@ -136,6 +139,7 @@ impl Code {
             WeightsWithoutTarget,
             NoopAdapter,
             TiedEmbeddings,
+            BiasNotInModel,
         ]
     }
 
@@ -178,6 +182,7 @@ impl Code {
             Self::WeightsWithoutTarget => "weights-without-target",
             Self::NoopAdapter => "noop-adapter",
             Self::TiedEmbeddings => "tied-embeddings",
+            Self::BiasNotInModel => "bias-not-in-model",
         }
     }
 
@@ -266,9 +271,21 @@ impl Rejections {
 
 impl fmt::Display for Rejections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, rejection) in self.0.iter().enumerate() {
-            let separator = if i == 0 { "" } else { "\n" };
-            write!(f, "{separator}{rejection}")?;
+        // A rule that is broken in one layer is often broken in all of them.
+        const SHOWN: usize = 3;
+        let mut by_code: BTreeMap<Code, Vec<&Rejection>> = BTreeMap::new();
+        for rejection in &self.0 {
+            by_code.entry(rejection.code).or_default().push(rejection);
+        }
+        let mut separator = "";
+        for (code, broken) in by_code {
+            for rejection in broken.iter().take(SHOWN) {
+                write!(f, "{separator}{rejection}")?;
+                separator = "\n";
+            }
+            if broken.len() > SHOWN {
+                write!(f, "\nand {} more [{code}]", broken.len() - SHOWN)?;
+            }
         }
         Ok(())
     }

@@ -121,14 +121,23 @@ impl RowMut<'_> {
     }
 }
 
+/// The bytes from the first element of `out` to its last. A view of no rows has none, though it may
+/// start behind the end of its buffer.
+fn spanned_bytes<'a>(out: &'a mut ViewMut<'_>) -> &'a mut [u8] {
+    let (geo, size) = (out.geo, out.geo.dtype.size());
+    if geo.rows == 0 {
+        return &mut [];
+    }
+    &mut out.buf.as_mut_slice::<u8>()[geo.offset * size..(geo.offset + geo.span()) * size]
+}
+
 /// The rows of `out`, each as bytes that one closure call may write.
 fn split_rows<'a>(
     isa: Isa,
     out: &'a mut ViewMut<'_>,
 ) -> impl IndexedParallelIterator<Item = RowMut<'a>> {
     let (geo, size) = (out.geo, out.geo.dtype.size());
-    let bytes =
-        &mut out.buf.as_mut_slice::<u8>()[geo.offset * size..(geo.offset + geo.span()) * size];
+    let bytes = spanned_bytes(out);
     bytes.par_chunks_mut((geo.row_stride * size).max(1)).map(move |row| RowMut {
         bytes: &mut row[..geo.cols * size],
         dtype: geo.dtype,
@@ -186,8 +195,7 @@ pub fn for_pieces<S: Default + Send>(
     f: impl Fn(usize, usize, RowMut<'_>, &mut S) + Sync,
 ) {
     let (geo, size) = (out.geo, out.geo.dtype.size());
-    let bytes =
-        &mut out.buf.as_mut_slice::<u8>()[geo.offset * size..(geo.offset + geo.span()) * size];
+    let bytes = spanned_bytes(out);
     let per_row = geo.cols / width.max(1);
     bytes.par_chunks_mut((width * size).max(1)).enumerate().with_min_len(least).for_each_init(
         S::default,

@@ -11,6 +11,10 @@ use super::rig::Matrix;
 /// Unit roundoff of `f32`, in which ops accumulate.
 const F32_ROUNDOFF: f64 = 1.0 / (1u64 << 24) as f64;
 
+/// Numbers below this may be lost: ops may take subnormal ones as zero, and so may what they divide
+/// by overflow.
+const TINY: f64 = 1e-34;
+
 /// A number that a formula gives, and the sum of the magnitudes of the terms it is made of: the
 /// rounding error of a sum is proportional to the latter (Higham, "Accuracy and Stability of
 /// Numerical Algorithms", 2002, section 3.1).
@@ -77,13 +81,8 @@ pub enum Class {
     Rounded,
     /// A sum of so many products in `f32`, in any order, then one rounding.
     Dot(usize),
-    /// As [`Class::Dot`], but stored and read back on the way, so rounded several times.
-    Chain {
-        /// Products of the longest sum.
-        terms: usize,
-        /// Roundings to the output's dtype.
-        roundings: usize,
-    },
+    /// As [`Class::Dot`], but made of parts that may have been rounded to this dtype before.
+    Through(usize, DType),
 }
 
 impl Class {
@@ -92,20 +91,22 @@ impl Class {
     /// A sum of k terms errs by `sqrt(k)` roundings on average and k at worst; four times the
     /// average is never seen, whereas a term that is missing or counted twice is far outside.
     fn bound(self, dtype: DType, expected: Num) -> f64 {
-        let (terms, roundings) = match self {
-            Self::Rounded => (0, 1),
-            Self::Dot(terms) => (terms, 1),
-            Self::Chain { terms, roundings } => (terms, roundings),
+        let (terms, before) = match self {
+            Self::Rounded => (0, 0.0),
+            Self::Dot(terms) => (terms, 0.0),
+            Self::Through(terms, dtype) => (terms, rounding(dtype, expected.size)),
         };
-        let (roundoff, smallest) = match dtype {
-            DType::F16 => (1.0 / 2048.0, 1.0 / (1u64 << 25) as f64),
-            DType::Bf16 => (1.0 / 256.0, 1e-37),
-            _ => (F32_ROUNDOFF, 1e-37),
-        };
-        let accumulated = (32.0 + 4.0 * (terms as f64).sqrt()) * F32_ROUNDOFF * expected.size;
-        let last = roundoff * (expected.value.abs() + accumulated);
-        let before = roundings.saturating_sub(1) as f64 * roundoff * expected.size;
-        accumulated + last + before + roundings as f64 * smallest
+        let sum = (32.0 + 4.0 * (terms as f64).sqrt()) * F32_ROUNDOFF * expected.size;
+        before + sum + rounding(dtype, expected.value.abs() + before + sum)
+    }
+}
+
+/// The most that rounding to `dtype` changes a number of at most this magnitude.
+fn rounding(dtype: DType, size: f64) -> f64 {
+    match dtype {
+        DType::F16 => size / 2048.0 + 1.0 / (1u64 << 25) as f64,
+        DType::Bf16 => size / 256.0 + TINY,
+        _ => size * F32_ROUNDOFF + TINY,
     }
 }
 
@@ -138,9 +139,7 @@ pub fn close(op: &str, found: &Matrix, expected: &[Num], class: Class) -> TestCa
 /// With the op, the shape, the first bad element and both values.
 pub fn exact(op: &str, found: &Matrix, expected: &Matrix) -> TestCaseResult {
     let shape = format!("{op} -> [{}, {}] {}", found.rows, found.cols, found.dtype());
-    if (found.rows, found.cols, found.dtype())
-        != (expected.rows, expected.cols, expected.dtype())
-    {
+    if (found.rows, found.cols, found.dtype()) != (expected.rows, expected.cols, expected.dtype()) {
         let (rows, cols, dtype) = (expected.rows, expected.cols, expected.dtype());
         return fail(format!("{shape}: [{rows}, {cols}] {dtype} expected"));
     }

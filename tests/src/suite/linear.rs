@@ -76,7 +76,7 @@ fn product<B: Backend>(
 
 /// `out = x wᵀ + bias` for parts stacked by rows.
 pub fn a_product_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) {
-    for_all(make, 48, cases(rows()), |rig, case| {
+    for_all(make, 192, cases(rows()), |rig, case| {
         let operands = case.operands(types);
         let w = operands.weights(&rig.be)?;
         let found = product(rig, &operands.x, &w, (case.out_dim(), types.out), case.gaps)?;
@@ -90,7 +90,7 @@ pub fn a_product_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) 
 /// A row gets the same bits alone, in a small batch and in a large one.
 pub fn a_row_is_multiplied_as_if_it_were_alone<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let rows = prop_oneof![4 => 2usize..40, 1 => 90usize..140];
-    for_all(make, 24, cases(rows), |rig, case| {
+    for_all(make, 96, cases(rows), |rig, case| {
         let operands = case.operands(types);
         let w = operands.weights(&rig.be)?;
         let out = (case.out_dim(), types.out);
@@ -107,14 +107,11 @@ pub fn a_row_is_multiplied_as_if_it_were_alone<B: Backend>(make: &dyn Fn() -> B,
 /// `row_norms` are the Euclidean norms of the rows of `w + scale * b a`, for any range of rows.
 pub fn row_norms_are_those_of_the_sum<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (cols(), cols(), 1usize..=40, (0usize..300, 0usize..300), -2f32..2.0, any::<u64>());
-    for_all(make, 24, case, |rig, &(out, in_dim, rank, (a, b), scale, seed)| {
+    for_all(make, 96, case, |rig, &(out, in_dim, rank, (a, b), scale, seed)| {
         let mut fill = Fill::new(seed);
         let w = fill.matrix(out, in_dim, types.w);
         let rows = a.min(b).min(out)..a.max(b).min(out);
-        let low = [
-            fill.matrix(rank, in_dim, types.w),
-            fill.matrix(rows.len(), rank, types.w),
-        ];
+        let low = [fill.matrix(rank, in_dim, types.w), fill.matrix(rows.len(), rank, types.w)];
         let prepared = rig.be.prepare_linear(std::slice::from_ref(&w.data), None)?;
         let factors = (&low[0].data, &low[1].data, scale);
         let found = rig.be.row_norms(&prepared, rows.clone(), factors)?;

@@ -43,11 +43,15 @@ impl<B: Backend> Misuse<B> {
             Ok(Ok(())) => self.faults.push(format!("{what}: accepted")),
             Ok(Err(_)) => {}
         }
-        for (i, out) in outs.iter().enumerate() {
+        for (i, out) in outs.iter_mut().enumerate() {
             match out.is_untouched(&mut self.rig) {
-                Ok(true) => {}
+                Ok(true) => continue,
                 Ok(false) => self.faults.push(format!("{what}: output {i} was written")),
                 Err(e) => self.faults.push(format!("{what}: {e}")),
+            }
+            // The next misuse shall not be blamed for this one.
+            if let Err(e) = out.restore(&mut self.rig) {
+                self.faults.push(format!("{what}: {e}"));
             }
         }
     }

@@ -64,7 +64,7 @@ fn added<B: Backend>(
 /// `out = x / sqrt(mean(x^2) + eps) * w`.
 pub fn the_norm_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (rows(), cols(), [gaps(), gaps()], any::<u64>());
-    for_all(make, 32, case, |rig, &(rows, cols, gaps, seed)| {
+    for_all(make, 128, case, |rig, &(rows, cols, gaps, seed)| {
         let Operands { x, w, .. } = operands(rows, cols, seed, types);
         let found = normalised(rig, &x, &w, types.out, gaps)?;
         close("rms_norm", &found, &norms(&x, &w), Class::Dot(cols))
@@ -77,7 +77,7 @@ pub fn the_norm_after_an_addition_reads_the_rounded_sum<B: Backend>(
     types: Types,
 ) {
     let case = (rows(), cols(), [gaps(), gaps(), gaps()], any::<u64>());
-    for_all(make, 32, case, |rig, &(rows, cols, gaps, seed)| {
+    for_all(make, 128, case, |rig, &(rows, cols, gaps, seed)| {
         let operands = operands(rows, cols, seed, types);
         let [residual, out] = added(rig, &operands, gaps)?;
         let terms = operands.residual.data.iter_f32().zip(operands.x.data.iter_f32());
@@ -91,7 +91,7 @@ pub fn the_norm_after_an_addition_reads_the_rounded_sum<B: Backend>(
 /// A row gets the same bits alone and in a batch, wherever it lies.
 pub fn a_row_is_normalised_as_if_it_were_alone<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (2usize..40, cols(), [gaps(), gaps(), gaps()], any::<u64>());
-    for_all(make, 16, case, |rig, &(rows, cols, gaps, seed)| {
+    for_all(make, 64, case, |rig, &(rows, cols, gaps, seed)| {
         let batch = operands(rows, cols, seed, types);
         let together = normalised(rig, &batch.x, &batch.w, types.out, [gaps[0], gaps[1]])?;
         let sums = added(rig, &batch, gaps)?;

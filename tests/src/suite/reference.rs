@@ -77,7 +77,7 @@ pub fn attend(
 
 /// What a slice of a site does to the base output `y` of one row: `gain * (y + scale * B (A x)) +
 /// shift`, with the replacement's output in the place of `y` where there is one.
-pub fn adapted(kind: SiteKind, slice: &SlotSlice, x: &Input<'_>, y: &[Num]) -> Vec<Num> {
+pub fn adapted(kind: SiteKind, slice: &SlotSlice, x: &Input, y: &[Num]) -> Vec<Num> {
     let low_rank = slice.low_rank.as_ref().map(|low| {
         let z = x.times(&low.a);
         let b = rows_of(&low.b);
@@ -98,14 +98,14 @@ pub fn adapted(kind: SiteKind, slice: &SlotSlice, x: &Input<'_>, y: &[Num]) -> V
 }
 
 /// Input of a site's base layer.
-pub enum Input<'a> {
+pub enum Input {
     /// A row of activations.
-    Row(&'a [Num]),
+    Row(Vec<Num>),
     /// The one-hot row of a token id.
     OneHot(usize),
 }
 
-impl Input<'_> {
+impl Input {
     /// `w x` for a matrix `[out, in]`.
     fn times(&self, w: &HostTensor) -> Vec<Num> {
         rows_of(w)

@@ -1,5 +1,7 @@
 //! Matrices on the host, and their way to a backend and back.
 
+use std::ops::Range;
+
 use lora_core::{Backend, DType, HostTensor, Mat, Pool, Tensor, View, ViewMut};
 use proptest::test_runner::TestCaseError;
 
@@ -47,7 +49,6 @@ impl Matrix {
     ///
     /// # Panics
     /// If there are not `rows * cols` values.
-    #[allow(clippy::expect_used)]
     pub fn floats(rows: usize, cols: usize, dtype: DType, values: &[f32]) -> Self {
         let data = HostTensor::from_f32(dtype, vec![rows, cols], values);
         Self { rows, cols, data: data.expect("one value for each element") }
@@ -61,7 +62,6 @@ impl Matrix {
         Self::from_bytes(rows, cols, DType::I32, bytemuck::cast_slice(values).to_vec())
     }
 
-    #[allow(clippy::expect_used)]
     fn from_bytes(rows: usize, cols: usize, dtype: DType, bytes: Vec<u8>) -> Self {
         let data = HostTensor::new(dtype, vec![rows, cols], bytes);
         Self { rows, cols, data: data.expect("one value for each element") }
@@ -86,6 +86,13 @@ impl Matrix {
     pub fn pick(&self, rows: &[usize]) -> Self {
         let bytes = rows.iter().flat_map(|r| self.row_bytes(*r)).copied().collect();
         Self::from_bytes(rows.len(), self.cols, self.dtype(), bytes)
+    }
+
+    /// Some columns of row `r`, to the bit.
+    pub fn cut(&self, r: usize, cols: Range<usize>) -> Self {
+        let size = self.dtype().size();
+        let bytes = self.row_bytes(r)[cols.start * size..cols.end * size].to_vec();
+        Self::from_bytes(1, cols.len(), self.dtype(), bytes)
     }
 
     /// The same values rounded to `dtype`.
@@ -200,6 +207,14 @@ impl<B: Backend> Placed<B> {
                 byte / size
             ))),
         }
+    }
+
+    /// Makes the buffer as it was.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn restore(&mut self, rig: &mut Rig<B>) -> lora_core::Result<()> {
+        rig.be.upload(&mut rig.q, &self.before, self.tensor.view_mut())
     }
 
     /// Whether the buffer is as it was made.

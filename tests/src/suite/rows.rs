@@ -15,7 +15,7 @@ const NONE: Gaps = Gaps { outer_rows: 0, left: 0, right: 0 };
 /// `out[i] = table[ids[i]]`, rounded to the dtype of `out`, for a table in one part or two.
 pub fn embedding_looks_rows_up<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (rows(), 1usize..70, 0usize..5, cols(), gaps(), any::<u64>());
-    for_all(make, 32, case, |rig, &(rows, vocab, extra, cols, gaps, seed)| {
+    for_all(make, 128, case, |rig, &(rows, vocab, extra, cols, gaps, seed)| {
         let mut fill = Fill::new(seed);
         let parts = [fill.matrix(vocab, cols, types.w), fill.matrix(extra, cols, types.w)];
         let table = rig.be.prepare_linear(&parts.clone().map(|part| part.data), None)?;
@@ -37,7 +37,7 @@ pub fn embedding_looks_rows_up<B: Backend>(make: &dyn Fn() -> B, types: Types) {
 /// `out[i] = x[rows[i]]`, rounded to the dtype of `out`; rows may repeat.
 pub fn gathering_copies_rows<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (rows(), 1usize..40, cols(), gaps(), gaps(), any::<u64>());
-    for_all(make, 32, case, |rig, &(rows, from, cols, x_gaps, out_gaps, seed)| {
+    for_all(make, 128, case, |rig, &(rows, from, cols, x_gaps, out_gaps, seed)| {
         let mut fill = Fill::new(seed);
         let x = fill.matrix(from, cols, types.x);
         let list = fill.ids(rows, from);
@@ -53,9 +53,13 @@ pub fn gathering_copies_rows<B: Backend>(make: &dyn Fn() -> B, types: Types) {
 pub fn the_gate_is_silu_times_up<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let scale = prop::sample::select(vec![1f32, 10.0, 60.0]);
     let case = (rows(), cols(), scale, gaps(), gaps(), any::<u64>());
-    for_all(make, 32, case, |rig, &(rows, cols, scale, x_gaps, out_gaps, seed)| {
+    for_all(make, 128, case, |rig, &(rows, cols, scale, x_gaps, out_gaps, seed)| {
         let mut fill = Fill::new(seed);
-        let values: Vec<f32> = fill.values(2 * rows * cols).iter().map(|v| v * scale).collect();
+        let row = |_| {
+            let gate: Vec<f32> = fill.values(cols).iter().map(|v| v * scale).collect();
+            [gate, fill.values(cols)].concat()
+        };
+        let values: Vec<f32> = (0..rows).flat_map(row).collect();
         let gate_up = Matrix::floats(rows, 2 * cols, types.out, &values);
         let mut out = rig.place(&fill.matrix(rows, cols, types.x), out_gaps)?;
         let placed = rig.place(&gate_up, x_gaps)?;
@@ -71,7 +75,7 @@ pub fn the_gate_is_silu_times_up<B: Backend>(make: &dyn Fn() -> B, types: Types)
 /// A dense matrix that was uploaded comes back whole, and in slices of columns.
 pub fn what_is_uploaded_comes_back<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (0usize..20, 0usize..40, (0usize..40, 0usize..40), gaps(), any::<u64>());
-    for_all(make, 32, case, |rig, &(rows, cols, (a, b), gaps, seed)| {
+    for_all(make, 128, case, |rig, &(rows, cols, (a, b), gaps, seed)| {
         for matrix in [Fill::new(seed).matrix(rows, cols, types.w), ints(rows, cols, seed)] {
             let placed = rig.place(&matrix, gaps)?;
             exact("upload, download", &placed.read(rig)?, &matrix)?;

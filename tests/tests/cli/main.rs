@@ -28,3 +28,19 @@ fn a_demo_without_adapters_names_the_folder() {
     assert_eq!(outcome.exit, Exit::Usage);
     assert!(outcome.stderr.contains(path) && outcome.stderr.contains("--adapters"));
 }
+
+#[test]
+fn the_demo_shows_what_each_adapter_makes_of_a_question() {
+    let model = cli::model_fetch::cached_model_path().unwrap();
+    if !model.is_file() {
+        eprintln!("SKIPPED the demo: its model is not in the cache; run `polylora demo` once");
+        return;
+    }
+    let demo = polylora(&["demo", "--max-tokens", "16"], b"");
+    assert_eq!(demo.exit, Exit::Fine, "{}", demo.stderr);
+    for part in ["(base model)", "Arr!", "{\"answer\":", "SELECT title FROM books", "THE "] {
+        assert!(demo.stdout.contains(part), "{part}: {}", demo.stdout);
+    }
+    assert!(demo.stdout.contains("batch of 15, 4 adapters"), "{}", demo.stdout);
+    assert!(demo.stderr.contains("[15/15]"));
+}

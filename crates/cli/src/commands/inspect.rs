@@ -20,6 +20,9 @@ use crate::table;
 /// How many breaches of one rule are written in full.
 const SHOWN: usize = 3;
 
+/// How weights lie in the files: the one layout that is read. Others are refused by name.
+const LAYOUT: &str = "one pair of matrices for each dense module";
+
 /// What was found out about an adapter.
 struct Report<'a> {
     path: &'a Path,
@@ -63,7 +66,7 @@ fn examine<'a>(job: &'a InspectJob, model: Option<&ModelGeometry>) -> Result<Rep
         Ok(adapter) => {
             report.rejections = match model {
                 Some(model) => adapter.check(model, &config),
-                None => over_rank(&adapter, job.max_lora_rank).into_iter().collect(),
+                None => adapter.check_limits(&config),
             };
             report.adapter = Some(adapter);
         }
@@ -71,20 +74,6 @@ fn examine<'a>(job: &'a InspectJob, model: Option<&ModelGeometry>) -> Result<Rep
         Err(error) => report.unreadable = Some(error.to_string()),
     }
     Ok(report)
-}
-
-/// The rule about ranks, which needs no model.
-fn over_rank(adapter: &Adapter, limit: usize) -> Option<Rejection> {
-    let rank = adapter.max_rank();
-    (rank > limit).then(|| {
-        Rejection::new(
-            Code::RankOverLimit,
-            "max_lora_rank",
-            format!("rank {rank}"),
-            format!("ranks up to {limit}"),
-            format!("set max_lora_rank to {rank} or more"),
-        )
-    })
 }
 
 impl Report<'_> {
@@ -103,6 +92,7 @@ impl Report<'_> {
             let source = &adapter.source;
             let about = json!({
                 "format": source.format.to_string(),
+                "layout": LAYOUT,
                 "files": source.files,
                 "base_model_name_or_path": source.base_model_name,
                 "peft_version": source.peft_version,
@@ -166,6 +156,7 @@ fn write_origin(out: &mut dyn Write, adapter: &Adapter) -> io::Result<()> {
         several => format!("{several} files"),
     };
     writeln!(out, "format      {}, {files}", source.format)?;
+    writeln!(out, "layout      {LAYOUT}")?;
     writeln!(out, "base model  {}", or_dash(&source.base_model_name))?;
     writeln!(out, "PEFT        {}", or_dash(&source.peft_version))?;
     writeln!(out, "bytes       {}", source.bytes)?;

@@ -1,12 +1,13 @@
 //! Starting an engine.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use lora_core::{
-    Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, Rejection, Rejections,
+    Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, Rejection, Rejections, TargetModule,
 };
 
 use super::text_model::TextModel;
@@ -224,6 +225,13 @@ impl LlmBuilder {
             let what = if path.exists() { "not a folder or .gguf file" } else { "does not exist" };
             return Err(ModelError::NotAModel { path: path.clone(), what: what.to_owned() }.into());
         }
+        if self.load_format == LoadFormat::Dummy {
+            return Err(LlmError::Setting {
+                setting: "load_format",
+                found: "dummy".to_owned(),
+                allowed: "auto for a .gguf file; dummy takes a folder with config.json".to_owned(),
+            });
+        }
         let gguf = Gguf::open(path)?;
         let text = match tokenizer {
             Some(dir) => TextModel::from_dir(dir)?,
@@ -325,7 +333,18 @@ pub fn geometry(config: &ModelConfig) -> ModelGeometry {
         moe_intermediate: 0,
         tied_embeddings: config.tied_embeddings,
         hf_modules: ModelGeometry::DENSE_MODULES.map(str::to_owned).to_vec(),
+        biased_modules: biased_modules(config),
     }
+}
+
+fn biased_modules(config: &ModelConfig) -> BTreeSet<TargetModule> {
+    use TargetModule::{AttnDense, AttnK, AttnQ, AttnV, Mlp4hToH, MlpGate, MlpHTo4h};
+    let groups = [
+        (config.biases.qkv, &[AttnQ, AttnK, AttnV][..]),
+        (config.biases.o, &[AttnDense]),
+        (config.biases.mlp, &[MlpHTo4h, MlpGate, Mlp4hToH]),
+    ];
+    groups.into_iter().filter(|(has, _)| *has).flat_map(|(_, modules)| modules).copied().collect()
 }
 
 /// Puts everything into the backend's memory.

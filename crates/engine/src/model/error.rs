@@ -42,6 +42,9 @@ pub enum ModelError {
         /// What is wrong with it.
         cause: String,
     },
+    /// The weight files of a folder cannot be read.
+    #[error(transparent)]
+    Weights(#[from] lora_core::formats::AdapterError),
     /// A setting has a value that the engine does not run.
     #[error("{field} is {found}; allowed: {allowed}")]
     Unsupported {

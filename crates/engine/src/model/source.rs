@@ -39,10 +39,9 @@ impl FolderSource {
     /// Maps the files of a folder; their pages are read when tensors are used.
     ///
     /// # Errors
-    /// [`ModelError::NotAModel`] if there are none, [`ModelError::Format`] naming a broken file.
+    /// [`ModelError::Weights`] naming the file that is missing or broken.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let raw = formats::safetensors::read_folder(dir, "model")
-            .map_err(|e| ModelError::Format { path: dir.to_owned(), cause: e.to_string() })?;
+        let raw = formats::safetensors::read_folder(dir, "model")?;
         Ok(Self { dir: dir.to_owned(), tensors: raw.tensors })
     }
 }

@@ -22,11 +22,19 @@ impl Adapter {
                 check_shapes(*key, site, dims, &mut problems);
             }
         }
-        self.check_ranks(config, &mut problems);
+        self.check_biases(model, &mut problems);
         if let Some(declaration) = &self.declaration {
             self.check_targets(declaration, model, &mut problems);
             self.check_tying(declaration, model, &mut problems);
         }
+        problems.extend(self.check_limits(config));
+        problems
+    }
+
+    /// The part of [`Adapter::check`] that needs no model: ranks, and whether anything changes.
+    pub fn check_limits(&self, config: &LoraConfig) -> Vec<Rejection> {
+        let mut problems = Vec::new();
+        self.check_ranks(config, &mut problems);
         if !config.allow_noop_adapter && self.sites.values().all(changes_nothing) {
             problems.push(noop());
         }
@@ -109,6 +117,25 @@ impl Adapter {
                 listed(&over),
                 format!("ranks up to {}", config.max_lora_rank),
                 format!("set max_lora_rank to {} or more", self.max_rank()),
+            ));
+        }
+    }
+
+    /// A bias that the adapter replaces must be one that the model has.
+    fn check_biases(&self, model: &ModelGeometry, problems: &mut Vec<Rejection>) {
+        let biased = |key: &SiteKey| {
+            key.module().is_some_and(|module| model.biased_modules.contains(&module))
+        };
+        let replaced = self.sites.iter().filter(|(_, site)| site.base_bias.is_some());
+        let strange: Vec<&SiteKey> =
+            replaced.map(|(key, _)| key).filter(|key| !biased(key)).collect();
+        if !strange.is_empty() {
+            problems.push(Rejection::new(
+                Code::BiasNotInModel,
+                "bias",
+                format!("a bias for {}", listed(&strange)),
+                "biases of layers that have one in this model",
+                "load the adapter on the model that it was trained for",
             ));
         }
     }

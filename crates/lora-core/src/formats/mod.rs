@@ -47,10 +47,7 @@ impl ReadOptions {
 #[non_exhaustive]
 pub enum AdapterError {
     /// A file or directory is not there.
-    #[error(
-        "{}: {what} is missing; give the adapter's directory",
-        path.display()
-    )]
+    #[error("{}: {what} is missing", path.display())]
     Missing {
         /// Where it was looked for.
         path: PathBuf,
@@ -66,7 +63,7 @@ pub enum AdapterError {
         source: std::io::Error,
     },
     /// A JSON file is malformed.
-    #[error("{}: is not valid JSON: {source}; export the adapter again", path.display())]
+    #[error("{}: is not valid JSON: {source}; export it again", path.display())]
     Json {
         /// The file.
         path: PathBuf,
@@ -87,7 +84,7 @@ pub enum AdapterError {
         needed: u64,
     },
     /// A weight file is not in the safetensors format.
-    #[error("{}: is not a safetensors file: {problem}; export the adapter again", path.display())]
+    #[error("{}: is not a safetensors file: {problem}; export it again", path.display())]
     InvalidSafetensors {
         /// The file.
         path: PathBuf,
@@ -95,7 +92,7 @@ pub enum AdapterError {
         problem: String,
     },
     /// An index of weight files contradicts itself or the files.
-    #[error("{}: {problem}; copy all files of the adapter again", path.display())]
+    #[error("{}: {problem}; copy all of its files again", path.display())]
     InvalidIndex {
         /// The index.
         path: PathBuf,

@@ -87,6 +87,8 @@ impl Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
     use crate::LoraConfig;
     use crate::formats::{self, ReadOptions};
 
@@ -104,6 +106,7 @@ mod tests {
             moe_intermediate: 0,
             tied_embeddings: true,
             hf_modules: ModelGeometry::DENSE_MODULES.map(str::to_owned).to_vec(),
+            biased_modules: BTreeSet::new(),
         };
         let load = |seed| {
             let dir = tempfile::tempdir().unwrap();

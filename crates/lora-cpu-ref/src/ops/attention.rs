@@ -89,6 +89,11 @@ fn check<'a>(
     check_float(OP, "queries", args.queries.geo.dtype)?;
     check_float(OP, "k_cache", args.k_cache.geo.dtype)?;
     check_float(OP, "out", out.geo.dtype)?;
+    let left_over = dims.heads.checked_rem(dims.kv_heads).unwrap_or(dims.heads.max(1));
+    check_extent(OP, "heads that kv_heads do not divide", left_over, 0)?;
+    if args.window == Some(0) {
+        return Err(Error::Shape { op: OP, what: "window", found: 0, expected: 1 });
+    }
     check_extent(OP, "columns of queries", args.queries.geo.cols, dims.q_cols())?;
     check_extent(OP, "rows of out", out.geo.rows, rows)?;
     check_extent(OP, "columns of out", out.geo.cols, dims.q_cols())?;

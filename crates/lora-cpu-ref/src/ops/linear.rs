@@ -1,5 +1,6 @@
 //! Products with weight matrices.
 
+use bytemuck::Pod;
 use half::bf16;
 use lora_core::{DType, Error, HostTensor, Result, check_extent};
 
@@ -65,6 +66,9 @@ pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Res
     check_extent(OP, "columns of x", x.geo.cols, w.packed.k())?;
     check_extent(OP, "columns of out", out.geo.cols, w.packed.n())?;
     check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
+    if x.geo.rows == 0 {
+        return Ok(());
+    }
     let update = w.bias.as_ref().map_or(Update::Store, |bias| Update::StoreBias(bias));
     let mut widened = Vec::new();
     let rows = input_rows(isa, &x, &mut widened);
@@ -87,10 +91,14 @@ pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Res
 /// Rows of a view as the inner product takes them; `widened` holds them where it does not take
 /// their dtype.
 pub fn input_rows<'a>(isa: Isa, x: &View<'a>, widened: &'a mut Vec<f32>) -> Rows<'a> {
-    let (geo, buf) = (x.geo, x.buf);
+    fn from_first<'a, T: Pod>(x: &View<'a>) -> &'a [T] {
+        // A view of no rows may start behind the end of its buffer.
+        x.buf.as_slice().get(x.geo.offset..).unwrap_or(&[])
+    }
+    let geo = x.geo;
     match geo.dtype {
-        DType::Bf16 => Rows::bf16(&buf.as_slice::<bf16>()[geo.offset..], geo.row_stride, geo.rows),
-        DType::F32 => Rows::f32(&buf.as_slice::<f32>()[geo.offset..], geo.row_stride, geo.rows),
+        DType::Bf16 => Rows::bf16(from_first(x), geo.row_stride, geo.rows),
+        DType::F32 => Rows::f32(from_first(x), geo.row_stride, geo.rows),
         _ => {
             let mut row = Vec::new();
             for r in 0..geo.rows {

@@ -24,8 +24,10 @@ pub fn logprobs(args: &LogprobArgs<'_, CpuRef>, mut out: LogprobOut<'_, CpuRef>)
     }
     let targets = indices(OP, "targets", &args.targets)?;
     check_extent(OP, "targets", targets.len(), rows)?;
-    check_extent(OP, "columns of target", out.target.geo.cols, rows)?;
-    check_extent(OP, "columns of rank", out.rank.geo.cols, rows)?;
+    for (what, geo) in [("target", out.target.geo), ("rank", out.rank.geo)] {
+        check_extent(OP, what, geo.rows, 1)?;
+        check_extent(OP, what, geo.cols, rows)?;
+    }
     check_extent(OP, "rows of top_ids", out.top_ids.geo.rows, rows)?;
     check_extent(OP, "rows of top", out.top.geo.rows, rows)?;
     check_extent(OP, "columns of top", out.top.geo.cols, k)?;

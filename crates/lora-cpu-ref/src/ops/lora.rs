@@ -50,7 +50,8 @@ pub fn write_slot(
     slices: &[Option<SlotSlice>],
 ) -> Result<()> {
     const OP: &str = "write_slot";
-    checked_index(OP, "slot", slot as i32, site.table.slots.len())?;
+    let index = i32::try_from(slot).unwrap_or(i32::MAX);
+    checked_index(OP, "slot", index, site.table.slots.len())?;
     check_extent(OP, "slices", slices.len(), site.spec.slices.len())?;
     let built = slices
         .iter()
@@ -120,6 +121,7 @@ pub fn lora_add(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "lora_add";
+    check_kind(OP, site, SiteKind::Linear)?;
     check_float(OP, "x", x.geo.dtype)?;
     check_extent(OP, "columns of x", x.geo.cols, site.spec.in_dim)?;
     check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
@@ -152,6 +154,7 @@ pub fn lora_embed(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "lora_embed";
+    check_kind(OP, site, SiteKind::Embedding)?;
     let ids = indices(OP, "ids", &ids)?;
     check_extent(OP, "rows of out", out.geo.rows, ids.len())?;
     for id in ids {
@@ -209,9 +212,15 @@ fn tasks<'a>(
     let mut rows = all_rows(isa, out);
     let mut tasks = Vec::new();
     for i in 0..batch.segments {
-        let slot = checked_index(op, "slot", slots[i], site.table.slots.len())?;
+        let (slot, places) = segment(i, [order, starts, slots]).ok_or(Error::OutOfRange {
+            op,
+            what: "segment",
+            found: i as i64,
+            limit: slots.len(),
+        })?;
+        let slot = checked_index(op, "slot", slot, site.table.slots.len())?;
         let slices = &site.table.slots[slot][..];
-        for chunk in order[starts[i] as usize..starts[i + 1] as usize].chunks(TASK_ROWS) {
+        for chunk in places.chunks(TASK_ROWS) {
             let mut task = Task { places: Vec::new(), rows: Vec::new(), slices };
             for row in chunk {
                 let place = checked_index(op, "row", *row, limit)?;
@@ -225,6 +234,21 @@ fn tasks<'a>(
         }
     }
     Ok(tasks)
+}
+
+/// Slot and rows of segment `i` of a batch; `None` where the batch has no such segment.
+fn segment(i: usize, [order, starts, slots]: [&[i32]; 3]) -> Option<(i32, &[i32])> {
+    let [from, to] = *starts.get(i..i + 2)? else { return None };
+    Some((*slots.get(i)?, order.get(from as usize..to as usize)?))
+}
+
+/// Refuses a site whose base layer does something else than the op takes it to do.
+fn check_kind(op: &'static str, site: &LoraSite<CpuRef>, kind: SiteKind) -> Result<()> {
+    if site.spec.kind == kind {
+        return Ok(());
+    }
+    let what = format!("a site of kind {:?}", site.spec.kind);
+    Err(Error::Unsupported { op, backend: crate::NAME, what })
 }
 
 /// Runs tasks, in parallel where there are several.

@@ -1,7 +1,7 @@
 //! Head norms, rotary positions (Su et al., 2021) and the store into the KV cache.
 
 use lora_core::ops::QkvArgs;
-use lora_core::{Result, check_extent};
+use lora_core::{DType, Error, Result, check_extent};
 
 use super::norm::{normalize, weights};
 use crate::inner::Isa;
@@ -24,9 +24,15 @@ pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()
     let slots = indices(OP, "kv_slots", &args.kv_slots)?;
     check_extent(OP, "positions", positions.len(), rows)?;
     check_extent(OP, "kv_slots", slots.len(), rows)?;
-    check_extent(OP, "columns of rotations", args.rotations.geo.cols, dims.head_dim)?;
+    check_extent(OP, "head_dim modulo 2", dims.head_dim % 2, 0)?;
+    let rotations = args.rotations.geo;
+    if rotations.dtype != DType::F32 {
+        let (what, found) = ("rotations", rotations.dtype);
+        return Err(Error::DType { op: OP, what, found, allowed: "float32" });
+    }
+    check_extent(OP, "columns of rotations", rotations.cols, dims.head_dim)?;
     for position in positions {
-        checked_index(OP, "position", *position, args.rotations.geo.rows)?;
+        checked_index(OP, "position", *position, rotations.rows)?;
     }
     for slot in slots.iter().filter(|slot| **slot != -1) {
         checked_index(OP, "KV slot", *slot, args.k_cache.geo.rows)?;

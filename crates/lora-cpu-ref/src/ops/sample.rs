@@ -16,6 +16,14 @@ pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()
         let found = args.logits.geo.dtype;
         return Err(Error::DType { op: OP, what: "logits", found, allowed: "float32" });
     }
+    for (what, found) in [("params", args.params.geo.dtype), ("history", args.history.geo.dtype)] {
+        if found != DType::I32 {
+            return Err(Error::DType { op: OP, what, found, allowed: "int32" });
+        }
+    }
+    if vocab == 0 && rows > 0 {
+        return Err(Error::Shape { op: OP, what: "columns of logits", found: 0, expected: 1 });
+    }
     check_extent(OP, "rows of params", args.params.geo.rows, rows)?;
     check_extent(OP, "columns of params", args.params.geo.cols, SampleRow::WORDS)?;
     check_extent(OP, "tokens of out", indices(OP, "out", &out.as_view())?.len(), rows)?;

@@ -3,7 +3,7 @@
 //! Every tensor is consumed exactly once or named in an error; every field of the configuration
 //! has a policy.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{AdapterError, RawTensors, ReadOptions, read_file, safetensors};
 use crate::adapter::{Adapter, AdapterFormat, AdapterInfo, Declaration};
@@ -19,8 +19,7 @@ mod scale;
 use config::PeftConfig;
 
 const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
-const INDEX: &str = "adapter_model.safetensors.index.json";
+const WEIGHTS: &str = "adapter_model";
 
 /// Containers that are recognised so that their error can name them; a reader for one of them
 /// takes its place in [`read_weights`].
@@ -58,24 +57,17 @@ pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> 
     build(raw, config, info, options).map_err(rejected)
 }
 
-/// Finds and reads the weight file of a directory.
+/// Finds and reads the weight files of a directory.
 fn read_weights(dir: &Path) -> Result<RawTensors, AdapterError> {
-    let exists = |name: &str| -> Option<PathBuf> {
-        let path = dir.join(name);
-        path.is_file().then_some(path)
+    let missing = match safetensors::read_folder(dir, WEIGHTS) {
+        Err(missing @ AdapterError::Missing { .. }) => missing,
+        read => return read,
     };
-    if let Some(path) = exists(WEIGHTS) {
-        return safetensors::read(&path);
+    let other = OTHER_CONTAINERS.into_iter().map(|(name, container)| (dir.join(name), container));
+    match other.into_iter().find(|(path, _)| path.is_file()) {
+        Some((path, container)) => Err(AdapterError::UnsupportedContainer { path, container }),
+        None => Err(missing),
     }
-    if let Some(path) = exists(INDEX) {
-        return safetensors::read_sharded(&path);
-    }
-    for (name, container) in OTHER_CONTAINERS {
-        if let Some(path) = exists(name) {
-            return Err(AdapterError::UnsupportedContainer { path, container });
-        }
-    }
-    Err(AdapterError::Missing { path: dir.to_owned(), what: WEIGHTS.to_owned() })
 }
 
 /// Turns tensors and configuration into an adapter; all problems are reported together.

@@ -1,0 +1,314 @@
+//! Causal attention over paged keys and values.
+
+use lora_core::ops::{AttentionArgs, HeadDims};
+use lora_core::{Backend, DType};
+use proptest::prelude::*;
+
+use super::compare::{Class, Num, close, exact};
+use super::draw::{Fill, gaps, outer_rows};
+use super::misuse::{Misuse, refusals};
+use super::reference::attend;
+use super::rig::{Gaps, Matrix, Placed, Rig};
+use super::rope::dims;
+use super::{Types, for_all};
+
+/// Shape of a step.
+#[derive(Clone, Debug)]
+struct Case {
+    dims: HeadDims,
+    /// Tokens of each sequence, and how many of them are rows of this step: one when decoding,
+    /// more when prefilling.
+    sequences: Vec<(usize, usize)>,
+    tokens_per_block: usize,
+    window: Option<usize>,
+    gaps: Gaps,
+    cache_gaps: Gaps,
+    seed: u64,
+}
+
+/// Host operands of a step.
+#[derive(Clone)]
+struct Operands {
+    queries: Matrix,
+    sequence_of_row: Vec<i32>,
+    positions: Vec<i32>,
+    tables: Matrix,
+    caches: [Matrix; 2],
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let sequence = prop_oneof![
+        6 => (1usize..70).prop_map(|len| (len, 1)),
+        1 => (200usize..400).prop_map(|len| (len, 1)),
+        2 => (1usize..30).prop_flat_map(|len| (Just(len), 0..=len)),
+    ];
+    let sequences = prop::collection::vec(sequence, 0..5);
+    let block = prop::sample::select(vec![1usize, 2, 5, 16, 64]);
+    let window = prop::option::of(1usize..40);
+    (dims(), sequences, block, window, gaps(), outer_rows(), any::<u64>()).prop_map(
+        |(dims, sequences, tokens_per_block, window, gaps, cache_gaps, seed)| Case {
+            dims,
+            sequences,
+            tokens_per_block,
+            window,
+            gaps,
+            cache_gaps,
+            seed,
+        },
+    )
+}
+
+impl Case {
+    fn scale(&self) -> f32 {
+        (self.dims.head_dim as f32).sqrt().recip()
+    }
+
+    /// KV blocks in random places, and NaN in every cache row that no sequence has reached. Rows
+    /// of different sequences are interleaved.
+    fn operands(&self, types: Types) -> Operands {
+        let mut fill = Fill::new(self.seed);
+        let tables = self.tables(&mut fill);
+        let cache_rows = (tables.to_ints().len() + 1) * self.tokens_per_block;
+        let mut used = vec![false; cache_rows];
+        let mut rows = Vec::new();
+        for (s, (len, count)) in self.sequences.iter().enumerate() {
+            (0..*len).for_each(|p| used[self.place(&tables, s, p)] = true);
+            rows.extend((len - count..*len).map(|p| (s as i32, p as i32)));
+        }
+        let order = fill.shuffled(rows.len());
+        let rows: Vec<_> = order.iter().map(|i| rows[*i as usize]).collect();
+        let caches = [(); 2].map(|()| {
+            let row = |used: &bool| {
+                let values = fill.values(self.dims.kv_cols());
+                if *used { values } else { vec![f32::NAN; values.len()] }
+            };
+            let values: Vec<f32> = used.iter().flat_map(row).collect();
+            Matrix::floats(cache_rows, self.dims.kv_cols(), types.w, &values)
+        });
+        Operands {
+            queries: fill.matrix(rows.len(), self.dims.q_cols(), types.out),
+            sequence_of_row: rows.iter().map(|(s, _)| *s).collect(),
+            positions: rows.iter().map(|(_, p)| *p).collect(),
+            tables,
+            caches,
+        }
+    }
+
+    /// Shuffled blocks for every sequence; entries behind its last block are -1.
+    fn tables(&self, fill: &mut Fill) -> Matrix {
+        let blocks = |len: usize| len.div_ceil(self.tokens_per_block);
+        let most = self.sequences.iter().map(|(len, _)| blocks(*len)).max().unwrap_or(0) + 1;
+        let mut ids = fill.shuffled(self.sequences.len() * most);
+        for (row, (len, _)) in ids.chunks_exact_mut(most).zip(&self.sequences) {
+            row[blocks(*len)..].fill(-1);
+        }
+        Matrix::ints(self.sequences.len(), most, &ids)
+    }
+
+    /// Cache row of position `p` of sequence `s`.
+    fn place(&self, tables: &Matrix, s: usize, p: usize) -> usize {
+        let block = tables.to_ints()[s * tables.cols + p / self.tokens_per_block];
+        block as usize * self.tokens_per_block + p % self.tokens_per_block
+    }
+
+    /// What the formula gives for every row.
+    fn expected(&self, operands: &Operands) -> Vec<Num> {
+        let row = |r: usize| {
+            let position = operands.positions[r] as usize;
+            let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+            let sequence = operands.sequence_of_row[r] as usize;
+            let [keys, values] = operands.caches.each_ref().map(|cache| {
+                let places = first..position + 1;
+                let rows = places.map(|p| cache.nums(self.place(&operands.tables, sequence, p)));
+                rows.collect::<Vec<_>>()
+            });
+            attend(&operands.queries.nums(r), &keys, &values, self.dims, self.scale())
+        };
+        (0..operands.queries.rows).flat_map(row).collect()
+    }
+}
+
+/// Runs the op.
+fn attended<B: Backend>(
+    rig: &mut Rig<B>,
+    case: &Case,
+    operands: &Operands,
+    dtype: DType,
+) -> Result<Matrix, TestCaseError> {
+    let rows = operands.queries.rows;
+    let mut out =
+        rig.place(&Fill::new(0).matrix(rows, case.dims.q_cols(), dtype), case.cache_gaps)?;
+    let queries = rig.place(&operands.queries, case.gaps)?;
+    let [k, v] = &operands.caches;
+    let (k, v) = (rig.place(k, case.cache_gaps)?, rig.place(v, case.cache_gaps)?);
+    let tables = rig.place(&operands.tables, case.gaps)?;
+    let (sequences, positions) =
+        (rig.ids(&operands.sequence_of_row)?, rig.ids(&operands.positions)?);
+    let args = AttentionArgs {
+        queries: queries.view(),
+        dims: case.dims,
+        k_cache: k.view(),
+        v_cache: v.view(),
+        sequence_of_row: sequences.view(),
+        positions: positions.view(),
+        block_tables: tables.view(),
+        tokens_per_block: case.tokens_per_block,
+        scale: case.scale(),
+        window: case.window,
+    };
+    rig.be.attention(&mut rig.q, args, out.view_mut())?;
+    out.read(rig)
+}
+
+/// Every row attends to its own sequence's positions up to its own, within the window, through the
+/// block table, each group of query heads to its key head; nothing else is read.
+pub fn attention_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 160, cases(), |rig, case| {
+        let operands = case.operands(types);
+        let found = attended(rig, case, &operands, types.x)?;
+        let longest = case.sequences.iter().map(|(len, _)| *len).max().unwrap_or(0);
+        let class = Class::Dot(longest + case.dims.head_dim);
+        close("attention", &found, &case.expected(&operands), class)
+    });
+}
+
+/// A row gets the same bits alone and in a batch.
+pub fn a_row_attends_as_if_it_were_alone<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 96, cases(), |rig, case| {
+        let batch = case.operands(types);
+        let together = attended(rig, case, &batch, types.x)?;
+        for r in 0..batch.queries.rows.min(6) {
+            let alone = Operands {
+                queries: batch.queries.pick(&[r]),
+                sequence_of_row: vec![batch.sequence_of_row[r]],
+                positions: vec![batch.positions[r]],
+                ..batch.clone()
+            };
+            let found = attended(rig, case, &alone, types.x)?;
+            exact("attention of one row", &found, &together.pick(&[r]))?;
+        }
+        Ok(())
+    });
+}
+
+/// Operands in the backend's memory, all of them right.
+struct Right<B: Backend> {
+    queries: Placed<B>,
+    caches: [Placed<B>; 2],
+    sequences: Placed<B>,
+    positions: Placed<B>,
+    tables: Placed<B>,
+    out: [Placed<B>; 1],
+}
+
+const DIMS: HeadDims = HeadDims { heads: 4, kv_heads: 2, head_dim: 4 };
+
+impl<B: Backend> Right<B> {
+    fn new(rig: &mut Rig<B>, types: Types) -> lora_core::Result<Self> {
+        let (mut fill, none) = (Fill::new(8), Gaps::default());
+        Ok(Self {
+            queries: rig.place(&fill.matrix(3, 16, types.out), none)?,
+            caches: [
+                rig.place(&fill.matrix(12, 8, types.w), none)?,
+                rig.place(&fill.matrix(12, 8, types.w), none)?,
+            ],
+            sequences: rig.ids(&[0, 1, 1])?,
+            positions: rig.ids(&[1, 4, 7])?,
+            tables: rig.place(&Matrix::ints(2, 2, &[0, -1, 2, 1]), none)?,
+            out: [rig.place(&fill.matrix(3, 16, types.x), none)?],
+        })
+    }
+}
+
+/// Tries a call with one thing changed by `spoil`.
+fn refused<B: Backend>(
+    m: &mut Misuse<B>,
+    right: &mut Right<B>,
+    what: &str,
+    spoil: fn(&mut AttentionArgs<'_, B>),
+) {
+    let Right { queries, caches: [k, v], sequences, positions, tables, out } = right;
+    m.refused(&format!("attention: {what}"), out, |rig, [out]| {
+        let mut args = AttentionArgs {
+            queries: queries.view(),
+            dims: DIMS,
+            k_cache: k.view(),
+            v_cache: v.view(),
+            sequence_of_row: sequences.view(),
+            positions: positions.view(),
+            block_tables: tables.view(),
+            tokens_per_block: 4,
+            scale: 0.5,
+            window: None,
+        };
+        spoil(&mut args);
+        rig.be.attention(&mut rig.q, args, out.view_mut())
+    });
+}
+
+/// A misuse of the op: what is wrong, and the change that makes it so.
+type Spoil<B> = (&'static str, fn(&mut AttentionArgs<'_, B>));
+
+/// Wrong shapes and dtypes are errors, and nothing is written.
+pub fn attention_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    let spoils: [Spoil<B>; 15] = [
+        ("columns of queries", |a| a.queries.geo = a.queries.geo.slice_cols(0..12)),
+        ("rows of queries", |a| a.queries.geo = a.queries.geo.slice_rows(0..2)),
+        ("integers for queries", |a| a.queries.geo.dtype = DType::I32),
+        ("columns of k_cache", |a| a.k_cache.geo = a.k_cache.geo.slice_cols(0..4)),
+        ("columns of v_cache", |a| a.v_cache.geo = a.v_cache.geo.slice_cols(0..4)),
+        ("rows of v_cache", |a| a.v_cache.geo = a.v_cache.geo.slice_rows(0..8)),
+        ("integers for the caches", |a| {
+            a.k_cache.geo.dtype = DType::I32;
+            a.v_cache.geo.dtype = DType::I32;
+        }),
+        ("rows of positions", |a| a.positions.geo = a.positions.geo.slice_cols(0..2)),
+        ("dtype of positions", |a| a.positions.geo.dtype = DType::F32),
+        ("rows of sequence_of_row", |a| {
+            a.sequence_of_row.geo = a.sequence_of_row.geo.slice_cols(0..2);
+        }),
+        ("dtype of block_tables", |a| a.block_tables.geo.dtype = DType::F32),
+        ("no tokens in a block", |a| a.tokens_per_block = 0),
+        ("no KV heads", |a| {
+            a.dims.kv_heads = 0;
+            a.k_cache.geo = a.k_cache.geo.slice_cols(0..0);
+            a.v_cache.geo = a.v_cache.geo.slice_cols(0..0);
+        }),
+        ("heads that KV heads do not divide", |a| {
+            a.dims.kv_heads = 3;
+            a.k_cache.geo.cols = 12;
+            a.v_cache.geo.cols = 12;
+        }),
+        ("a window without a token", |a| a.window = Some(0)),
+    ];
+    refusals(make, |m| {
+        let mut right = Right::new(&mut m.rig, types)?;
+        for (what, spoil) in spoils {
+            refused(m, &mut right, what, spoil);
+        }
+        Ok(())
+    });
+}
+
+/// Sequences, positions and blocks outside their tables are errors, and nothing is written.
+pub fn attention_refuses_ids_out_of_range<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    refusals(make, |m| {
+        for bad in [2, -1, i32::MIN] {
+            let mut right = Right::new(&mut m.rig, types)?;
+            right.sequences = m.rig.ids(&[0, 1, bad])?;
+            refused(m, &mut right, &format!("sequence {bad} of 2"), |_| {});
+        }
+        for bad in [8, -1, i32::MAX] {
+            let mut right = Right::new(&mut m.rig, types)?;
+            right.positions = m.rig.ids(&[1, 4, bad])?;
+            refused(m, &mut right, &format!("position {bad} of 8"), |_| {});
+        }
+        for bad in [3, -1, i32::MAX] {
+            let mut right = Right::new(&mut m.rig, types)?;
+            let table = Matrix::ints(2, 2, &[0, -1, 2, bad]);
+            right.tables = m.rig.place(&table, Gaps::default())?;
+            refused(m, &mut right, &format!("KV block {bad} of 3"), |_| {});
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,229 @@
+//! Adapters applied to the output of a base layer.
+
+use lora_core::lora::{LoraSite, SiteKind, SiteSpec};
+use lora_core::{Backend, DType};
+use proptest::prelude::*;
+
+use super::compare::{Class, close, exact};
+use super::draw::Fill;
+use super::lora_case::{Case, added, batch, embedding_cases, linear_cases};
+use super::misuse::{Misuse, refusals};
+use super::reference::{Input, adapted, linear};
+use super::rig::{Gaps, Matrix};
+use super::{Types, for_all};
+
+const NONE: [Gaps; 2] = [Gaps { outer_rows: 0, left: 0, right: 0 }; 2];
+
+/// Input and base output of a case.
+fn operands(case: &Case, types: Types) -> [Matrix; 2] {
+    let mut fill = Fill::new(case.seed);
+    let rows = case.slot_of_row.len();
+    [fill.matrix(rows, case.in_dim, types.x), fill.matrix(rows, case.out_dim(), types.out)]
+}
+
+/// Each slice of each row becomes `gain * (y + scale * B (A x)) + shift`, with `W x` in the place
+/// of `y` where the adapter replaces the matrix; what an adapter leaves alone keeps its bits.
+pub fn an_adapter_does_what_its_formula_says<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 192, linear_cases(), |rig, case| {
+        let [x, y] = operands(case, types);
+        let site = case.site(rig, SiteKind::Linear, types)?;
+        let found = added(rig, &site.site, &case.slot_of_row, [&x, &y], case.gaps)?;
+        case.check(
+            "lora_add",
+            &site.slots,
+            SiteKind::Linear,
+            |r| Input::Row(x.nums(r)),
+            [&y, &found],
+        )
+    });
+}
+
+/// As for projections where `x` is the one-hot row of the token id.
+pub fn an_embedding_adapter_does_what_its_formula_says<B: Backend>(
+    make: &dyn Fn() -> B,
+    types: Types,
+) {
+    for_all(make, 128, embedding_cases(), |rig, case| {
+        let (rows, mut fill) = (case.slot_of_row.len(), Fill::new(case.seed));
+        let (ids, y) = (fill.ids(rows, case.in_dim), fill.matrix(rows, case.out_dim(), types.out));
+        let site = case.site(rig, SiteKind::Embedding, types)?;
+        let (batch, placed) = (batch(rig, &case.slot_of_row)?, rig.ids(&ids)?);
+        let mut out = rig.place(&y, case.gaps[1])?;
+        rig.be.lora_embed(&mut rig.q, placed.view(), &site.site, &batch, out.view_mut())?;
+        let found = out.read(rig)?;
+        let input = |r: usize| Input::OneHot(ids[r] as usize);
+        case.check("lora_embed", &site.slots, SiteKind::Embedding, input, [&y, &found])
+    });
+}
+
+/// `linear_lora` is the product, then the adapter; without adapters it is the product to the bit.
+pub fn a_product_then_its_adapter<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 96, linear_cases(), |rig, case| {
+        let [x, y] = operands(case, types);
+        let mut fill = Fill::new(case.seed ^ 2);
+        let w = fill.matrix(case.out_dim(), case.in_dim, types.w);
+        let bias = fill.values(case.out_dim());
+        let prepared = rig.be.prepare_linear(std::slice::from_ref(&w.data), Some(&bias))?;
+        let site = case.site(rig, SiteKind::Linear, types)?;
+        let batch = batch(rig, &case.slot_of_row)?;
+        let placed = rig.place(&x, case.gaps[0])?;
+        let mut outs = [None, Some(&batch)].map(|batch| (batch, rig.place(&y, case.gaps[1])));
+        let mut found = Vec::new();
+        for (batch, out) in &mut outs {
+            let out = out.as_mut().map_err(|e| TestCaseError::fail(e.to_string()))?;
+            let lora = batch.map(|batch| (&site.site, batch));
+            rig.be.linear_lora(&mut rig.q, placed.view(), &prepared, lora, out.view_mut())?;
+            found.push(out.read(rig)?);
+        }
+        let mut plain = rig.place(&y, NONE[1])?;
+        rig.be.linear(&mut rig.q, placed.view(), &prepared, plain.view_mut())?;
+        exact("linear_lora without adapters", &found[0], &plain.read(rig)?)?;
+
+        let base = linear(&x, &w, Some(&bias));
+        let mut start = 0;
+        for (i, width) in case.widths.iter().enumerate() {
+            for (r, slot) in case.slot_of_row.iter().enumerate() {
+                let columns = start..start + width;
+                let y = &base[r * w.rows..][columns.clone()];
+                let slice = usize::try_from(*slot).ok().and_then(|s| site.slots[s][i].as_ref());
+                let input = Input::Row(x.nums(r));
+                let expected = match slice {
+                    Some(slice) => adapted(SiteKind::Linear, slice, &input, y),
+                    None => y.to_vec(),
+                };
+                let class = Class::Through(case.in_dim + 40, types.out);
+                close("linear_lora", &found[1].cut(r, columns), &expected, class)?;
+            }
+            start += width;
+        }
+        Ok(())
+    });
+}
+
+/// A row gets the same bits alone and in a batch of several adapters.
+pub fn a_row_gets_its_adapter_as_if_it_were_alone<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 96, linear_cases(), |rig, case| {
+        let [x, y] = operands(case, types);
+        let site = case.site(rig, SiteKind::Linear, types)?.site;
+        let together = added(rig, &site, &case.slot_of_row, [&x, &y], case.gaps)?;
+        for (r, slot) in case.slot_of_row.iter().enumerate().take(9) {
+            let [x, y] = [&x, &y].map(|m| m.pick(&[r]));
+            let alone = added(rig, &site, &[*slot], [&x, &y], NONE)?;
+            exact("lora_add of one row", &alone, &together.pick(&[r]))?;
+        }
+        Ok(())
+    });
+}
+
+/// Rows with slot -1 keep their bits even if those are no numbers, and so does every row of a
+/// slot that was cleared.
+pub fn rows_without_an_adapter_keep_bits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 64, linear_cases(), |rig, case| {
+        let [x, _] = operands(case, types);
+        let strange = [f32::NAN, -0.0, f32::INFINITY, f32::NEG_INFINITY, 1e-40, 1.0];
+        let (rows, cols) = (case.slot_of_row.len(), case.out_dim());
+        let values: Vec<f32> = strange.into_iter().cycle().take(rows * cols).collect();
+        let y = Matrix::floats(rows, cols, types.out, &values);
+        let mut site = case.site(rig, SiteKind::Linear, types)?.site;
+        let found = added(rig, &site, &case.slot_of_row, [&x, &y], case.gaps)?;
+        for (r, _) in case.slot_of_row.iter().enumerate().filter(|(_, slot)| **slot == -1) {
+            exact("lora_add of a row without adapter", &found.pick(&[r]), &y.pick(&[r]))?;
+        }
+        for slot in 0..case.adapters.len() {
+            let cleared = vec![None; case.widths.len()];
+            rig.be.write_slot(&mut rig.q, &mut site, slot, &cleared)?;
+        }
+        let found = added(rig, &site, &case.slot_of_row, [&x, &y], case.gaps)?;
+        exact("lora_add of cleared slots", &found, &y)
+    });
+}
+
+/// A projection of 6 columns to slices of 4 and 3 with 2 slots, the first of them full.
+fn small_site<B: Backend>(m: &mut Misuse<B>, types: Types) -> lora_core::Result<LoraSite<B>> {
+    let spec = SiteSpec::linear(6, &[4, 3]);
+    let table = m.rig.be.lora_table(&spec, 2)?;
+    let mut site = LoraSite { spec, table };
+    let slices = [4, 3].map(|out| Some(super::slots::slice(&mut Fill::new(13), [6, out], types.w)));
+    m.rig.be.write_slot(&mut m.rig.q, &mut site, 0, &slices)?;
+    Ok(site)
+}
+
+/// Wrong shapes and dtypes are errors, and nothing is written.
+pub fn adapters_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    refusals(make, |m| {
+        let (mut fill, none) = (Fill::new(14), NONE[0]);
+        let site = small_site(m, types)?;
+        let batch = batch(&mut m.rig, &[0, -1, 0])?;
+        let x = m.rig.place(&fill.matrix(3, 6, types.x), none)?;
+        let mut out = [m.rig.place(&fill.matrix(3, 7, types.out), none)?];
+        for (what, x) in [
+            ("columns of x", x.view().slice_cols(0..5)),
+            ("rows of x", x.view().slice_rows(0..2)),
+            ("integers for x", x.mistyped(DType::I32)),
+        ] {
+            m.refused(&format!("lora_add: {what}"), &mut out, |rig, [out]| {
+                rig.be.lora_add(&mut rig.q, x, &site, &batch, out.view_mut())
+            });
+        }
+        m.refused("lora_add: columns of out", &mut out, |rig, [out]| {
+            let mut out = out.view_mut();
+            out.geo = out.geo.slice_cols(0..6);
+            rig.be.lora_add(&mut rig.q, x.view(), &site, &batch, out)
+        });
+        m.refused("lora_add: integers for out", &mut out, |rig, [out]| {
+            let out = out.mistyped_mut(DType::I32);
+            rig.be.lora_add(&mut rig.q, x.view(), &site, &batch, out)
+        });
+        let ids = m.rig.ids(&[0, 5, 2])?;
+        m.refused("lora_embed: a site of a projection", &mut out, |rig, [out]| {
+            rig.be.lora_embed(&mut rig.q, ids.view(), &site, &batch, out.view_mut())
+        });
+        let spec = SiteSpec::embedding(6, 7);
+        let table = m.rig.be.lora_table(&spec, 2)?;
+        let embedding = LoraSite { spec, table };
+        m.refused("lora_add: a site of an embedding", &mut out, |rig, [out]| {
+            rig.be.lora_add(&mut rig.q, x.view(), &embedding, &batch, out.view_mut())
+        });
+        for (what, ids) in [
+            ("rows of ids", ids.view().slice_cols(0..2)),
+            ("dtype of ids", ids.mistyped(DType::F32)),
+        ] {
+            m.refused(&format!("lora_embed: {what}"), &mut out, |rig, [out]| {
+                rig.be.lora_embed(&mut rig.q, ids, &embedding, &batch, out.view_mut())
+            });
+        }
+        Ok(())
+    });
+}
+
+/// Slots, rows and token ids outside their tables are errors, and nothing is written.
+pub fn adapters_refuse_ids_out_of_range<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    refusals(make, |m| {
+        let (mut fill, none) = (Fill::new(15), NONE[0]);
+        let site = small_site(m, types)?;
+        let x = m.rig.place(&fill.matrix(3, 6, types.x), none)?;
+        let mut out = [m.rig.place(&fill.matrix(3, 7, types.out), none)?];
+        for (what, slots) in [("slot 2 of 2", vec![0, -1, 2]), ("row 3 of 3", vec![0, 0, 0, 0])] {
+            let batch = batch(&mut m.rig, &slots)?;
+            m.refused(&format!("lora_add: {what}"), &mut out, |rig, [out]| {
+                rig.be.lora_add(&mut rig.q, x.view(), &site, &batch, out.view_mut())
+            });
+        }
+        let mut many = batch(&mut m.rig, &[0, 0, 0])?;
+        many.segments = 9;
+        m.refused("lora_add: more segments than rows", &mut out, |rig, [out]| {
+            rig.be.lora_add(&mut rig.q, x.view(), &site, &many, out.view_mut())
+        });
+        let spec = SiteSpec::embedding(6, 7);
+        let table = m.rig.be.lora_table(&spec, 2)?;
+        let embedding = LoraSite { spec, table };
+        let batch = batch(&mut m.rig, &[0, 0, 0])?;
+        for bad in [6, -1, i32::MAX] {
+            let ids = m.rig.ids(&[0, 5, bad])?;
+            m.refused(&format!("lora_embed: id {bad} of 6"), &mut out, |rig, [out]| {
+                rig.be.lora_embed(&mut rig.q, ids.view(), &embedding, &batch, out.view_mut())
+            });
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,223 @@
+//! Sites, adapters and batches to apply them to.
+
+use lora_core::lora::{LoraBatch, LoraSite, RowPlan, SiteKind, SiteSpec, SlotLowRank, SlotSlice};
+use lora_core::{Backend, DType};
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+
+use super::Types;
+use super::compare::{Class, close, exact};
+use super::draw::{Fill, cols, gaps, rows};
+use super::reference::{Input, adapted};
+use super::rig::{Gaps, Matrix, Placed, Rig};
+
+/// Which parts an adapter has at a slice.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    rank: Option<usize>,
+    gain: bool,
+    shift: bool,
+    replacement: bool,
+}
+
+/// A site, its adapters, and which of them the rows of a batch use.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Columns of the input; the vocabulary for an embedding.
+    pub in_dim: usize,
+    /// Widths of the slices.
+    pub widths: Vec<usize>,
+    /// For each slot, what it does to each slice. The last slot is never written.
+    pub adapters: Vec<Vec<Option<Parts>>>,
+    /// Slot of each row; -1 is none.
+    pub slot_of_row: Vec<i32>,
+    /// Gaps around input and output.
+    pub gaps: [Gaps; 2],
+    /// Of all numbers.
+    pub seed: u64,
+}
+
+/// A site in a backend's memory, and the same adapters on the host.
+pub struct Site<B: Backend> {
+    /// In the backend's memory.
+    pub site: LoraSite<B>,
+    /// On the host, by slot; empty for a slot that was not written.
+    pub slots: Vec<Vec<Option<SlotSlice>>>,
+}
+
+fn parts() -> impl Strategy<Value = Parts> {
+    let flag = || prop::bool::weighted(0.25);
+    (prop::option::weighted(0.8, 1usize..=40), flag(), flag(), flag())
+        .prop_map(|(rank, gain, shift, replacement)| Parts { rank, gain, shift, replacement })
+}
+
+fn with_widths(widths: Vec<usize>, in_dim: usize) -> impl Strategy<Value = Case> {
+    let slice = prop::option::weighted(0.8, parts());
+    let adapter = prop::collection::vec(slice, widths.len());
+    let adapters = prop::collection::vec(adapter, 1..5);
+    (adapters, rows(), [gaps(), gaps()], any::<u64>()).prop_flat_map(
+        move |(adapters, rows, gaps, seed)| {
+            let slots = adapters.len() as i32;
+            let widths = widths.clone();
+            let any_slots = prop::collection::vec(-1..=slots, rows);
+            let slots =
+                prop_oneof![6 => any_slots, 1 => Just(vec![-1; rows]), 1 => Just(vec![0; rows])];
+            slots.prop_map(move |slot_of_row| Case {
+                in_dim,
+                widths: widths.clone(),
+                adapters: adapters.clone(),
+                slot_of_row,
+                gaps,
+                seed,
+            })
+        },
+    )
+}
+
+/// Cases of a projection with one to three slices.
+pub fn linear_cases() -> impl Strategy<Value = Case> {
+    (prop::collection::vec(cols(), 1..4), cols())
+        .prop_flat_map(|(widths, in_dim)| with_widths(widths, in_dim))
+}
+
+/// Cases of an embedding.
+pub fn embedding_cases() -> impl Strategy<Value = Case> {
+    (cols(), 1usize..60).prop_flat_map(|(hidden, vocab)| with_widths(vec![hidden], vocab))
+}
+
+impl Case {
+    /// Extents of the site.
+    pub fn spec(&self, kind: SiteKind) -> SiteSpec {
+        match kind {
+            SiteKind::Linear => SiteSpec::linear(self.in_dim, &self.widths),
+            SiteKind::Embedding => SiteSpec::embedding(self.in_dim, self.widths[0]),
+        }
+    }
+
+    /// Columns of the output.
+    pub fn out_dim(&self) -> usize {
+        self.widths.iter().sum()
+    }
+
+    /// The site with its adapters written to their slots.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn site<B: Backend>(
+        &self,
+        rig: &mut Rig<B>,
+        kind: SiteKind,
+        types: Types,
+    ) -> lora_core::Result<Site<B>> {
+        let mut fill = Fill::new(self.seed ^ 1);
+        let spec = self.spec(kind);
+        let table = rig.be.lora_table(&spec, self.adapters.len() + 1)?;
+        let mut site = LoraSite { spec, table };
+        let mut slots = Vec::new();
+        for (slot, adapter) in self.adapters.iter().enumerate() {
+            let pairs = adapter.iter().zip(&self.widths);
+            let slices: Vec<_> = pairs
+                .map(|(parts, width)| {
+                    parts.as_ref().map(|p| p.slice(&mut fill, kind, [self.in_dim, *width], types.w))
+                })
+                .collect();
+            rig.be.write_slot(&mut rig.q, &mut site, slot, &slices)?;
+            slots.push(slices);
+        }
+        slots.push(vec![None; self.widths.len()]);
+        Ok(Site { site, slots })
+    }
+
+    /// Checks `after` against the formula, given what the output held `before`. A row or slice
+    /// that its adapter leaves alone must have kept its bits.
+    ///
+    /// # Errors
+    /// With the first element that is wrong.
+    pub fn check(
+        &self,
+        what: &str,
+        slots: &[Vec<Option<SlotSlice>>],
+        kind: SiteKind,
+        input: impl Fn(usize) -> Input,
+        [before, after]: [&Matrix; 2],
+    ) -> TestCaseResult {
+        for (r, slot) in self.slot_of_row.iter().enumerate() {
+            let mut start = 0;
+            for (i, width) in self.widths.iter().enumerate() {
+                let columns = start..start + width;
+                start += width;
+                let [old, new] = [before, after].map(|m| m.cut(r, columns.clone()));
+                let slice = usize::try_from(*slot).ok().and_then(|s| slots[s][i].as_ref());
+                let what = format!("{what}, row {r} slice {i} slot {slot}");
+                match slice.filter(|slice| !is_idle(slice)) {
+                    None => exact(&what, &new, &old)?,
+                    Some(slice) => {
+                        let rank = slice.low_rank.as_ref().map_or(0, |low| low.a.shape()[0]);
+                        let class = Class::Dot(self.in_dim + rank);
+                        let expected = adapted(kind, slice, &input(r), &old.nums(0));
+                        close(&what, &new, &expected, class)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a slice of an adapter does nothing.
+fn is_idle(slice: &SlotSlice) -> bool {
+    let SlotSlice { low_rank, gain, shift, replacement } = slice;
+    low_rank.is_none() && gain.is_none() && shift.is_none() && replacement.is_none()
+}
+
+/// Which adapter each row uses, in a backend's memory with room for more rows.
+///
+/// # Errors
+/// Those of the backend.
+pub fn batch<B: Backend>(rig: &mut Rig<B>, slot_of_row: &[i32]) -> lora_core::Result<LoraBatch<B>> {
+    let mut batch = LoraBatch::new(&rig.be, slot_of_row.len() + 3)?;
+    // What an earlier step left behind must not matter.
+    batch.fill(&rig.be, &mut rig.q, &RowPlan::new(&[0, 1, 0]))?;
+    batch.fill(&rig.be, &mut rig.q, &RowPlan::new(slot_of_row))?;
+    Ok(batch)
+}
+
+impl Parts {
+    fn slice(&self, fill: &mut Fill, kind: SiteKind, dims: [usize; 2], dtype: DType) -> SlotSlice {
+        let [in_dim, out] = dims;
+        let scale = 2.0 * fill.value() + 0.1;
+        let replacement = match kind {
+            SiteKind::Linear => [out, in_dim],
+            SiteKind::Embedding => [in_dim, out],
+        };
+        SlotSlice {
+            low_rank: self.rank.map(|rank| SlotLowRank {
+                a: fill.matrix(rank, in_dim, dtype).data,
+                b: fill.matrix(out, rank, dtype).data,
+                scale,
+            }),
+            gain: self.gain.then(|| fill.values(out)),
+            shift: self.shift.then(|| fill.values(out)),
+            replacement: self
+                .replacement
+                .then(|| fill.matrix(replacement[0], replacement[1], dtype).data),
+        }
+    }
+}
+
+/// Runs `lora_add` on `out`, and returns what it holds then.
+///
+/// # Errors
+/// Those of the backend.
+pub fn added<B: Backend>(
+    rig: &mut Rig<B>,
+    site: &LoraSite<B>,
+    slot_of_row: &[i32],
+    [x, out]: [&Matrix; 2],
+    [x_gaps, out_gaps]: [Gaps; 2],
+) -> Result<Matrix, TestCaseError> {
+    let batch = batch(rig, slot_of_row)?;
+    let (x, mut out): (Placed<B>, Placed<B>) = (rig.place(x, x_gaps)?, rig.place(out, out_gaps)?);
+    rig.be.lora_add(&mut rig.q, x.view(), site, &batch, out.view_mut())?;
+    out.read(rig)
+}

@@ -1,0 +1,236 @@
+//! Drawing tokens.
+
+use lora_core::ops::{SampleArgs, SampleRow};
+use lora_core::{Backend, DType};
+use proptest::prelude::*;
+
+use super::draw::{Fill, gaps, rows};
+use super::misuse::{Misuse, refusals};
+use super::rig::{Gaps, Matrix, Placed, Rig};
+use super::sample_reference::{Seen, allowed};
+use super::{Types, for_all};
+
+/// What one row is drawn from, and how.
+#[derive(Clone)]
+struct Row {
+    logits: Vec<f32>,
+    params: SampleRow,
+    seen: Seen,
+}
+
+/// Random parameters: every filter is off about half of the time, and one row in eight is greedy.
+fn row(fill: &mut Fill, vocab: usize) -> Row {
+    let grid = fill.below(2) == 0;
+    let value =
+        |fill: &mut Fill| if grid { fill.below(9) as f32 / 2.0 } else { 4.0 * fill.value() };
+    let logits = (0..vocab).map(|_| value(fill)).collect();
+    let mut pick = |choices: &[f32]| choices[fill.below(choices.len())];
+    let params = SampleRow {
+        temperature: pick(&[1.0, 0.7, 0.05, 2.0, 1.0, 0.5, 1.5, 0.0]),
+        top_p: pick(&[1.0, 1.0, 0.9, 0.5, 0.01]),
+        min_p: pick(&[0.0, 0.0, 0.1, 0.6]),
+        top_k: pick(&[0.0, 0.0, 1.0, 3.0, 50.0]) as u32,
+        repetition_penalty: pick(&[1.0, 1.25, 2.0, 0.5]),
+        presence_penalty: pick(&[0.0, 0.5, -1.0]),
+        frequency_penalty: pick(&[0.0, 0.25, -0.5]),
+        seed: [fill.bits() as u32, fill.bits() as u32],
+        position: fill.below(4096) as u32,
+        stream: fill.below(4) as u32,
+        ..SampleRow::GREEDY
+    };
+    let order = fill.shuffled(vocab);
+    let (seen, banned) = (fill.below(vocab.min(6) + 1), fill.below(vocab.min(6)));
+    let history = order[..seen].iter().map(|t| [*t, fill.below(4) as i32]).collect();
+    let banned = fill.shuffled(vocab)[..banned].to_vec();
+    Row { logits, params, seen: Seen { history, banned } }
+}
+
+/// Tokens drawn for the rows, in one call.
+fn drawn<B: Backend>(
+    rig: &mut Rig<B>,
+    rows: &[Row],
+    vocab: usize,
+    [in_gaps, out_gaps]: [Gaps; 2],
+) -> Result<Vec<i32>, TestCaseError> {
+    let (mut params, mut history, mut banned) = (Vec::new(), Vec::new(), Vec::new());
+    for row in rows {
+        let row_params = SampleRow {
+            history: [history.len() as u32 / 2, row.seen.history.len() as u32],
+            banned: [banned.len() as u32, row.seen.banned.len() as u32],
+            ..row.params
+        };
+        params.extend_from_slice(bytemuck::cast_slice(&[row_params]));
+        history.extend(row.seen.history.iter().flatten());
+        banned.extend_from_slice(&row.seen.banned);
+    }
+    let logits: Vec<f32> = rows.iter().flat_map(|row| row.logits.clone()).collect();
+    let logits = rig.place(&Matrix::floats(rows.len(), vocab, DType::F32, &logits), in_gaps)?;
+    let params = Matrix::ints(rows.len(), SampleRow::WORDS, &params);
+    let (params, banned) = (rig.place(&params, Gaps::default())?, rig.ids(&banned)?);
+    let history = Matrix::ints(history.len() / 2, 2, &history);
+    let history = rig.place(&history, Gaps::default())?;
+    let mut out = rig.place(&Matrix::ints(1, rows.len(), &vec![-7; rows.len()]), out_gaps)?;
+    let args = SampleArgs {
+        logits: logits.view(),
+        params: params.view(),
+        history: history.view(),
+        banned: banned.view(),
+    };
+    rig.be.sample(&mut rig.q, args, out.view_mut())?;
+    prop_assert!(logits.is_untouched(rig)?, "sample: the logits were written");
+    Ok(out.read(rig)?.to_ints())
+}
+
+/// Each row's token is the one that its parameters, its history and Philox name.
+pub fn a_draw_follows_its_parameters<B: Backend>(make: &dyn Fn() -> B, _: Types) {
+    let vocab = prop_oneof![1usize..40, Just(257usize)];
+    let case = (rows(), vocab, [gaps(), gaps()], any::<u64>());
+    for_all(make, 256, case, |rig, &(count, vocab, gaps, seed)| {
+        let mut fill = Fill::new(seed);
+        let rows: Vec<Row> = (0..count).map(|_| row(&mut fill, vocab)).collect();
+        let tokens = drawn(rig, &rows, vocab, gaps)?;
+        for (r, (token, row)) in tokens.iter().zip(&rows).enumerate() {
+            let allowed = allowed(&row.logits, &row.params, &row.seen);
+            prop_assert!(
+                allowed.contains(&(*token as usize)),
+                "sample [{count}, {vocab}]: row {r} drew {token}, expected one of {allowed:?}; \
+                 {:?} {:?}",
+                row.params,
+                row.seen
+            );
+        }
+        Ok(())
+    });
+}
+
+/// A row draws the same token alone, in any batch and at any place in it.
+pub fn a_draw_does_not_depend_on_the_batch<B: Backend>(make: &dyn Fn() -> B, _: Types) {
+    let case = (2usize..20, 1usize..60, [gaps(), gaps()], any::<u64>());
+    for_all(make, 96, case, |rig, &(count, vocab, gaps, seed)| {
+        let mut fill = Fill::new(seed);
+        let rows: Vec<Row> = (0..count).map(|_| row(&mut fill, vocab)).collect();
+        let tokens = drawn(rig, &rows, vocab, gaps)?;
+        let order = fill.shuffled(count);
+        let shuffled: Vec<Row> = order.iter().map(|r| rows[*r as usize].clone()).collect();
+        let again = drawn(rig, &shuffled, vocab, Default::default())?;
+        for (place, r) in order.iter().enumerate() {
+            let (r, token) = (*r as usize, again[place]);
+            prop_assert_eq!(token, tokens[r], "row {} of {}, moved to {}", r, count, place);
+            let alone = drawn(rig, &rows[r..=r], vocab, Default::default())?;
+            prop_assert_eq!(alone[0], tokens[r], "row {} of {} alone", r, count);
+        }
+        Ok(())
+    });
+}
+
+/// Operands in the backend's memory, all of them right: 2 rows of 8 tokens.
+struct Right<B: Backend> {
+    logits: Placed<B>,
+    params: Placed<B>,
+    history: Placed<B>,
+    banned: Placed<B>,
+    out: [Placed<B>; 1],
+}
+
+impl<B: Backend> Right<B> {
+    fn new(rig: &mut Rig<B>) -> lora_core::Result<Self> {
+        let none = Gaps::default();
+        Ok(Self {
+            logits: rig.place(&Fill::new(11).matrix(2, 8, DType::F32), none)?,
+            params: rig.place(&params([0, 2], [0, 1]), none)?,
+            history: rig.place(&Matrix::ints(2, 2, &[0, 1, 7, 2]), none)?,
+            banned: rig.ids(&[3])?,
+            out: [rig.place(&Matrix::ints(1, 2, &[-7, -7]), none)?],
+        })
+    }
+}
+
+/// A greedy row without history, and one with the given entries.
+fn params(history: [u32; 2], banned: [u32; 2]) -> Matrix {
+    let rows = [SampleRow::GREEDY, SampleRow { history, banned, ..SampleRow::GREEDY }];
+    Matrix::ints(2, SampleRow::WORDS, bytemuck::cast_slice(&rows))
+}
+
+/// Tries a call with one thing changed by `spoil`.
+fn refused<B: Backend>(
+    m: &mut Misuse<B>,
+    right: &mut Right<B>,
+    what: &str,
+    spoil: fn(&mut SampleArgs<'_, B>),
+) {
+    let Right { logits, params, history, banned, out } = right;
+    m.refused(&format!("sample: {what}"), out, |rig, [out]| {
+        let mut args = SampleArgs {
+            logits: logits.view(),
+            params: params.view(),
+            history: history.view(),
+            banned: banned.view(),
+        };
+        spoil(&mut args);
+        rig.be.sample(&mut rig.q, args, out.view_mut())
+    });
+}
+
+/// A misuse of the op: what is wrong, and the change that makes it so.
+type Spoil<B> = (&'static str, fn(&mut SampleArgs<'_, B>));
+
+/// Wrong shapes and dtypes are errors, and nothing is written.
+pub fn sampling_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, _: Types) {
+    let spoils: [Spoil<B>; 8] = [
+        ("16-bit logits", |a| a.logits.geo.dtype = DType::Bf16),
+        ("rows of logits", |a| a.logits.geo = a.logits.geo.slice_rows(0..1)),
+        ("rows of params", |a| a.params.geo = a.params.geo.slice_rows(0..1)),
+        ("columns of params", |a| a.params.geo = a.params.geo.slice_cols(0..4)),
+        ("dtype of params", |a| a.params.geo.dtype = DType::Bf16),
+        ("columns of history", |a| a.history.geo = a.history.geo.slice_cols(0..1)),
+        ("dtype of history", |a| a.history.geo.dtype = DType::Bf16),
+        ("dtype of banned", |a| a.banned.geo.dtype = DType::F32),
+    ];
+    refusals(make, |m| {
+        let mut right = Right::new(&mut m.rig)?;
+        for (what, spoil) in spoils {
+            refused(m, &mut right, what, spoil);
+        }
+        let plain = m.rig.place(&params([0, 0], [0, 0]), Gaps::default())?;
+        m.refused("sample: an empty vocabulary", &mut right.out, |rig, [out]| {
+            let args = SampleArgs {
+                logits: right.logits.view().slice_cols(0..0),
+                params: plain.view(),
+                history: right.history.view(),
+                banned: right.banned.view().slice_cols(0..0),
+            };
+            rig.be.sample(&mut rig.q, args, out.view_mut())
+        });
+        m.refused("sample: dtype of out", &mut right.out, |rig, [out]| {
+            let args = SampleArgs {
+                logits: right.logits.view(),
+                params: right.params.view(),
+                history: right.history.view(),
+                banned: right.banned.view(),
+            };
+            rig.be.sample(&mut rig.q, args, out.mistyped_mut(DType::F32))
+        });
+        Ok(())
+    });
+}
+
+/// Tokens outside the vocabulary and entries outside their lists are errors, and nothing is
+/// written.
+pub fn sampling_refuses_ids_out_of_range<B: Backend>(make: &dyn Fn() -> B, _: Types) {
+    refusals(make, |m| {
+        for bad in [8, -1, i32::MAX] {
+            let mut right = Right::new(&mut m.rig)?;
+            right.banned = m.rig.ids(&[bad])?;
+            refused(m, &mut right, &format!("banned token {bad} of 8"), |_| {});
+            let mut right = Right::new(&mut m.rig)?;
+            right.history = m.rig.place(&Matrix::ints(2, 2, &[0, 1, bad, 2]), Gaps::default())?;
+            refused(m, &mut right, &format!("seen token {bad} of 8"), |_| {});
+        }
+        for (history, banned) in [([1, 2], [0, 1]), ([u32::MAX, 2], [0, 1]), ([0, 2], [1, 1])] {
+            let mut right = Right::new(&mut m.rig)?;
+            right.params = m.rig.place(&params(history, banned), Gaps::default())?;
+            refused(m, &mut right, &format!("entries {history:?}, {banned:?}"), |_| {});
+        }
+        Ok(())
+    });
+}
