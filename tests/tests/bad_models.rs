@@ -129,7 +129,7 @@ fn settings_of_the_engine_are_checked() {
             .unwrap_or_default()
     };
     let new = || Llm::builder(model_path("qwen3"));
-    assert_names(&built(new().max_batch_size(0)), &["max_batch_size", "at least 1"]);
+    assert_names(&built(new().max_batch_size(0)), &["max_batch_size", "1 to"]);
     assert_names(&built(new().max_seq_len(513)), &["max_seq_len", "513", "512"]);
     let lora = lora_core::LoraConfig {
         lora_target_modules: vec!["attn_x".to_owned()],

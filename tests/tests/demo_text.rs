@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::Content;
 use engine::text::{ChatMessage, ChatTemplate, GgufVocab, SpecialTokens, Tokenizer};
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -61,10 +61,7 @@ fn vocab(content: &Content) -> GgufVocab {
         bos: id("tokenizer.ggml.bos_token_id"),
         eos: id("tokenizer.ggml.eos_token_id"),
         unk: id("tokenizer.ggml.unknown_token_id"),
-        add_bos: matches!(
-            content.metadata.get("tokenizer.ggml.add_bos_token"),
-            Some(Value::Bool(true))
-        ),
+        add_bos: content.metadata.get("tokenizer.ggml.add_bos_token").map(|v| v.to_bool().unwrap()),
     }
 }
 

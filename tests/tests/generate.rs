@@ -224,20 +224,84 @@ fn an_adapter_is_never_silently_ignored_or_confused() {
     let other_path = LoraRequest::new("llama.attn-r8", 1, adapter_path("llama.dora-r8"));
     let other_name = LoraRequest::new("another", 0, adapter_path("llama.dora-r8"));
     let other_id = lora("llama.attn-r8", 5);
+    let swapped = LoraRequest::new("not its name", 0, adapter_path("llama.attn-r8"));
     let other_base = lora("qwen3.attn-r8", 9);
     let missing = LoraRequest::new("gone", 10, adapter_path("gone"));
-    let bad = [other_path, other_name, other_id, other_base, missing];
+    let bad = [other_path, other_name, other_id, swapped, other_base, missing];
     let mut requests: Vec<_> = bad.map(with).to_vec();
     requests.push(with(lora("llama.attn-r8", 0)));
     let mut answers = llm.generate_each(requests, &mut |_| ());
     let again = answers.pop().unwrap().unwrap();
     assert_eq!(again.outputs, good[0].outputs, "the others' failures do not touch it");
-    for (answer, named) in
-        answers.iter().zip(["llama.attn-r8", "lora_int_id 0", "lora_int_id 0", "attn_q", "gone"])
-    {
+    for (answer, named) in answers.iter().zip([
+        "llama.attn-r8",
+        "lora_int_id 0",
+        "lora_int_id 5",
+        "not its name",
+        "attn_q",
+        "gone",
+    ]) {
         let error = answer.as_ref().unwrap_err().to_string();
         assert!(error.contains(named), "{named}: {error}");
     }
+}
+
+#[test]
+fn tokens_the_model_does_not_have_fail_their_request_alone() {
+    let llm = llama();
+    let alone = tokens(&llm, params(3));
+    let strange = [
+        SamplingParams { end_id: Some(999_999), ignore_eos: false, ..params(3) },
+        SamplingParams { stop_token_ids: vec![512], ..params(3) },
+        SamplingParams { bad_token_ids: vec![70_000], ..params(3) },
+    ];
+    let mut requests: Vec<_> = strange.map(request).to_vec();
+    requests.push(request(params(3)));
+    let mut answers = llm.generate_each(requests, &mut |_| ());
+    assert_eq!(answers.pop().unwrap().unwrap().outputs[0].token_ids, alone);
+    for (answer, setting) in answers.iter().zip(["end_id", "stop_token_ids", "bad_token_ids"]) {
+        assert!(answer.as_ref().unwrap_err().to_string().contains(setting));
+    }
+}
+
+#[test]
+fn a_stop_leaves_no_text_behind_and_needs_none() {
+    let llm = llama();
+    let free = one(&llm, params(12)).outputs.remove(0);
+    let stop = free.token_ids[4];
+    let first = free.token_ids.iter().position(|t| *t == stop).unwrap();
+    let by_token = SamplingParams { stop_token_ids: vec![stop], ..params(12) };
+    let output = one(&llm, by_token).outputs.remove(0);
+    let text = llm.text().tokenizer().unwrap().decode(&free.token_ids[..first], true).unwrap();
+    assert_eq!(output.text, text);
+
+    let word: String = free.text.chars().skip(3).take(2).collect();
+    let silent = SamplingParams { stop: vec![word.clone()], detokenize: false, ..params(12) };
+    let output = one(&llm, silent).outputs.remove(0);
+    assert_eq!((output.text.as_str(), output.stop_reason), ("", Some(StopReason::Text(word))));
+}
+
+#[test]
+fn the_adapter_in_lora_dir_decides_what_adapters_may_change() {
+    let build = |dir: &str| {
+        Llm::builder(model_path("llama"))
+            .lora_config(LoraConfig { lora_dir: vec![adapter_path(dir)], ..LoraConfig::default() })
+            .build(|| CpuRef::with_threads(None))
+    };
+    let llm = build("llama.attn-r8").unwrap();
+    let with = |name| GenerateRequest { lora: Some(lora(name, 0)), ..request(params(1)) };
+    run(&llm, vec![with("llama.attn-r8")]);
+    let refused = llm.generate_each(vec![with("llama.all-r16-rslora")], &mut |_| ());
+    assert!(refused[0].is_err());
+    assert!(build("gone").is_err());
+}
+
+#[test]
+fn memory_that_is_not_there_is_an_error() {
+    let built = Llm::builder(model_path("llama"))
+        .kv_cache_config(engine::KvCacheConfig { tokens_per_block: 32, max_tokens: Some(1 << 40) })
+        .build(|| CpuRef::with_threads(None));
+    assert!(built.err().unwrap().to_string().contains("max_tokens"));
 }
 
 #[test]

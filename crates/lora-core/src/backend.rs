@@ -195,7 +195,7 @@ pub trait Backend: Sized + 'static {
     fn qk_norm_rope_append(&self, q: &mut Self::Queue, args: QkvArgs<'_, Self>) -> Result<()>;
 
     /// Causal attention over paged keys and values; see [`AttentionArgs`]. `out` is
-    /// `[rows, heads * head_dim]`.
+    /// `[rows, heads * head_dim]`, without gaps between rows.
     ///
     /// # Errors
     /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].

@@ -31,9 +31,10 @@ impl HeadDims {
 ///
 /// For each row of `qkv` (`[rows, q_cols + 2 kv_cols]`): each head of q and k is RMS-normalised
 /// (where the model has such norms), then rotated by its position (half-split form of Su et al.,
-/// 2021); q is stored back in place, k and v go to the row's KV slot, rounded to the caches' dtype.
+/// 2021) and stored back in place; then k and v go to the row's KV slot, rounded to the caches'
+/// dtype.
 pub struct QkvArgs<'a, B: Backend> {
-    /// Output of the fused projection; its q part is replaced.
+    /// Output of the fused projection; its q and k parts are replaced.
     pub qkv: ViewMut<'a, B>,
     /// Extents.
     pub dims: HeadDims,
@@ -84,8 +85,10 @@ pub struct AttentionArgs<'a, B: Backend> {
 ///
 /// Order of application: bans, repetition, presence and frequency penalty, temperature, top-k,
 /// top-p, min-p. `temperature == 0` or `top_k == 1` takes the likeliest token, the lowest id among
-/// equals. The random number is Philox4x32-10 (Salmon et al., 2011) of key `seed` and counter
-/// (`position`, `stream`), so a request's tokens do not depend on the batch it shares.
+/// equals. Otherwise the draw is the upper 24 bits of word 0 of Philox4x32-10 (Salmon et al., 2011)
+/// with key `seed` and counter (`position`, `stream`, 0, 0), as a fraction of the kept tokens' sum,
+/// walked in order of descending probability, lower ids first among equals. So a request's tokens do
+/// not depend on the batch it shares.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Debug, Pod, Zeroable)]
 pub struct SampleRow {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Backend, DType, Pool, Result};
+use crate::{Backend, DType, Error, Pool, Result};
 
 /// Geometry of a row-major matrix inside a buffer; all extents count elements.
 ///
@@ -66,8 +66,10 @@ impl<B: Backend> Tensor<B> {
     /// # Errors
     /// [`crate::Error::OutOfMemory`] if the pool has no room.
     pub fn zeros(be: &B, pool: Pool, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
-        let geo = Mat::dense(rows, cols, dtype);
-        Ok(Self { buf: be.alloc(pool, rows * cols * dtype.size())?, geo })
+        let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size()));
+        let refused = Error::OutOfMemory { pool, requested: usize::MAX, available: 0 };
+        let buf = be.alloc(pool, bytes.ok_or(refused)?)?;
+        Ok(Self { buf, geo: Mat::dense(rows, cols, dtype) })
     }
 
     /// Geometry of the whole matrix.

@@ -86,8 +86,10 @@ impl Backend for CpuRef {
         Ok(())
     }
 
-    fn alloc(&self, _: Pool, bytes: usize) -> Result<CpuBuf> {
-        Ok(CpuBuf::zeroed(bytes))
+    fn alloc(&self, pool: Pool, bytes: usize) -> Result<CpuBuf> {
+        // How much would have been available is not known here.
+        let refused = Error::OutOfMemory { pool, requested: bytes, available: 0 };
+        CpuBuf::zeroed(bytes).ok_or(refused)
     }
 
     fn upload(&self, (): &mut (), src: &[u8], dst: ViewMut<'_>) -> Result<()> {

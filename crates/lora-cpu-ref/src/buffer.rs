@@ -13,9 +13,9 @@ struct Chunk([u8; 16]);
 pub struct CpuBuf(Vec<Chunk>);
 
 impl CpuBuf {
-    /// A block of at least `bytes` zero bytes.
-    pub fn zeroed(bytes: usize) -> Self {
-        Self(bytemuck::allocation::zeroed_vec(bytes.div_ceil(size_of::<Chunk>())))
+    /// A block of at least `bytes` zero bytes; `None` if there is no such memory.
+    pub fn zeroed(bytes: usize) -> Option<Self> {
+        bytemuck::allocation::try_zeroed_vec(bytes.div_ceil(size_of::<Chunk>())).ok().map(Self)
     }
 
     /// The block as elements of `T`.

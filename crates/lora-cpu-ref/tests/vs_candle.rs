@@ -85,7 +85,7 @@ fn rotations(positions: usize, head_dim: usize) -> Matrix {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(32) })]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn linear_is_candles(rows in 1usize..20, inner in 1usize..150, out in 1usize..80, seed: u64) {
@@ -170,8 +170,8 @@ proptest! {
     fn logprobs_are_candles_log_softmax(rows in 1usize..12, vocab in 1usize..300, seed: u64) {
         let (be, logits) = (CpuRef::new(), Matrix::random(rows, vocab, seed));
         let targets: Vec<i32> = (0..rows).map(|r| ((r * 7919) % vocab) as i32).collect();
-        let [mut target, mut top] = [(1, rows), (rows, vocab)].map(|(r, c)| zeros(&be, r, c, DType::F32));
-        let [mut rank, mut ids] = [(1, rows), (rows, vocab)].map(|(r, c)| zeros(&be, r, c, DType::I32));
+        let pair = |dtype| [(1, rows), (rows, vocab)].map(|(r, c)| zeros(&be, r, c, dtype));
+        let ([mut target, mut top], [mut rank, mut ids]) = (pair(DType::F32), pair(DType::I32));
         let (placed, there) = (logits.placed(&be), ints(&be, 1, &targets));
         let args = LogprobArgs { logits: placed.view(), targets: there.view() };
         let out = LogprobOut {
@@ -199,12 +199,13 @@ proptest! {
         let mut there = qkv.placed(&be);
         let [mut k, mut v] = [(); 2].map(|()| zeros(&be, rows, dims.head_dim, DType::F32));
         let (positions, slots) = (ints(&be, 1, &positions), ints(&be, 1, &slots));
+        let rotations = table.placed(&be);
         let args = QkvArgs {
             qkv: there.view_mut(),
             dims,
             norms: None,
             positions: positions.view(),
-            rotations: table.placed(&be).view(),
+            rotations: rotations.view(),
             kv_slots: slots.view(),
             k_cache: k.view_mut(),
             v_cache: v.view_mut(),
@@ -219,9 +220,9 @@ proptest! {
         };
         let (cos, sin) = (part(0, half), part(half, 2 * half));
         let turned = candle_nn::rotary_emb::rope(&heads, &cos, &sin).unwrap();
-        let columns = |heads: &Candle| heads.transpose(1, 2).unwrap().flatten_from(2).unwrap().i(0).unwrap();
         let q_cols = dims.q_cols();
-        let queries = columns(&turned).i((.., ..q_cols)).unwrap();
+        let columns = turned.transpose(1, 2).unwrap().flatten_from(2).unwrap();
+        let queries = columns.i((0, .., ..q_cols)).unwrap();
         let found: Vec<f32> = floats(&be, &there)
             .chunks_exact(qkv.cols)
             .flat_map(|row| row[..q_cols].to_vec())
@@ -233,7 +234,10 @@ proptest! {
 
     #[test]
     fn attention_is_candles_softmax_of_products(
-        tokens in 1usize..40, group in 1usize..4, kv_heads in 1usize..3, half in 1usize..20, seed: u64,
+        tokens in 1usize..40,
+        (group, kv_heads) in (1usize..4, 1usize..3),
+        half in 1usize..20,
+        seed: u64,
     ) {
         let dims = HeadDims { heads: group * kv_heads, kv_heads, head_dim: 2 * half };
         let be = CpuRef::new();

@@ -1,4 +1,4 @@
-//! The [`Backend`](https://docs.rs/lora-core) on NVIDIA GPUs will live here.
+//! The backend of NVIDIA GPUs will live here.
 //!
-//! There is no code yet: this build runs on the CPU alone, by `lora-cpu-ref`.
+//! There is no code yet: polylora runs on the CPU alone, by `lora-cpu-ref`.
 #![warn(missing_docs)]

@@ -122,7 +122,9 @@ pub fn close(op: &str, found: &Matrix, expected: &[Num], class: Class) -> TestCa
     for (i, (value, wanted)) in found.data.iter_f32().zip(expected).enumerate() {
         let value = f64::from(value);
         let bound = class.bound(found.dtype(), *wanted);
-        if value != wanted.value && !((value - wanted.value).abs() <= bound) {
+        // Infinities equal each other but have no difference.
+        let near = value == wanted.value || (value - wanted.value).abs() <= bound;
+        if !near {
             let (r, c, wanted) = (i / found.cols, i % found.cols, wanted.value);
             return fail(format!(
                 "{shape}: row {r} column {c} is {value:e}, expected {wanted:e} +- {bound:e} \

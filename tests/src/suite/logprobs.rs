@@ -10,11 +10,12 @@ use super::misuse::{Misuse, refusals};
 use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::{Types, for_all};
 
-/// Logits with many ties, some of them minus infinity, none of the rows entirely.
+/// Logits with many ties and zeros of both signs. Some are minus infinity, but no row entirely.
 fn logits(fill: &mut Fill, rows: usize, vocab: usize) -> Matrix {
     let value = |fill: &mut Fill| match fill.below(16) {
         0 => f32::NEG_INFINITY,
-        1..=6 => (fill.below(9) as f32 - 4.0) / 2.0,
+        1 => -0.0,
+        2..=6 => (fill.below(9) as f32 - 4.0) / 2.0,
         _ => 6.0 * fill.value(),
     };
     let row = |_| {

@@ -2,8 +2,8 @@
 //!
 //! A property is a function of a constructor and of the [`Types`] to run in. It draws awkward
 //! shapes, computes what must come out by the formulas of [`reference`] in `f64`, and compares with
-//! the tolerance that the op's contract allows ([`compare`]). [`backend_suite!`](crate::backend_suite)
-//! makes a test of each of them:
+//! the tolerance that the op's contract allows ([`compare`]).
+//! [`backend_suite!`](crate::backend_suite) makes a test of each of them:
 //!
 //! ```ignore
 //! polylora_tests::backend_suite!(my_device_bf16, MyDevice::new, Types::BF16);

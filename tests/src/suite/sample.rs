@@ -18,11 +18,15 @@ struct Row {
     seen: Seen,
 }
 
-/// Random parameters: every filter is off about half of the time, and one row in eight is greedy.
+/// Logits, half of the time with many ties and zeros of both signs, and random parameters: every
+/// filter is off about half of the time, and one row in eight is greedy.
 fn row(fill: &mut Fill, vocab: usize) -> Row {
     let grid = fill.below(2) == 0;
-    let value =
-        |fill: &mut Fill| if grid { fill.below(9) as f32 / 2.0 } else { 4.0 * fill.value() };
+    let value = |fill: &mut Fill| match (grid, fill.below(2)) {
+        (true, 0) => fill.below(9) as f32 / -2.0,
+        (true, _) => fill.below(9) as f32 / 2.0,
+        (false, _) => 4.0 * fill.value(),
+    };
     let logits = (0..vocab).map(|_| value(fill)).collect();
     let mut pick = |choices: &[f32]| choices[fill.below(choices.len())];
     let params = SampleRow {

@@ -33,6 +33,7 @@ pub fn apply<B: Backend>(
     let mut writer = Writer { be, q, slot, adapter };
     let base = Base { weight: &model.embed, bias: None };
     writer.write(&mut model.embed_site, &[SiteKey::Embed], &base)?;
+    // Not `head()`: the site beside it is borrowed as well.
     let head = model.lm_head.as_ref().unwrap_or(&model.embed);
     writer.write(&mut model.head_site, &[SiteKey::Head], &Base { weight: head, bias: None })?;
     for (i, layer) in model.layers.iter_mut().enumerate() {
@@ -114,6 +115,11 @@ impl<B: Backend> Writer<'_, B> {
         base: &Base<'_, B>,
     ) -> lora_core::Result<Vec<f32>> {
         let norms = self.be.row_norms(base.weight, columns, (&low.a, &low.b, low.scale))?;
+        // A row that is zero has no direction to scale.
+        if let Some(row) = norms.iter().position(|norm| *norm == 0.0 || !norm.is_finite()) {
+            let what = format!("DoRA where row {row} of W + scale B A has norm {}", norms[row]);
+            return Err(lora_core::Error::Unsupported { op: "dora", backend: B::NAME, what });
+        }
         Ok(magnitude.iter_f32().zip(norms).map(|(m, n)| m / n).collect())
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lora_core::formats::{self, AdapterError, ReadOptions};
-use lora_core::{Adapter, LoraConfig, LoraRequest, ModelGeometry, Rejections};
+use lora_core::{Adapter, CkptSource, LoraConfig, LoraRequest, ModelGeometry, Rejections};
 use thiserror::Error;
 
 /// Why a `lora_request` cannot be served.
@@ -34,15 +34,15 @@ pub enum RegistryError {
         /// The adapter asked for.
         asked: PathBuf,
     },
-    /// Two requests of one name differ in their id, or the other way round.
-    #[error("adapter {name:?} is known with lora_int_id {known}, not {asked}")]
-    IdOfName {
-        /// The name.
-        name: String,
-        /// Its id.
-        known: i64,
-        /// The id asked for.
-        asked: i64,
+    /// One adapter is asked for under a known name with another id, or the other way round.
+    #[error("{} is known as {known}; it cannot also be asked for as {asked}", path.display())]
+    OtherNames {
+        /// The adapter.
+        path: PathBuf,
+        /// Its name and id.
+        known: String,
+        /// Name and id asked for.
+        asked: String,
     },
     /// The adapter cannot be read.
     #[error("adapter {name:?}: {cause}")]
@@ -72,6 +72,7 @@ pub struct AdapterRegistry {
 struct Known {
     name: String,
     path: PathBuf,
+    source: CkptSource,
     adapter: Arc<Adapter>,
 }
 
@@ -99,7 +100,10 @@ impl AdapterRegistry {
             return Ok(adapter);
         }
         let adapter = Arc::new(self.load(request, &path, config)?);
-        known.insert(request.lora_int_id, Known { name, path, adapter: adapter.clone() });
+        known.insert(
+            request.lora_int_id,
+            Known { name, path, source: request.lora_ckpt_source, adapter: adapter.clone() },
+        );
         Ok(adapter)
     }
 
@@ -138,26 +142,25 @@ fn find(
     request: &LoraRequest,
     path: &Path,
 ) -> Result<Option<Arc<Adapter>>, RegistryError> {
-    let conflict = |what: String, known: &Known| RegistryError::Conflict {
-        what,
-        known: known.path.clone(),
-        asked: path.to_owned(),
-    };
-    if let Some(entry) = known.get(&request.lora_int_id) {
-        if entry.path != path {
-            return Err(conflict(format!("lora_int_id {}", request.lora_int_id), entry));
+    let by_id = known.get_key_value(&request.lora_int_id);
+    let by_name = known.iter().find(|(_, entry)| entry.name == request.lora_name);
+    let named = [
+        (by_id, format!("lora_int_id {}", request.lora_int_id)),
+        (by_name, format!("lora_name {:?}", request.lora_name)),
+    ];
+    for (entry, what) in named {
+        let Some((id, entry)) = entry else { continue };
+        if entry.path != path || entry.source != request.lora_ckpt_source {
+            let (known, asked) = (entry.path.clone(), path.to_owned());
+            return Err(RegistryError::Conflict { what, known, asked });
         }
-        return Ok(Some(entry.adapter.clone()));
-    }
-    match known.iter().find(|(_, entry)| entry.name == request.lora_name) {
-        None => Ok(None),
-        Some((_, entry)) if entry.path != path => {
-            Err(conflict(format!("lora_name {:?}", request.lora_name), entry))
+        if (*id, &entry.name) != (request.lora_int_id, &request.lora_name) {
+            return Err(RegistryError::OtherNames {
+                path: path.to_owned(),
+                known: format!("{:?} with lora_int_id {id}", entry.name),
+                asked: format!("{:?} with lora_int_id {}", request.lora_name, request.lora_int_id),
+            });
         }
-        Some((id, _)) => Err(RegistryError::IdOfName {
-            name: request.lora_name.clone(),
-            known: *id,
-            asked: request.lora_int_id,
-        }),
     }
+    Ok(by_id.map(|(_, entry)| entry.adapter.clone()))
 }

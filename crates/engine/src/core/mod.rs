@@ -5,8 +5,6 @@ mod message;
 mod sampler;
 mod step;
 
-use std::collections::HashSet;
-
 use crossbeam_channel::{Receiver, TryRecvError};
 use lora_core::Backend;
 
@@ -27,9 +25,11 @@ pub struct Job {
 }
 
 impl Job {
-    /// Reports an event; whoever asked may have left, which is no error.
-    fn emit(&self, event: Event) {
-        let _ = self.submission.events.send((self.submission.id, event));
+    /// Reports an event. Where nobody listens any more, the sequence has no reason to go on.
+    fn emit(&mut self, event: Event) {
+        if self.submission.events.send((self.submission.id, event)).is_err() {
+            self.finished = true;
+        }
     }
 
     /// Reports the last event.
@@ -63,7 +63,6 @@ impl<B: Backend> Core<B> {
 
     /// Takes in what has arrived, waiting for it if there is nothing else to do. `false`: stop.
     fn take_commands(&mut self, inbox: &Receiver<Command>) -> bool {
-        let mut aborted = HashSet::new();
         loop {
             let command = if self.scheduler.is_idle() {
                 inbox.recv().map_err(|_| TryRecvError::Disconnected)
@@ -72,11 +71,7 @@ impl<B: Backend> Core<B> {
             };
             match command {
                 Ok(Command::Submit(submission)) => self.submit(submission),
-                Ok(Command::Abort(id)) => {
-                    // Aborts take effect at once, so that an idle loop does not wait on them.
-                    aborted.insert(id);
-                    self.abort(&aborted);
-                }
+                Ok(Command::Abort(id)) => self.abort(id),
                 Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
@@ -95,9 +90,9 @@ impl<B: Backend> Core<B> {
         self.scheduler.submit(sequence);
     }
 
-    fn abort(&mut self, ids: &HashSet<u64>) {
-        let hit = |job: &Job| ids.contains(&job.submission.id);
-        for sequence in self.scheduler.cancel_waiting(|s| hit(&s.data)) {
+    fn abort(&mut self, id: u64) {
+        let hit = |job: &Job| job.submission.id == id;
+        for mut sequence in self.scheduler.cancel_waiting(|s| hit(&s.data)) {
             sequence.data.emit(Event::Finished(FinishReason::Cancelled));
         }
         for sequence in self.scheduler.running() {

@@ -6,9 +6,7 @@ use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
 use super::message::{TokenLogprob, TokenLogprobs};
 use crate::model::state::StepArray;
-
-/// Most likely tokens that can be asked for with each token.
-pub const MAX_LOGPROBS: usize = 128;
+use crate::sampling::MAX_LOGPROBS;
 
 /// What the rows of a step's logits are drawn with.
 #[derive(Default)]

@@ -10,6 +10,7 @@ use lora_core::{
     Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, Rejection, Rejections, TargetModule,
 };
 
+use super::lora_settings::{settle, warn_of_idle_settings};
 use super::text_model::TextModel;
 use super::{EngineInfo, Llm, LlmError};
 use crate::adapters::{AdapterRegistry, SlotTable};
@@ -50,7 +51,7 @@ impl Default for KvCacheConfig {
 /// Bytes of keys and values where no number of tokens is given.
 const DEFAULT_KV_BYTES: usize = 2 << 30;
 
-/// Slots for adapters where `max_loras` is not set; the original's number.
+/// Slots for adapters where `max_loras` is not set, as many as the original gives its CUDA graphs.
 const DEFAULT_SLOTS: usize = 8;
 
 /// Called with the layers read so far and their number.
@@ -117,7 +118,8 @@ impl LlmBuilder {
         self
     }
 
-    /// Sizes of the adapter caches.
+    /// Sizes of the adapter caches. Checked, but not in force yet: adapters stay in host memory, and
+    /// `max_loras` of the LoRA settings alone decides how many are resident.
     #[must_use]
     pub fn peft_cache_config(mut self, config: PeftCacheConfig) -> Self {
         self.peft_cache_config = config;
@@ -176,7 +178,9 @@ impl LlmBuilder {
         let sizes = self.sizes(&checkpoint.config)?;
         let text = checkpoint.text.clone();
         let info = Arc::new(self.info(&checkpoint.config, &sizes, B::NAME));
-        let registry = AdapterRegistry::new(self.lora_config, info.geometry.clone());
+        warn_of_idle_settings(self.lora_config.as_ref(), &self.peft_cache_config);
+        let lora = self.lora_config.map(|lora| settle(lora, &info.geometry)).transpose()?;
+        let registry = AdapterRegistry::new(lora, info.geometry.clone());
         let (commands, inbox) = unbounded();
         let (ready, started) = bounded(1);
         let progress = self.progress;
@@ -241,32 +245,34 @@ impl LlmBuilder {
     }
 
     fn sizes(&self, config: &ModelConfig) -> Result<Sizes, LlmError> {
-        for (setting, value) in [
-            ("max_batch_size", Some(self.max_batch_size)),
-            ("max_num_tokens", Some(self.max_num_tokens)),
-            ("max_seq_len", self.max_seq_len),
-            ("tokens_per_block", Some(self.kv_cache.tokens_per_block)),
-            ("max_tokens", self.kv_cache.max_tokens),
+        for (setting, value, limit) in [
+            ("max_batch_size", Some(self.max_batch_size), 1 << 16),
+            ("max_num_tokens", Some(self.max_num_tokens), 1 << 20),
+            ("max_seq_len", self.max_seq_len, config.max_positions),
+            ("tokens_per_block", Some(self.kv_cache.tokens_per_block), 1 << 16),
+            // Rows of the cache are numbered in 32 bits.
+            ("kv_cache_config.max_tokens", self.kv_cache.max_tokens, 1 << 30),
         ] {
-            if value == Some(0) {
-                let allowed = "at least 1".to_owned();
-                return Err(LlmError::Setting { setting, found: "0".to_owned(), allowed });
+            if let Some(value) = value.filter(|value| !(1..=limit).contains(value)) {
+                let (found, allowed) = (value.to_string(), format!("1 to {limit}"));
+                return Err(LlmError::Setting { setting, found, allowed });
             }
         }
         let dtype = self.dtype.unwrap_or(config.dtype);
         let tokens_per_block = self.kv_cache.tokens_per_block;
         let block_bytes = block_bytes(config, dtype, tokens_per_block);
         let longest = self.max_seq_len.unwrap_or(config.max_positions);
-        if longest > config.max_positions {
-            let allowed = format!("up to the model's {} positions", config.max_positions);
-            let found = longest.to_string();
-            return Err(LlmError::Setting { setting: "max_seq_len", found, allowed });
-        }
         let needed = self.max_batch_size.saturating_mul(longest.div_ceil(tokens_per_block));
         let blocks = match self.kv_cache.max_tokens {
             Some(tokens) => tokens.div_ceil(tokens_per_block),
             None => needed.min((DEFAULT_KV_BYTES / block_bytes).max(1)),
         };
+        let held = blocks * tokens_per_block;
+        if self.max_seq_len.is_some_and(|asked| asked > held) {
+            let allowed = format!("up to {held}, the tokens that fit the KV cache");
+            let found = longest.to_string();
+            return Err(LlmError::Setting { setting: "max_seq_len", found, allowed });
+        }
         Ok(Sizes {
             dtype,
             slots: match &self.lora_config {
@@ -275,7 +281,7 @@ impl LlmBuilder {
             },
             blocks,
             tokens_per_block,
-            max_seq_len: longest.min(blocks * tokens_per_block),
+            max_seq_len: longest.min(held),
             limits: Limits {
                 max_batch_size: self.max_batch_size,
                 max_num_tokens: self.max_num_tokens.max(self.max_batch_size),

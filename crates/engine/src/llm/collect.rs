@@ -10,7 +10,9 @@ pub(super) struct Growing {
     index: usize,
     detokenizer: Option<Detokenizer>,
     stops: StopStrings,
-    include_stop: bool,
+    /// Tokens that end the output without being part of it.
+    silent: Vec<u32>,
+    wants_text: bool,
     wants_logprobs: bool,
     text: String,
     token_ids: Vec<u32>,
@@ -39,10 +41,14 @@ impl Growing {
         Ok(Self {
             index,
             detokenizer: tokenizer
-                .filter(|_| params.detokenize)
+                .filter(|_| params.detokenize || !params.stop.is_empty())
                 .map(|tokenizer| tokenizer.detokenizer(params.skip_special_tokens)),
             stops: StopStrings::new(&params.stop, params.include_stop_str_in_output)?,
-            include_stop: params.include_stop_str_in_output,
+            silent: match params.include_stop_str_in_output {
+                true => Vec::new(),
+                false => params.stop_token_ids.clone(),
+            },
+            wants_text: params.detokenize,
             wants_logprobs: params.logprobs.is_some() || params.sequences() > params.n,
             text: String::new(),
             token_ids: Vec::new(),
@@ -74,14 +80,15 @@ impl Growing {
         self.logprobs.extend(logprobs);
         self.logits.extend(logits);
         let piece = match &mut self.detokenizer {
-            Some(detokenizer) => detokenizer.push(id)?,
-            None => String::new(),
+            Some(detokenizer) if !self.silent.contains(&id) => detokenizer.push(id)?,
+            _ => String::new(),
         };
         self.decoded += piece.len();
         self.decoded_lens.push(self.decoded);
         let event = self.stops.push(&piece);
         self.text.push_str(&event.text);
-        Ok(Grown { piece: event.text, stopped: event.matched.is_some() })
+        let piece = if self.wants_text { event.text } else { String::new() };
+        Ok(Grown { piece, stopped: event.matched.is_some() })
     }
 
     /// The output, once the engine said why it ended. Also returns the last piece of text.
@@ -102,8 +109,11 @@ impl Growing {
             let keep = self.decoded_lens.iter().take_while(|len| **len <= shown).count();
             self.keep_tokens(keep);
             (finish_reason, stop_reason) = (FinishReason::Stop, Some(StopReason::Text(stop)));
-        } else if matches!(stop_reason, Some(StopReason::Token(_))) && !self.include_stop {
+        } else if matches!(stop_reason, Some(StopReason::Token(id)) if self.silent.contains(&id)) {
             self.keep_tokens(self.token_ids.len() - 1);
+        }
+        if !self.wants_text {
+            self.text.clear();
         }
         Ok((self.into_output(finish_reason, stop_reason), piece))
     }

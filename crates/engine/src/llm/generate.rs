@@ -34,8 +34,8 @@ struct Pending {
     growing: HashMap<u64, Growing>,
     params: SamplingParams,
     failed: Option<LlmError>,
-    /// Whether the first output reports on the prompt; the others' reports would repeat it.
-    wants_prompt_logprobs: bool,
+    /// The prompt as text, to stand before each output that repeats it.
+    echo: String,
 }
 
 impl Llm {
@@ -115,8 +115,14 @@ impl Llm {
             prompt_logprobs: None,
             context_logits: None,
         };
-        let wants_prompt_logprobs = params.prompt_logprobs.is_some();
-        Ok(Pending { output, growing, params, failed: None, wants_prompt_logprobs })
+        let echo = match (&output.prompt, self.text.tokenizer()) {
+            (Some(prompt), _) => prompt.clone(),
+            (None, Ok(tokenizer)) if params.detokenize && !params.exclude_input_from_output => {
+                tokenizer.decode(&output.prompt_token_ids, params.skip_special_tokens)?
+            }
+            _ => String::new(),
+        };
+        Ok(Pending { output, growing, params, failed: None, echo })
     }
 
     /// Hands events to their requests until all have ended.
@@ -151,11 +157,7 @@ impl Pending {
         let Some(growing) = self.growing.get_mut(&id) else { return false };
         let output = growing.index();
         match event {
-            Event::Prompt { logprobs, logits } => {
-                if output == 0 {
-                    self.take_prompt(&logprobs, logits);
-                }
-            }
+            Event::Prompt { logprobs, logits } => self.take_prompt(&logprobs, logits),
             Event::Token { id: token, logprobs, logits } => {
                 match growing.push(token, logprobs, logits) {
                     Ok(grown) => {
@@ -183,7 +185,7 @@ impl Pending {
     }
 
     fn take_prompt(&mut self, logprobs: &[crate::core::TokenLogprobs], logits: Vec<Vec<f32>>) {
-        if self.wants_prompt_logprobs {
+        if self.params.prompt_logprobs.is_some() {
             let all = self.output.prompt_logprobs.get_or_insert_with(|| vec![None]);
             all.extend(logprobs.iter().map(|entry| Some(logprobs_map(entry)) as Option<Logprobs>));
         }
@@ -223,7 +225,7 @@ impl Pending {
         if !self.params.exclude_input_from_output {
             for output in &mut self.output.outputs {
                 output.token_ids.splice(0..0, self.output.prompt_token_ids.iter().copied());
-                output.text.insert_str(0, self.output.prompt.as_deref().unwrap_or_default());
+                output.text.insert_str(0, &self.echo);
             }
         }
         Ok(self.output)

@@ -5,6 +5,7 @@ mod collect;
 mod error;
 mod generate;
 mod input;
+mod lora_settings;
 mod output;
 mod prepare;
 mod text_model;

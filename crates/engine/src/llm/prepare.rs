@@ -30,6 +30,10 @@ impl Llm {
     pub(super) fn prepare(&self, request: GenerateRequest) -> Result<Prepared, LlmError> {
         let GenerateRequest { prompt, sampling: params, lora } = request;
         params.validate()?;
+        if !params.stop.is_empty() {
+            // Stop strings are looked for in text, so there has to be some.
+            self.text.tokenizer()?;
+        }
         let (text, mut prompt) = self.tokenize(prompt, &params)?;
         if let Some(keep) = params.truncate_prompt_tokens {
             prompt.drain(..prompt.len().saturating_sub(keep));
@@ -75,16 +79,19 @@ impl Llm {
         if let Some(index) = prompt.iter().position(|id| *id as usize >= vocab) {
             return Err(LlmError::TokenId { index, found: prompt[index], vocab });
         }
-        for (what, ids) in
-            [("bad_token_ids", &params.bad_token_ids), ("stop_token_ids", &params.stop_token_ids)]
-        {
+        let end_id = params.end_id.and_then(|id| u32::try_from(id).ok());
+        for (what, ids) in [
+            ("bad_token_ids", &params.bad_token_ids[..]),
+            ("stop_token_ids", &params.stop_token_ids),
+            ("end_id", end_id.as_slice()),
+        ] {
             if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
                 return Err(setting(what, id, format!("ids 0 to {}", vocab - 1)));
             }
         }
         let room = max_seq_len - found;
         let asked = params.max_tokens.unwrap_or(room);
-        if asked > room && params.max_tokens != SamplingParams::default().max_tokens {
+        if params.max_tokens.is_some() && asked > room {
             tracing::warn!("max_tokens {asked} is cut to {room}, as max_seq_len is {max_seq_len}");
         }
         Ok(found + asked.min(room))
@@ -99,10 +106,14 @@ impl Llm {
         (0..outputs as u32)
             .map(|stream| {
                 let end_ids = &self.info.model.eos_ids;
-                let mut plan = SamplingPlan::resolve(params, end_ids, stream)?;
+                let mut plan = SamplingPlan::resolve(params, end_ids, stream);
                 if !params.bad.is_empty() {
                     plan.ban_words(&params.bad, self.text.tokenizer()?)?;
                 }
+                // A tokenizer of its own may know tokens that the model does not have.
+                let known =
+                    |ids: &Vec<u32>| ids.iter().all(|id| (*id as usize) < self.info.model.vocab);
+                plan.bad_sequences.retain(known);
                 Ok(Arc::new(plan))
             })
             .collect()

@@ -174,6 +174,7 @@ impl ModelConfig {
             }
             if let Some(ids) = read_json::<Generation>(&generation)?.eos_token_id {
                 config.eos_ids = ids.into_vec();
+                config.check()?;
             }
         }
         Ok(config)
@@ -235,6 +236,10 @@ impl ModelConfig {
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(ModelError::unsupported("head_dim", self.head_dim, "an even number"));
+        }
+        if let Some(id) = self.eos_ids.iter().find(|id| **id as usize >= self.vocab) {
+            let allowed = format!("token ids 0 to {}", self.vocab - 1);
+            return Err(ModelError::unsupported("eos_token_id", id, allowed));
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
             let found = self.rms_norm_eps;

@@ -74,10 +74,7 @@ impl Gguf {
             bos: id("tokenizer.ggml.bos_token_id"),
             eos: id("tokenizer.ggml.eos_token_id"),
             unk: id("tokenizer.ggml.unknown_token_id"),
-            add_bos: meta
-                .get("tokenizer.ggml.add_bos_token")
-                .and_then(|v| v.to_bool().ok())
-                .unwrap_or(false),
+            add_bos: meta.get("tokenizer.ggml.add_bos_token").and_then(|v| v.to_bool().ok()),
         };
         Ok(GgufText { vocab, chat_template: meta.string("tokenizer.chat_template").ok() })
     }
@@ -264,13 +261,22 @@ fn read_config(meta: &Metadata<'_>, content: &Content) -> Result<ModelConfig, Mo
         qk_norm: has("blk.0.attn_q_norm.weight"),
         windows: vec![None; layers],
         dtype: DType::Bf16,
-        eos_ids: meta
-            .usize("tokenizer.ggml.eos_token_id")
+        eos_ids: ["eos", "eot"]
+            .iter()
+            .filter_map(|end| meta.usize(&format!("tokenizer.ggml.{end}_token_id")).ok())
             .map(|id| id as u32)
-            .into_iter()
             .collect(),
     };
     config.check()?;
+    let rotated = meta.usize(&key("rope.dimension_count")).unwrap_or(config.head_dim);
+    if rotated != config.head_dim {
+        let allowed = format!("the head dimension, {}", config.head_dim);
+        return Err(ModelError::unsupported(key("rope.dimension_count"), rotated, allowed));
+    }
+    if let Ok(window) = meta.usize(&key("attention.sliding_window")) {
+        let allowed = "none: use a safetensors checkpoint";
+        return Err(ModelError::unsupported(key("attention.sliding_window"), window, allowed));
+    }
     Ok(config)
 }
 

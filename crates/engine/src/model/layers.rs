@@ -157,11 +157,14 @@ impl<B: Backend> Loader<'_, B> {
         cols: usize,
     ) -> std::result::Result<HostTensor, ModelError> {
         let tensor = self.source.take(name, &[rows, cols])?;
-        if self.dtype == DType::F32 {
+        if self.dtype == DType::F32 || self.dtype == tensor.dtype() {
             return Ok(tensor);
         }
-        tensor.cast(self.dtype).ok_or_else(|| {
-            ModelError::unsupported(format!("dtype of {name}"), tensor.dtype(), "a float dtype")
+        let cast = tensor.cast(self.dtype).filter(HostTensor::is_finite);
+        cast.ok_or_else(|| {
+            let allowed = "values that are finite in that dtype; use bfloat16 or float32";
+            let found = format!("{} that {} does not hold", tensor.dtype(), self.dtype);
+            ModelError::unsupported(format!("tensor {name}"), found, allowed)
         })
     }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
-use lora_core::formats::{self, RawTensor};
+use lora_core::formats::RawTensor;
+use lora_core::formats::safetensors::{self, Residence};
 use lora_core::{DType, HostTensor};
 use rayon::prelude::*;
 
@@ -41,7 +42,7 @@ impl FolderSource {
     /// # Errors
     /// [`ModelError::Weights`] naming the file that is missing or broken.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let raw = formats::safetensors::read_folder(dir, "model")?;
+        let raw = safetensors::read_folder(dir, "model", Residence::Mapped)?;
         Ok(Self { dir: dir.to_owned(), tensors: raw.tensors })
     }
 }

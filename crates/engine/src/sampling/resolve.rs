@@ -2,21 +2,14 @@
 
 use lora_core::ops::SampleRow;
 
-use super::{SamplingError, SamplingParams, SamplingPlan};
+use super::{SamplingParams, SamplingPlan};
 use crate::text::{SpecialTokens, TextError, Tokenizer};
 
 impl SamplingPlan {
     /// The plan of one output of a request. `model_end_ids` are the model's own end tokens,
-    /// `stream` the number of the output, which sets it apart from others of the same seed.
-    ///
-    /// # Errors
-    /// [`SamplingError`] if a parameter is out of range.
-    pub fn resolve(
-        params: &SamplingParams,
-        model_end_ids: &[u32],
-        stream: u32,
-    ) -> Result<Self, SamplingError> {
-        params.validate()?;
+    /// `stream` the number of the output, which sets it apart from others of the same seed; only
+    /// the first reports on the prompt. The parameters have passed [`SamplingParams::validate`].
+    pub fn resolve(params: &SamplingParams, model_end_ids: &[u32], stream: u32) -> Self {
         let end_ids = match params.end_id {
             _ if params.ignore_eos => Vec::new(),
             None => model_end_ids.to_vec(),
@@ -28,7 +21,8 @@ impl SamplingPlan {
             || row.frequency_penalty != 0.0;
         // Outputs compete by their cumulative log-probability, so they have to be known.
         let competes = params.sequences() > params.n;
-        Ok(Self {
+        let first = stream == 0;
+        Self {
             row,
             penalises,
             prompt_ignore_length: params.prompt_ignore_length.unwrap_or(0),
@@ -37,10 +31,10 @@ impl SamplingPlan {
             stop_ids: params.stop_token_ids.clone(),
             bad_sequences: params.bad_token_ids.iter().map(|id| vec![*id]).collect(),
             logprobs: params.logprobs.or(competes.then_some(0)),
-            prompt_logprobs: params.prompt_logprobs,
-            context_logits: params.return_context_logits,
+            prompt_logprobs: params.prompt_logprobs.filter(|_| first),
+            context_logits: params.return_context_logits && first,
             generation_logits: params.return_generation_logits,
-        })
+        }
     }
 
     /// Adds words that must not appear, as they are spelled and after a blank.
@@ -88,7 +82,7 @@ mod tests {
 
     #[test]
     fn nothing_set_means_greedy_with_the_models_end() {
-        let plan = SamplingPlan::resolve(&SamplingParams::default(), &[2, 5], 0).unwrap();
+        let plan = SamplingPlan::resolve(&SamplingParams::default(), &[2, 5], 0);
         assert_eq!(plan.row, SampleRow::GREEDY);
         assert_eq!((plan.end_ids, plan.penalises, plan.min_tokens), (vec![2, 5], false, 1));
     }
@@ -96,9 +90,9 @@ mod tests {
     #[test]
     fn ignoring_the_end_leaves_no_end_token() {
         let params = SamplingParams { ignore_eos: true, ..SamplingParams::default() };
-        assert!(SamplingPlan::resolve(&params, &[2], 0).unwrap().end_ids.is_empty());
+        assert!(SamplingPlan::resolve(&params, &[2], 0).end_ids.is_empty());
         let params = SamplingParams { end_id: Some(-1), ..SamplingParams::default() };
-        assert!(SamplingPlan::resolve(&params, &[2], 0).unwrap().end_ids.is_empty());
+        assert!(SamplingPlan::resolve(&params, &[2], 0).end_ids.is_empty());
     }
 
     #[test]
@@ -108,7 +102,7 @@ mod tests {
             seed: Some(1 << 33),
             ..SamplingParams::default()
         };
-        let row = SamplingPlan::resolve(&params, &[], 3).unwrap().row;
+        let row = SamplingPlan::resolve(&params, &[], 3).row;
         assert_eq!((row.seed, row.stream, row.temperature), ([0, 2], 3, 0.7));
     }
 }

@@ -64,7 +64,7 @@ pub struct GgufVocab {
     pub unk: Option<u32>,
     /// `tokenizer.ggml.add_bos_token`: whether [`super::SpecialTokens::Add`] puts `bos` first. A
     /// file without the key means true for `llama-bpe` and false for the others.
-    pub add_bos: bool,
+    pub add_bos: Option<bool>,
 }
 
 impl TryFrom<GgufVocab> for Tokenizer {
@@ -84,7 +84,7 @@ impl TryFrom<GgufVocab> for Tokenizer {
             .add_special_tokens(tokens_of_type(&vocab, CONTROL, true))
             .and_then(|_| inner.add_tokens(tokens_of_type(&vocab, USER_DEFINED, false)))
             .map_err(|error| library_error(&error))?;
-        if vocab.add_bos {
+        if vocab.add_bos.unwrap_or(vocab.pre == "llama-bpe") {
             inner.with_post_processor(Some(leading_bos(&vocab)?));
         }
         Ok(Self::from_inner(inner))

@@ -23,7 +23,7 @@ pub(super) fn byte_vocab() -> GgufVocab {
         bos: Some(1),
         eos: Some(2),
         unk: Some(0),
-        add_bos: true,
+        add_bos: Some(true),
     }
 }
 

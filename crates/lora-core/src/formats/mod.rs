@@ -133,8 +133,8 @@ impl AdapterError {
 /// Reads the adapter at `path` and checks everything that can be checked without a model;
 /// [`Adapter::check`] does the rest.
 ///
-/// Tensors are windows of memory-mapped files: a file must not be rewritten in place while its
-/// adapter is in use, only replaced by renaming another one over it.
+/// The files are read once and copied whole, so what happens to them afterwards does not touch the
+/// adapter: its tensors are windows of one buffer for each file.
 ///
 /// # Errors
 /// See [`AdapterError`]. A readable adapter that breaks rules is [`AdapterError::Rejected`] with

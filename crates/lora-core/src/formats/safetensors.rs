@@ -1,4 +1,4 @@
-//! Safetensors files, whole or in shards, as windows of memory maps.
+//! Safetensors files, whole or in shards; tensors are windows of one buffer or map for each file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,21 +19,35 @@ const MAX_HEADER: u64 = 64 << 20;
 /// Bytes of the header's length, at the start of a file.
 const PREFIX: u64 = 8;
 
+/// Where the bytes of tensors stay while they are used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Residence {
+    /// In memory of their own: what happens to the file later does not matter.
+    Owned,
+    /// In a map of the file, which must not be changed as long as a tensor lives: for checkpoints,
+    /// whose tensors are copied to a device one by one and then dropped.
+    Mapped,
+}
+
 /// Reads the tensors of a folder: `{stem}.safetensors`, or else the shards that
 /// `{stem}.safetensors.index.json` names.
 ///
 /// # Errors
 /// As [`read`] and [`read_sharded`]; also if neither file is there.
-pub fn read_folder(dir: &Path, stem: &str) -> Result<RawTensors, AdapterError> {
+pub fn read_folder(
+    dir: &Path,
+    stem: &str,
+    residence: Residence,
+) -> Result<RawTensors, AdapterError> {
     let single = dir.join(format!("{stem}.safetensors"));
     let index = dir.join(format!("{stem}.safetensors.index.json"));
     if index.is_file() && !single.is_file() {
-        return read_sharded(&index);
+        return read_sharded(&index, residence);
     }
     if !single.is_file() {
         return Err(AdapterError::Missing { path: dir.to_owned(), what: single_name(stem) });
     }
-    read(&single)
+    read(&single, residence)
 }
 
 fn single_name(stem: &str) -> String {
@@ -44,8 +58,11 @@ fn single_name(stem: &str) -> String {
 ///
 /// # Errors
 /// A file that cannot be read, is cut off, or is not in the format; each names the file.
-pub fn read(path: &Path) -> Result<RawTensors, AdapterError> {
-    let bytes = map_file(path)?;
+pub fn read(path: &Path, residence: Residence) -> Result<RawTensors, AdapterError> {
+    let bytes = match residence {
+        Residence::Owned => Bytes::from(read_file(path)?),
+        Residence::Mapped => map_file(path)?,
+    };
     check_length(path, &bytes)?;
     let invalid =
         |problem: String| AdapterError::InvalidSafetensors { path: path.to_owned(), problem };
@@ -66,7 +83,7 @@ pub fn read(path: &Path) -> Result<RawTensors, AdapterError> {
 /// # Errors
 /// As [`read`]; also an index whose shards are missing, lie outside its directory, or hold other
 /// tensors than the index says.
-pub fn read_sharded(index: &Path) -> Result<RawTensors, AdapterError> {
+pub fn read_sharded(index: &Path, residence: Residence) -> Result<RawTensors, AdapterError> {
     let parsed: Index = serde_json::from_slice(&read_file(index)?)
         .map_err(|source| AdapterError::Json { path: index.to_owned(), source })?;
     let broken = |problem: String| AdapterError::InvalidIndex { path: index.to_owned(), problem };
@@ -79,7 +96,7 @@ pub fn read_sharded(index: &Path) -> Result<RawTensors, AdapterError> {
         if !is_plain_name(file) {
             return Err(broken(format!("names `{file}`, which is not a file beside it")));
         }
-        let shard = read(&index.with_file_name(file))?;
+        let shard = read(&index.with_file_name(file), residence)?;
         if let Some(name) = expected.iter().find(|name| !shard.tensors.contains_key(**name)) {
             return Err(broken(format!("`{name}` is not in {file}")));
         }
@@ -114,7 +131,7 @@ fn map_file(path: &Path) -> Result<Bytes, AdapterError> {
     }
     // SAFETY: the map is only read, and outlives its borrows because `Bytes` owns it. Nothing can
     // stop another process from rewriting the file meanwhile: that is the caller's obligation,
-    // stated at `load`. What is read from the map is plain bytes, of which every value is valid.
+    // stated at [`Residence::Mapped`]. What is read from the map is plain bytes, of which every value is valid.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| io_error(path, source))?;
     Ok(Bytes::from_owner(map))
 }
@@ -177,7 +194,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         std::fs::write(&path, bytes).unwrap();
-        read(&path)
+        read(&path, Residence::Owned)
     }
 
     const HEADER: &str = r#"{"t": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#;
@@ -209,7 +226,7 @@ mod tests {
         std::fs::write(dir.path().join("a.safetensors"), file(HEADER, &[0; 8])).unwrap();
         let read_map = |map: &str| {
             std::fs::write(&index, format!(r#"{{"weight_map": {map}}}"#)).unwrap();
-            read_sharded(&index)
+            read_sharded(&index, Residence::Mapped)
         };
         assert_eq!(read_map(r#"{"t": "a.safetensors"}"#).unwrap().tensors.len(), 1);
         for map in [

@@ -67,7 +67,9 @@ fn largest(values: &[f32], k: usize) -> Vec<usize> {
         return Vec::new();
     }
     let mut order: Vec<usize> = (0..values.len()).collect();
-    let larger = |a: &usize, b: &usize| values[*b].total_cmp(&values[*a]).then(a.cmp(b));
+    // Adding zero makes the two zeros equal, which the total order tells apart.
+    let key = |i: &usize| values[*i] + 0.0;
+    let larger = |a: &usize, b: &usize| key(b).total_cmp(&key(a)).then(a.cmp(b));
     if k < order.len() {
         order.select_nth_unstable_by(k, larger);
         order.truncate(k);

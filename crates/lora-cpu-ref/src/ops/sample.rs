@@ -82,7 +82,9 @@ fn draw(logits: &[f32], params: &SampleRow) -> usize {
     let keep =
         if params.top_k == 0 { logits.len() } else { logits.len().min(params.top_k as usize) };
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    let likelier = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    // Adding zero makes the two zeros equal, which the total order tells apart.
+    let key = |i: &usize| logits[*i] + 0.0;
+    let likelier = |a: &usize, b: &usize| key(b).total_cmp(&key(a)).then(a.cmp(b));
     if keep < order.len() {
         order.select_nth_unstable_by(keep, likelier);
         order.truncate(keep);

@@ -36,8 +36,14 @@ struct Site<'a> {
 
 impl<'a> Site<'a> {
     fn build(&mut self) -> SiteWeights {
-        let low_rank = self.low_rank();
-        SiteWeights { low_rank, base_bias: self.base_bias(), replacement: self.replacement() }
+        let (low_rank, replacement) = (self.low_rank(), self.replacement());
+        if replacement.is_some() && low_rank.as_ref().is_some_and(|low| low.magnitude.is_some()) {
+            let found = format!("DoRA on {}, whose weight is saved as well", self.parts.module);
+            let allowed = "DoRA on the base model's own weight";
+            let remedy = "save the adapter again with save_embedding_layers=False";
+            self.reject(Code::UnsupportedConfigField, "use_dora", [&found, allowed, remedy]);
+        }
+        SiteWeights { low_rank, base_bias: self.base_bias(), replacement }
     }
 
     fn get(&self, kind: Kind) -> Option<&'a Named> {
@@ -74,6 +80,12 @@ impl<'a> Site<'a> {
         let rank = self.rank(a, b)?;
         let alpha = self.config.alphas.of(&self.parts.module);
         let scale = self.config.scaling.scale(alpha, rank);
+        if !scale.is_finite() {
+            let found = format!("alpha {alpha} for {}", self.parts.module);
+            let allowed = "an alpha whose scale is a finite float32";
+            let remedy = "correct lora_alpha or alpha_pattern in adapter_config.json";
+            self.reject(Code::InvalidConfigField, "lora_alpha", [&found, allowed, remedy]);
+        }
         let (a, b) = (a.tensor.clone(), b.tensor.clone());
         Some(LowRank { rank, scale, a, b, magnitude, b_bias })
     }

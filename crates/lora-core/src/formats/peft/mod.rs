@@ -5,7 +5,8 @@
 
 use std::path::Path;
 
-use super::{AdapterError, RawTensors, ReadOptions, read_file, safetensors};
+use super::safetensors::{self, Residence};
+use super::{AdapterError, RawTensors, ReadOptions, read_file};
 use crate::adapter::{Adapter, AdapterFormat, AdapterInfo, Declaration};
 use crate::rules::{Rejection, Rejections};
 
@@ -59,7 +60,7 @@ pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> 
 
 /// Finds and reads the weight files of a directory.
 fn read_weights(dir: &Path) -> Result<RawTensors, AdapterError> {
-    let missing = match safetensors::read_folder(dir, WEIGHTS) {
+    let missing = match safetensors::read_folder(dir, WEIGHTS, Residence::Owned) {
         Err(missing @ AdapterError::Missing { .. }) => missing,
         read => return read,
     };

@@ -1,0 +1,54 @@
+//! What the LoRA settings mean for one model.
+
+use lora_core::formats::{self, ReadOptions};
+use lora_core::{LoraConfig, ModelGeometry, PeftCacheConfig};
+
+use super::LlmError;
+use crate::adapters::RegistryError;
+
+/// Settles which modules adapters may change: those of `lora_target_modules`, else those of the
+/// adapter in `lora_dir`, else all that the model has, which is said once with what it costs.
+///
+/// # Errors
+/// [`LlmError::Adapter`] if the adapter in `lora_dir` cannot be read.
+pub(super) fn settle(
+    mut config: LoraConfig,
+    model: &ModelGeometry,
+) -> Result<LoraConfig, LlmError> {
+    if !config.lora_target_modules.is_empty() {
+        return Ok(config);
+    }
+    let Some(dir) = config.lora_dir.first() else {
+        let bytes = largest_adapter(&config, model);
+        tracing::info!(
+            "neither lora_target_modules nor lora_dir is set: adapters may change every linear \
+             module, {bytes} bytes for one of rank {}",
+            config.max_lora_rank
+        );
+        return Ok(config);
+    };
+    let name = dir.display().to_string();
+    let options = ReadOptions::from_config(&config)?;
+    let adapter =
+        formats::load(dir, &options).map_err(|cause| RegistryError::Load { name, cause })?;
+    config.lora_target_modules =
+        adapter.modules().iter().map(|module| module.name().to_owned()).collect();
+    Ok(config)
+}
+
+/// Bytes of an adapter of the largest rank on every module, in 16 bits.
+fn largest_adapter(config: &LoraConfig, model: &ModelGeometry) -> usize {
+    let modules = config.effective_targets(model);
+    let widths = modules.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
+    2 * model.layers * config.max_lora_rank * widths.sum::<usize>()
+}
+
+/// Says which settings are accepted and have no effect yet.
+pub(super) fn warn_of_idle_settings(lora: Option<&LoraConfig>, cache: &PeftCacheConfig) {
+    if *cache != PeftCacheConfig::default() {
+        tracing::warn!("peft_cache_config is not in force yet: max_loras alone sizes the slots");
+    }
+    if lora.is_some_and(|lora| lora.max_cpu_loras.is_some()) {
+        tracing::warn!("max_cpu_loras is not in force yet: adapters stay in host memory");
+    }
+}
