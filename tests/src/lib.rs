@@ -8,3 +8,8 @@ pub mod suite;
 
 pub use compare::{assert_greedy, relative_error};
 pub use fixtures::{Case, Fixtures, adapter_path, engine, fixtures_dir, model_path, run};
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

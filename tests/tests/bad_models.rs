@@ -107,6 +107,31 @@ fn settings_that_are_not_run_are_refused() {
 }
 
 #[test]
+fn shards_are_one_model_and_must_be_complete() {
+    let shards = |dir: &Path| {
+        let path = dir.join("model.safetensors");
+        let file = std::fs::read(&path).unwrap();
+        let tensors = SafeTensors::deserialize(&file).unwrap().tensors();
+        let mut map = serde_json::Map::new();
+        for (i, half) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
+            let name = format!("model-{}-of-2.safetensors", i + 1);
+            map.extend(half.iter().map(|(tensor, _)| (tensor.clone(), json!(name))));
+            let views = half.iter().map(|(tensor, view)| (tensor, view));
+            std::fs::write(dir.join(name), serialize(views, None).unwrap()).unwrap();
+        }
+        std::fs::remove_file(path).unwrap();
+        let index = json!({ "weight_map": map });
+        std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    };
+    assert_eq!(error_after(shards), "it loads");
+    let half = error_after(|dir| {
+        shards(dir);
+        std::fs::remove_file(dir.join("model-2-of-2.safetensors")).unwrap();
+    });
+    assert_names(&half, &["model-2-of-2.safetensors", "missing"]);
+}
+
+#[test]
 fn what_is_no_model_is_refused() {
     let load = |path: &Path| {
         let built = Llm::builder(path).build(|| CpuRef::with_threads(None));

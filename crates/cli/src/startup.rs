@@ -13,7 +13,8 @@ use crate::progress;
 /// Loads the model and starts an engine on the CPU, with LoRA if `lora` is given.
 ///
 /// # Errors
-/// [`Exit::Usage`] if a setting is out of range for the model, else [`Exit::Model`].
+/// [`Exit::Usage`] if a setting is out of range for the model or the adapter in `lora_dir` cannot
+/// be read, else [`Exit::Model`].
 pub(crate) fn start(
     model: &Path,
     settings: &EngineSettings,
@@ -61,7 +62,8 @@ fn configure(builder: LlmBuilder, settings: &EngineSettings) -> LlmBuilder {
 
 fn exit_of(error: &LlmError) -> Exit {
     match error {
-        LlmError::Setting { .. } | LlmError::LoraConfig(_) => Exit::Usage,
+        // Before any request, the only adapter that is read is the one in `lora_dir`.
+        LlmError::Setting { .. } | LlmError::LoraConfig(_) | LlmError::Adapter(_) => Exit::Usage,
         _ => Exit::Model,
     }
 }

@@ -1,13 +1,4 @@
 //! What a device must do: the seam between models and hardware.
-//!
-//! Contract of every op, whichever backend runs it:
-//! - it is ordered after the ops issued before it on the same [`Backend::Queue`];
-//! - it writes only its out-params and allocates nothing, so addresses are stable and a step can
-//!   be recorded as a graph;
-//! - it accumulates in `f32` and rounds to the out-param's dtype once, when it stores;
-//! - a row of the result depends only on that row of the inputs: never on the other rows of the
-//!   batch, nor on how many there are;
-//! - it checks shapes and dtypes first and, if they are wrong, returns an error without writing.
 
 use std::ops::Range;
 
@@ -41,7 +32,16 @@ pub struct Caps {
     pub wide_activations: bool,
 }
 
-/// One device. See the [module](self) for the contract that all ops share.
+/// One device.
+///
+/// Contract of every op, whichever backend runs it:
+/// - it is ordered after the ops issued before it on the same [`Backend::Queue`];
+/// - it writes only its out-params and allocates nothing, so addresses are stable and a step can
+///   be recorded as a graph;
+/// - it accumulates in `f32` and rounds to the out-param's dtype once, when it stores;
+/// - a row of the result depends only on that row of the inputs: never on the other rows of the
+///   batch, nor on how many there are;
+/// - it checks shapes and dtypes first and, if they are wrong, returns an error without writing.
 ///
 /// A backend lives on the thread that drives it and need not be `Send`.
 pub trait Backend: Sized + 'static {

@@ -1,7 +1,7 @@
 //! The [`lora_core::Backend`] of a machine without a GPU, and the oracle that other backends are
 //! tested against.
 //!
-//! Ops are plain loops in the order of their formula, one file a concept under [`ops`]. The inner
+//! Ops are plain loops in the order of their formula, one file a concept under `ops/`. The inner
 //! products alone are fast as well: [`inner`] has an obvious and a fast implementation, tested
 //! against each other. Everything is deterministic, and a row's result does not depend on the
 //! other rows of its batch, in any dtype.

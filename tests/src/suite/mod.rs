@@ -1,7 +1,7 @@
 //! Properties that every [`Backend`] must have, written once.
 //!
 //! A property is a function of a constructor and of the [`Types`] to run in. It draws awkward
-//! shapes, computes what must come out by the formulas of [`reference`] in `f64`, and compares with
+//! shapes, computes what must come out by the formulas of [`mod@reference`] in `f64`, and compares with
 //! the tolerance that the op's contract allows ([`compare`]).
 //! [`backend_suite!`](crate::backend_suite) makes a test of each of them:
 //!

@@ -5,6 +5,7 @@
 mod bad_input;
 mod generate;
 mod inspect;
+mod lora_config;
 mod support;
 
 use cli::Exit;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::adapter::{NamedAdapter, named_adapter, numbered};
 use super::engine::{EngineArgs, EngineSettings};
+use super::lora::{FILE_HELP, LoraConfigArgs, LoraSettings};
 use super::refuse;
 use super::sampling::SamplingArgs;
 use crate::requests;
@@ -22,10 +23,11 @@ user's message); its answer is written as plain text while it is generated. Many
 are JSON lines in the same order. A line that cannot be answered gets a line with \"error\" and \
 does not touch the others.";
 
-const AFTER_HELP: &str = r#"Examples:
+const EXAMPLES: &str = r#"Examples:
   polylora generate --model my-model --prompt 'Once upon a time' --max-tokens 64
   polylora generate --model m.gguf --adapter sql=adapters/sql --lora sql --chat 'How many books?'
   polylora generate --model my-model --adapter sql=a --adapter pirate=b --requests questions.jsonl
+  polylora generate --model my-model --adapter sql=a --lora-config lora.json --requests -
 
 A line of --requests:
   {"id": 7, "messages": [{"role": "user", "content": "How many books?"}], "lora": "sql",
@@ -38,15 +40,16 @@ A line of answers:
   {"id", "lora", "prompt_token_ids", "outputs": [{"index", "text", "token_ids",
    "cumulative_logprob", "logprobs", "finish_reason", "stop_reason"}], "prompt_logprobs"}
 or {"id", "lora", "error"}.
+"#;
 
-Exit codes are listed by `polylora --help`."#;
+const EXIT_CODES: &str = "\nExit codes are listed by `polylora --help`.";
 
 /// Heading of what goes in and out.
 const REQUESTS: &str = "Requests and answers (one of --prompt, --chat and --requests)";
 
 /// Answer prompts, with adapters or without
 #[derive(Args)]
-#[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+#[command(long_about = LONG_ABOUT, after_long_help = format!("{EXAMPLES}{FILE_HELP}{EXIT_CODES}"))]
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     engine: EngineArgs,
@@ -70,9 +73,8 @@ struct LoraArgs {
     /// The adapter of requests that name none [default: the base model]
     #[arg(long, value_name = "NAME")]
     lora: Option<String>,
-    /// Largest rank that an adapter may have
-    #[arg(long, value_name = "N", default_value = "64")]
-    max_lora_rank: NonZeroUsize,
+    #[command(flatten)]
+    config: LoraConfigArgs,
     /// Adapters that one step can use [default: 8]
     #[arg(long, value_name = "N")]
     max_loras: Option<NonZeroUsize>,
@@ -128,10 +130,8 @@ pub struct GenerateJob {
     pub adapters: Vec<LoraRequest>,
     /// The adapter of requests that name none.
     pub lora: Option<LoraRequest>,
-    /// Largest rank of an adapter.
-    pub max_lora_rank: usize,
-    /// Adapters that one step can use.
-    pub max_loras: Option<usize>,
+    /// How adapters are served.
+    pub lora_settings: LoraSettings,
     /// Where requests come from.
     pub source: Source,
     /// Where answers go.
@@ -167,8 +167,10 @@ impl GenerateArgs {
             engine,
             adapters,
             lora,
-            max_lora_rank: self.lora.max_lora_rank.get(),
-            max_loras: self.lora.max_loras.map(NonZeroUsize::get),
+            lora_settings: LoraSettings {
+                max_loras: self.lora.max_loras.map(NonZeroUsize::get),
+                ..self.lora.config.settings()
+            },
             source,
             sink,
             sampling: self.sampling.given(),

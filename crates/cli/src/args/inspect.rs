@@ -1,38 +1,41 @@
 //! `polylora inspect`.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
+
+use super::lora::{FILE_HELP, LoraConfigArgs, LoraSettings};
 
 const LONG_ABOUT: &str = "\
 Describes an adapter and checks it: which modules of which layers it changes, at what rank and \
 scale, and every rule that it breaks, each with what was found, what is allowed and what to do.
 
-With --model it is also held against that model's dimensions and module names; only the model's \
-configuration is read, not its weights.";
+With --model it is also held against that model's dimensions and module names, and against the \
+target modules of --lora-config; only the model's configuration is read, not its weights.";
 
-const AFTER_HELP: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   polylora inspect my-adapter
   polylora inspect my-adapter --model my-model --max-lora-rank 16
+  polylora inspect my-adapter --model my-model --lora-config lora.json
   polylora inspect my-adapter --json
+";
 
+const EXIT_CODES: &str = "
 It exits with 1 if the adapter would be refused, so that scripts can ask before they serve it.
 Exit codes are listed by `polylora --help`.";
 
 /// Describe an adapter and check whether it would be served
 #[derive(Args)]
-#[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+#[command(long_about = LONG_ABOUT, after_long_help = format!("{EXAMPLES}{FILE_HELP}{EXIT_CODES}"))]
 pub(super) struct InspectArgs {
     /// The adapter's directory
     path: PathBuf,
     /// Check against this model: a folder or a .gguf file
     #[arg(long, value_name = "DIR|FILE.gguf")]
     model: Option<PathBuf>,
-    /// Largest rank that is served
-    #[arg(long, value_name = "N", default_value = "64")]
-    max_lora_rank: NonZeroUsize,
+    #[command(flatten)]
+    lora: LoraConfigArgs,
     /// Write one JSON object
     #[arg(long)]
     json: bool,
@@ -45,15 +48,15 @@ pub struct InspectJob {
     pub path: PathBuf,
     /// The model to check against.
     pub model: Option<PathBuf>,
-    /// Largest rank that is served.
-    pub max_lora_rank: usize,
+    /// How it would be served.
+    pub lora: LoraSettings,
     /// Whether to write JSON.
     pub json: bool,
 }
 
 impl InspectArgs {
     pub fn into_job(self) -> InspectJob {
-        let Self { path, model, max_lora_rank, json } = self;
-        InspectJob { path, model, max_lora_rank: max_lora_rank.get(), json }
+        let Self { path, model, lora, json } = self;
+        InspectJob { path, model, lora: lora.settings(), json }
     }
 }

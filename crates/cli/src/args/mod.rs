@@ -5,6 +5,7 @@ mod demo;
 mod engine;
 mod generate;
 mod inspect;
+mod lora;
 mod sampling;
 
 use std::ffi::OsString;
@@ -16,6 +17,7 @@ pub use demo::DemoJob;
 pub use engine::EngineSettings;
 pub use generate::{GenerateJob, Sink, Source};
 pub use inspect::InspectJob;
+pub use lora::LoraSettings;
 
 use demo::DemoArgs;
 use generate::GenerateArgs;

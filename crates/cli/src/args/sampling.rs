@@ -41,7 +41,7 @@ pub(super) struct SamplingArgs {
     #[arg(long = "stop-token-id", value_name = "ID")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     stop_token_ids: Vec<u32>,
-    /// Fewest tokens before anything may end an answer
+    /// End and stop tokens cannot be drawn before this many tokens; stop strings are not held back
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     min_tokens: Option<usize>,

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::answers::Answer;
 use crate::args::{GenerateJob, Sink, Source};
 use crate::exit::{Exit, Failure, OrExit};
+use crate::lora_file;
 use crate::meter::Meter;
 use crate::progress;
 use crate::requests::{self, Defaults, Line};
@@ -21,6 +22,7 @@ use crate::streams::Streams;
 /// Answers every request of the job in one call of the engine.
 pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
     let lines = read(job, streams)?;
+    let lora = lora_config(job, &lines)?;
     // The file is opened first: nobody should learn after an hour that it cannot be written.
     let file = match &job.sink {
         Sink::File(path) => {
@@ -29,7 +31,7 @@ pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, 
         }
         Sink::Text | Sink::Stdout => None,
     };
-    let llm = startup::start(&job.model, &job.engine, lora_config(job, &lines), streams.live)?;
+    let llm = startup::start(&job.model, &job.engine, lora, streams.live)?;
     match file {
         Some(file) => answer_lines(&llm, lines, &mut BufWriter::new(file), streams.live),
         None if job.sink == Sink::Text => answer_text(&llm, lines, streams),
@@ -73,15 +75,12 @@ pub(super) fn user(text: &str) -> ChatMessage {
     ChatMessage { role: "user".to_owned(), content: text.to_owned() }
 }
 
-/// LoRA is on if an adapter is configured or a line brings its own.
-fn lora_config(job: &GenerateJob, lines: &[Line]) -> Option<LoraConfig> {
+/// LoRA is on if it or an adapter is configured, or a line brings its own adapter.
+fn lora_config(job: &GenerateJob, lines: &[Line]) -> Result<Option<LoraConfig>, Failure> {
     let brings = |line: &Line| line.request.as_ref().is_ok_and(|request| request.lora.is_some());
-    let wanted = !job.adapters.is_empty() || lines.iter().any(brings);
-    wanted.then(|| LoraConfig {
-        max_lora_rank: job.max_lora_rank,
-        max_loras: job.max_loras,
-        ..LoraConfig::default()
-    })
+    let configured = job.lora_settings.file.is_some() || !job.adapters.is_empty();
+    let wanted = configured || lines.iter().any(brings);
+    wanted.then(|| lora_file::resolve(&job.lora_settings)).transpose()
 }
 
 /// Runs the lines that hold requests; answers are in the order of the lines.

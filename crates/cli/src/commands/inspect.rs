@@ -8,12 +8,13 @@ use anyhow::Context;
 use engine::geometry;
 use engine::model::{Gguf, ModelConfig};
 use lora_core::formats::{self, AdapterError, ReadOptions};
-use lora_core::{Adapter, Code, LoraConfig, ModelGeometry, Rejection};
+use lora_core::{Adapter, CkptSource, Code, LoraConfig, ModelGeometry, Rejection};
 use serde_json::{Value, json};
 
 use super::sites::{Group, groups, ranges};
 use crate::args::InspectJob;
 use crate::exit::{Exit, Failure, OrExit};
+use crate::lora_file;
 use crate::streams::Streams;
 use crate::table;
 
@@ -36,8 +37,9 @@ struct Report<'a> {
 
 /// Describes and checks the adapter.
 pub(super) fn run(job: &InspectJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    let config = lora_file::resolve(&job.lora)?;
     let model = job.model.as_deref().map(read_geometry).transpose()?;
-    let report = examine(job, model.as_ref())?;
+    let report = examine(&job.path, model.as_ref(), config)?;
     if job.json {
         serde_json::to_writer_pretty(&mut *streams.stdout, &report.json())?;
         writeln!(streams.stdout)?;
@@ -57,12 +59,18 @@ fn read_geometry(path: &Path) -> Result<ModelGeometry, Failure> {
     Ok(geometry(&config.with_context(context).or_exit(Exit::Model)?))
 }
 
-fn examine<'a>(job: &'a InspectJob, model: Option<&ModelGeometry>) -> Result<Report<'a>, Failure> {
-    let config = LoraConfig { max_lora_rank: job.max_lora_rank, ..LoraConfig::default() };
-    let options = ReadOptions::from_config(&config)?;
-    let mut report =
-        Report { path: &job.path, adapter: None, rejections: Vec::new(), unreadable: None };
-    match formats::load(&job.path, &options) {
+fn examine<'a>(
+    path: &'a Path,
+    model: Option<&ModelGeometry>,
+    config: LoraConfig,
+) -> Result<Report<'a>, Failure> {
+    let options = ReadOptions::from_config(&config).or_exit(Exit::Usage)?;
+    let config = formats::settle_targets(config).context("cannot use lora_dir");
+    let config = config.or_exit(Exit::Usage)?;
+    let mut report = Report { path, adapter: None, rejections: Vec::new(), unreadable: None };
+    // `lora_ckpt_source` is the format of `lora_dir`; an adapter by its path is PEFT's, as it is
+    // for the other commands.
+    match formats::load(path, &options.with_source(CkptSource::Hf)) {
         Ok(adapter) => {
             report.rejections = match model {
                 Some(model) => adapter.check(model, &config),

@@ -1,7 +1,6 @@
 //! What the LoRA settings mean for one model.
 
-use lora_core::formats::{self, ReadOptions};
-use lora_core::{LoraConfig, ModelGeometry, PeftCacheConfig};
+use lora_core::{LoraConfig, ModelGeometry, PeftCacheConfig, formats};
 
 use super::LlmError;
 use crate::adapters::RegistryError;
@@ -11,28 +10,17 @@ use crate::adapters::RegistryError;
 ///
 /// # Errors
 /// [`LlmError::Adapter`] if the adapter in `lora_dir` cannot be read.
-pub(super) fn settle(
-    mut config: LoraConfig,
-    model: &ModelGeometry,
-) -> Result<LoraConfig, LlmError> {
-    if !config.lora_target_modules.is_empty() {
-        return Ok(config);
-    }
-    let Some(dir) = config.lora_dir.first() else {
+pub(super) fn settle(config: LoraConfig, model: &ModelGeometry) -> Result<LoraConfig, LlmError> {
+    let config = formats::settle_targets(config)
+        .map_err(|cause| RegistryError::Load { name: "lora_dir".to_owned(), cause })?;
+    if config.lora_target_modules.is_empty() {
         let bytes = largest_adapter(&config, model);
         tracing::info!(
             "neither lora_target_modules nor lora_dir is set: adapters may change every linear \
              module, {bytes} bytes for one of rank {}",
             config.max_lora_rank
         );
-        return Ok(config);
-    };
-    let name = dir.display().to_string();
-    let options = ReadOptions::from_config(&config)?;
-    let adapter =
-        formats::load(dir, &options).map_err(|cause| RegistryError::Load { name, cause })?;
-    config.lora_target_modules =
-        adapter.modules().iter().map(|module| module.name().to_owned()).collect();
+    }
     Ok(config)
 }
 

@@ -130,6 +130,21 @@ impl AdapterError {
     }
 }
 
+/// The configuration with `lora_target_modules` filled in: where it names none, the modules of the
+/// adapter in `lora_dir`. Where there is no such adapter either, none are named, which means all.
+///
+/// # Errors
+/// See [`load`].
+pub fn settle_targets(mut config: LoraConfig) -> Result<LoraConfig, AdapterError> {
+    if let (Some(dir), []) = (config.lora_dir.first(), &config.lora_target_modules[..]) {
+        let options = ReadOptions::from_config(&config)
+            .map_err(|rejections| AdapterError::Rejected { path: dir.clone(), rejections })?;
+        let adapter = load(dir, &options)?;
+        config.lora_target_modules = adapter.modules().iter().map(ToString::to_string).collect();
+    }
+    Ok(config)
+}
+
 /// Reads the adapter at `path` and checks everything that can be checked without a model;
 /// [`Adapter::check`] does the rest.
 ///

@@ -24,11 +24,11 @@ pub use self::{
     elementwise::{Float, exp, narrow, widen},
     error::InnerError,
     isa::{Isa, Level},
-    operand::{Out, Rows, Update},
+    operand::{Out, Rows},
     packed::{Dtype, Packed, Part},
 };
 
-/// `out[m, n] = update(sum over k of x[m, k] * w[n, k])`, as fast as the CPU allows.
+/// `out[m, n] = sum over k of x[m, k] * w[n, k]`, plus a bias if `out` has one, as fast as the CPU allows.
 ///
 /// If both `x` and `w` are bfloat16 and `isa` has it, products are made by `vdpbf16ps`, which takes
 /// subnormal inputs and results as zero and rounds sums to nearest even; otherwise products and

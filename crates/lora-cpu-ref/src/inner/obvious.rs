@@ -1,19 +1,19 @@
 //! The inner product as the formula has it; the fast one is tested against it.
 
 use super::{
-    operand::{Element, Out, Rows, Values, ValuesMut, place},
+    operand::{Element, Out, Rows, Values, ValuesMut, store},
     packed::Packed,
 };
 
 /// See [`matmul_obvious`](super::matmul_obvious), which has checked the operands.
 pub(super) fn matmul(x: Rows<'_>, w: &Packed, out: Out<'_>) {
-    let at = |m, n| place(out.index, m).saturating_mul(out.stride).saturating_add(n);
+    let at = |m: usize, n| m.saturating_mul(out.stride).saturating_add(n);
     match out.values {
         ValuesMut::Bf16(data) => {
-            each_output(x, w, |m, n, y| out.update.apply(n, &[y], one(data, at(m, n))));
+            each_output(x, w, |m, n, y| store(out.bias, n, &[y], one(data, at(m, n))));
         }
         ValuesMut::F32(data) => {
-            each_output(x, w, |m, n, y| out.update.apply(n, &[y], one(data, at(m, n))));
+            each_output(x, w, |m, n, y| store(out.bias, n, &[y], one(data, at(m, n))));
         }
     }
 }

@@ -62,17 +62,6 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// What happens to a result on its way to the output.
-#[derive(Clone, Copy, Debug)]
-pub enum Update<'a> {
-    /// `out = y`.
-    Store,
-    /// `out = y + bias[n]`, rounded once.
-    StoreBias(&'a [f32]),
-    /// `out = out + scale * y`, rounded once: how a LoRA delta joins the base output.
-    AddScaled(f32),
-}
-
 /// Output in its type.
 #[derive(Debug)]
 pub(super) enum ValuesMut<'a> {
@@ -80,38 +69,30 @@ pub(super) enum ValuesMut<'a> {
     F32(&'a mut [f32]),
 }
 
-/// Where results go: row `m` is the `n` values from `place(m) * stride`, where `place(m)` is `m`
-/// or the `m`-th entry of an index list. To write columns from `c` on, pass `&mut data[c..]`.
+/// Where results go: row `m` is the `n` values from `m * stride`. To write columns from `c` on, pass
+/// `&mut data[c..]`.
 #[derive(Debug)]
 pub struct Out<'a> {
     pub(super) values: ValuesMut<'a>,
     pub(super) stride: usize,
-    pub(super) index: Option<&'a [u32]>,
-    pub(super) update: Update<'a>,
+    pub(super) bias: Option<&'a [f32]>,
 }
 
 impl<'a> Out<'a> {
     /// Rounds results to bfloat16 (nearest, ties to even) and stores them in `data`.
     pub fn bf16(data: &'a mut [bf16], stride: usize) -> Self {
-        Self { values: ValuesMut::Bf16(data), stride, index: None, update: Update::Store }
+        Self { values: ValuesMut::Bf16(data), stride, bias: None }
     }
 
     /// Stores results in `data`.
     pub fn f32(data: &'a mut [f32], stride: usize) -> Self {
-        Self { values: ValuesMut::F32(data), stride, index: None, update: Update::Store }
+        Self { values: ValuesMut::F32(data), stride, bias: None }
     }
 
-    /// Result row `m` goes to row `index[m]`: a scatter. Rows named twice are written twice, the
-    /// later result last. A strictly increasing list lets more threads share the work.
+    /// Adds `bias[n]` to output `n` before it is rounded.
     #[must_use]
-    pub fn listed(self, index: &'a [u32]) -> Self {
-        Self { index: Some(index), ..self }
-    }
-
-    /// Sets how results meet what the output holds; [`Update::Store`] otherwise.
-    #[must_use]
-    pub fn update(self, update: Update<'a>) -> Self {
-        Self { update, ..self }
+    pub fn bias(self, bias: Option<&'a [f32]>) -> Self {
+        Self { bias, ..self }
     }
 
     /// Fails unless `count` rows of `w`'s outputs fit.
@@ -121,13 +102,7 @@ impl<'a> Out<'a> {
             ValuesMut::Bf16(data) => data.len(),
             ValuesMut::F32(data) => data.len(),
         };
-        if let Some(index) = self.index
-            && index.len() != count
-        {
-            let what = "the output's row list";
-            return Err(InnerError::Count { what, found: index.len(), needed: count });
-        }
-        if let Update::StoreBias(bias) = self.update
+        if let Some(bias) = self.bias
             && bias.len() != width
         {
             return Err(InnerError::Count { what: "bias", found: bias.len(), needed: width });
@@ -135,7 +110,7 @@ impl<'a> Out<'a> {
         if self.stride < width {
             return Err(InnerError::Overlap { stride: self.stride, width });
         }
-        check_extent("the output", found, self.stride, width, last_row(count, self.index))
+        check_extent("the output", found, self.stride, width, count.checked_sub(1))
     }
 }
 
@@ -183,25 +158,20 @@ impl Element for f16 {
     }
 }
 
-impl Update<'_> {
-    /// Hands `results` of outputs `n0..` over to `out`, one for one.
-    pub(super) fn apply<T: Element>(&self, n0: usize, results: &[f32], out: &mut [T]) {
-        let pairs = out.iter_mut().zip(results);
-        match *self {
-            Self::Store => pairs.for_each(|(o, &y)| *o = T::narrow(y)),
-            Self::StoreBias(bias) => {
-                let bias = bias.get(n0..).unwrap_or(&[]);
-                pairs.zip(bias).for_each(|((o, &y), b)| *o = T::narrow(y + b));
-            }
-            Self::AddScaled(scale) => {
-                pairs.for_each(|(o, &y)| *o = T::narrow(o.widen() + scale * y));
-            }
+/// Hands `results` of outputs `n0..` over to `out`, one for one.
+pub(super) fn store<T: Element>(bias: Option<&[f32]>, n0: usize, results: &[f32], out: &mut [T]) {
+    let pairs = out.iter_mut().zip(results);
+    match bias {
+        None => pairs.for_each(|(o, &y)| *o = T::narrow(y)),
+        Some(bias) => {
+            let bias = bias.get(n0..).unwrap_or(&[]);
+            pairs.zip(bias).for_each(|((o, &y), b)| *o = T::narrow(y + b));
         }
     }
 }
 
 /// Where row `m` is; out of any bounds if the list is too short.
-pub(super) fn place(index: Option<&[u32]>, m: usize) -> usize {
+fn place(index: Option<&[u32]>, m: usize) -> usize {
     match index {
         Some(list) => list.get(m).map_or(usize::MAX, |&row| row as usize),
         None => m,

@@ -5,14 +5,11 @@ use std::{marker::PhantomData, ops::Range};
 
 use rayon::prelude::*;
 
-use super::operand::place;
-
 /// Rows of an output that is divided into rectangles.
 pub(super) struct Canvas<'a, T> {
     data: *mut T,
     len: usize,
     stride: usize,
-    index: Option<&'a [u32]>,
     owner: PhantomData<&'a mut [T]>,
 }
 
@@ -40,16 +37,15 @@ pub(super) struct Window<'a, T> {
 }
 
 impl<'a, T: Send> Canvas<'a, T> {
-    /// Row `m` of the canvas starts at `place(m) * stride` of `data`, with `place` as in
-    /// [`Out`](super::Out).
-    pub(super) fn new(data: &'a mut [T], stride: usize, index: Option<&'a [u32]>) -> Self {
-        Self { data: data.as_mut_ptr(), len: data.len(), stride, index, owner: PhantomData }
+    /// Row `m` of the canvas starts at `m * stride` of `data`.
+    pub(super) fn new(data: &'a mut [T], stride: usize) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), stride, owner: PhantomData }
     }
 
     /// Calls `body` once for every rectangle of `grid`, in parallel if the grid says so, with
     /// scratch of `scratch` that calls on one thread share.
     ///
-    /// Rows are only divided where they certainly differ, columns never exceed the stride.
+    /// Columns never exceed the stride.
     pub(super) fn paint<S>(
         &mut self,
         grid: Grid,
@@ -81,11 +77,9 @@ impl<'a, T: Send> Canvas<'a, T> {
 
     /// `grid` with the cuts that keep its rectangles disjoint.
     fn disjoint(&self, grid: Grid) -> Grid {
-        let increasing = self.index.is_none_or(|list| list.is_sorted_by(|a, b| a < b));
-        let row_step = if increasing { grid.row_step } else { grid.rows.len() };
         Grid {
             cols: grid.cols.min(self.stride),
-            row_step: row_step.max(1),
+            row_step: grid.row_step.max(1),
             col_step: grid.col_step.max(1),
             ..grid
         }
@@ -95,7 +89,7 @@ impl<'a, T: Send> Canvas<'a, T> {
 impl<T> Window<'_, T> {
     /// The window's columns of row `m`; empty if the row is outside the window or the data.
     pub(super) fn row(&mut self, m: usize) -> &mut [T] {
-        let first = place(self.canvas.index, m).saturating_mul(self.canvas.stride);
+        let first = m.saturating_mul(self.canvas.stride);
         let start = first.saturating_add(self.cols.start);
         let end = start.saturating_add(self.cols.len());
         if !self.rows.contains(&m) || end > self.canvas.len {
@@ -103,8 +97,8 @@ impl<T> Window<'_, T> {
         }
         // SAFETY: `start..end` is inside the canvas's data, which is borrowed mutably for as long
         // as the canvas lives. Windows of one `paint` differ in their columns, which lie within one
-        // stride, or in their rows, whose places differ (`disjoint`); two rows of one window
-        // cannot be held at once because of `&mut self`. So nothing else refers to this memory.
+        // stride (`disjoint`), or in their rows; two rows of one window cannot be held at once
+        // because of `&mut self`. So nothing else refers to this memory.
         unsafe { std::slice::from_raw_parts_mut(self.canvas.data.add(start), self.cols.len()) }
     }
 }

@@ -4,7 +4,7 @@ use bytemuck::Pod;
 use half::bf16;
 use lora_core::{DType, Error, HostTensor, Result, check_extent};
 
-use crate::inner::{Dtype, InnerError, Isa, Out, Packed, Part, Rows, Update, dot, matmul};
+use crate::inner::{Dtype, InnerError, Isa, Out, Packed, Part, Rows, dot, matmul};
 use crate::rows::{check_float, for_rows, read_row};
 use crate::{View, ViewMut};
 
@@ -69,12 +69,12 @@ pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Res
     if x.geo.rows == 0 {
         return Ok(());
     }
-    let update = w.bias.as_ref().map_or(Update::Store, |bias| Update::StoreBias(bias));
+    let bias = w.bias.as_deref();
     let mut widened = Vec::new();
     let rows = input_rows(isa, &x, &mut widened);
     let (start, stride) = (out.geo.offset, out.geo.row_stride);
     let product =
-        |out: Out<'_>| matmul(isa, rows, &w.packed, out.update(update)).map_err(|e| misfit(OP, &e));
+        |out: Out<'_>| matmul(isa, rows, &w.packed, out.bias(bias)).map_err(|e| misfit(OP, &e));
     match out.geo.dtype {
         DType::Bf16 => product(Out::bf16(&mut out.buf.as_mut_slice::<bf16>()[start..], stride)),
         DType::F16 => {

@@ -21,7 +21,7 @@ use self::{
 };
 use super::{
     Isa,
-    operand::{Element, Out, Rows, Update, Values, ValuesMut},
+    operand::{Element, Out, Rows, Values, ValuesMut, store},
     packed::{Dtype, LANES, Line, Packed},
     shared::{Canvas, Grid, Window},
 };
@@ -71,10 +71,10 @@ const SERIAL_BYTES: usize = 256 << 10;
 
 /// See [`matmul`](super::matmul), which has checked the operands.
 pub(super) fn matmul(isa: Isa, x: Rows<'_>, w: &Packed, out: Out<'_>) {
-    let (place, update) = ((out.stride, out.index), out.update);
+    let (stride, bias) = (out.stride, out.bias);
     match out.values {
-        ValuesMut::Bf16(data) => by_tile(isa, x, w, Canvas::new(data, place.0, place.1), update),
-        ValuesMut::F32(data) => by_tile(isa, x, w, Canvas::new(data, place.0, place.1), update),
+        ValuesMut::Bf16(data) => by_tile(isa, x, w, Canvas::new(data, stride), bias),
+        ValuesMut::F32(data) => by_tile(isa, x, w, Canvas::new(data, stride), bias),
     }
 }
 
@@ -84,15 +84,15 @@ fn by_tile<T: Element>(
     x: Rows<'_>,
     w: &Packed,
     canvas: Canvas<'_, T>,
-    update: Update<'_>,
+    bias: Option<&[f32]>,
 ) {
     #[cfg(target_arch = "x86_64")]
     if let (Values::Bf16(_), Dtype::Bf16) = (x.values, w.dtype())
         && let Some(tile) = dot_bf16::DotBf16::new(isa)
     {
-        return slabs(&tile, x, w, canvas, update);
+        return slabs(&tile, x, w, canvas, bias);
     }
-    slabs(&Fma::new(isa, w.dtype()), x, w, canvas, update);
+    slabs(&Fma::new(isa, w.dtype()), x, w, canvas, bias);
 }
 
 fn slabs<K: Tile, T: Element>(
@@ -100,13 +100,13 @@ fn slabs<K: Tile, T: Element>(
     x: Rows<'_>,
     w: &Packed,
     mut canvas: Canvas<'_, T>,
-    update: Update<'_>,
+    bias: Option<&[f32]>,
 ) {
     let height = (SLAB_VALUES / w.k().max(1)).clamp(SLAB_ROWS.start, SLAB_ROWS.end);
     for start in (0..x.count()).step_by(height) {
         let rows = start..x.count().min(start + height);
         let x = Blocks::<K::Block>::new(x, rows.clone(), w.k());
-        let product = Product { tile, x: &x, first: rows.start, w, update };
+        let product = Product { tile, x: &x, first: rows.start, w, bias };
         product.run(&mut canvas);
     }
 }
@@ -118,7 +118,7 @@ struct Product<'a, K: Tile> {
     /// Row of the output that the first row of `x` gives.
     first: usize,
     w: &'a Packed,
-    update: Update<'a>,
+    bias: Option<&'a [f32]>,
 }
 
 impl<K: Tile> Product<'_, K> {
@@ -168,7 +168,7 @@ impl<K: Tile> Product<'_, K> {
             }
         }
         for (m, sums) in out.rows.clone().zip(sums.chunks(panels)) {
-            self.update.apply(out.cols.start, bytemuck::cast_slice(sums), out.row(m));
+            store(self.bias, out.cols.start, bytemuck::cast_slice(sums), out.row(m));
         }
     }
 }
