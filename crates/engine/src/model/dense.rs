@@ -75,11 +75,6 @@ impl<B: Backend> DenseModel<B> {
         self.lm_head.as_ref().unwrap_or(&self.embed)
     }
 
-    /// Longest sequence that the rotary table covers.
-    pub fn max_positions(&self) -> usize {
-        self.rotations.geo().rows
-    }
-
     /// Hands a step's rows to the device.
     ///
     /// # Errors

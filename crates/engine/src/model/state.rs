@@ -178,14 +178,4 @@ impl<B: Backend> RunState<B> {
             logits: activations(logit_rows, config.vocab, DType::F32)?,
         })
     }
-
-    /// Rows that fit a step.
-    pub fn capacity(&self) -> usize {
-        self.residual.geo().rows
-    }
-
-    /// Rows whose logits fit a step.
-    pub fn logit_capacity(&self) -> usize {
-        self.logits.geo().rows
-    }
 }
