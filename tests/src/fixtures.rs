@@ -1,12 +1,14 @@
 //! Models, adapters and expected outputs made by transformers and PEFT; see
 //! `tests/fixtures/README.md`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use engine::{GenerateRequest, Llm, Prompt, RequestOutput, SamplingParams};
-use lora_core::{DType, HostTensor, LoraConfig, LoraRequest};
+use lora_core::{DType, HostTensor, LoraConfig, LoraRequest, ModelGeometry, TargetModule};
 use lora_cpu_ref::CpuRef;
 use serde::Deserialize;
+use serde_json::Value;
 
 /// One row of `cases.json`: a prompt and what must come of it.
 #[derive(Clone, Debug, Deserialize)]
@@ -45,6 +47,40 @@ pub fn model_path(name: &str) -> PathBuf {
 /// The folder of a fixture adapter.
 pub fn adapter_path(name: &str) -> PathBuf {
     fixtures_dir().join("adapters").join(name)
+}
+
+/// The dimensions of a fixture model, dense or with routed experts.
+///
+/// # Panics
+/// If its configuration cannot be read: the checkout is broken.
+pub fn geometry(model: &str) -> ModelGeometry {
+    let config = std::fs::read(model_path(model).join("config.json")).expect("a fixture model");
+    let config: Value = serde_json::from_slice(&config).expect("config.json");
+    let known = |name: &str| config[name].as_u64().map(|size| size as usize);
+    let size = |name: &str| known(name).expect("a size");
+    let heads = size("num_attention_heads");
+    let experts = known("num_experts").or(known("num_local_experts")).unwrap_or(0);
+    let attention = ModelGeometry::DENSE_MODULES.iter().take(if experts > 0 { 4 } else { 7 });
+    ModelGeometry {
+        hidden: size("hidden_size"),
+        intermediate: size("intermediate_size"),
+        layers: size("num_hidden_layers"),
+        heads,
+        kv_heads: size("num_key_value_heads"),
+        head_dim: known("head_dim").unwrap_or(size("hidden_size") / heads),
+        vocab: size("vocab_size"),
+        num_experts: experts,
+        moe_intermediate: match experts {
+            0 => 0,
+            _ => known("moe_intermediate_size").unwrap_or(size("intermediate_size")),
+        },
+        tied_embeddings: config["tie_word_embeddings"].as_bool().expect("a flag"),
+        hf_modules: attention.map(ToString::to_string).collect(),
+        biased_modules: match config["model_type"].as_str() {
+            Some("qwen2") => [TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV].into(),
+            _ => BTreeSet::new(),
+        },
+    }
 }
 
 impl Fixtures {

@@ -7,7 +7,7 @@ mod fixtures;
 pub mod suite;
 
 pub use compare::{assert_greedy, relative_error};
-pub use fixtures::{Case, Fixtures, adapter_path, engine, fixtures_dir, model_path, run};
+pub use fixtures::{Case, Fixtures, adapter_path, engine, fixtures_dir, geometry, model_path, run};
 
 /// Compiles the README's example.
 #[cfg(doctest)]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::config::ExpertLayout;
 use crate::host::HostTensor;
 use crate::ids::{Generation, LayerIdx};
 use crate::modules::TargetModule;
@@ -45,43 +46,95 @@ impl fmt::Display for SiteKey {
     }
 }
 
-/// The update `scale * B A` of one site.
+/// Order of the output rows of a module that is several modules in one.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum RowOrder {
+    /// Part after part: all of q, then k, then v; gate, then up. The only order of other modules.
+    #[default]
+    ByPart,
+    /// Megatron's order of q, k and v: for each KV head its query heads, then the key head, then
+    /// the value head.
+    ByKvHead,
+}
+
+/// The update `scale * B A` of one site, of tensors that are in memory unless `T` says otherwise.
+///
+/// On routed experts A and B have the experts as a third, outermost axis, indexed by expert number;
+/// where its extent is 1, the matrix is shared by all experts.
 #[derive(Clone, PartialEq, Debug)]
-pub struct LowRank {
+pub struct LowRank<T = HostTensor> {
     /// Rows of A and columns of B.
     pub rank: usize,
     /// `alpha / rank`, or `alpha / sqrt(rank)` for rank-stabilised LoRA; never folded into B.
     pub scale: f32,
-    /// `[rank, in]`; on the embedding `[rank, vocab]`.
-    pub a: HostTensor,
-    /// `[out, rank]`.
-    pub b: HostTensor,
+    /// `[rank, in]`; on the embedding `[rank, vocab]`; on routed experts `[experts, rank, in]`.
+    pub a: T,
+    /// `[out, rank]`; on routed experts `[experts, out, rank]`.
+    pub b: T,
     /// DoRA's magnitude `[out]`: the layer's weight becomes
     /// `magnitude * (W + scale * B A) / rownorm(W + scale * B A)`.
-    pub magnitude: Option<HostTensor>,
+    pub magnitude: Option<T>,
     /// Bias of B, `[out]`: the update of one input is `scale * (B A x + b_bias)`.
-    pub b_bias: Option<HostTensor>,
+    pub b_bias: Option<T>,
+    /// Order of B's rows, and of whatever else is `[out]`.
+    pub rows: RowOrder,
 }
 
 /// Everything that an adapter does at one site.
-#[derive(Clone, PartialEq, Default, Debug)]
-pub struct SiteWeights {
+#[derive(Clone, PartialEq, Debug)]
+pub struct SiteWeights<T = HostTensor> {
     /// The low-rank update.
-    pub low_rank: Option<LowRank>,
+    pub low_rank: Option<LowRank<T>>,
     /// Replaces the base layer's bias, `[out]`.
-    pub base_bias: Option<HostTensor>,
+    pub base_bias: Option<T>,
     /// Replaces the base layer's weight, `[out, in]` or `[vocab, hidden]`; a low-rank update of
     /// the same site adds to it.
-    pub replacement: Option<HostTensor>,
+    pub replacement: Option<T>,
 }
 
-impl SiteWeights {
+impl<T> Default for SiteWeights<T> {
+    fn default() -> Self {
+        Self { low_rank: None, base_bias: None, replacement: None }
+    }
+}
+
+impl<T> From<LowRank<T>> for SiteWeights<T> {
+    fn from(low_rank: LowRank<T>) -> Self {
+        Self { low_rank: Some(low_rank), ..Self::default() }
+    }
+}
+
+impl<T> SiteWeights<T> {
     /// The tensors that are present.
-    pub fn tensors(&self) -> impl Iterator<Item = &HostTensor> {
+    pub fn tensors(&self) -> impl Iterator<Item = &T> {
         let low = self.low_rank.as_ref();
         let pair = low.into_iter().flat_map(|l| [&l.a, &l.b]);
         let extras = low.into_iter().flat_map(|l| [l.magnitude.as_ref(), l.b_bias.as_ref()]);
         pair.chain(extras.flatten()).chain(self.base_bias.as_ref()).chain(self.replacement.as_ref())
+    }
+
+    /// The same site of other tensors; fails with the first that cannot be made.
+    pub(crate) fn try_map<U, E>(
+        self,
+        mut make: impl FnMut(T) -> Result<U, E>,
+    ) -> Result<SiteWeights<U>, E> {
+        let low_rank = match self.low_rank {
+            Some(low) => Some(LowRank {
+                rank: low.rank,
+                scale: low.scale,
+                a: make(low.a)?,
+                b: make(low.b)?,
+                magnitude: low.magnitude.map(&mut make).transpose()?,
+                b_bias: low.b_bias.map(&mut make).transpose()?,
+                rows: low.rows,
+            }),
+            None => None,
+        };
+        Ok(SiteWeights {
+            low_rank,
+            base_bias: self.base_bias.map(&mut make).transpose()?,
+            replacement: self.replacement.map(&mut make).transpose()?,
+        })
     }
 }
 
@@ -94,6 +147,10 @@ pub enum AdapterFormat {
     Memory,
     /// A PEFT directory with safetensors files.
     PeftSafetensors,
+    /// A PEFT directory with a torch pickle.
+    PeftTorch,
+    /// A NeMo archive.
+    Nemo,
 }
 
 impl fmt::Display for AdapterFormat {
@@ -101,6 +158,8 @@ impl fmt::Display for AdapterFormat {
         f.write_str(match self {
             Self::Memory => "memory",
             Self::PeftSafetensors => "PEFT safetensors",
+            Self::PeftTorch => "PEFT torch pickle",
+            Self::Nemo => "NeMo archive",
         })
     }
 }
@@ -114,6 +173,8 @@ pub struct AdapterInfo {
     pub path: PathBuf,
     /// Every weight file that was read.
     pub files: Vec<PathBuf>,
+    /// How the weights of routed experts lie in the files; `None` without such weights.
+    pub expert_layout: Option<ExpertLayout>,
     /// `base_model_name_or_path` of the configuration.
     pub base_model_name: Option<String>,
     /// `peft_version` of the configuration.
@@ -163,6 +224,8 @@ pub struct ModuleNaming {
 pub struct Declaration {
     /// `target_modules`.
     pub targets: Selector,
+    /// `target_parameters`: parameters of routed experts, such as `mlp.experts.down_proj`.
+    pub parameters: Vec<String>,
     /// `exclude_modules`.
     pub exclude: Option<Selector>,
     /// `layers_to_transform`; `None`: all layers.

@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::geometry::ModelGeometry;
-use crate::modules::{HfNames, ModuleMap, TargetModule, unknown_target};
+use crate::modules::{FUSED, HfNames, ModuleMap, TargetModule, unknown_target};
 use crate::rules::{Code, Rejection};
 
 mod cache;
+mod expert_layout;
 mod request;
 
 pub use cache::PeftCacheConfig;
+pub use expert_layout::ExpertLayout;
 pub use request::{CkptSource, LoraRequest, validate_adapter_name};
 
 /// Order of the rows of a NeMo adapter's fused query/key/value output.
@@ -49,8 +51,8 @@ pub struct LoraConfig {
     pub max_loras: Option<usize>,
     /// Sizes the host tier for this many largest adapters; overrides [`PeftCacheConfig`].
     pub max_cpu_loras: Option<usize>,
-    /// Must be true: a fused `gate_up_proj` is read as files of Hugging Face models store it,
-    /// gate rows first.
+    /// Whether a fused `gate_up_proj` has its gate rows first, as files of Hugging Face models
+    /// do; false: its up rows first, as those of Phi-4-multimodal do.
     pub swap_gate_up_proj_lora_b_weight: bool,
     /// Hint that LoRA may run beside the base layer; never changes results.
     pub overlap_lora_and_base: bool,
@@ -62,8 +64,8 @@ pub struct LoraConfig {
     pub allow_noop_adapter: bool,
     /// Treat an expert without weights as unchanged, instead of refusing its adapter.
     pub allow_missing_experts: bool,
-    /// The layout of routed-expert tensors where a file does not show it.
-    pub moe_layout: Option<String>,
+    /// The layout of routed-expert tensors; `None`: the one that the file shows.
+    pub moe_layout: Option<ExpertLayout>,
     /// Order of fused query/key/value rows in NeMo adapters.
     pub nemo_qkv_layout: NemoQkvLayout,
     /// How many later requests of resident adapters may be admitted before a waiting adapter's.
@@ -99,12 +101,6 @@ const TRIOS: [[TargetModule; 3]; 2] = [
     [TargetModule::CrossAttnQ, TargetModule::CrossAttnK, TargetModule::CrossAttnV],
 ];
 
-/// Fused modules and the parts that stand for them in a model that does not fuse them.
-const FUSED: [(TargetModule, &[TargetModule]); 2] = [
-    (TargetModule::AttnQkv, &[TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV]),
-    (TargetModule::MlpGateUp, &[TargetModule::MlpHTo4h, TargetModule::MlpGate]),
-];
-
 impl LoraConfig {
     /// Every rule that the values break by themselves; empty when all is well.
     pub fn validate(&self) -> Vec<Rejection> {
@@ -126,15 +122,6 @@ impl LoraConfig {
         problems.extend(zeros.map(|(setting, _)| at_least_one(setting)));
         if self.lora_dir.len() > 1 {
             problems.push(several_dirs(self.lora_dir.len()));
-        }
-        if !self.swap_gate_up_proj_lora_b_weight {
-            problems.push(Rejection::new(
-                Code::UnsupportedSetting,
-                "swap_gate_up_proj_lora_b_weight",
-                "false",
-                "true: gate rows before up rows, as Hugging Face models store gate_up_proj",
-                "leave it out, and reorder the rows of adapters that store up first",
-            ));
         }
         problems
     }
@@ -227,20 +214,13 @@ mod tests {
             max_lora_rank: 0,
             max_loras: Some(0),
             lora_target_modules: vec!["attn_q".into(), "q_proj".into()],
-            swap_gate_up_proj_lora_b_weight: false,
             ..LoraConfig::default()
         };
         let codes: Vec<Code> = config.validate().iter().map(|r| r.code).collect();
         use Code::*;
         assert_eq!(
             codes,
-            [
-                UnknownTargetModule,
-                SettingOutOfRange,
-                SettingOutOfRange,
-                SeveralLoraDirs,
-                UnsupportedSetting
-            ]
+            [UnknownTargetModule, SettingOutOfRange, SettingOutOfRange, SeveralLoraDirs]
         );
     }
 

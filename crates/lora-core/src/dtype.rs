@@ -29,6 +29,28 @@ impl DType {
     pub const fn is_float(self) -> bool {
         !matches!(self, Self::I32)
     }
+
+    /// Whether every element of a little-endian array is a finite number.
+    pub(crate) fn all_finite(self, elements: &[u8]) -> bool {
+        // A float is finite unless all bits of its exponent are set; without an early exit the
+        // loops below are vectorised.
+        const fn infinite16(bits: [u8; 2], exponent: u16) -> bool {
+            u16::from_le_bytes(bits) & exponent == exponent
+        }
+        const EXPONENT_F32: u32 = 0x7f80_0000;
+        const EXPONENT_F16: u16 = 0x7c00;
+        const EXPONENT_BF16: u16 = 0x7f80;
+        let halves = elements.as_chunks::<2>().0.iter();
+        match self {
+            Self::F32 => {
+                let words = elements.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+                !words.fold(false, |any, word| any | (word & EXPONENT_F32 == EXPONENT_F32))
+            }
+            Self::F16 => !halves.fold(false, |any, b| any | infinite16(*b, EXPONENT_F16)),
+            Self::Bf16 => !halves.fold(false, |any, b| any | infinite16(*b, EXPONENT_BF16)),
+            Self::I32 => true,
+        }
+    }
 }
 
 impl fmt::Display for DType {

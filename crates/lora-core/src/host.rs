@@ -117,12 +117,7 @@ impl HostTensor {
 
     /// Whether every element is a finite number.
     pub fn is_finite(&self) -> bool {
-        match self.dtype {
-            DType::F32 => words::<4>(&self.data).all(|b| f32::from_le_bytes(b).is_finite()),
-            DType::I32 => true,
-            DType::F16 => words::<2>(&self.data).all(|b| f16::from_le_bytes(b).is_finite()),
-            DType::Bf16 => words::<2>(&self.data).all(|b| bf16::from_le_bytes(b).is_finite()),
-        }
+        self.dtype.all_finite(&self.data)
     }
 
     /// Whether every element is zero (of either sign).

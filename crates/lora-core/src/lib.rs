@@ -26,12 +26,13 @@ mod tensor;
 pub mod testkit;
 
 pub use adapter::{
-    Adapter, AdapterFormat, AdapterInfo, Declaration, LayerFilter, LowRank, ModuleNaming, Selector,
-    SiteKey, SiteWeights,
+    Adapter, AdapterFormat, AdapterInfo, Declaration, LayerFilter, LowRank, ModuleNaming, RowOrder,
+    Selector, SiteKey, SiteWeights,
 };
 pub use backend::{Backend, Caps, Comm, Pool};
 pub use config::{
-    CkptSource, LoraConfig, LoraRequest, NemoQkvLayout, PeftCacheConfig, validate_adapter_name,
+    CkptSource, ExpertLayout, LoraConfig, LoraRequest, NemoQkvLayout, PeftCacheConfig,
+    validate_adapter_name,
 };
 pub use dtype::DType;
 pub use error::{Error, Result, check_extent};

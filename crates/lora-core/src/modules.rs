@@ -83,6 +83,12 @@ pub enum TargetModule {
 
 struct Row(TargetModule, &'static str, Split);
 
+/// Fused modules and the parts that stand for them in a model that does not fuse them.
+pub(crate) const FUSED: [(TargetModule, &[TargetModule]); 2] = [
+    (TargetModule::AttnQkv, &[TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV]),
+    (TargetModule::MlpGateUp, &[TargetModule::MlpHTo4h, TargetModule::MlpGate]),
+];
+
 /// One row per module, in the order of the ids.
 const TABLE: [Row; 26] = [
     Row(TargetModule::AttnQkv, "attn_qkv", Split::Column),

@@ -60,6 +60,14 @@ pub enum Code {
     SeveralAdapters,
     /// A routed-expert layout that is not read.
     RoutedExpertLayout,
+    /// The layout of routed experts cannot be told from the file.
+    AmbiguousExpertLayout,
+    /// Routed experts of one module have unequal ranks or scales.
+    ExpertRankMismatch,
+    /// A routed expert has no weights.
+    MissingExperts,
+    /// DoRA on routed experts.
+    DoraOnExperts,
     /// `lora_A` without `lora_B`, or the other way round.
     IncompletePair,
     /// A tensor has a wrong number of dimensions, or dimensions that contradict each other.
@@ -122,6 +130,10 @@ impl Code {
             DuplicateTensor,
             SeveralAdapters,
             RoutedExpertLayout,
+            AmbiguousExpertLayout,
+            ExpertRankMismatch,
+            MissingExperts,
+            DoraOnExperts,
             IncompletePair,
             TensorShape,
             TensorDtype,
@@ -165,6 +177,10 @@ impl Code {
             Self::DuplicateTensor => "duplicate-tensor",
             Self::SeveralAdapters => "several-adapters",
             Self::RoutedExpertLayout => "routed-expert-layout",
+            Self::AmbiguousExpertLayout => "ambiguous-expert-layout",
+            Self::ExpertRankMismatch => "expert-rank-mismatch",
+            Self::MissingExperts => "missing-experts",
+            Self::DoraOnExperts => "dora-on-experts",
             Self::IncompletePair => "incomplete-pair",
             Self::TensorShape => "tensor-shape",
             Self::TensorDtype => "tensor-dtype",

@@ -106,7 +106,7 @@ pub(super) fn ranges(numbers: &[u32]) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use lora_core::{AdapterInfo, DType, HostTensor, LayerIdx, LowRank, TargetModule};
+    use lora_core::{AdapterInfo, DType, HostTensor, LayerIdx, LowRank, RowOrder, TargetModule};
 
     use super::*;
 
@@ -127,6 +127,7 @@ mod tests {
                 b: tensor(vec![1, rank]),
                 magnitude: None,
                 b_bias: None,
+                rows: RowOrder::ByPart,
             };
             SiteWeights { low_rank: Some(low), ..SiteWeights::default() }
         };

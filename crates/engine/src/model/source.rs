@@ -53,13 +53,11 @@ impl WeightSource for FolderSource {
             path: self.dir.clone(),
             name: name.to_owned(),
         })?;
-        match tensor {
-            RawTensor::Known(tensor) => check_tensor(name, &tensor, shape).map(|()| tensor),
-            RawTensor::Other(dtype) => {
-                let allowed = "float32, float16 or bfloat16";
-                Err(ModelError::unsupported(format!("dtype of {name}"), dtype, allowed))
-            }
-        }
+        let Some(tensor) = tensor.read()? else {
+            let (found, allowed) = (tensor.element(), "float32, float16 or bfloat16");
+            return Err(ModelError::unsupported(format!("dtype of {name}"), found, allowed));
+        };
+        check_tensor(name, &tensor, shape).map(|()| tensor)
     }
 
     fn has(&self, name: &str) -> bool {

@@ -11,6 +11,8 @@ use crate::ids::LayerIdx;
 use crate::modules::{ModuleMap, TargetModule};
 use crate::rules::{Code, Rejection, listed};
 
+mod experts;
+
 impl Adapter {
     /// Every rule that the adapter breaks on this model under these limits; empty when it may be
     /// served. Reads no device and changes nothing.
@@ -18,8 +20,12 @@ impl Adapter {
         let mut problems = Vec::new();
         self.check_modules(model, config, &mut problems);
         for (key, site) in &self.sites {
-            if let Some(dims) = site_dims(*key, model) {
-                check_shapes(*key, site, dims, &mut problems);
+            match (key.module(), site_dims(*key, model)) {
+                (_, None) => {}
+                (Some(module), Some(dims)) if module.is_routed_expert() => {
+                    experts::check(*key, site, (model.num_experts, dims), &mut problems);
+                }
+                (_, Some(dims)) => check_shapes(*key, site, dims, &mut problems),
             }
         }
         self.check_biases(model, &mut problems);
@@ -92,7 +98,8 @@ impl Adapter {
         let naming = self.declaration.as_ref().and_then(|d| d.naming.get(&module));
         model.dims(module).is_some()
             && naming.is_none_or(|naming| {
-                naming.mapped_exactly
+                module.is_routed_expert()
+                    || naming.mapped_exactly
                     || model.hf_modules.iter().any(|path| same_path(path, &naming.path))
             })
     }
@@ -152,8 +159,11 @@ impl Adapter {
         };
         let present: BTreeSet<SiteKey> = self.low_ranks().map(|(key, _)| key).collect();
         let names = model_names(declaration, model, &present);
-        let targeted: BTreeSet<SiteKey> =
-            names.iter().filter(|(_, name)| matcher.targets(name)).map(|(key, _)| *key).collect();
+        let hit = |(key, name): &(&SiteKey, &String)| {
+            let parameter = key.module().is_some_and(TargetModule::is_routed_expert);
+            matcher.targets(name) || (parameter && matcher.targets_parameter(name))
+        };
+        let targeted: BTreeSet<SiteKey> = names.iter().filter(hit).map(|(key, _)| *key).collect();
         let missing: Vec<&SiteKey> = targeted.difference(&present).collect();
         if !missing.is_empty() {
             problems.push(Rejection::new(
@@ -240,6 +250,7 @@ fn model_names(
             names.insert(SiteKey::Layer(LayerIdx(layer), module), name);
         }
     }
+    names.extend(experts::names(declaration, model));
     names
 }
 

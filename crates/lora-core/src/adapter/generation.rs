@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{LowRank, SiteKey, SiteWeights};
+use super::{LowRank, RowOrder, SiteKey, SiteWeights};
 use crate::dtype::DType;
 use crate::host::HostTensor;
 use crate::ids::Generation;
 
 /// Version of the byte stream below: hashes of different versions never meet.
-const CONTEXT: &[u8] = b"polylora adapter 1";
+const CONTEXT: &[u8] = b"polylora adapter 2";
 
 /// Hashes the sites in their order, each with everything that it computes with.
 ///
@@ -49,6 +49,10 @@ impl Stream {
         let Some(low) = low else { return };
         self.number(low.rank);
         self.0.update(&low.scale.to_bits().to_le_bytes());
+        self.0.update(&[match low.rows {
+            RowOrder::ByPart => 0,
+            RowOrder::ByKvHead => 1,
+        }]);
         self.tensor(Some(&low.a));
         self.tensor(Some(&low.b));
         self.tensor(low.magnitude.as_ref());
@@ -94,6 +98,7 @@ mod tests {
             b: tensor([shape[1], shape[0]]),
             magnitude: None,
             b_bias: None,
+            rows: RowOrder::ByPart,
         };
         SiteWeights { low_rank: Some(low_rank), ..SiteWeights::default() }
     }

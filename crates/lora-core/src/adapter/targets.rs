@@ -54,6 +54,12 @@ impl<'a> TargetMatcher<'a> {
         }
     }
 
+    /// Whether the configuration puts LoRA on the parameter of this name, such as
+    /// `model.layers.1.mlp.experts.down_proj`.
+    pub(crate) fn targets_parameter(&self, name: &str) -> bool {
+        self.declaration.parameters.iter().any(|target| ends_with_name(name, target))
+    }
+
     fn in_chosen_layer(&self, name: &str) -> bool {
         let Some(filter) = &self.declaration.layers else { return true };
         let number = self.layers.iter().find_map(|pattern| pattern.captures(name)?.get(1));
@@ -65,16 +71,18 @@ impl<'a> TargetMatcher<'a> {
 
 fn selects(selector: &Selector, pattern: Option<&Regex>, name: &str) -> bool {
     match selector {
-        Selector::Names(names) => names.iter().any(|suffix| {
-            name.strip_suffix(suffix.as_str())
-                .is_some_and(|head| head.is_empty() || head.ends_with('.'))
-        }),
+        Selector::Names(names) => names.iter().any(|suffix| ends_with_name(name, suffix)),
         Selector::Pattern(_) => pattern.is_some_and(|pattern| pattern.is_match(name)),
         Selector::AllLinear => {
             let last = name.rsplit('.').next().unwrap_or(name);
             !matches!(last, "lm_head" | "embed_tokens")
         }
     }
+}
+
+/// Whether `name` is `suffix`, or ends with a dot and `suffix`.
+pub(crate) fn ends_with_name(name: &str, suffix: &str) -> bool {
+    name.strip_suffix(suffix).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
 /// Whether `saved` is one of the dotted components of `name`, or several of them in a row.
@@ -137,6 +145,7 @@ mod tests {
     fn declare(targets: Selector) -> Declaration {
         Declaration {
             targets,
+            parameters: Vec::new(),
             exclude: None,
             layers: None,
             saved: Vec::new(),

@@ -3,15 +3,26 @@
 use std::path::{Path, PathBuf};
 
 use crate::adapter::Adapter;
-use crate::config::{CkptSource, LoraConfig};
+use crate::config::{CkptSource, ExpertLayout, LoraConfig, NemoQkvLayout};
+use crate::geometry::ModelGeometry;
 use crate::modules::ModuleMap;
 use crate::rules::Rejections;
+
+mod assemble;
+mod fused;
+mod plan;
+mod raw;
+mod source;
+mod view;
 
 pub mod peft;
 pub mod safetensors;
 
+pub use raw::{ElementType, RawTensor, RawTensors};
+pub use source::{Source, SourceReader};
+
 /// How adapter files are read.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Debug)]
 pub struct ReadOptions {
     /// Which file format the path holds.
     pub source: CkptSource,
@@ -19,6 +30,33 @@ pub struct ReadOptions {
     pub modules: ModuleMap,
     /// Tolerate, with a warning, configuration fields that are not known.
     pub allow_unknown_fields: bool,
+    /// Give experts without weights a change of zero.
+    pub allow_missing_experts: bool,
+    /// The layout of routed-expert weights; `None`: the one that the file shows.
+    pub moe_layout: Option<ExpertLayout>,
+    /// Order of fused query, key and value rows in NeMo archives.
+    pub nemo_qkv_layout: NemoQkvLayout,
+    /// Order of the rows of `gate_up_proj`: gate first, or up first.
+    pub gate_first: bool,
+    /// The model that the adapter is read for, where there is one. It settles what a file leaves
+    /// open: fused modules are cut into the parts that the model has, and layouts are told apart
+    /// that only the model's dimensions can tell apart.
+    pub model: Option<ModelGeometry>,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        Self {
+            source: CkptSource::Hf,
+            modules: ModuleMap::default(),
+            allow_unknown_fields: false,
+            allow_missing_experts: false,
+            moe_layout: None,
+            nemo_qkv_layout: NemoQkvLayout::default(),
+            gate_first: true,
+            model: None,
+        }
+    }
 }
 
 impl ReadOptions {
@@ -31,7 +69,19 @@ impl ReadOptions {
             source: config.lora_ckpt_source,
             modules: ModuleMap::from_user(&config.trtllm_modules_to_hf_modules)?,
             allow_unknown_fields: config.allow_unknown_fields,
+            allow_missing_experts: config.allow_missing_experts,
+            moe_layout: config.moe_layout,
+            nemo_qkv_layout: config.nemo_qkv_layout,
+            gate_first: config.swap_gate_up_proj_lora_b_weight,
+            model: None,
         })
+    }
+
+    /// The same options for an adapter that will be served on `model`.
+    #[must_use]
+    pub fn for_model(mut self, model: ModelGeometry) -> Self {
+        self.model = Some(model);
+        self
     }
 
     /// The same options for a file of another format.
@@ -184,24 +234,6 @@ fn nemo_archive(path: &Path) -> Option<PathBuf> {
         .collect();
     archives.sort();
     archives.into_iter().next()
-}
-
-/// Tensors of one adapter by name, before anything is known about their meaning.
-#[derive(Debug, Default)]
-pub struct RawTensors {
-    /// Names and tensors, in the order of the names.
-    pub tensors: std::collections::BTreeMap<String, RawTensor>,
-    /// Files that they came from.
-    pub files: Vec<PathBuf>,
-}
-
-/// One tensor of a file.
-#[derive(Clone, Debug)]
-pub enum RawTensor {
-    /// A tensor of a supported element type.
-    Known(crate::host::HostTensor),
-    /// A tensor of another type, by the file's own name for it.
-    Other(String),
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, AdapterError> {

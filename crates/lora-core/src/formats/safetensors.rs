@@ -1,17 +1,15 @@
-//! Safetensors files, whole or in shards; tensors are windows of one buffer or map for each file.
+//! Safetensors files, whole or in shards.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Component, Path};
 
 use bytes::Bytes;
-use safetensors::SafeTensorError;
-use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
-use super::{AdapterError, RawTensor, RawTensors, io_error, read_file};
+use super::{AdapterError, ElementType, RawTensor, RawTensors, Source, io_error, read_file};
 use crate::dtype::DType;
-use crate::host::HostTensor;
 
 /// Largest header that is read: far above what the largest expert adapters need.
 const MAX_HEADER: u64 = 64 << 20;
@@ -22,8 +20,9 @@ const PREFIX: u64 = 8;
 /// Where the bytes of tensors stay while they are used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Residence {
-    /// In memory of their own: what happens to the file later does not matter.
-    Owned,
+    /// In the open file, from which they are read into memory of their own: what happens to the
+    /// file after that does not matter.
+    File,
     /// In a map of the file, which must not be changed as long as a tensor lives: for checkpoints,
     /// whose tensors are copied to a device one by one and then dropped.
     Mapped,
@@ -59,16 +58,32 @@ fn single_name(stem: &str) -> String {
 /// # Errors
 /// A file that cannot be read, is cut off, or is not in the format; each names the file.
 pub fn read(path: &Path, residence: Residence) -> Result<RawTensors, AdapterError> {
-    let bytes = match residence {
-        Residence::Owned => Bytes::from(read_file(path)?),
-        Residence::Mapped => map_file(path)?,
-    };
-    check_length(path, &bytes)?;
+    parse(&match residence {
+        Residence::File => Source::open(path)?,
+        Residence::Mapped => Source::in_memory(path, map_file(path)?),
+    })
+}
+
+/// The tensors of a file's bytes; only its header is read.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(file: &Source) -> Result<RawTensors, AdapterError> {
+    let path = file.path();
+    let failed = |error| io_error(path, error);
     let invalid =
         |problem: String| AdapterError::InvalidSafetensors { path: path.to_owned(), problem };
-    let (header, metadata) =
-        SafeTensors::read_metadata(&bytes).map_err(|error| invalid(explain(&error)))?;
-    let data = bytes.slice(bytes.len().min(header + PREFIX as usize)..);
+    let mut header = vec![0; header_length(file)? as usize];
+    file.read_at(PREFIX, &mut header).map_err(failed)?;
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(|error| invalid(error.to_string()))?;
+    let data = PREFIX + header.len() as u64..file.len();
+    let data = file.slice(data).ok_or_else(|| invalid("it ends in its header".to_owned()))?;
+    if metadata.data_len() as u64 != data.len() {
+        return Err(invalid(
+            "its tensors do not end where the file ends (cut off, or with bytes appended)".into(),
+        ));
+    }
     let mut raw = RawTensors { files: vec![path.to_owned()], ..RawTensors::default() };
     for (name, info) in metadata.tensors() {
         let tensor = window(info, &data)
@@ -137,12 +152,14 @@ fn map_file(path: &Path) -> Result<Bytes, AdapterError> {
 }
 
 /// Bounds the header and tells a file that was cut off from one of another format.
-fn check_length(path: &Path, bytes: &Bytes) -> Result<(), AdapterError> {
-    let found = bytes.len() as u64;
-    let Some(prefix) = bytes.first_chunk::<{ PREFIX as usize }>() else {
+fn header_length(file: &Source) -> Result<u64, AdapterError> {
+    let (path, found) = (file.path(), file.len());
+    let mut prefix = [0; PREFIX as usize];
+    if found < PREFIX {
         return Err(truncated(path, found, PREFIX));
-    };
-    let header = u64::from_le_bytes(*prefix);
+    }
+    file.read_at(0, &mut prefix).map_err(|error| io_error(path, error))?;
+    let header = u64::from_le_bytes(prefix);
     if header > MAX_HEADER {
         return Err(AdapterError::InvalidSafetensors {
             path: path.to_owned(),
@@ -153,33 +170,23 @@ fn check_length(path: &Path, bytes: &Bytes) -> Result<(), AdapterError> {
     if end_of_header > found {
         return Err(truncated(path, found, end_of_header));
     }
-    Ok(())
-}
-
-fn explain(error: &SafeTensorError) -> String {
-    match error {
-        SafeTensorError::MetadataIncompleteBuffer => {
-            "its tensors do not end where the file ends (cut off, or with bytes appended)".into()
-        }
-        other => other.to_string(),
-    }
+    Ok(header)
 }
 
 fn truncated(path: &Path, found: u64, needed: u64) -> AdapterError {
     AdapterError::Truncated { path: path.to_owned(), found, needed }
 }
 
-fn window(info: &TensorInfo, data: &Bytes) -> Option<RawTensor> {
-    let dtype = match info.dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::Bf16,
-        Dtype::I32 => DType::I32,
-        other => return Some(RawTensor::Other(format!("{other:?}"))),
+fn window(info: &TensorInfo, data: &Source) -> Option<RawTensor> {
+    let element = match info.dtype {
+        Dtype::F32 => ElementType::Known(DType::F32),
+        Dtype::F16 => ElementType::Known(DType::F16),
+        Dtype::BF16 => ElementType::Known(DType::Bf16),
+        Dtype::I32 => ElementType::Known(DType::I32),
+        other => ElementType::Other(format!("{other:?}")),
     };
     let (start, end) = info.data_offsets;
-    data.get(start..end)?;
-    HostTensor::new(dtype, info.shape.clone(), data.slice(start..end)).map(RawTensor::Known)
+    RawTensor::new(element, info.shape.clone(), data.slice(start as u64..end as u64)?)
 }
 
 #[cfg(test)]
@@ -194,7 +201,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         std::fs::write(&path, bytes).unwrap();
-        read(&path, Residence::Owned)
+        read(&path, Residence::File)
     }
 
     const HEADER: &str = r#"{"t": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#;
@@ -203,8 +210,7 @@ mod tests {
     fn tensors_are_read_as_they_lie() {
         let data = [1.0f32.to_le_bytes(), 2.0f32.to_le_bytes()].concat();
         let raw = written(&file(HEADER, &data)).unwrap();
-        let Some(RawTensor::Known(tensor)) = raw.tensors.get("t") else { panic!("no tensor") };
-        assert_eq!(tensor.to_f32(), [1.0, 2.0]);
+        assert_eq!(raw.tensors["t"].read().unwrap().unwrap().to_f32(), [1.0, 2.0]);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Makes sites of a file's tensors, under the rules of the configuration.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::collect::{Collected, Named, Parts};
+use super::collect::{Collected, Parts};
 use super::config::{Biases, PeftConfig, Variant};
 use super::keys::Kind;
-use crate::adapter::{LowRank, SiteKey, SiteWeights};
-use crate::host::HostTensor;
+use crate::adapter::{LowRank, RowOrder, SiteKey, SiteWeights};
+use crate::formats::assemble::PlannedSites;
+use crate::formats::plan::Plan;
+use crate::formats::view::View;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection};
 
@@ -15,8 +17,8 @@ pub(super) fn assemble(
     file: &Collected,
     config: &PeftConfig,
     problems: &mut Vec<Rejection>,
-) -> BTreeMap<SiteKey, SiteWeights> {
-    let mut sites = BTreeMap::new();
+) -> PlannedSites {
+    let mut sites = PlannedSites::new();
     for (key, parts) in file.sites.iter().filter(|(key, _)| !file.broken.contains(key)) {
         let mut site = Site { key: *key, parts, config, problems };
         let weights = site.build();
@@ -35,7 +37,7 @@ struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    fn build(&mut self) -> SiteWeights {
+    fn build(&mut self) -> SiteWeights<Plan> {
         let (low_rank, replacement) = (self.low_rank(), self.replacement());
         if replacement.is_some() && low_rank.as_ref().is_some_and(|low| low.magnitude.is_some()) {
             let found = format!("DoRA on {}, whose weight is saved as well", self.parts.module);
@@ -46,7 +48,7 @@ impl<'a> Site<'a> {
         SiteWeights { low_rank, base_bias: self.base_bias(), replacement }
     }
 
-    fn get(&self, kind: Kind) -> Option<&'a Named> {
+    fn get(&self, kind: Kind) -> Option<&'a View> {
         self.parts.tensors.get(&kind)
     }
 
@@ -55,7 +57,7 @@ impl<'a> Site<'a> {
         self.problems.push(Rejection::new(code, setting, found, allowed, remedy));
     }
 
-    fn low_rank(&mut self) -> Option<LowRank> {
+    fn low_rank(&mut self) -> Option<LowRank<Plan>> {
         let (a, b) = (self.get(Kind::A), self.get(Kind::B));
         let magnitude = self.extra(Kind::Magnitude, Variant::Dora, a.is_some());
         let b_bias = self.extra(Kind::BBias, Variant::OutputBias, a.is_some());
@@ -65,7 +67,7 @@ impl<'a> Site<'a> {
             (Some(only), None) | (None, Some(only)) => {
                 self.reject(
                     Code::IncompletePair,
-                    &only.name,
+                    only.name(),
                     ["one half of a pair", "lora_A together with lora_B", "export it again"],
                 );
                 return None;
@@ -75,7 +77,7 @@ impl<'a> Site<'a> {
             let found = "use_dora or lora_bias on embed_tokens";
             let remedy = "leave embed_tokens out of target_modules";
             let allowed = "plain LoRA on embed_tokens";
-            self.reject(Code::DoraOnEmbedding, &a.name, [found, allowed, remedy]);
+            self.reject(Code::DoraOnEmbedding, a.name(), [found, allowed, remedy]);
         }
         let rank = self.rank(a, b)?;
         let alpha = self.config.alphas.of(&self.parts.module);
@@ -86,40 +88,40 @@ impl<'a> Site<'a> {
             let remedy = "correct lora_alpha or alpha_pattern in adapter_config.json";
             self.reject(Code::InvalidConfigField, "lora_alpha", [&found, allowed, remedy]);
         }
-        let (a, b) = (a.tensor.clone(), b.tensor.clone());
-        Some(LowRank { rank, scale, a, b, magnitude, b_bias })
+        let (a, b) = (a.clone().into(), b.clone().into());
+        Some(LowRank { rank, scale, a, b, magnitude, b_bias, rows: RowOrder::ByPart })
     }
 
     /// The rank that A, B and the configuration agree on.
-    fn rank(&mut self, a: &Named, b: &Named) -> Option<usize> {
-        let ([rank, _], [out, columns]) = (a.tensor.shape(), b.tensor.shape()) else {
-            for wrong in [a, b].iter().filter(|named| named.tensor.shape().len() != 2) {
+    fn rank(&mut self, a: &View, b: &View) -> Option<usize> {
+        let ([rank, _], [out, columns]) = (a.shape(), b.shape()) else {
+            for wrong in [a, b].iter().filter(|named| named.shape().len() != 2) {
                 self.wrong_shape(wrong, "two dimensions: A [rank, in], B [out, rank]");
             }
             return None;
         };
         let (rank, columns) = (*rank, *columns);
-        if rank != columns || a.tensor.is_empty() || *out == 0 {
-            self.wrong_shape(b, &format!("[out, rank] beside A {:?}", a.tensor.shape()));
+        if rank != columns || a.len() == 0 || *out == 0 {
+            self.wrong_shape(b, &format!("[out, rank] beside A {:?}", a.shape()));
             return None;
         }
-        if a.tensor.dtype() != b.tensor.dtype() {
-            let found = format!("{} beside A of {}", b.tensor.dtype(), a.tensor.dtype());
+        if a.dtype() != b.dtype() {
+            let found = format!("{} beside A of {}", b.dtype(), a.dtype());
             let allowed = "one element type for a pair";
-            self.reject(Code::TensorDtype, &b.name, [&found, allowed, "convert the adapter"]);
+            self.reject(Code::TensorDtype, b.name(), [&found, allowed, "convert the adapter"]);
         }
         let stated = self.config.ranks.of(&self.parts.module);
         if rank != stated {
             let found = format!("rank {rank}");
             let allowed = format!("rank {stated}, by r and rank_pattern");
             let remedy = "correct r or rank_pattern in adapter_config.json";
-            self.reject(Code::RankMismatch, &a.name, [&found, &allowed, remedy]);
+            self.reject(Code::RankMismatch, a.name(), [&found, &allowed, remedy]);
         }
         Some(rank)
     }
 
     /// A magnitude or a bias of B: there exactly when the variant asks for it.
-    fn extra(&mut self, kind: Kind, variant: Variant, has_pair: bool) -> Option<HostTensor> {
+    fn extra(&mut self, kind: Kind, variant: Variant, has_pair: bool) -> Option<Plan> {
         let (field, tensor) = match kind {
             Kind::Magnitude => ("use_dora", "lora_magnitude_vector"),
             _ => ("lora_bias", "lora_B.bias"),
@@ -128,12 +130,12 @@ impl<'a> Site<'a> {
         match self.get(kind) {
             Some(named) if !declared => {
                 let found = format!("a tensor that needs {field}: true");
-                self.undeclared(&named.name, &found);
+                self.undeclared(named.name(), &found);
                 None
             }
             Some(named) if !has_pair => {
                 let found = "an addition to a pair that is not there";
-                self.undeclared(&named.name, found);
+                self.undeclared(named.name(), found);
                 None
             }
             Some(named) => self.vector(named),
@@ -148,27 +150,27 @@ impl<'a> Site<'a> {
         }
     }
 
-    fn base_bias(&mut self) -> Option<HostTensor> {
+    fn base_bias(&mut self) -> Option<Plan> {
         let named = self.get(Kind::BaseBias)?;
         let paired = self.get(Kind::A).is_some();
         match self.config.biases {
             Biases::All => self.vector(named),
             Biases::LoraOnly if paired => self.vector(named),
             Biases::LoraOnly => {
-                self.undeclared(&named.name, "the bias of a module without LoRA");
+                self.undeclared(named.name(), "the bias of a module without LoRA");
                 None
             }
             Biases::None => {
-                self.undeclared(&named.name, "a bias, with bias: \"none\"");
+                self.undeclared(named.name(), "a bias, with bias: \"none\"");
                 None
             }
         }
     }
 
-    fn replacement(&mut self) -> Option<HostTensor> {
+    fn replacement(&mut self) -> Option<Plan> {
         let (saved, base) = (self.get(Kind::Saved), self.get(Kind::SavedBase));
         if let (Some(saved), Some(_)) = (saved, base) {
-            self.undeclared(&saved.name, "a second full weight of the module");
+            self.undeclared(saved.name(), "a second full weight of the module");
         }
         let declared = match self.key {
             SiteKey::Layer(..) => false,
@@ -178,25 +180,25 @@ impl<'a> Site<'a> {
         };
         let named = saved.or(base)?;
         if !declared {
-            self.undeclared(&named.name, "a full weight that modules_to_save does not name");
+            self.undeclared(named.name(), "a full weight that modules_to_save does not name");
             return None;
         }
-        if named.tensor.shape().len() != 2 {
+        if named.shape().len() != 2 {
             self.wrong_shape(named, "two dimensions, [vocab, hidden]");
         }
-        Some(named.tensor.clone())
+        Some(named.clone().into())
     }
 
-    fn vector(&mut self, named: &Named) -> Option<HostTensor> {
-        if named.tensor.shape().len() != 1 {
+    fn vector(&mut self, named: &View) -> Option<Plan> {
+        if named.shape().len() != 1 {
             self.wrong_shape(named, "one dimension, [out]");
         }
-        Some(named.tensor.clone())
+        Some(named.clone().into())
     }
 
-    fn wrong_shape(&mut self, named: &Named, allowed: &str) {
-        let found = format!("shape {:?}", named.tensor.shape());
-        self.reject(Code::TensorShape, &named.name, [&found, allowed, "export it again"]);
+    fn wrong_shape(&mut self, named: &View, allowed: &str) {
+        let found = format!("shape {:?}", named.shape());
+        self.reject(Code::TensorShape, named.name(), [&found, allowed, "export it again"]);
     }
 
     fn undeclared(&mut self, name: &str, found: &str) {
@@ -213,7 +215,7 @@ fn is_saved(key: SiteKey, config: &PeftConfig) -> bool {
 
 /// Every entry of `modules_to_save` needs its weight.
 fn require_saved(
-    sites: &BTreeMap<SiteKey, SiteWeights>,
+    sites: &PlannedSites,
     file: &Collected,
     config: &PeftConfig,
     problems: &mut Vec<Rejection>,
@@ -235,7 +237,7 @@ fn require_saved(
 /// All layers of a model have a bias on a kind of module, or none has: a file with some of the
 /// biases has lost the others.
 fn require_biases(
-    sites: &BTreeMap<SiteKey, SiteWeights>,
+    sites: &PlannedSites,
     file: &Collected,
     config: &PeftConfig,
     problems: &mut Vec<Rejection>,

@@ -2,33 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::experts::{self, ExpertTensors};
 use super::keys::{self, Key, Kind, Place};
 use crate::adapter::{ModuleNaming, SiteKey};
-use crate::formats::RawTensor;
-use crate::host::HostTensor;
+use crate::formats::view::View;
+use crate::formats::{ElementType, RawTensor};
 use crate::ids::LayerIdx;
 use crate::modules::{ModuleMap, TargetModule};
 use crate::rules::{Code, Rejection, listed};
-
-/// A tensor and its name in the file.
-#[derive(Clone, Debug)]
-pub(super) struct Named {
-    pub name: String,
-    pub tensor: HostTensor,
-}
 
 /// The tensors of one site.
 #[derive(Debug)]
 pub(super) struct Parts {
     /// PEFT's name of the module.
     pub module: String,
-    pub tensors: BTreeMap<Kind, Named>,
+    pub tensors: BTreeMap<Kind, View>,
 }
 
 /// A file's tensors by site, and what the file calls things.
 #[derive(Default, Debug)]
 pub(super) struct Collected {
     pub sites: BTreeMap<SiteKey, Parts>,
+    pub experts: ExpertTensors,
     /// `model.` or nothing.
     pub root: &'static str,
     pub naming: BTreeMap<TargetModule, ModuleNaming>,
@@ -47,13 +42,21 @@ pub(super) fn collect(
     let mut file = Collected::default();
     let mut adapters = BTreeSet::new();
     let mut prefixes = BTreeSet::new();
-    let mut experts = Vec::new();
     for (name, raw) in tensors {
-        let tensor = checked(&name, raw, problems);
-        file.bytes += tensor.as_ref().map_or(0, |tensor| tensor.bytes().len() as u64);
-        let stacked = tensor.as_ref().is_some_and(|tensor| tensor.shape().len() == 3);
-        if keys::is_routed_expert(&name) || stacked {
-            experts.push(name);
+        file.bytes += raw.source().len();
+        let tensor = checked(&name, &raw, problems);
+        if keys::is_routed_expert(&name) {
+            let Some(key) = experts::parse(&name) else {
+                problems.push(unknown_tensor(&name));
+                continue;
+            };
+            prefixes.insert(key.prefix.to_owned());
+            adapters.extend(key.adapter.map(str::to_owned));
+            file.note_root(key.root);
+            match tensor {
+                Some(tensor) => file.experts.insert(&key, tensor, problems),
+                None => file.experts.broken = true,
+            }
             continue;
         }
         let Some(key) = keys::parse(&name) else {
@@ -67,7 +70,7 @@ pub(super) fn collect(
         }
         let Some(site) = file.site(&name, &key, map, problems) else { continue };
         match tensor {
-            Some(tensor) => file.place(site, &key, tensor, &name, problems),
+            Some(tensor) => file.place(site, &key, tensor, problems),
             None => drop(file.broken.insert(site)),
         }
     }
@@ -76,13 +79,16 @@ pub(super) fn collect(
             problems.push(several_adapters(setting, names));
         }
     }
-    if !experts.is_empty() {
-        problems.push(routed_experts(&experts));
-    }
     file
 }
 
 impl Collected {
+    fn note_root(&mut self, root: &'static str) {
+        if !root.is_empty() {
+            self.root = root;
+        }
+    }
+
     /// The site that a name belongs to; a module without one is a rejection.
     fn site(
         &mut self,
@@ -110,17 +116,8 @@ impl Collected {
         Some(SiteKey::Layer(LayerIdx(index), module))
     }
 
-    fn place(
-        &mut self,
-        site: SiteKey,
-        key: &Key<'_>,
-        tensor: HostTensor,
-        name: &str,
-        problems: &mut Vec<Rejection>,
-    ) {
-        if !key.root.is_empty() {
-            self.root = key.root;
-        }
+    fn place(&mut self, site: SiteKey, key: &Key<'_>, tensor: View, problems: &mut Vec<Rejection>) {
+        self.note_root(key.root);
         if key.kind == Kind::SavedBase {
             self.saved_base.insert(site);
         }
@@ -128,43 +125,27 @@ impl Collected {
         let parts =
             self.sites.entry(site).or_insert_with(|| Parts { module, tensors: BTreeMap::new() });
         match parts.tensors.get(&key.kind) {
-            Some(other) => problems.push(duplicate(name, &other.name)),
-            None => {
-                parts.tensors.insert(key.kind, Named { name: name.to_owned(), tensor });
-            }
+            Some(other) => problems.push(duplicate(tensor.name(), other.name())),
+            None => drop(parts.tensors.insert(key.kind, tensor)),
         }
     }
 }
 
-/// The tensor, if its elements are finite floating-point numbers.
-fn checked(name: &str, raw: RawTensor, problems: &mut Vec<Rejection>) -> Option<HostTensor> {
-    let mut wrong_type = |found: String| {
-        problems.push(Rejection::new(
-            Code::TensorDtype,
-            name,
-            found,
-            "float32, float16 or bfloat16",
-            "convert the adapter to one of them",
-        ));
-        None
-    };
-    match raw {
-        RawTensor::Other(dtype) => wrong_type(dtype),
-        RawTensor::Known(tensor) if !tensor.dtype().is_float() => {
-            wrong_type(tensor.dtype().to_string())
-        }
-        RawTensor::Known(tensor) if !tensor.is_finite() => {
-            problems.push(Rejection::new(
-                Code::NonFinite,
-                name,
-                "NaN or infinity",
-                "finite numbers",
-                "train the adapter again: its training diverged",
-            ));
-            None
-        }
-        RawTensor::Known(tensor) => Some(tensor),
+/// The tensor, if its elements are floating-point numbers.
+fn checked(name: &str, raw: &RawTensor, problems: &mut Vec<Rejection>) -> Option<View> {
+    if let ElementType::Known(dtype) = raw.element()
+        && dtype.is_float()
+    {
+        return Some(View::new(name, *dtype, raw));
     }
+    problems.push(Rejection::new(
+        Code::TensorDtype,
+        name,
+        raw.element().to_string(),
+        "float32, float16 or bfloat16",
+        "convert the adapter to one of them",
+    ));
+    None
 }
 
 fn unknown_tensor(name: &str) -> Rejection {
@@ -214,15 +195,5 @@ fn several_adapters(setting: &str, names: BTreeSet<String>) -> Rejection {
         listed(&names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>()),
         "the tensors of one adapter, all named alike",
         "save each adapter into a directory of its own",
-    )
-}
-
-fn routed_experts(names: &[String]) -> Rejection {
-    Rejection::new(
-        Code::RoutedExpertLayout,
-        "routed experts",
-        listed(names),
-        "tensors of dense modules",
-        "routed-expert layouts are not read yet: export the adapter without them",
     )
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
+use super::experts::{DOWN, GATE_UP};
 use super::fields::{Fields, as_count, as_names, check_policies, is_empty, shown};
 use super::scale::{Patterned, Scaling};
 use crate::adapter::targets::TargetMatcher;
@@ -177,6 +178,7 @@ fn read_declaration(fields: &mut Fields<'_>) -> Option<Declaration> {
     let selector = "a list of module names, or a pattern";
     let targets = fields.required("target_modules", selector, as_selector);
     let exclude = fields.typed("exclude_modules", selector, as_selector);
+    let parameters = read_parameters(fields);
     let layers = read_layers(fields, targets.as_ref());
     let saved = fields.typed("modules_to_save", "a list of module names", as_names);
     let saved = saved.unwrap_or_default();
@@ -192,6 +194,7 @@ fn read_declaration(fields: &mut Fields<'_>) -> Option<Declaration> {
     }
     Some(Declaration {
         targets: targets?,
+        parameters,
         exclude: exclude.filter(|selector| *selector != Selector::Names(Vec::new())),
         layers,
         saved,
@@ -200,6 +203,23 @@ fn read_declaration(fields: &mut Fields<'_>) -> Option<Declaration> {
         naming: BTreeMap::new(),
         saved_base: BTreeSet::new(),
     })
+}
+
+/// `target_parameters`, of which those of routed experts are understood.
+fn read_parameters(fields: &mut Fields<'_>) -> Vec<String> {
+    let allowed = "a list of parameter names";
+    let names = fields.typed("target_parameters", allowed, as_names).unwrap_or_default();
+    let strange = |name: &&String| !matches!(name.rsplit('.').next(), Some(GATE_UP | DOWN));
+    for name in names.iter().filter(strange) {
+        fields.problems.push(Rejection::new(
+            Code::UnsupportedConfigField,
+            "target_parameters",
+            format!("`{name}`"),
+            format!("{GATE_UP} and {DOWN} of routed experts"),
+            "train the other parameters through target_modules",
+        ));
+    }
+    names
 }
 
 fn as_selector(value: &Value) -> Option<Selector> {

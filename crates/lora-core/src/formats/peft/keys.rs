@@ -53,7 +53,7 @@ pub(super) struct Key<'a> {
     pub adapter: Option<&'a str>,
 }
 
-const MODEL: &str = "model.";
+pub(super) const MODEL: &str = "model.";
 
 /// Parses a name; `None` when it is not in the grammar.
 pub(super) fn parse(name: &str) -> Option<Key<'_>> {
@@ -100,15 +100,25 @@ fn parse_place<'a>(place: &'a str, root: &str) -> Option<Place<'a>> {
         "lm_head" => return root.is_empty().then_some(Place::Head),
         _ => {}
     }
-    let (number, path) = place.strip_prefix("layers.")?.split_once('.')?;
-    let canonical = number == "0" || !number.starts_with('0');
-    let digits = number.bytes().all(|b| b.is_ascii_digit());
-    let index = number.parse().ok().filter(|_| canonical && digits)?;
+    let (index, path) = split_layer(place)?;
     let plain = |part: &str| !part.is_empty() && !part.starts_with("lora_");
     path.split('.').all(plain).then_some(Place::Layer { index, path })
 }
 
-fn parse_kind(tail: &str, embedding: bool) -> Option<(Kind, Option<&str>)> {
+/// The number of a layer and what stands after it.
+pub(super) fn split_layer(place: &str) -> Option<(u32, &str)> {
+    let (digits, path) = place.strip_prefix("layers.")?.split_once('.')?;
+    Some((number(digits)?, path))
+}
+
+/// A number in the one way to write it.
+pub(super) fn number(digits: &str) -> Option<u32> {
+    let canonical = digits == "0" || !digits.starts_with('0');
+    let plain = digits.bytes().all(|b| b.is_ascii_digit());
+    digits.parse().ok().filter(|_| canonical && plain)
+}
+
+pub(super) fn parse_kind(tail: &str, embedding: bool) -> Option<(Kind, Option<&str>)> {
     let parts: Vec<&str> = tail.split('.').collect();
     let (head, rest) = parts.split_first()?;
     let (kind, adapter) = match (*head, rest) {

@@ -5,14 +5,16 @@
 
 use std::path::Path;
 
+use super::assemble::PlannedSites;
 use super::safetensors::{self, Residence};
-use super::{AdapterError, RawTensors, ReadOptions, read_file};
+use super::{AdapterError, RawTensors, ReadOptions, fused, read_file};
 use crate::adapter::{Adapter, AdapterFormat, AdapterInfo, Declaration};
 use crate::rules::{Rejection, Rejections};
 
 mod assemble;
 mod collect;
 mod config;
+mod experts;
 mod fields;
 mod keys;
 mod scale;
@@ -45,7 +47,7 @@ pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> 
     };
     let config = PeftConfig::read(&json, options.allow_unknown_fields).map_err(rejected)?;
     let raw = read_weights(dir)?;
-    let info = AdapterInfo {
+    let mut info = AdapterInfo {
         format: AdapterFormat::PeftSafetensors,
         path: dir.to_owned(),
         files: raw.files.clone(),
@@ -55,12 +57,13 @@ pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> 
         alpha: Some(config.alphas.default),
         ..AdapterInfo::default()
     };
-    build(raw, config, info, options).map_err(rejected)
+    let (sites, declaration) = plan(raw, config, &mut info, options).map_err(rejected)?;
+    super::assemble::read(dir, sites, info, Some(declaration))
 }
 
 /// Finds and reads the weight files of a directory.
 fn read_weights(dir: &Path) -> Result<RawTensors, AdapterError> {
-    let missing = match safetensors::read_folder(dir, WEIGHTS, Residence::Owned) {
+    let missing = match safetensors::read_folder(dir, WEIGHTS, Residence::File) {
         Err(missing @ AdapterError::Missing { .. }) => missing,
         read => return read,
     };
@@ -71,29 +74,41 @@ fn read_weights(dir: &Path) -> Result<RawTensors, AdapterError> {
     }
 }
 
-/// Turns tensors and configuration into an adapter; all problems are reported together.
-fn build(
+/// Turns tensors and configuration into sites that are still to be read; all problems are reported
+/// together.
+fn plan(
     raw: RawTensors,
     config: PeftConfig,
-    mut info: AdapterInfo,
+    info: &mut AdapterInfo,
     options: &ReadOptions,
-) -> Result<Adapter, Vec<Rejection>> {
+) -> Result<(PlannedSites, Declaration), Vec<Rejection>> {
     let mut problems = Vec::new();
-    let file = collect::collect(raw.tensors, &options.modules, &mut problems);
-    let sites = assemble::assemble(&file, &config, &mut problems);
+    let mut file = collect::collect(raw.tensors, &options.modules, &mut problems);
+    let mut sites = assemble::assemble(&file, &config, &mut problems);
+    let mut expert_names = Vec::new();
+    if let Some(planned) = experts::plan(&file.experts, file.root, &config, options, &mut problems)
+    {
+        sites.extend(planned.sites);
+        file.naming.extend(planned.naming);
+        info.expert_layout = Some(planned.layout);
+        expert_names = planned.names;
+    }
+    if let Some(model) = &options.model {
+        fused::cut(&mut sites, &mut file.naming, model, &mut problems);
+    }
     if !problems.is_empty() {
         return Err(problems);
     }
     info.bytes = file.bytes;
     info.warnings = config.warnings;
-    for unused in config.ranks.unused(&file.sites).chain(config.alphas.unused(&file.sites)) {
-        info.warnings.push(unused);
-    }
+    let dense = file.sites.values().map(|parts| parts.module.as_str());
+    let names: Vec<&str> = dense.chain(expert_names.iter().map(String::as_str)).collect();
+    info.warnings.extend(config.ranks.unused(&names).chain(config.alphas.unused(&names)));
     let declaration = Declaration {
         root: file.root.to_owned(),
         naming: file.naming,
         saved_base: file.saved_base,
         ..config.declaration
     };
-    Ok(Adapter::new(sites, info, Some(declaration)))
+    Ok((sites, declaration))
 }

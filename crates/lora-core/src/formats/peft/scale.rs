@@ -1,13 +1,9 @@
 //! Ranks and alphas of modules: a default and exceptions by pattern.
 
-use std::collections::BTreeMap;
-
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::collect::Parts;
 use super::fields::Fields;
-use crate::adapter::SiteKey;
 use crate::adapter::targets::suffix_match;
 
 /// `r` with `rank_pattern`, or `lora_alpha` with `alpha_pattern`.
@@ -49,12 +45,9 @@ impl<T: Copy> Patterned<T> {
         matching.map_or(self.default, |(.., value)| *value)
     }
 
-    /// A warning for each pattern that matches no module of the file.
-    pub fn unused<'a>(
-        &'a self,
-        sites: &'a BTreeMap<SiteKey, Parts>,
-    ) -> impl Iterator<Item = String> + 'a {
-        let idle = |regex: &Regex| !sites.values().any(|parts| regex.is_match(&parts.module));
+    /// A warning for each pattern that matches none of the file's modules.
+    pub fn unused<'a>(&'a self, modules: &'a [&str]) -> impl Iterator<Item = String> + 'a {
+        let idle = |regex: &Regex| !modules.iter().any(|module| regex.is_match(module));
         self.exceptions
             .iter()
             .filter(move |(regex, ..)| idle(regex))

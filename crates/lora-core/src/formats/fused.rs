@@ -1,0 +1,99 @@
+//! Modules that are several modules in one: cut into the parts that a model keeps apart.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::assemble::PlannedSites;
+use super::plan::Plan;
+use crate::adapter::{ModuleNaming, RowOrder, SiteKey, SiteWeights};
+use crate::geometry::ModelGeometry;
+use crate::modules::{FUSED, TargetModule};
+use crate::rules::{Code, Rejection};
+
+/// Cuts every fused site that `model` keeps apart into its parts, which share A and have their own
+/// rows of B. Sites that the model has as they are stay so, as do those whose rows do not fit it:
+/// the check against the model names them. Parts take the fused module's name over in `naming`.
+pub(crate) fn cut(
+    sites: &mut PlannedSites,
+    naming: &mut BTreeMap<TargetModule, ModuleNaming>,
+    model: &ModelGeometry,
+    problems: &mut Vec<Rejection>,
+) {
+    let present = model.modules();
+    for (fused, parts) in FUSED {
+        if present.contains(&fused) || !parts.iter().all(|part| present.contains(part)) {
+            continue;
+        }
+        let keys: Vec<SiteKey> =
+            sites.keys().filter(|key| key.module() == Some(fused)).copied().collect();
+        for key in keys {
+            let SiteKey::Layer(layer, _) = key else { continue };
+            let Some(cut) = sites.get(&key).and_then(|site| cut_site(site, parts, model)) else {
+                continue;
+            };
+            for (part, site) in parts.iter().zip(cut) {
+                if let Some(ModuleNaming { path, .. }) = naming.get(&fused) {
+                    let path = path.clone();
+                    naming.insert(*part, ModuleNaming { path, mapped_exactly: true });
+                }
+                let part = SiteKey::Layer(layer, *part);
+                if sites.insert(part, site).is_some() {
+                    problems.push(both(key, part));
+                }
+            }
+            sites.remove(&key);
+        }
+    }
+}
+
+/// A site for each part; `None` if the rows are not those of the parts.
+fn cut_site(
+    site: &SiteWeights<Plan>,
+    parts: &[TargetModule],
+    model: &ModelGeometry,
+) -> Option<Vec<SiteWeights<Plan>>> {
+    let widths: Vec<usize> =
+        parts.iter().map(|part| Some(model.dims(*part)?.1)).collect::<Option<_>>()?;
+    let order = site.low_rank.as_ref().map_or(RowOrder::ByPart, |low| low.rows);
+    let groups = match order {
+        RowOrder::ByPart => 1,
+        RowOrder::ByKvHead => model.kv_heads,
+    };
+    if groups == 0 {
+        return None;
+    }
+    let rows: usize = widths.iter().sum();
+    let cuts = (0..parts.len()).map(|part| {
+        let before: usize = widths[..part].iter().sum();
+        let ranges: Vec<Range<usize>> = (0..groups)
+            .map(|group| {
+                let start = (group * rows + before) / groups;
+                start..start + widths[part] / groups
+            })
+            .collect();
+        let cut = |plan: &Plan| plan.rows(&ranges, rows);
+        let mut own = site.clone();
+        if let Some(low) = &mut own.low_rank {
+            low.b = cut(&low.b)?;
+            low.rows = RowOrder::ByPart;
+            for tensor in [&mut low.magnitude, &mut low.b_bias].into_iter().flatten() {
+                *tensor = cut(tensor)?;
+            }
+        }
+        for tensor in [&mut own.base_bias, &mut own.replacement].into_iter().flatten() {
+            *tensor = cut(tensor)?;
+        }
+        Some(own)
+    });
+    cuts.collect()
+}
+
+fn both(fused: SiteKey, part: SiteKey) -> Rejection {
+    Rejection::new(
+        Code::DuplicateTensor,
+        part.to_string(),
+        format!("weights of its own and as a part of {fused}"),
+        "one update of a module",
+        "export the adapter with either the fused module or its parts",
+    )
+}
