@@ -1,9 +1,11 @@
 //! An adapter in host memory, the same whatever file it came from.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
 
+use self::generation::Digest;
 use crate::config::ExpertLayout;
 use crate::host::HostTensor;
 use crate::ids::{Generation, LayerIdx};
@@ -11,7 +13,7 @@ use crate::modules::TargetModule;
 
 #[cfg(feature = "formats")]
 mod check;
-mod generation;
+pub(crate) mod generation;
 #[cfg(feature = "formats")]
 pub(crate) mod targets;
 
@@ -113,8 +115,33 @@ impl<T> SiteWeights<T> {
         pair.chain(extras.flatten()).chain(self.base_bias.as_ref()).chain(self.replacement.as_ref())
     }
 
+    /// The same site of references to its tensors.
+    pub fn as_ref(&self) -> SiteWeights<&T> {
+        let low_rank = self.low_rank.as_ref().map(|low| LowRank {
+            rank: low.rank,
+            scale: low.scale,
+            a: &low.a,
+            b: &low.b,
+            magnitude: low.magnitude.as_ref(),
+            b_bias: low.b_bias.as_ref(),
+            rows: low.rows,
+        });
+        let (base_bias, replacement) = (self.base_bias.as_ref(), self.replacement.as_ref());
+        SiteWeights { low_rank, base_bias, replacement }
+    }
+
+    /// The same site of other tensors.
+    pub fn map<U>(self, mut make: impl FnMut(T) -> U) -> SiteWeights<U> {
+        match self.try_map(|tensor| Ok::<U, Infallible>(make(tensor))) {
+            Ok(site) => site,
+        }
+    }
+
     /// The same site of other tensors; fails with the first that cannot be made.
-    pub(crate) fn try_map<U, E>(
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn try_map<U, E>(
         self,
         mut make: impl FnMut(T) -> Result<U, E>,
     ) -> Result<SiteWeights<U>, E> {
@@ -262,7 +289,8 @@ impl Adapter {
         source: AdapterInfo,
         declaration: Option<Declaration>,
     ) -> Self {
-        let generation = generation::of_sites(&sites);
+        let digests = sites.iter().map(|(key, site)| (*key, site.as_ref().map(Digest::of)));
+        let generation = generation::of_sites(&digests.collect());
         Self { sites, generation, source, declaration }
     }
 

@@ -7,15 +7,33 @@ use crate::dtype::DType;
 use crate::host::HostTensor;
 use crate::ids::Generation;
 
-/// Version of the byte stream below: hashes of different versions never meet.
+/// Version of the byte streams below: hashes of different versions never meet.
 const CONTEXT: &[u8] = b"polylora adapter 2";
+
+/// Hash of a tensor's type, shape and elements.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Digest([u8; 32]);
+
+impl Digest {
+    /// Hashes a tensor.
+    pub fn of(tensor: &HostTensor) -> Self {
+        let mut hasher = Stream(blake3::Hasher::new());
+        hasher.0.update(&[dtype_tag(tensor.dtype())]);
+        hasher.number(tensor.shape().len());
+        for &extent in tensor.shape() {
+            hasher.number(extent);
+        }
+        hasher.0.update(tensor.bytes());
+        Self(*hasher.0.finalize().as_bytes())
+    }
+}
 
 /// Hashes the sites in their order, each with everything that it computes with.
 ///
 /// Every variable part is preceded by its length or count, so that no two adapters share a byte
 /// stream. Sites are in canonical form here, so the layout that a file was read in shows in the
 /// tensors themselves.
-pub(super) fn of_sites(sites: &BTreeMap<SiteKey, SiteWeights>) -> Generation {
+pub(crate) fn of_sites(sites: &BTreeMap<SiteKey, SiteWeights<Digest>>) -> Generation {
     let mut hasher = Stream(blake3::Hasher::new());
     hasher.0.update(CONTEXT);
     hasher.number(sites.len());
@@ -44,7 +62,7 @@ impl Stream {
         self.0.update(&[kind, module]).update(&layer.to_le_bytes());
     }
 
-    fn low_rank(&mut self, low: Option<&LowRank>) {
+    fn low_rank(&mut self, low: Option<&LowRank<Digest>>) {
         self.0.update(&[u8::from(low.is_some())]);
         let Some(low) = low else { return };
         self.number(low.rank);
@@ -59,21 +77,15 @@ impl Stream {
         self.tensor(low.b_bias.as_ref());
     }
 
-    fn tensor(&mut self, tensor: Option<&HostTensor>) {
-        let Some(tensor) = tensor else {
-            self.0.update(&[0]);
-            return;
-        };
-        self.0.update(&[dtype_tag(tensor.dtype())]);
-        self.number(tensor.shape().len());
-        for &extent in tensor.shape() {
-            self.number(extent);
+    fn tensor(&mut self, tensor: Option<&Digest>) {
+        self.0.update(&[u8::from(tensor.is_some())]);
+        if let Some(Digest(digest)) = tensor {
+            self.0.update(digest);
         }
-        self.0.update(tensor.bytes());
     }
 }
 
-/// A tag per element type; 0 is taken by an absent tensor.
+/// A tag per element type.
 fn dtype_tag(dtype: DType) -> u8 {
     match dtype {
         DType::F32 => 1,
@@ -105,7 +117,7 @@ mod tests {
 
     fn hash(layer: u32, site: SiteWeights) -> Generation {
         let key = SiteKey::Layer(LayerIdx(layer), TargetModule::AttnQ);
-        of_sites(&BTreeMap::from([(key, site)]))
+        of_sites(&BTreeMap::from([(key, site.map(|tensor| Digest::of(&tensor)))]))
     }
 
     #[test]

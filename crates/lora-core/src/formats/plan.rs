@@ -1,6 +1,7 @@
 //! Tensors of an adapter that are decided and not read yet.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::AdapterError;
 use super::view::View;
@@ -11,8 +12,13 @@ use crate::rules::{Code, Rejection};
 /// How one tensor of an adapter is made of tensors of its file: parts, one after another along the
 /// first axis. Nothing is read before [`Plan::read`], so an adapter that breaks rules costs no
 /// more than its headers, and every element is read once, to where it stays.
+///
+/// Clones are the same tensor, which is read once for all of them.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct Plan(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     dtype: DType,
     shape: Vec<usize>,
     parts: Vec<Part>,
@@ -27,11 +33,20 @@ enum Part {
 
 impl From<View> for Plan {
     fn from(view: View) -> Self {
-        Self { dtype: view.dtype(), shape: view.shape().to_vec(), parts: vec![Part::View(view)] }
+        Self::new(view.dtype(), view.shape().to_vec(), vec![Part::View(view)])
     }
 }
 
 impl Plan {
+    fn new(dtype: DType, shape: Vec<usize>, parts: Vec<Part>) -> Self {
+        Self(Arc::new(Parts { dtype, shape, parts }))
+    }
+
+    /// The same for clones, and for nothing else as long as one of them lives.
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
     /// Views of equal type and equal trailing extents, joined along the first axis; `None` if
     /// there are none, or if they differ.
     pub fn join(views: Vec<View>) -> Option<Self> {
@@ -43,7 +58,7 @@ impl Plan {
         }
         let rows = views.iter().map(|view| view.shape()[0]).sum();
         let shape = [&[rows], &tail[..]].concat();
-        Some(Self { dtype, shape, parts: views.into_iter().map(Part::View).collect() })
+        Some(Self::new(dtype, shape, views.into_iter().map(Part::View).collect()))
     }
 
     /// The matrices of experts, by number, as one stack; an absent one is zero. `None` if there
@@ -58,19 +73,19 @@ impl Plan {
         let elements = first.len();
         let stacked = [&[experts.len()], &shape[..]].concat();
         let part = |expert: Option<View>| expert.map_or(Part::Zeros(elements), Part::View);
-        Some(Self { dtype, shape: stacked, parts: experts.into_iter().map(part).collect() })
+        Some(Self::new(dtype, stacked, experts.into_iter().map(part).collect()))
     }
 
     /// The rows of these ranges, one range after another; `None` for a stack with holes, and unless
     /// there are exactly `rows` rows.
     pub fn rows(&self, ranges: &[Range<usize>], rows: usize) -> Option<Self> {
-        if self.shape.first() != Some(&rows) {
+        if self.0.shape.first() != Some(&rows) {
             return None;
         }
         let mut taken = Vec::new();
         for range in ranges {
             let mut first = 0;
-            for part in &self.parts {
+            for part in &self.0.parts {
                 let Part::View(view) = part else { return None };
                 let end = first + view.shape()[0];
                 let (from, to) = (range.start.max(first), range.end.min(end));
@@ -85,33 +100,34 @@ impl Plan {
 
     /// Element type.
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.0.dtype
     }
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        self.0.shape.iter().product()
     }
 
     /// Reads the elements and checks that they are finite.
     pub fn read(&self) -> Result<HostTensor, ReadProblem> {
-        let mut bytes = vec![0; self.len() * self.dtype.size()];
+        let Parts { dtype, shape, parts } = &*self.0;
+        let mut bytes = vec![0; self.len() * dtype.size()];
         let mut rest = &mut bytes[..];
-        for part in &self.parts {
+        for part in parts {
             let (elements, view) = match part {
                 Part::View(view) => (view.len(), Some(view)),
                 Part::Zeros(elements) => (*elements, None),
             };
-            let (place, after) = rest.split_at_mut(elements * self.dtype.size());
+            let (place, after) = rest.split_at_mut(elements * dtype.size());
             rest = after;
             let Some(view) = view else { continue };
             view.read(place)?;
             // While the part is still in a cache.
-            if !self.dtype.all_finite(place) {
+            if !dtype.all_finite(place) {
                 return Err(non_finite(view.name()).into());
             }
         }
-        HostTensor::new(self.dtype, self.shape.clone(), bytes)
+        HostTensor::new(*dtype, shape.clone(), bytes)
             .ok_or_else(|| unreachable!("the buffer was made for the shape"))
     }
 }

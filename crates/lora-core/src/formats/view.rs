@@ -143,34 +143,30 @@ impl View {
         self.start..self.start + reach.sum::<usize>() + 1
     }
 
-    /// Copies element by element, in tiles of the axis that is innermost in the result and the one
-    /// that is innermost in the source, so that a tile fits a cache both ways.
+    /// Copies element by element. Neighbours in the source may be far apart in the result, so a few
+    /// lines of the source are held in a cache while all that they hold is written, in runs.
     fn gather<const N: usize>(&self, scratch: &[u8], base: usize, out: &mut [u8]) {
-        const TILE: usize = 32;
+        // Elements of a line, and lines that fit the smallest cache.
+        const LINE: usize = 32;
+        const LINES: usize = 256;
         let (source, out) = (scratch.as_chunks::<N>().0, out.as_chunks_mut::<N>().0);
-        let Some(inner) = self.shape.len().checked_sub(1) else {
-            out[0] = source[0];
+        let long = (0..self.shape.len()).filter(|axis| self.shape[*axis] > 1);
+        let Some(near) = long.min_by_key(|axis| self.strides[*axis]) else {
+            out[0] = source[self.start - base];
             return;
         };
-        let others = (0..inner).filter(|axis| self.shape[*axis] > 1);
-        let Some(near) = others.min_by_key(|axis| self.strides[*axis]) else {
-            let places = source[self.start - base..].iter().step_by(self.strides[inner].max(1));
-            out.iter_mut().zip(places).for_each(|(to, from)| *to = *from);
-            return;
-        };
-        let places = self.dense_strides();
-        let (rows, columns) = (self.shape[near], self.shape[inner]);
-        let mut outer = self.shape.clone();
-        (outer[near], outer[inner]) = (1, 1);
-        for (from, to) in offsets(&outer, &self.strides).zip(offsets(&outer, &places)) {
+        let (shape, strides, places) = (&self.shape, &self.strides, self.dense_strides());
+        let (count, step, run) = (shape[near], strides[near], places[near]);
+        let inner: Vec<usize> = offsets(&shape[near + 1..], &strides[near + 1..]).collect();
+        let outer = offsets(&shape[..near], &strides[..near]);
+        for (from, plane) in outer.zip(out.chunks_exact_mut(count * run)) {
             let from = self.start - base + from;
-            for top in (0..rows).step_by(TILE) {
-                for left in (0..columns).step_by(TILE) {
-                    for column in left..columns.min(left + TILE) {
-                        for row in top..rows.min(top + TILE) {
-                            out[to + row * places[near] + column] = source
-                                [from + row * self.strides[near] + column * self.strides[inner]];
-                        }
+            for (first, offsets) in (0..run).step_by(LINES).zip(inner.chunks(LINES)) {
+                for left in (0..count).step_by(LINE) {
+                    for i in left..count.min(left + LINE) {
+                        let row = &mut plane[i * run + first..][..offsets.len()];
+                        let source = &source[from + i * step..];
+                        row.iter_mut().zip(offsets).for_each(|(to, at)| *to = source[*at]);
                     }
                 }
             }

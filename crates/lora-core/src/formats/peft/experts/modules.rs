@@ -3,6 +3,7 @@
 use super::Planner;
 use super::collect::{ExpertTensors, Halves};
 use crate::config::ExpertLayout;
+use crate::formats::plan::Plan;
 use crate::formats::view::View;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection};
@@ -54,10 +55,11 @@ impl Planner<'_> {
             self.insert(layer, module, update, [a.into(), b.into()]);
             return Some(());
         }
-        let [gate, up] = self.gate_and_up(b, layout)?;
+        // Both halves share one A.
+        let (a, [gate, up]) = (Plan::from(a), self.gate_and_up(b, layout)?);
         for (module, b) in [(TargetModule::MoeHTo4h, gate), (TargetModule::MoeGate, up)] {
             self.name(module, &path);
-            self.insert(layer, module, update, [a.clone().into(), b.into()]);
+            self.insert(layer, module, update, [a.clone(), b.into()]);
         }
         Some(())
     }

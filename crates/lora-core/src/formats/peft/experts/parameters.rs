@@ -6,6 +6,7 @@ use super::modules::GATE_UP;
 use super::release::Release;
 use crate::adapter::targets::ends_with_name;
 use crate::config::ExpertLayout;
+use crate::formats::plan::Plan;
 use crate::formats::view::View;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection, listed};
@@ -275,10 +276,11 @@ impl Planner<'_> {
             self.insert(layer, TargetModule::Moe4hToH, update, [a.into(), b.into()]);
             return Some(());
         }
-        let [gate, up] = self.gate_and_up(b, layout)?;
+        // Both halves share one A.
+        let (a, [gate, up]) = (Plan::from(a), self.gate_and_up(b, layout)?);
         for (module, b) in [(TargetModule::MoeHTo4h, gate), (TargetModule::MoeGate, up)] {
             self.name(module, path);
-            self.insert(layer, module, update, [a.clone().into(), b.into()]);
+            self.insert(layer, module, update, [a.clone(), b.into()]);
         }
         Some(())
     }
