@@ -2,10 +2,12 @@
 #![warn(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod adapter_files;
 mod compare;
 mod fixtures;
 pub mod suite;
 
+pub use adapter_files::{AdapterFiles, FileTensor};
 pub use compare::{assert_greedy, relative_error};
 pub use fixtures::{Case, Fixtures, adapter_path, engine, fixtures_dir, geometry, model_path, run};
 

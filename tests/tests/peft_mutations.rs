@@ -10,8 +10,8 @@ use std::path::Path;
 
 use lora_core::formats::{self, ReadOptions};
 use lora_core::{Code, Generation, LoraConfig, ModelGeometry};
-use polylora_tests::{adapter_path, fixtures_dir, geometry};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use polylora_tests::{AdapterFiles, fixtures_dir, geometry};
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 /// Fixtures that between them have every kind of tensor and configuration.
@@ -50,19 +50,6 @@ const IRRELEVANT: [&str; 14] = [
     "runtime_config",
 ];
 
-#[derive(Clone)]
-struct Tensor {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: Vec<u8>,
-}
-
-#[derive(Clone)]
-struct Files {
-    config: Value,
-    tensors: BTreeMap<String, Tensor>,
-}
-
 /// What became of an adapter.
 #[derive(PartialEq, Debug)]
 enum Verdict {
@@ -71,45 +58,10 @@ enum Verdict {
     Unreadable,
 }
 
-impl Files {
-    fn open(adapter: &str) -> Self {
-        let dir = adapter_path(adapter);
-        let config = fs::read(dir.join("adapter_config.json")).unwrap();
-        let bytes = fs::read(dir.join("adapter_model.safetensors")).unwrap();
-        let parsed = SafeTensors::deserialize(&bytes).unwrap();
-        let tensor = |view: &TensorView<'_>| Tensor {
-            dtype: view.dtype(),
-            shape: view.shape().to_vec(),
-            data: view.data().to_vec(),
-        };
-        let tensors = parsed.iter().map(|(name, view)| (name.to_owned(), tensor(&view))).collect();
-        Self { config: serde_json::from_slice(&config).unwrap(), tensors }
-    }
-
-    fn verdict(&self, model: &ModelGeometry) -> Verdict {
-        let dir = tempfile::tempdir().unwrap();
-        let views = self
-            .tensors
-            .iter()
-            .map(|(name, t)| (name, TensorView::new(t.dtype, t.shape.clone(), &t.data).unwrap()));
-        let weights = safetensors::serialize(views, None).unwrap();
-        fs::write(dir.path().join("adapter_model.safetensors"), weights).unwrap();
-        fs::write(dir.path().join("adapter_config.json"), self.config.to_string()).unwrap();
-        judge(dir.path(), model)
-    }
-
-    /// The same files with one tensor changed.
-    fn with(&self, name: &str, change: impl FnOnce(&mut Tensor)) -> Self {
-        let mut files = self.clone();
-        change(files.tensors.get_mut(name).unwrap());
-        files
-    }
-
-    /// The same files with some tensors renamed.
-    fn renamed(&self, rename: impl Fn(&str) -> String) -> Self {
-        let tensors = self.tensors.iter().map(|(name, t)| (rename(name), t.clone())).collect();
-        Self { config: self.config.clone(), tensors }
-    }
+fn verdict_of(files: &AdapterFiles, model: &ModelGeometry) -> Verdict {
+    let dir = tempfile::tempdir().unwrap();
+    files.write(dir.path());
+    judge(dir.path(), model)
 }
 
 fn judge(dir: &Path, model: &ModelGeometry) -> Verdict {
@@ -127,12 +79,12 @@ fn judge(dir: &Path, model: &ModelGeometry) -> Verdict {
 }
 
 /// Runs `body` on each adapter with its model and its generation.
-fn for_each_adapter(body: impl Fn(&str, &Files, &ModelGeometry, Generation)) {
+fn for_each_adapter(body: impl Fn(&str, &AdapterFiles, &ModelGeometry, Generation)) {
     for adapter in ADAPTERS {
-        let files = Files::open(adapter);
+        let files = AdapterFiles::open(adapter);
         let model = geometry(adapter.split_once('.').unwrap().0);
-        let Verdict::Accepted(generation) = files.verdict(&model) else {
-            panic!("{adapter} is not accepted as it is: {:?}", files.verdict(&model))
+        let Verdict::Accepted(generation) = verdict_of(&files, &model) else {
+            panic!("{adapter} is not accepted as it is: {:?}", verdict_of(&files, &model))
         };
         body(adapter, &files, &model, generation);
     }
@@ -150,7 +102,7 @@ fn every_fixture_is_accepted_and_is_itself_wherever_it_lies() {
         let model = geometry(adapter.split_once('.').unwrap().0);
         let in_place = judge(&dir, &model);
         assert!(matches!(in_place, Verdict::Accepted(_)), "{adapter}: {in_place:?}");
-        assert_eq!(in_place, Files::open(adapter).verdict(&model), "{adapter}");
+        assert_eq!(in_place, verdict_of(&AdapterFiles::open(adapter), &model), "{adapter}");
     }
 }
 
@@ -165,7 +117,10 @@ fn no_component_of_a_tensor_name_can_change_unnoticed() {
                     .map(|(i, part)| if i == at { format!("{part}x") } else { part.to_owned() });
                 let renamed = renamed.collect::<Vec<_>>().join(".");
                 let changed = files.renamed(|n| if n == name { renamed.clone() } else { n.into() });
-                assert_refused(&changed.verdict(model), &format!("{adapter}: {name} -> {renamed}"));
+                assert_refused(
+                    &verdict_of(&changed, model),
+                    &format!("{adapter}: {name} -> {renamed}"),
+                );
             }
         }
     });
@@ -195,7 +150,7 @@ fn a_module_or_layer_renamed_throughout_is_noticed() {
             }
             // An adapter's own name in the keys, and a root that they all lack, change nothing.
             let harmless = matches!(to, "lora_A.first" | "model.layers");
-            let verdict = changed.verdict(model);
+            let verdict = verdict_of(&changed, model);
             let noticed = verdict != Verdict::Accepted(generation);
             assert!(noticed || harmless, "{adapter}: {from} -> {to}");
             if !harmless {
@@ -206,7 +161,7 @@ fn a_module_or_layer_renamed_throughout_is_noticed() {
             let other = name.replace(".0.", ".x.").replace(".2.", ".0.");
             other.replace(".x.", ".2.")
         });
-        let verdict = swapped.verdict(model);
+        let verdict = verdict_of(&swapped, model);
         assert_ne!(verdict, Verdict::Accepted(generation), "{adapter}: layers 0 and 2 swapped");
     });
 }
@@ -217,7 +172,7 @@ fn no_tensor_can_be_dropped() {
         for name in files.tensors.keys() {
             let mut changed = files.clone();
             changed.tensors.remove(name);
-            assert_refused(&changed.verdict(model), &format!("{adapter}: without {name}"));
+            assert_refused(&verdict_of(&changed, model), &format!("{adapter}: without {name}"));
         }
     });
 }
@@ -233,7 +188,7 @@ fn no_module_can_be_dropped_whole() {
         for module in modules {
             let mut changed = files.clone();
             changed.tensors.retain(|name, _| !name.starts_with(module));
-            assert_refused(&changed.verdict(model), &format!("{adapter}: without {module}"));
+            assert_refused(&verdict_of(&changed, model), &format!("{adapter}: without {module}"));
         }
     });
 }
@@ -249,14 +204,17 @@ fn no_tensor_can_be_reshaped() {
             for shape in shapes.into_iter().filter(|shape| *shape != tensor.shape) {
                 let what = format!("{adapter}: {name} as {shape:?}");
                 let changed = files.with(name, |t| t.shape = shape);
-                assert_refused(&changed.verdict(model), &what);
+                assert_refused(&verdict_of(&changed, model), &what);
             }
             let shorter = files.with(name, |t| {
                 t.shape[0] -= 1;
                 let left = t.shape.iter().product::<usize>() * 2;
                 t.data.truncate(left);
             });
-            assert_refused(&shorter.verdict(model), &format!("{adapter}: {name} with a row less"));
+            assert_refused(
+                &verdict_of(&shorter, model),
+                &format!("{adapter}: {name} with a row less"),
+            );
         }
     });
 }
@@ -272,14 +230,14 @@ fn no_tensor_can_change_its_type_or_values_unnoticed() {
                     t.dtype = dtype;
                     t.data = vec![1; t.shape.iter().product::<usize>() * width];
                 });
-                let verdict = changed.verdict(model);
+                let verdict = verdict_of(&changed, model);
                 assert_ne!(verdict, Verdict::Accepted(generation), "{adapter}: {name} {dtype:?}");
                 if matches!(dtype, Dtype::F64 | Dtype::I32) {
                     assert_eq!(verdict, Verdict::Refused(BTreeSet::from([Code::TensorDtype])));
                 }
             }
             let flipped = files.with(name, |t| t.data[1] ^= 1);
-            let verdict = flipped.verdict(model);
+            let verdict = verdict_of(&flipped, model);
             assert!(
                 matches!(verdict, Verdict::Accepted(g) if g != generation),
                 "{adapter}: {name}"
@@ -289,18 +247,18 @@ fn no_tensor_can_change_its_type_or_values_unnoticed() {
                 t.data[end - 2..].copy_from_slice(&[0xc0, 0x7f]);
             });
             let expected = Verdict::Refused(BTreeSet::from([Code::NonFinite]));
-            assert_eq!(poisoned.verdict(model), expected, "{adapter}: NaN in {name}");
+            assert_eq!(verdict_of(&poisoned, model), expected, "{adapter}: NaN in {name}");
         }
     });
 }
 
 #[test]
 fn an_adapter_whose_b_is_zero_is_refused_as_no_adapter() {
-    let mut files = Files::open("llama.attn-r8");
+    let mut files = AdapterFiles::open("llama.attn-r8");
     for (_, tensor) in files.tensors.iter_mut().filter(|(name, _)| name.contains("lora_B")) {
         tensor.data.fill(0);
     }
-    let verdict = files.verdict(&geometry("llama"));
+    let verdict = verdict_of(&files, &geometry("llama"));
     assert_eq!(verdict, Verdict::Refused(BTreeSet::from([Code::NoopAdapter])));
 }
 
@@ -376,7 +334,7 @@ fn no_field_of_the_configuration_can_change_unnoticed() {
                     Some(value) => changed.config[field] = value.clone(),
                     None => drop(changed.config.as_object_mut().unwrap().shift_remove(field)),
                 }
-                let verdict = changed.verdict(model);
+                let verdict = verdict_of(&changed, model);
                 assert_ne!(verdict, Verdict::Unreadable);
                 let new = value.unwrap_or(Value::Null);
                 let unnoticed = verdict == Verdict::Accepted(generation);
@@ -408,16 +366,20 @@ fn limits_of_the_engine_are_kept() {
 const Q0: &str = "base_model.model.model.layers.0.self_attn.q_proj";
 
 /// The codes of an adapter after a change of its files.
-fn codes_after(adapter: &str, model: &str, change: impl FnOnce(&mut Files)) -> BTreeSet<Code> {
-    let mut files = Files::open(adapter);
+fn codes_after(
+    adapter: &str,
+    model: &str,
+    change: impl FnOnce(&mut AdapterFiles),
+) -> BTreeSet<Code> {
+    let mut files = AdapterFiles::open(adapter);
     change(&mut files);
-    match files.verdict(&geometry(model)) {
+    match verdict_of(&files, &geometry(model)) {
         Verdict::Refused(codes) => codes,
         other => panic!("{adapter}: {other:?}"),
     }
 }
 
-fn copy(files: &mut Files, from: &str, to: String) {
+fn copy(files: &mut AdapterFiles, from: &str, to: String) {
     let tensor = files.tensors[from].clone();
     files.tensors.insert(to, tensor);
 }
@@ -425,7 +387,7 @@ fn copy(files: &mut Files, from: &str, to: String) {
 #[test]
 fn each_rule_about_tensors_is_told_by_its_own_code() {
     let a = format!("{Q0}.lora_A.weight");
-    let plain = |change: &dyn Fn(&mut Files)| codes_after("llama.attn-r8", "llama", change);
+    let plain = |change: &dyn Fn(&mut AdapterFiles)| codes_after("llama.attn-r8", "llama", change);
     let twice = plain(&|f| copy(f, &a, format!("{Q0}.lora_A.default.weight")));
     assert_eq!(twice, [Code::DuplicateTensor].into());
     let two = plain(&|f| {
@@ -453,7 +415,7 @@ fn each_rule_about_tensors_is_told_by_its_own_code() {
 
 #[test]
 fn each_rule_about_the_model_is_told_by_its_own_code() {
-    let plain = |change: &dyn Fn(&mut Files)| codes_after("llama.attn-r8", "llama", change);
+    let plain = |change: &dyn Fn(&mut AdapterFiles)| codes_after("llama.attn-r8", "llama", change);
     let more = plain(&|f| f.config["target_modules"] = json!(["q_proj", "v_proj", "o_proj"]));
     assert_eq!(more, [Code::TargetWithoutWeights].into());
     let fewer = plain(&|f| f.config["target_modules"] = json!(["q_proj"]));
@@ -472,18 +434,19 @@ fn each_rule_about_the_model_is_told_by_its_own_code() {
 
 #[test]
 fn a_base_weight_saved_beside_its_lora_is_a_replacement() {
-    let mut files = Files::open("llama.lm-head-r8");
-    let head = Files::open("llama.saved-head").tensors["base_model.model.lm_head.weight"].clone();
+    let mut files = AdapterFiles::open("llama.lm-head-r8");
+    let head =
+        AdapterFiles::open("llama.saved-head").tensors["base_model.model.lm_head.weight"].clone();
     files.tensors.insert("base_model.model.lm_head.base_layer.weight".into(), head);
-    assert!(matches!(files.verdict(&geometry("llama")), Verdict::Accepted(_)));
-    let tied = files.verdict(&geometry("llama-tied"));
+    assert!(matches!(verdict_of(&files, &geometry("llama")), Verdict::Accepted(_)));
+    let tied = verdict_of(&files, &geometry("llama-tied"));
     assert_eq!(tied, Verdict::Refused([Code::TiedEmbeddings].into()));
 }
 
 #[test]
 fn shards_give_the_adapter_that_one_file_gives() {
     let whole = fixtures_dir().join("adapters/llama.attn-r8");
-    let files = Files::open("llama.attn-r8");
+    let files = AdapterFiles::open("llama.attn-r8");
     let dir = tempfile::tempdir().unwrap();
     let mut map = BTreeMap::new();
     for (i, (name, t)) in files.tensors.iter().enumerate() {

@@ -44,7 +44,7 @@ pub(crate) fn read(
     let of = |plan: &Plan| &tensors[&plan.identity()];
     let digests = sites.iter().map(|(key, site)| (*key, site.as_ref().map(|plan| of(plan).1)));
     let generation = generation::of_sites(&digests.collect());
-    let read = sites.iter().map(|(key, site)| (*key, site.as_ref().map(|p| of(p).0.clone())));
+    let read = sites.into_iter().map(|(key, site)| (key, site.map(|plan| of(&plan).0.clone())));
     Ok(Adapter { sites: read.collect(), generation, source, declaration })
 }
 
