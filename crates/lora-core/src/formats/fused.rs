@@ -71,21 +71,42 @@ fn cut_site(
                 start..start + widths[part] / groups
             })
             .collect();
-        let cut = |plan: &Plan| plan.rows(&ranges, rows);
-        let mut own = site.clone();
-        if let Some(low) = &mut own.low_rank {
-            low.b = cut(&low.b)?;
-            low.rows = RowOrder::ByPart;
-            for tensor in [&mut low.magnitude, &mut low.b_bias].into_iter().flatten() {
-                *tensor = cut(tensor)?;
-            }
-        }
-        for tensor in [&mut own.base_bias, &mut own.replacement].into_iter().flatten() {
-            *tensor = cut(tensor)?;
-        }
-        Some(own)
+        take_rows(site, &ranges, rows)
     });
     cuts.collect()
+}
+
+/// The site with these ranges of its output rows; `None` if it has not `rows` of them.
+fn take_rows(
+    site: &SiteWeights<Plan>,
+    ranges: &[Range<usize>],
+    rows: usize,
+) -> Option<SiteWeights<Plan>> {
+    let mut taken = site.clone();
+    let take = |plan: &Plan| plan.rows(ranges, rows);
+    if let Some(low) = &mut taken.low_rank {
+        low.b = take(&low.b)?;
+        low.rows = RowOrder::ByPart;
+        for tensor in [&mut low.magnitude, &mut low.b_bias].into_iter().flatten() {
+            *tensor = take(tensor)?;
+        }
+    }
+    for tensor in [&mut taken.base_bias, &mut taken.replacement].into_iter().flatten() {
+        *tensor = take(tensor)?;
+    }
+    Some(taken)
+}
+
+/// Puts the gate rows of `mlp_gate_up` before the up rows, in files that have them behind.
+pub(crate) fn put_gate_first(sites: &mut PlannedSites) {
+    let fused = |key: &SiteKey| key.module() == Some(TargetModule::MlpGateUp);
+    for (_, site) in sites.iter_mut().filter(|(key, _)| fused(key)) {
+        let rows = site.low_rank.as_ref().and_then(|low| low.b.shape().first().copied());
+        let Some(rows) = rows.filter(|rows| rows.is_multiple_of(2)) else { continue };
+        if let Some(swapped) = take_rows(site, &[rows / 2..rows, 0..rows / 2], rows) {
+            *site = swapped;
+        }
+    }
 }
 
 fn both(fused: SiteKey, part: SiteKey) -> Rejection {

@@ -103,6 +103,11 @@ impl Plan {
         self.0.dtype
     }
 
+    /// Extents, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.0.shape.iter().product()

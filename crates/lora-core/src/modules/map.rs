@@ -33,7 +33,7 @@ pub struct ModuleMap {
     by_module: BTreeMap<TargetModule, Vec<String>>,
 }
 
-const DEFAULT: [(TargetModule, &str); 21] = [
+const DEFAULT: [(TargetModule, &str); 24] = [
     (TargetModule::AttnQkv, "qkv_proj"),
     (TargetModule::AttnQ, "q_proj"),
     (TargetModule::AttnK, "k_proj"),
@@ -54,6 +54,10 @@ const DEFAULT: [(TargetModule, &str); 21] = [
     (TargetModule::MambaOutProj, "out_proj"),
     (TargetModule::MoeLatentFc1, "fc1_latent_proj"),
     (TargetModule::MoeLatentFc2, "fc2_latent_proj"),
+    // The name of families with several shared experts, which are one projection in the model.
+    (TargetModule::SharedExpertHTo4h, "shared_experts.gate_proj"),
+    (TargetModule::SharedExpert4hToH, "shared_experts.down_proj"),
+    (TargetModule::SharedExpertGate, "shared_experts.up_proj"),
     // Mixtral's router under the name of the block that holds it.
     (TargetModule::MoeRouter, "block_sparse_moe.gate"),
 ];
@@ -197,7 +201,8 @@ mod tests {
         assert_eq!(map.lookup("mlp.experts.up_proj"), Some(TargetModule::MoeGate));
         assert_eq!(map.lookup("block_sparse_moe.experts.0.w2"), Some(TargetModule::Moe4hToH));
         assert_eq!(map.lookup("mlp.shared_expert.up_proj"), Some(TargetModule::SharedExpertGate));
-        assert_eq!(map.lookup("mlp.shared_experts.up_proj"), None);
+        assert_eq!(map.lookup("mlp.shared_experts.up_proj"), Some(TargetModule::SharedExpertGate));
+        assert_eq!(map.lookup("mlp.shared_expert.w1"), None);
     }
 
     #[test]

@@ -93,6 +93,9 @@ fn plan(
         info.expert_layout = Some(planned.layout);
         expert_names = planned.names;
     }
+    if !options.gate_first {
+        fused::put_gate_first(&mut sites);
+    }
     if let Some(model) = &options.model {
         fused::cut(&mut sites, &mut file.naming, model, &mut problems);
     }
