@@ -27,6 +27,12 @@ impl FileTensor {
         let data = values.into_iter().flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect();
         Self { dtype: Dtype::BF16, shape: shape.to_vec(), data }
     }
+
+    /// A float32 tensor of one value.
+    pub fn filled(shape: &[usize], value: f32) -> Self {
+        let data = value.to_le_bytes().repeat(shape.iter().product());
+        Self { dtype: Dtype::F32, shape: shape.to_vec(), data }
+    }
 }
 
 /// `adapter_config.json` and `adapter_model.safetensors`.

@@ -120,7 +120,7 @@ fn numbers(count: usize, from: usize) -> impl Iterator<Item = f32> {
 }
 
 /// An adapter of one layer with the given routed-expert tensors.
-fn small(tensors: &[(&str, &[usize])], config: serde_json::Value) -> AdapterFiles {
+fn small(tensors: &[(&str, &[usize])], config: &serde_json::Value) -> AdapterFiles {
     let mut all = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": []});
     all.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
     let tensor = |(i, (name, shape)): (usize, &(&str, &[usize]))| {
@@ -140,7 +140,7 @@ fn low_rank(adapter: &Adapter, module: &str) -> LowRank {
 fn fused_rows_are_halves_or_alternate() {
     let tensors: [(&str, &[usize]); 2] =
         [("gate_up_proj.lora_A", &[3, 2, 4]), ("gate_up_proj.lora_B", &[3, 6, 2])];
-    let files = small(&tensors, json!({"target_parameters": ["mlp.experts.gate_up_proj"]}));
+    let files = small(&tensors, &json!({"target_parameters": ["mlp.experts.gate_up_proj"]}));
     let b: Vec<f32> = numbers(36, 1).collect();
     let row = |expert: usize, row: usize| b[(expert * 6 + row) * 2..][..2].to_vec();
     let layouts = [
@@ -174,7 +174,7 @@ fn gpt_oss_adapters_are_refused_until_their_rows_are_told() {
         "target_parameters": ["mlp.experts.gate_up_proj"],
         "base_model_name_or_path": "openai/gpt-oss-20b",
     });
-    let files = small(&tensors, config);
+    let files = small(&tensors, &config);
     assert_eq!(read(&files, &PLAIN()).unwrap_err(), [Code::AmbiguousExpertLayout].into());
     assert!(read(&files, &forced(ExpertLayout::FusedInterleaved)).is_ok());
 }
@@ -184,14 +184,14 @@ fn a_side_that_all_experts_share_is_kept_once() {
     for shape in [&[2, 4][..], &[1, 2, 4]] {
         let tensors: [(&str, &[usize]); 2] =
             [("up_proj.lora_A.weight", shape), ("up_proj.lora_B.weight", &[3, 6, 2])];
-        let adapter = read(&small(&tensors, json!({"target_modules": ["up_proj"]})), &PLAIN());
+        let adapter = read(&small(&tensors, &json!({"target_modules": ["up_proj"]})), &PLAIN());
         let adapter = adapter.unwrap();
         assert_eq!(adapter.source.expert_layout, Some(ExpertLayout::SharedOuter));
         assert_eq!(low_rank(&adapter, "moe_gate").a.shape(), [1, 2, 4]);
     }
     let tensors: [(&str, &[usize]); 2] =
         [("up_proj.lora_A.weight", &[2, 4]), ("up_proj.lora_B.weight", &[6, 2])];
-    let files = small(&tensors, json!({"target_modules": ["up_proj"]}));
+    let files = small(&tensors, &json!({"target_modules": ["up_proj"]}));
     assert_eq!(read(&files, &PLAIN()).unwrap_err(), [Code::RoutedExpertLayout].into());
 }
 
@@ -202,7 +202,7 @@ fn a_single_parameter_is_told_by_its_release_or_by_its_model() {
     let layout = |version: Option<&str>, options: &ReadOptions| {
         let parameters = ["mlp.experts.down_proj"];
         let config = json!({"target_parameters": parameters, "peft_version": version});
-        read(&small(&tensors, config), options).map(|a| a.source.expert_layout.unwrap())
+        read(&small(&tensors, &config), options).map(|a| a.source.expert_layout.unwrap())
     };
     use ExpertLayout::{TargetParameters, TargetParametersSwapped};
     assert_eq!(layout(Some("0.19.1"), &PLAIN()), Ok(TargetParameters));
@@ -217,12 +217,12 @@ fn a_single_parameter_is_told_by_its_release_or_by_its_model() {
     for (a, b, expected) in [(96, 64, TargetParameters), (64, 96, TargetParametersSwapped)] {
         let tensors: [(&str, &[usize]); 2] =
             [("lora_A.weight", &[16, a]), ("lora_B.weight", &[b, 16])];
-        let files = small(&tensors, json!({"target_parameters": ["mlp.experts.down_proj"]}));
+        let files = small(&tensors, &json!({"target_parameters": ["mlp.experts.down_proj"]}));
         let adapter = read(&files, &of_model()).unwrap();
         assert_eq!(adapter.source.expert_layout, Some(expected));
         assert_eq!(low_rank(&adapter, "moe_4h_to_h").a.shape(), [8, 2, 96]);
         let gate_up = json!({"target_parameters": ["mlp.experts.gate_up_proj"]});
-        let wrong = read(&small(&tensors, gate_up), &of_model()).unwrap_err();
+        let wrong = read(&small(&tensors, &gate_up), &of_model()).unwrap_err();
         assert_eq!(wrong, [Code::RoutedExpertLayout].into());
     }
 }
@@ -231,7 +231,7 @@ fn a_single_parameter_is_told_by_its_release_or_by_its_model() {
 fn columns_with_the_experts_slowest_are_read_when_asked_for() {
     let tensors: [(&str, &[usize]); 2] = [("lora_A.weight", &[6, 4]), ("lora_B.weight", &[5, 6])];
     let config = json!({"target_parameters": ["mlp.experts.down_proj"], "peft_version": "0.20.0"});
-    let adapter = read(&small(&tensors, config), &forced(ExpertLayout::UnslothExpertSlowest));
+    let adapter = read(&small(&tensors, &config), &forced(ExpertLayout::UnslothExpertSlowest));
     let low = low_rank(&adapter.unwrap(), "moe_4h_to_h");
     let b: Vec<f32> = numbers(30, 1).collect();
     for (expert, out, rank) in [(0, 0, 1), (1, 4, 0), (2, 3, 1)] {

@@ -1,6 +1,7 @@
 //! Development commands; run them as `cargo xtask COMMAND`.
 
 mod bench_cpu;
+mod docs;
 
 use clap::{Parser, Subcommand};
 
@@ -16,10 +17,13 @@ struct Args {
 enum Command {
     /// Measures decode and prefill on the CPU, with a plain memory read beside them.
     BenchCpu(bench_cpu::Args),
+    /// Writes the pages under `docs` that are made of tables in the code.
+    Docs,
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::BenchCpu(args) => bench_cpu::run(&args),
+        Command::Docs => docs::write(),
     }
 }

@@ -11,10 +11,12 @@ use crate::rules::{Code, Rejection};
 
 mod cache;
 mod expert_layout;
+mod quant;
 mod request;
 
 pub use cache::PeftCacheConfig;
 pub use expert_layout::ExpertLayout;
+pub use quant::{QuantAlgo, QuantConfig};
 pub use request::{CkptSource, LoraRequest, validate_adapter_name};
 
 /// Order of the rows of a NeMo adapter's fused query/key/value output.

@@ -31,8 +31,8 @@ pub use adapter::{
 };
 pub use backend::{Backend, Caps, Comm, Pool};
 pub use config::{
-    CkptSource, ExpertLayout, LoraConfig, LoraRequest, NemoQkvLayout, PeftCacheConfig,
-    validate_adapter_name,
+    CkptSource, ExpertLayout, LoraConfig, LoraRequest, NemoQkvLayout, PeftCacheConfig, QuantAlgo,
+    QuantConfig, validate_adapter_name,
 };
 pub use dtype::DType;
 pub use error::{Error, Result, check_extent};

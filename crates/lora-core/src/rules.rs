@@ -3,9 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-/// When a rule is checked.
+mod code;
+mod config;
+mod construction;
+mod load;
+mod runtime;
+
+pub use code::Code;
+
+/// When a rule is checked, in the order of an engine's life.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Stage {
     /// A configuration value by itself, before a model or adapter is read.
@@ -18,214 +26,46 @@ pub enum Stage {
     Runtime,
 }
 
-/// The rule that was broken. The strings of [`Code::as_str`] are stable across releases.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[non_exhaustive]
-pub enum Code {
-    /// A setting names a target module that does not exist.
-    UnknownTargetModule,
-    /// The module map is ambiguous or has empty names.
-    ModuleMapConflict,
-    /// A number of a configuration is outside its range.
-    SettingOutOfRange,
-    /// A setting has a value that is known but not supported.
-    UnsupportedSetting,
-    /// `lora_dir` has more than one entry.
-    SeveralLoraDirs,
-    /// An adapter's name is empty or has characters that its users cannot carry.
-    InvalidAdapterName,
-    /// A request's adapter path is empty or does not exist.
-    AdapterPath,
-    /// The adapter is of another PEFT kind than LoRA.
-    UnsupportedPeftType,
-    /// A field of the adapter's configuration asks for something that is not supported.
-    UnsupportedConfigField,
-    /// A field of the adapter's configuration is not known and not empty.
-    UnknownConfigField,
-    /// A field of the adapter's configuration is required and absent.
-    MissingConfigField,
-    /// A field of the adapter's configuration has a wrong type or value.
-    InvalidConfigField,
-    /// A pattern of the adapter's configuration is not a regular expression that can be read.
-    InvalidPattern,
-    /// The adapter was trained on changed base weights.
-    MutatedBaseWeights,
-    /// A tensor's name does not follow the grammar of adapter files.
-    UnknownTensor,
-    /// A tensor belongs to a module that the module map does not know.
-    UnknownModule,
-    /// Two tensors of a file claim the same role.
-    DuplicateTensor,
-    /// The file holds more than one adapter.
-    SeveralAdapters,
-    /// A routed-expert layout that is not read.
-    RoutedExpertLayout,
-    /// The layout of routed experts cannot be told from the file.
-    AmbiguousExpertLayout,
-    /// Routed experts of one module have unequal ranks or scales.
-    ExpertRankMismatch,
-    /// A routed expert has no weights.
-    MissingExperts,
-    /// DoRA on routed experts.
-    DoraOnExperts,
-    /// `lora_A` without `lora_B`, or the other way round.
-    IncompletePair,
-    /// A tensor has a wrong number of dimensions, or dimensions that contradict each other.
-    TensorShape,
-    /// A tensor has an element type that is not supported here.
-    TensorDtype,
-    /// A tensor holds NaN or infinity.
-    NonFinite,
-    /// A tensor's rank is not the one that the configuration states.
-    RankMismatch,
-    /// A tensor is present that the configuration does not declare.
-    UndeclaredTensor,
-    /// A tensor is absent that the configuration declares.
-    MissingTensor,
-    /// DoRA on `embed_tokens`.
-    DoraOnEmbedding,
-    /// A layer index is not below the model's number of layers.
-    LayerOutOfRange,
-    /// A rank is above `max_lora_rank`.
-    RankOverLimit,
-    /// A module is not among the effective `lora_target_modules`.
-    ModuleNotServed,
-    /// The model has no such module.
-    ModuleNotInModel,
-    /// A tensor does not fit the model's dimensions.
-    ShapeMismatch,
-    /// The configuration targets a module of the model for which the file has no weights.
-    TargetWithoutWeights,
-    /// The file has weights of a module that the configuration does not target.
-    WeightsWithoutTarget,
-    /// The adapter would change nothing.
-    NoopAdapter,
-    /// The adapter needs tied embedding and output weights to stay tied.
-    TiedEmbeddings,
-    /// The adapter replaces a bias that the model does not have.
-    BiasNotInModel,
-}
+impl Stage {
+    /// Every stage, in order.
+    pub const ALL: [Self; 4] = [Self::Config, Self::Construction, Self::Load, Self::Runtime];
 
-impl Code {
-    /// Every code, in the order of the enum.
-    pub const fn all() -> &'static [Self] {
-        use Code::*;
-        &[
-            UnknownTargetModule,
-            ModuleMapConflict,
-            SettingOutOfRange,
-            UnsupportedSetting,
-            SeveralLoraDirs,
-            InvalidAdapterName,
-            AdapterPath,
-            UnsupportedPeftType,
-            UnsupportedConfigField,
-            UnknownConfigField,
-            MissingConfigField,
-            InvalidConfigField,
-            InvalidPattern,
-            MutatedBaseWeights,
-            UnknownTensor,
-            UnknownModule,
-            DuplicateTensor,
-            SeveralAdapters,
-            RoutedExpertLayout,
-            AmbiguousExpertLayout,
-            ExpertRankMismatch,
-            MissingExperts,
-            DoraOnExperts,
-            IncompletePair,
-            TensorShape,
-            TensorDtype,
-            NonFinite,
-            RankMismatch,
-            UndeclaredTensor,
-            MissingTensor,
-            DoraOnEmbedding,
-            LayerOutOfRange,
-            RankOverLimit,
-            ModuleNotServed,
-            ModuleNotInModel,
-            ShapeMismatch,
-            TargetWithoutWeights,
-            WeightsWithoutTarget,
-            NoopAdapter,
-            TiedEmbeddings,
-            BiasNotInModel,
-        ]
-    }
-
-    /// The stable name, in kebab case.
+    /// Its name, as the documentation has it.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::UnknownTargetModule => "unknown-target-module",
-            Self::ModuleMapConflict => "module-map-conflict",
-            Self::SettingOutOfRange => "setting-out-of-range",
-            Self::UnsupportedSetting => "unsupported-setting",
-            Self::SeveralLoraDirs => "several-lora-dirs",
-            Self::InvalidAdapterName => "invalid-adapter-name",
-            Self::AdapterPath => "adapter-path",
-            Self::UnsupportedPeftType => "unsupported-peft-type",
-            Self::UnsupportedConfigField => "unsupported-config-field",
-            Self::UnknownConfigField => "unknown-config-field",
-            Self::MissingConfigField => "missing-config-field",
-            Self::InvalidConfigField => "invalid-config-field",
-            Self::InvalidPattern => "invalid-pattern",
-            Self::MutatedBaseWeights => "mutated-base-weights",
-            Self::UnknownTensor => "unknown-tensor",
-            Self::UnknownModule => "unknown-module",
-            Self::DuplicateTensor => "duplicate-tensor",
-            Self::SeveralAdapters => "several-adapters",
-            Self::RoutedExpertLayout => "routed-expert-layout",
-            Self::AmbiguousExpertLayout => "ambiguous-expert-layout",
-            Self::ExpertRankMismatch => "expert-rank-mismatch",
-            Self::MissingExperts => "missing-experts",
-            Self::DoraOnExperts => "dora-on-experts",
-            Self::IncompletePair => "incomplete-pair",
-            Self::TensorShape => "tensor-shape",
-            Self::TensorDtype => "tensor-dtype",
-            Self::NonFinite => "non-finite",
-            Self::RankMismatch => "rank-mismatch",
-            Self::UndeclaredTensor => "undeclared-tensor",
-            Self::MissingTensor => "missing-tensor",
-            Self::DoraOnEmbedding => "dora-on-embedding",
-            Self::LayerOutOfRange => "layer-out-of-range",
-            Self::RankOverLimit => "rank-over-limit",
-            Self::ModuleNotServed => "module-not-served",
-            Self::ModuleNotInModel => "module-not-in-model",
-            Self::ShapeMismatch => "shape-mismatch",
-            Self::TargetWithoutWeights => "target-without-weights",
-            Self::WeightsWithoutTarget => "weights-without-target",
-            Self::NoopAdapter => "noop-adapter",
-            Self::TiedEmbeddings => "tied-embeddings",
-            Self::BiasNotInModel => "bias-not-in-model",
+            Self::Config => "config",
+            Self::Construction => "construction",
+            Self::Load => "load",
+            Self::Runtime => "runtime",
         }
     }
 
-    /// When the rule is checked.
-    pub const fn stage(self) -> Stage {
+    /// The rules that are checked at this stage: each [`Code`] is in exactly one of the tables.
+    const fn rules(self) -> &'static [Rule] {
         match self {
-            Self::UnknownTargetModule
-            | Self::ModuleMapConflict
-            | Self::SettingOutOfRange
-            | Self::UnsupportedSetting
-            | Self::SeveralLoraDirs => Stage::Config,
-            Self::InvalidAdapterName | Self::AdapterPath => Stage::Runtime,
-            _ => Stage::Load,
+            Self::Config => config::RULES,
+            Self::Construction => construction::RULES,
+            Self::Load => load::RULES,
+            Self::Runtime => runtime::RULES,
         }
     }
 }
 
-impl fmt::Display for Code {
+impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl Serialize for Code {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
+/// A row of a stage's table: all that is known of a rule before something breaks it.
+struct Rule {
+    code: Code,
+    /// Stable name, in kebab case.
+    name: &'static str,
+    /// What is refused, and why.
+    meaning: &'static str,
+    /// What the user does about it.
+    remedy: &'static str,
 }
 
 /// One broken rule.
@@ -322,16 +162,7 @@ pub(crate) fn listed<S: fmt::Display>(names: &[S]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
-
-    #[test]
-    fn codes_are_distinct_and_in_kebab_case() {
-        let names: BTreeSet<&str> = Code::all().iter().map(|c| c.as_str()).collect();
-        assert_eq!(names.len(), Code::all().len());
-        assert!(names.iter().all(|n| n.chars().all(|c| c.is_ascii_lowercase() || c == '-')));
-    }
 
     #[test]
     fn a_rejection_reads_as_one_sentence() {

@@ -1,5 +1,16 @@
 //! What exists only in models with routed experts: layouts and rules of routed-expert LoRA.
 //!
-//! Adapters that touch routed experts are refused at load until their layouts are read here; see
-//! the code `routed-expert-layout` in `lora-core`.
+//! - [`rules`] says what routed-expert LoRA needs of an engine when it is built and at every step.
+//!   Its functions take plain values, so that any engine can ask them before it allocates.
+//! - [`layout`] makes synthetic adapters in the layout that routed experts have in memory.
+//!
+//! Files of adapters are read by `lora-core`, which also has the layouts on disk
+//! ([`ExpertLayout`]).
 #![warn(missing_docs)]
+
+mod backend;
+pub mod layout;
+pub mod rules;
+
+pub use backend::{MoeBackend, UnknownMoeBackend};
+pub use lora_core::ExpertLayout;

@@ -164,20 +164,30 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError`] naming the file, or the field with the value found and those allowed.
     pub fn from_dir(dir: &Path) -> Result<Self, ModelError> {
-        let raw: Raw = read_json(&dir.join("config.json"))?;
-        let mut config = Self::from_raw(raw)?;
+        let path = dir.join("config.json");
+        let mut config = Self::from_json(&path, &read_file(&path)?)?;
         let generation = dir.join("generation_config.json");
         if generation.is_file() {
             #[derive(Deserialize)]
             struct Generation {
                 eos_token_id: Option<TokenIds>,
             }
-            if let Some(ids) = read_json::<Generation>(&generation)?.eos_token_id {
+            if let Some(ids) =
+                parse_json::<Generation>(&generation, &read_file(&generation)?)?.eos_token_id
+            {
                 config.eos_ids = ids.into_vec();
                 config.check()?;
             }
         }
         Ok(config)
+    }
+
+    /// Reads the text of a `config.json`; `path` is what messages call it.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_dir`].
+    pub fn from_json(path: &Path, text: &[u8]) -> Result<Self, ModelError> {
+        Self::from_raw(parse_json(path, text)?)
     }
 
     fn from_raw(raw: Raw) -> Result<Self, ModelError> {
@@ -353,9 +363,12 @@ pub fn parse_dtype(field: &'static str, name: &str) -> Result<DType, ModelError>
     }
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
-    let text = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
-    let mut json = serde_json::Deserializer::from_slice(&text);
+fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
+    std::fs::read(path).map_err(|e| ModelError::io(path, e))
+}
+
+fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, ModelError> {
+    let mut json = serde_json::Deserializer::from_slice(text);
     serde_path_to_error::deserialize(&mut json)
         .map_err(|e| ModelError::Json { path: path.to_owned(), cause: e.to_string() })
 }

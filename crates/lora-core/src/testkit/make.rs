@@ -1,6 +1,6 @@
 //! Adapters made of random numbers, written as PEFT writes them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 
@@ -8,7 +8,10 @@ use half::bf16;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::json;
 
-use crate::{ModelGeometry, ModuleMap};
+use crate::{
+    Adapter, AdapterInfo, DType, HostTensor, LayerIdx, LowRank, ModelGeometry, ModuleMap, RowOrder,
+    SiteKey,
+};
 
 /// What a synthetic adapter looks like.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +64,38 @@ pub fn write_peft(dir: &Path, model: &ModelGeometry, recipe: Recipe) -> io::Resu
         "bias": "none", "use_dora": false, "use_rslora": false, "inference_mode": true,
     });
     std::fs::write(dir.join("adapter_config.json"), config.to_string())
+}
+
+/// An adapter on every module of every layer of `model`, routed experts included, in bf16.
+pub fn random_adapter(model: &ModelGeometry, recipe: Recipe) -> Adapter {
+    let mut sites = BTreeMap::new();
+    let mut numbers = Numbers { state: recipe.seed, limit: recipe.limit };
+    let mut tensor = |shape: Vec<usize>| {
+        let bytes = numbers.take(shape.iter().product());
+        HostTensor::new(DType::Bf16, shape, bytes)
+    };
+    for layer in (0u32..).take(model.layers) {
+        for module in model.modules() {
+            let Some((input, output)) = model.dims(module) else { continue };
+            let stack = if module.is_routed_expert() { vec![model.num_experts] } else { vec![] };
+            let mut matrix = |dims: [usize; 2]| tensor([&stack[..], &dims].concat());
+            let (Some(a), Some(b)) = (matrix([recipe.rank, input]), matrix([output, recipe.rank]))
+            else {
+                continue;
+            };
+            let low = LowRank {
+                rank: recipe.rank,
+                scale: (recipe.alpha / recipe.rank as f64) as f32,
+                a,
+                b,
+                magnitude: None,
+                b_bias: None,
+                rows: RowOrder::ByPart,
+            };
+            sites.insert(SiteKey::Layer(LayerIdx(layer), module), low.into());
+        }
+    }
+    Adapter::new(sites, AdapterInfo::default(), None)
 }
 
 /// Uniform random numbers by SplitMix64 (Steele, Lea & Flood, 2014).

@@ -2,4 +2,4 @@
 
 mod make;
 
-pub use make::{Recipe, write_peft};
+pub use make::{Recipe, random_adapter, write_peft};

@@ -184,15 +184,20 @@ impl Planner<'_> {
             Some(_) => return Some(Roles::Plain),
             None => {}
         }
-        let version = self.config.peft_version.as_deref();
-        if let Some(release) = version.and_then(Release::parse) {
+        let version = self.config.peft_version.clone();
+        if let Some(release) = version.as_deref().and_then(Release::parse) {
             let swapped = release < Release::ROLES_CHANGED;
             return Some(if swapped { Roles::Swapped } else { Roles::Plain });
         }
         self.problems.push(Rejection::new(
             Code::AmbiguousExpertLayout,
             "target_parameters",
-            format!("shapes that fit two layouts, and peft_version {version:?}"),
+            match version {
+                Some(version) => {
+                    format!("shapes that fit two layouts, and peft_version {version:?}")
+                }
+                None => "shapes that fit two layouts, and no peft_version".to_owned(),
+            },
             "shapes or a peft_version that tell the layout",
             format!(
                 "set moe_layout to {TargetParameters} for an adapter of PEFT 0.19.1 or later, to \

@@ -1,0 +1,249 @@
+//! Rules about adapters, when they are loaded.
+
+use super::{Code, Rule};
+
+pub(super) const RULES: &[Rule] = &[
+    Rule {
+        code: Code::UnsupportedPeftType,
+        name: "unsupported-peft-type",
+        meaning: "`adapter_config.json` says another `peft_type` than `LORA`, such as LoHa, LoKr, \
+                  VeRA or X-LoRA. Their tensors mean something else.",
+        remedy: "Convert the adapter to LoRA, for instance by an SVD of its weight change.",
+    },
+    Rule {
+        code: Code::UnsupportedConfigField,
+        name: "unsupported-config-field",
+        meaning: "A field of `adapter_config.json` asks for something that would change what the \
+                  adapter computes and is not supported.",
+        remedy: "Do what the message says of the field; usually the adapter is trained or exported \
+                 again without it.",
+    },
+    Rule {
+        code: Code::UnknownConfigField,
+        name: "unknown-config-field",
+        meaning: "`adapter_config.json` has a field that is not known here, and it has a value. It \
+                  could change what the adapter computes, so it is not ignored.",
+        remedy: "Remove the field, or set `allow_unknown_fields: true` if it does not matter for \
+                 inference.",
+    },
+    Rule {
+        code: Code::MissingConfigField,
+        name: "missing-config-field",
+        meaning: "A field of `adapter_config.json` that the arithmetic needs, such as `r` or \
+                  `lora_alpha`, is absent or null.",
+        remedy: "Export the adapter again: PEFT always writes it.",
+    },
+    Rule {
+        code: Code::InvalidConfigField,
+        name: "invalid-config-field",
+        meaning: "A field of `adapter_config.json` has a value of a wrong type, out of range, or \
+                  in contradiction to another field.",
+        remedy: "Correct `adapter_config.json`, or export the adapter again.",
+    },
+    Rule {
+        code: Code::InvalidPattern,
+        name: "invalid-pattern",
+        meaning: "A pattern of `adapter_config.json` is not a regular expression that can be read. \
+                  Look-around and back-references are not.",
+        remedy: "Write the module names out in full instead of the pattern.",
+    },
+    Rule {
+        code: Code::MutatedBaseWeights,
+        name: "mutated-base-weights",
+        meaning: "`init_lora_weights` names a method, such as PiSSA, OLoRA or CorDA, that changes \
+                  the base weights during training. A and B fit weights that the served model does \
+                  not have.",
+        remedy: "Convert the adapter to plain LoRA with PEFT's `save_pretrained` and \
+                 `path_initial_model_for_weight_conversion`.",
+    },
+    Rule {
+        code: Code::UnknownTensor,
+        name: "unknown-tensor",
+        meaning: "A tensor's name does not follow PEFT's grammar, so it cannot be applied. No \
+                  tensor is left out silently.",
+        remedy: "Export the adapter with PEFT, or remove the tensor if it belongs to something \
+                 else.",
+    },
+    Rule {
+        code: Code::UnknownModule,
+        name: "unknown-module",
+        meaning: "A tensor belongs to a module that the map of module names does not know, or one \
+                  module goes by two names in the file.",
+        remedy: "Map the name with `trtllm_modules_to_hf_modules`, or export the adapter again.",
+    },
+    Rule {
+        code: Code::DuplicateTensor,
+        name: "duplicate-tensor",
+        meaning: "Two tensors of the adapter claim the same role, so that one of them would be \
+                  lost.",
+        remedy: "Export the adapter again with one tensor for each role.",
+    },
+    Rule {
+        code: Code::SeveralAdapters,
+        name: "several-adapters",
+        meaning: "The tensors are named as those of several adapters, or under several prefixes.",
+        remedy: "Save each adapter into a directory of its own.",
+    },
+    Rule {
+        code: Code::RoutedExpertLayout,
+        name: "routed-expert-layout",
+        meaning: "The tensors of routed experts are in no layout that is known, or in another one \
+                  than `moe_layout` says.",
+        remedy: "Take `moe_layout` out of the configuration or correct it; else export the adapter \
+                 with one pair of matrices for each expert.",
+    },
+    Rule {
+        code: Code::AmbiguousExpertLayout,
+        name: "ambiguous-expert-layout",
+        meaning: "The tensors of routed experts fit more than one layout, and neither their shapes \
+                  nor `peft_version` can tell which it is. The wrong one would give garbage \
+                  without an error.",
+        remedy: "Set `moe_layout` to the layout that the adapter was written in.",
+    },
+    Rule {
+        code: Code::ExpertRankMismatch,
+        name: "expert-rank-mismatch",
+        meaning: "The experts of one module have unequal ranks or scales. They are one stack of \
+                  matrices with one rank and one scale.",
+        remedy: "Train the experts of a module with one rank and one alpha, or make the smaller \
+                 ranks equal by padding A and B with zeros and scaling B.",
+    },
+    Rule {
+        code: Code::MissingExperts,
+        name: "missing-experts",
+        meaning: "The adapter has weights for some experts of a module and none for others, which \
+                  is how a damaged export looks.",
+        remedy: "Export the adapter again, or set `allow_missing_experts: true` to leave those \
+                 experts unchanged.",
+    },
+    Rule {
+        code: Code::IncompletePair,
+        name: "incomplete-pair",
+        meaning: "A `lora_A` has no `lora_B`, or the other way round.",
+        remedy: "Export the adapter again with both.",
+    },
+    Rule {
+        code: Code::TensorShape,
+        name: "tensor-shape",
+        meaning: "A tensor has a wrong number of dimensions, is empty, or contradicts the tensor \
+                  that it goes with.",
+        remedy: "Export the adapter again; A is `[rank, in]` and B is `[out, rank]`.",
+    },
+    Rule {
+        code: Code::TensorDtype,
+        name: "tensor-dtype",
+        meaning: "A tensor is not float32, float16 or bfloat16, or the two tensors of a pair have \
+                  unequal types.",
+        remedy: "Convert the adapter to one of those types.",
+    },
+    Rule {
+        code: Code::NonFinite,
+        name: "non-finite",
+        meaning: "A tensor holds NaN or infinity, which would spoil every answer.",
+        remedy: "Train the adapter again: its training diverged.",
+    },
+    Rule {
+        code: Code::RankMismatch,
+        name: "rank-mismatch",
+        meaning: "A tensor's rank is not the one that `r` and `rank_pattern` state. The scale is \
+                  made of it, so it must be certain.",
+        remedy: "Correct `r` or `rank_pattern` in `adapter_config.json`.",
+    },
+    Rule {
+        code: Code::UndeclaredTensor,
+        name: "undeclared-tensor",
+        meaning: "The file has a tensor that `adapter_config.json` does not declare, such as a \
+                  bias with `bias: \"none\"`.",
+        remedy: "Correct `adapter_config.json`, or export the adapter again.",
+    },
+    Rule {
+        code: Code::MissingTensor,
+        name: "missing-tensor",
+        meaning: "The file lacks a tensor that `adapter_config.json` declares, such as a module of \
+                  `modules_to_save`.",
+        remedy: "Export the adapter again with it.",
+    },
+    Rule {
+        code: Code::DoraOnEmbedding,
+        name: "dora-on-embedding",
+        meaning: "DoRA or `lora_bias` is combined with LoRA on `embed_tokens`, which takes plain \
+                  LoRA only.",
+        remedy: "Leave `embed_tokens` out of `target_modules`, or train it without DoRA and \
+                 `lora_bias`.",
+    },
+    Rule {
+        code: Code::DoraOnExperts,
+        name: "dora-on-experts",
+        meaning: "DoRA is combined with LoRA on routed experts, which take plain LoRA only.",
+        remedy: "Train the adapter with `use_dora: false`, or leave the experts out of its \
+                 targets.",
+    },
+    Rule {
+        code: Code::LayerOutOfRange,
+        name: "layer-out-of-range",
+        meaning: "The adapter changes a layer that the model does not have.",
+        remedy: "Load the adapter on the model that it was trained for.",
+    },
+    Rule {
+        code: Code::RankOverLimit,
+        name: "rank-over-limit",
+        meaning: "A rank of the adapter is above `max_lora_rank`.",
+        remedy: "Raise `max_lora_rank` to the adapter's largest rank.",
+    },
+    Rule {
+        code: Code::ModuleNotServed,
+        name: "module-not-served",
+        meaning: "The adapter changes a module that `lora_target_modules` does not list.",
+        remedy: "Add the module to `lora_target_modules`, or leave the setting out to serve all \
+                 modules of the model.",
+    },
+    Rule {
+        code: Code::ModuleNotInModel,
+        name: "module-not-in-model",
+        meaning: "The adapter changes a module that the model does not have under the file's name \
+                  for it.",
+        remedy: "Load the adapter on the model that it was trained for, or map its names with \
+                 `trtllm_modules_to_hf_modules`.",
+    },
+    Rule {
+        code: Code::ShapeMismatch,
+        name: "shape-mismatch",
+        meaning: "A tensor does not fit the dimensions of the model.",
+        remedy: "Load the adapter on the model that it was trained for.",
+    },
+    Rule {
+        code: Code::TargetWithoutWeights,
+        name: "target-without-weights",
+        meaning: "`adapter_config.json` targets a module of the model for which the file has no \
+                  weights. Part of the adapter is missing.",
+        remedy: "Export the adapter again, or correct `target_modules`.",
+    },
+    Rule {
+        code: Code::WeightsWithoutTarget,
+        name: "weights-without-target",
+        meaning: "The file has weights of a module that `adapter_config.json` does not target. \
+                  One of the two is of another adapter.",
+        remedy: "Export the adapter again, or correct `target_modules`.",
+    },
+    Rule {
+        code: Code::NoopAdapter,
+        name: "noop-adapter",
+        meaning: "The adapter would change nothing: it has no weights, or every B, every A or \
+                  every scale is zero. A freshly initialised adapter is the usual cause.",
+        remedy: "Train the adapter, or set `allow_noop_adapter: true` to serve it all the same.",
+    },
+    Rule {
+        code: Code::TiedEmbeddings,
+        name: "tied-embeddings",
+        meaning: "The adapter expects a change of `embed_tokens` or `lm_head` to reach the other \
+                  one as well, or saved a base weight that is tied in this model.",
+        remedy: "Train or save the adapter again, with `ensure_weight_tying` false and \
+                 `save_embedding_layers=False`.",
+    },
+    Rule {
+        code: Code::BiasNotInModel,
+        name: "bias-not-in-model",
+        meaning: "The adapter replaces the bias of a layer that has none in this model.",
+        remedy: "Load the adapter on the model that it was trained for.",
+    },
+];

@@ -1,0 +1,142 @@
+//! Kernels for the experts of a layer, by the names of the original's `moe_backend`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A value of `moe_backend`, or of `backend` in `moe_config`.
+///
+/// Names are read in any case and written in capitals.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, Serialize, Deserialize)]
+#[serde(into = "&'static str", try_from = "String")]
+#[non_exhaustive]
+pub enum MoeBackend {
+    /// The engine chooses: see [`MoeBackend::resolve`].
+    #[default]
+    Auto,
+    /// Grouped products after CUTLASS; the only one that applies LoRA inside the experts.
+    Cutlass,
+    /// Kernels in CuTe DSL.
+    Cutedsl,
+    /// Kernels generated for TensorRT-LLM.
+    Trtllm,
+    /// DeepGEMM.
+    Deepgemm,
+    /// All experts as dense products.
+    Densegemm,
+    /// Expert after expert, for reference.
+    Vanilla,
+    /// Kernels in Triton.
+    Triton,
+    /// Wide expert parallelism.
+    Wideep,
+    /// Marlin: 4-bit weights, 16-bit activations.
+    Marlin,
+}
+
+/// One row per backend, in the order of the enum.
+const TABLE: [(MoeBackend, &str); 10] = [
+    (MoeBackend::Auto, "AUTO"),
+    (MoeBackend::Cutlass, "CUTLASS"),
+    (MoeBackend::Cutedsl, "CUTEDSL"),
+    (MoeBackend::Trtllm, "TRTLLM"),
+    (MoeBackend::Deepgemm, "DEEPGEMM"),
+    (MoeBackend::Densegemm, "DENSEGEMM"),
+    (MoeBackend::Vanilla, "VANILLA"),
+    (MoeBackend::Triton, "TRITON"),
+    (MoeBackend::Wideep, "WIDEEP"),
+    (MoeBackend::Marlin, "MARLIN"),
+];
+
+/// A text that names no backend.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("moe_backend: found `{0}`, allowed is one of {known}; use CUTLASS or AUTO", known = names())]
+pub struct UnknownMoeBackend(
+    /// What was given.
+    pub String,
+);
+
+fn names() -> String {
+    MoeBackend::all().map(MoeBackend::name).collect::<Vec<_>>().join(", ")
+}
+
+impl MoeBackend {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        // The table has one row per variant, in order: see the test below.
+        TABLE[self as usize].1
+    }
+
+    /// Every backend, [`MoeBackend::Auto`] first.
+    pub fn all() -> impl ExactSizeIterator<Item = Self> {
+        TABLE.iter().map(|row| row.0)
+    }
+
+    /// The backend that is used: CUTLASS for `AUTO`, whatever the model and device.
+    #[must_use]
+    pub fn resolve(self) -> Self {
+        if self == Self::Auto { Self::Cutlass } else { self }
+    }
+}
+
+impl FromStr for MoeBackend {
+    type Err = UnknownMoeBackend;
+
+    fn from_str(text: &str) -> Result<Self, UnknownMoeBackend> {
+        let row = TABLE.iter().find(|row| row.1.eq_ignore_ascii_case(text));
+        row.map(|row| row.0).ok_or_else(|| UnknownMoeBackend(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for MoeBackend {
+    type Error = UnknownMoeBackend;
+
+    fn try_from(text: String) -> Result<Self, UnknownMoeBackend> {
+        text.parse()
+    }
+}
+
+impl From<MoeBackend> for &'static str {
+    fn from(backend: MoeBackend) -> Self {
+        backend.name()
+    }
+}
+
+impl fmt::Display for MoeBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_in_any_case_and_written_in_capitals() {
+        for (i, backend) in MoeBackend::all().enumerate() {
+            assert_eq!(backend as usize, i);
+            assert_eq!(format!("{backend:?}").to_uppercase(), backend.name());
+            let small = format!("\"{}\"", backend.name().to_lowercase());
+            assert_eq!(serde_json::from_str::<MoeBackend>(&small).unwrap(), backend);
+            let written = serde_json::to_string(&backend).unwrap();
+            assert_eq!(written, small.to_uppercase());
+        }
+        assert_eq!(MoeBackend::Marlin as usize, MoeBackend::all().len() - 1);
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_those_that_are_known() {
+        let error = serde_json::from_str::<MoeBackend>("\"cutlas\"").unwrap_err().to_string();
+        assert!(error.contains("`cutlas`") && error.contains("CUTLASS, CUTEDSL"), "{error}");
+    }
+
+    #[test]
+    fn auto_means_cutlass_and_others_mean_themselves() {
+        for backend in MoeBackend::all() {
+            let expected = if backend == MoeBackend::Auto { MoeBackend::Cutlass } else { backend };
+            assert_eq!(backend.resolve(), expected);
+        }
+    }
+}

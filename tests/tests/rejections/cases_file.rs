@@ -1,0 +1,114 @@
+//! Adapters that are refused by what is in their files.
+
+use lora_core::formats::ReadOptions;
+use lora_core::{Code, ExpertLayout};
+use polylora_tests::FileTensor;
+use safetensors::tensor::Dtype;
+use serde_json::json;
+
+use crate::Case;
+use crate::draft::{Draft, HIDDEN, Q, VOCAB};
+
+/// The routed experts of layer 0.
+const EXPERTS: &str = "base_model.model.model.layers.0.mlp.experts";
+
+pub const CASES: &[Case] = &[
+    (Code::UnsupportedPeftType, || Draft::with(|d| d.set("peft_type", json!("LOHA"))).refused()),
+    (Code::UnsupportedConfigField, || {
+        Draft::with(|d| d.set("fan_in_fan_out", json!(true))).refused()
+    }),
+    (Code::UnknownConfigField, || {
+        Draft::with(|d| d.set("brand_new", json!({"strength": 2}))).refused()
+    }),
+    (Code::MissingConfigField, || Draft::with(|d| d.set("r", json!(null))).refused()),
+    (Code::InvalidConfigField, || Draft::with(|d| d.set("lora_alpha", json!("16"))).refused()),
+    (Code::InvalidPattern, || {
+        Draft::with(|d| d.set("target_modules", json!("(?<!x)q_proj"))).refused()
+    }),
+    (Code::MutatedBaseWeights, || {
+        Draft::with(|d| d.set("init_lora_weights", json!("pissa"))).refused()
+    }),
+    (Code::UnknownTensor, || Draft::with(|d| d.add("optimizer.step", &[1])).refused()),
+    (Code::UnknownModule, || {
+        let norm = "base_model.model.model.layers.0.input_layernorm.lora_A.weight";
+        Draft::with(|d| d.add(norm, &[2, HIDDEN])).refused()
+    }),
+    (Code::DuplicateTensor, || {
+        Draft::with(|d| d.add(format!("{Q}.lora_A.default.weight"), &[2, HIDDEN])).refused()
+    }),
+    (Code::SeveralAdapters, || {
+        let second = Q.replace("layers.0", "layers.1");
+        let two = |d: &mut Draft| {
+            d.rename(".weight", ".sql.weight");
+            d.add(format!("{second}.lora_A.pirate.weight"), &[2, HIDDEN]);
+            d.add(format!("{second}.lora_B.pirate.weight"), &[HIDDEN, 2]);
+        };
+        Draft::with(two).refused()
+    }),
+    (Code::RoutedExpertLayout, || {
+        let experts = &format!("{EXPERTS}.0.up_proj");
+        let options =
+            ReadOptions { moe_layout: Some(ExpertLayout::Stacked), ..ReadOptions::default() };
+        Draft::with(|d| d.pair(experts, HIDDEN, 12)).refused_with(&options)
+    }),
+    (Code::AmbiguousExpertLayout, || {
+        let parameters = |d: &mut Draft| {
+            d.pair(EXPERTS, HIDDEN, HIDDEN);
+            d.set("target_parameters", json!(["mlp.experts.down_proj"]));
+        };
+        Draft::with(parameters).refused()
+    }),
+    (Code::ExpertRankMismatch, || {
+        let unequal = |d: &mut Draft| {
+            d.pair(&format!("{EXPERTS}.0.up_proj"), HIDDEN, 12);
+            d.pair(&format!("{EXPERTS}.1.up_proj"), HIDDEN, 12);
+            d.set("alpha_pattern", json!({"experts.1.up_proj": 6}));
+        };
+        Draft::with(unequal).refused()
+    }),
+    (Code::MissingExperts, || {
+        let gap = |d: &mut Draft| {
+            d.pair(&format!("{EXPERTS}.0.up_proj"), HIDDEN, 12);
+            d.pair(&format!("{EXPERTS}.3.up_proj"), HIDDEN, 12);
+        };
+        Draft::with(gap).refused()
+    }),
+    (Code::DoraOnExperts, || {
+        let dora = |d: &mut Draft| {
+            d.add(format!("{Q}.lora_magnitude_vector"), &[HIDDEN]);
+            d.pair(&format!("{EXPERTS}.0.up_proj"), HIDDEN, 12);
+            d.pair(&format!("{EXPERTS}.1.up_proj"), HIDDEN, 12);
+            d.set("use_dora", json!(true));
+        };
+        Draft::with(dora).refused()
+    }),
+    (Code::IncompletePair, || Draft::with(|d| d.remove(&format!("{Q}.lora_B.weight"))).refused()),
+    (Code::TensorShape, || {
+        Draft::with(|d| d.add(format!("{Q}.lora_A.weight"), &[2 * HIDDEN])).refused()
+    }),
+    (Code::TensorDtype, || {
+        let data = vec![0; 2 * HIDDEN];
+        let tensor = FileTensor { dtype: Dtype::I8, shape: vec![2, HIDDEN], data };
+        Draft::with(|d| d.insert(format!("{Q}.lora_A.weight"), tensor)).refused()
+    }),
+    (Code::NonFinite, || {
+        let tensor = FileTensor::filled(&[HIDDEN, 2], f32::NAN);
+        Draft::with(|d| d.insert(format!("{Q}.lora_B.weight"), tensor)).refused()
+    }),
+    (Code::RankMismatch, || Draft::with(|d| d.set("rank_pattern", json!({"q_proj": 4}))).refused()),
+    (Code::UndeclaredTensor, || {
+        Draft::with(|d| d.add(format!("{Q}.base_layer.bias"), &[HIDDEN])).refused()
+    }),
+    (Code::MissingTensor, || {
+        Draft::with(|d| d.set("modules_to_save", json!(["lm_head"]))).refused()
+    }),
+    (Code::DoraOnEmbedding, || {
+        let dora = |d: &mut Draft| {
+            d.set("use_dora", json!(true));
+            d.add(format!("{Q}.lora_magnitude_vector"), &[HIDDEN]);
+            d.embedding();
+            d.add("base_model.model.model.embed_tokens.lora_magnitude_vector", &[VOCAB]);
+        };
+        Draft::with(dora).refused()
+    }),
+];
