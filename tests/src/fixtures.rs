@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use engine::{GenerateRequest, Llm, Prompt, RequestOutput, SamplingParams};
-use lora_core::{DType, HostTensor, LoraConfig, LoraRequest, ModelGeometry, TargetModule};
+use lora_core::{
+    CkptSource, DType, HostTensor, LoraConfig, LoraRequest, ModelGeometry, TargetModule,
+};
 use lora_cpu_ref::CpuRef;
 use serde::Deserialize;
 use serde_json::Value;
@@ -19,6 +21,9 @@ pub struct Case {
     pub model: String,
     /// Folder under `adapters/`; `None` is the base model.
     pub adapter: Option<String>,
+    /// The case that has the same logits, where the adapter is the same in another container.
+    #[serde(default)]
+    pub logits_of: Option<String>,
     /// Token ids.
     pub prompt: Vec<u32>,
     /// The greedy continuation.
@@ -47,6 +52,11 @@ pub fn model_path(name: &str) -> PathBuf {
 /// The folder of a fixture adapter.
 pub fn adapter_path(name: &str) -> PathBuf {
     fixtures_dir().join("adapters").join(name)
+}
+
+/// The format of a fixture adapter.
+pub fn ckpt_source(name: &str) -> CkptSource {
+    if name.ends_with("-nemo") { CkptSource::Nemo } else { CkptSource::Hf }
 }
 
 /// The dimensions of a fixture model, dense or with routed experts.
@@ -105,7 +115,8 @@ impl Fixtures {
     /// If the case has none: the checkout is broken.
     pub fn logits(&self, case: &Case) -> Vec<f32> {
         let file = safetensors::SafeTensors::deserialize(&self.logits).expect("logits");
-        let tensor = file.tensor(&case.id).expect("logits of a case");
+        let id = case.logits_of.as_ref().unwrap_or(&case.id);
+        let tensor = file.tensor(id).expect("logits of a case");
         let data = tensor.data().to_vec();
         HostTensor::new(DType::F32, tensor.shape().to_vec(), data).expect("f32").to_f32()
     }
@@ -114,10 +125,10 @@ impl Fixtures {
 impl Case {
     /// The request that the case describes: greedy past any end token, logits of the prompt.
     pub fn request(&self, lora_id: i64) -> GenerateRequest {
-        let lora = self
-            .adapter
-            .as_ref()
-            .map(|name| LoraRequest::new(name.clone(), lora_id, adapter_path(name)));
+        let lora = self.adapter.as_ref().map(|name| {
+            LoraRequest::new(name.clone(), lora_id, adapter_path(name))
+                .with_ckpt_source(ckpt_source(name))
+        });
         GenerateRequest {
             prompt: Prompt::Ids(self.prompt.clone()),
             sampling: SamplingParams {

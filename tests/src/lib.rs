@@ -9,7 +9,9 @@ pub mod suite;
 
 pub use adapter_files::{AdapterFiles, FileTensor};
 pub use compare::{assert_greedy, relative_error};
-pub use fixtures::{Case, Fixtures, adapter_path, engine, fixtures_dir, geometry, model_path, run};
+pub use fixtures::{
+    Case, Fixtures, adapter_path, ckpt_source, engine, fixtures_dir, geometry, model_path, run,
+};
 
 /// Compiles the README's example.
 #[cfg(doctest)]

@@ -12,6 +12,14 @@ impl fmt::Display for LayerIdx {
     }
 }
 
+/// A number in the one way in which names of tensors have it.
+#[cfg(feature = "formats")]
+pub(crate) fn number(digits: &str) -> Option<u32> {
+    let canonical = digits == "0" || !digits.starts_with('0');
+    let plain = digits.bytes().all(|b| b.is_ascii_digit());
+    digits.parse().ok().filter(|_| canonical && plain)
+}
+
 /// Identity of an adapter: the BLAKE3 hash of what it computes with.
 ///
 /// Two adapters with the same weights, scales and layout have the same generation wherever they

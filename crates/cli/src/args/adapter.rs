@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lora_core::{LoraRequest, validate_adapter_name};
+use lora_core::{LoraRequest, formats, validate_adapter_name};
 
 /// One `--adapter NAME=PATH`.
 #[derive(Clone, PartialEq, Debug)]
@@ -33,7 +33,8 @@ pub(super) fn numbered(adapters: Vec<NamedAdapter>) -> Result<Vec<LoraRequest>, 
         if requests.iter().any(|known| known.lora_name == name) {
             return Err(format!("--adapter {name:?} is given twice; give each adapter its name"));
         }
-        requests.push(LoraRequest::new(name, id, path));
+        let source = formats::source_of(&path);
+        requests.push(LoraRequest::new(name, id, path).with_ckpt_source(source));
     }
     Ok(requests)
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use engine::geometry;
 use engine::model::{Gguf, ModelConfig};
 use lora_core::formats::{self, AdapterError, ReadOptions};
-use lora_core::{Adapter, CkptSource, Code, LoraConfig, ModelGeometry, Rejection};
+use lora_core::{Adapter, Code, LoraConfig, ModelGeometry, Rejection};
 use serde_json::{Value, json};
 
 use super::sites::{Group, groups, ranges};
@@ -64,13 +64,13 @@ fn examine<'a>(
     model: Option<&ModelGeometry>,
     config: LoraConfig,
 ) -> Result<Report<'a>, Failure> {
-    let options = ReadOptions::from_config(&config).or_exit(Exit::Usage)?;
-    let config = formats::settle_targets(config).context("cannot use lora_dir");
+    let mut options = ReadOptions::from_config(&config).or_exit(Exit::Usage)?;
+    options.model = model.cloned();
+    let config = formats::settle_targets(config, model).context("cannot use lora_dir");
     let config = config.or_exit(Exit::Usage)?;
     let mut report = Report { path, adapter: None, rejections: Vec::new(), unreadable: None };
-    // `lora_ckpt_source` is the format of `lora_dir`; an adapter by its path is PEFT's, as it is
-    // for the other commands.
-    match formats::load(path, &options.with_source(CkptSource::Hf)) {
+    // `lora_ckpt_source` is the format of `lora_dir`; the format of an adapter by its path shows.
+    match formats::load(path, &options.with_source(formats::source_of(path))) {
         Ok(adapter) => {
             report.rejections = match model {
                 Some(model) => adapter.check(model, &config),

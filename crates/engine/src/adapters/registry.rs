@@ -116,7 +116,8 @@ impl AdapterRegistry {
         let name = &request.lora_name;
         let options = ReadOptions::from_config(config)
             .map_err(|cause| RegistryError::Rejected { name: name.clone(), cause })?
-            .with_source(request.lora_ckpt_source);
+            .with_source(request.lora_ckpt_source)
+            .for_model(self.geometry.clone());
         let adapter = formats::load(path, &options)
             .map_err(|cause| RegistryError::Load { name: name.clone(), cause })?;
         reject(name, adapter.check(&self.geometry, config))?;

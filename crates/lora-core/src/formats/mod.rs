@@ -6,17 +6,31 @@ use crate::adapter::Adapter;
 use crate::config::{CkptSource, ExpertLayout, LoraConfig, NemoQkvLayout};
 use crate::geometry::ModelGeometry;
 use crate::modules::ModuleMap;
-use crate::rules::Rejections;
+use crate::rules::{Rejections, listed};
 
 mod assemble;
+#[cfg(feature = "pickle")]
+mod bounded;
+mod fields;
 mod fused;
+mod pair;
 mod plan;
 mod raw;
 mod source;
 mod view;
 
+#[cfg(feature = "nemo")]
+pub mod nemo;
+#[cfg(not(feature = "nemo"))]
+#[path = "nemo/off.rs"]
+pub mod nemo;
 pub mod peft;
 pub mod safetensors;
+#[cfg(feature = "pickle")]
+pub mod torch;
+#[cfg(not(feature = "pickle"))]
+#[path = "torch/off.rs"]
+pub mod torch;
 
 pub use raw::{ElementType, RawTensor, RawTensors};
 pub use source::{Source, SourceReader};
@@ -149,16 +163,74 @@ pub enum AdapterError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The weights are in a container that is not read.
+    /// A torch file is damaged, or holds something other than a state dict.
     #[error(
-        "{}: {container} files are not readable yet; convert it to safetensors",
+        "{}: is not a torch state dict that can be read: {problem}; save it again with torch.save, \
+         or convert it to safetensors",
         path.display()
     )]
-    UnsupportedContainer {
+    InvalidTorch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A pickle names something else than torch's builders of tensors.
+    #[error(
+        "{}: its pickle asks for {global}, where only tensors may be built; it was not run. Do not \
+         load the file elsewhere: ask its author for safetensors",
+        path.display()
+    )]
+    ForbiddenGlobal {
+        /// The file.
+        path: PathBuf,
+        /// The module and the name in it.
+        global: String,
+    },
+    /// A NeMo archive is damaged, or has members that an adapter does not have.
+    #[error("{}: is not a NeMo adapter that can be read: {problem}", path.display())]
+    InvalidNemo {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// A folder holds more than one NeMo archive.
+    #[error(
+        "{}: holds {} NeMo archives ({}); give the path of one of them",
+        path.display(),
+        archives.len(),
+        file_names(archives)
+    )]
+    SeveralArchives {
+        /// The folder.
+        path: PathBuf,
+        /// The archives.
+        archives: Vec<PathBuf>,
+    },
+    /// The adapter is of the other format that can be asked for.
+    #[error("{}: is a {found}; set lora_ckpt_source: {source_name}", path.display())]
+    OtherFormat {
+        /// The adapter.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// The value of `lora_ckpt_source` that reads it.
+        source_name: &'static str,
+    },
+    /// The weights are in a container whose reader was left out when this program was built.
+    #[error(
+        "{}: is a {container}, and this program was built without the feature {feature:?}; build \
+         it with that feature, or convert the adapter to safetensors",
+        path.display()
+    )]
+    NotCompiledIn {
         /// The file.
         path: PathBuf,
         /// The container's name.
         container: &'static str,
+        /// The feature of `lora-core` that has its reader.
+        feature: &'static str,
     },
     /// The adapter is readable and breaks rules; all of them are listed.
     #[error("{}: {rejections}", path.display())]
@@ -181,14 +253,19 @@ impl AdapterError {
 }
 
 /// The configuration with `lora_target_modules` filled in: where it names none, the modules of the
-/// adapter in `lora_dir`. Where there is no such adapter either, none are named, which means all.
+/// adapter in `lora_dir`, read for `model` where there is one. Where there is no such adapter either,
+/// none are named, which means all.
 ///
 /// # Errors
 /// See [`load`].
-pub fn settle_targets(mut config: LoraConfig) -> Result<LoraConfig, AdapterError> {
+pub fn settle_targets(
+    mut config: LoraConfig,
+    model: Option<&ModelGeometry>,
+) -> Result<LoraConfig, AdapterError> {
     if let (Some(dir), []) = (config.lora_dir.first(), &config.lora_target_modules[..]) {
-        let options = ReadOptions::from_config(&config)
+        let mut options = ReadOptions::from_config(&config)
             .map_err(|rejections| AdapterError::Rejected { path: dir.clone(), rejections })?;
+        options.model = model.cloned();
         let adapter = load(dir, &options)?;
         config.lora_target_modules = adapter.modules().iter().map(ToString::to_string).collect();
     }
@@ -205,35 +282,56 @@ pub fn settle_targets(mut config: LoraConfig) -> Result<LoraConfig, AdapterError
 /// See [`AdapterError`]. A readable adapter that breaks rules is [`AdapterError::Rejected`] with
 /// all of them.
 pub fn load(path: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> {
-    let archive = nemo_archive(path);
-    match (options.source, archive) {
-        (CkptSource::Hf, None) => peft::read(path, options),
-        (CkptSource::Hf, Some(path)) => {
-            Err(AdapterError::UnsupportedContainer { path, container: "NeMo" })
-        }
-        (CkptSource::Nemo, archive) => Err(AdapterError::UnsupportedContainer {
-            path: archive.unwrap_or_else(|| path.to_owned()),
-            container: "NeMo",
-        }),
+    match options.source {
+        CkptSource::Nemo => nemo::read(path, options),
+        CkptSource::Hf => match nemo_in_place(path)? {
+            None => peft::read(path, options),
+            Some(path) => {
+                Err(AdapterError::OtherFormat { path, found: "NeMo archive", source_name: "nemo" })
+            }
+        },
     }
 }
 
+/// The format of the adapter at `path`, as far as names of files tell: NeMo for an archive `*.nemo`
+/// and for a folder that holds one in place of a PEFT adapter. For where nobody is asked for it.
+pub fn source_of(path: &Path) -> CkptSource {
+    match nemo_in_place(path) {
+        Ok(Some(_)) => CkptSource::Nemo,
+        Ok(None) | Err(_) => CkptSource::Hf,
+    }
+}
+
+fn is_archive(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "nemo")
+}
+
 /// The NeMo archive that `path` is, or that it holds in place of a PEFT adapter.
-fn nemo_archive(path: &Path) -> Option<PathBuf> {
-    let is_nemo = |path: &Path| path.extension().is_some_and(|extension| extension == "nemo");
-    if path.is_file() && is_nemo(path) {
-        return Some(path.to_owned());
+fn nemo_in_place(path: &Path) -> Result<Option<PathBuf>, AdapterError> {
+    if path.is_file() {
+        return Ok(is_archive(path).then(|| path.to_owned()));
     }
-    if path.join("adapter_config.json").is_file() {
-        return None;
+    if !path.is_dir() || path.join("adapter_config.json").is_file() {
+        return Ok(None);
     }
-    let mut archives: Vec<PathBuf> = std::fs::read_dir(path)
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|entry| is_nemo(entry))
-        .collect();
+    Ok(archives_in(path)?.into_iter().next())
+}
+
+/// The NeMo archives of a folder, in the order of their names.
+fn archives_in(folder: &Path) -> Result<Vec<PathBuf>, AdapterError> {
+    let failed = |error| io_error(folder, error);
+    let entries = std::fs::read_dir(folder).map_err(failed)?;
+    let paths: Result<Vec<PathBuf>, _> = entries.map(|entry| Ok(entry?.path())).collect();
+    let mut archives = paths.map_err(failed)?;
+    archives.retain(|path| is_archive(path));
     archives.sort();
-    archives.into_iter().next()
+    Ok(archives)
+}
+
+/// The last parts of paths, for a message.
+fn file_names(paths: &[PathBuf]) -> String {
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    listed(&paths.iter().map(name).collect::<Vec<_>>())
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, AdapterError> {
@@ -254,15 +352,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nemo_archive_is_named_wherever_it_is_met() {
+    fn an_adapter_of_the_other_format_is_told_from_a_missing_one() {
         let dir = tempfile::tempdir().unwrap();
         let archive = dir.path().join("adapter.nemo");
         std::fs::write(&archive, b"").unwrap();
         let options = ReadOptions::default();
-        let nemo = options.clone().with_source(CkptSource::Nemo);
-        for (path, options) in [(dir.path(), &options), (&archive, &options), (dir.path(), &nemo)] {
-            let error = load(path, options).unwrap_err().to_string();
-            assert!(error.contains("adapter.nemo") && error.contains("NeMo"), "{error}");
+        for path in [dir.path(), &archive] {
+            let error = load(path, &options).unwrap_err().to_string();
+            assert!(error.contains("adapter.nemo"), "{error}");
+            assert!(error.contains("lora_ckpt_source: nemo"), "{error}");
         }
     }
 

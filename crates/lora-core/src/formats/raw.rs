@@ -48,8 +48,11 @@ impl RawTensor {
     /// known type needs.
     pub fn new(element: ElementType, shape: Vec<usize>, source: Source) -> Option<Self> {
         if let ElementType::Known(dtype) = element {
-            let elements = shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent))?;
-            let bytes = elements.checked_mul(dtype.size())?;
+            // Strides are products of extents too, also those of a tensor without elements.
+            let largest =
+                shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent.max(1)))?;
+            let bytes = largest.checked_mul(dtype.size())?;
+            let bytes = if shape.contains(&0) { 0 } else { bytes };
             if bytes as u64 != source.len() {
                 return None;
             }

@@ -7,6 +7,7 @@ use super::config::{Biases, PeftConfig, Variant};
 use super::keys::Kind;
 use crate::adapter::{LowRank, RowOrder, SiteKey, SiteWeights};
 use crate::formats::assemble::PlannedSites;
+use crate::formats::pair;
 use crate::formats::plan::Plan;
 use crate::formats::view::View;
 use crate::modules::TargetModule;
@@ -65,11 +66,7 @@ impl<'a> Site<'a> {
             (Some(a), Some(b)) => (a, b),
             (None, None) => return None,
             (Some(only), None) | (None, Some(only)) => {
-                self.reject(
-                    Code::IncompletePair,
-                    only.name(),
-                    ["one half of a pair", "lora_A together with lora_B", "export it again"],
-                );
+                self.problems.push(pair::incomplete(only, "lora_A together with lora_B"));
                 return None;
             }
         };
@@ -94,28 +91,11 @@ impl<'a> Site<'a> {
 
     /// The rank that A, B and the configuration agree on.
     fn rank(&mut self, a: &View, b: &View) -> Option<usize> {
-        let ([rank, _], [out, columns]) = (a.shape(), b.shape()) else {
-            for wrong in [a, b].iter().filter(|named| named.shape().len() != 2) {
-                self.wrong_shape(wrong, "two dimensions: A [rank, in], B [out, rank]");
-            }
-            return None;
-        };
-        let (rank, columns) = (*rank, *columns);
-        if rank != columns || a.len() == 0 || *out == 0 {
-            self.wrong_shape(b, &format!("[out, rank] beside A {:?}", a.shape()));
-            return None;
-        }
-        if a.dtype() != b.dtype() {
-            let found = format!("{} beside A of {}", b.dtype(), a.dtype());
-            let allowed = "one element type for a pair";
-            self.reject(Code::TensorDtype, b.name(), [&found, allowed, "convert the adapter"]);
-        }
+        let rank = pair::rank_of(a, b, self.problems)?;
         let stated = self.config.ranks.of(&self.parts.module);
         if rank != stated {
-            let found = format!("rank {rank}");
-            let allowed = format!("rank {stated}, by r and rank_pattern");
-            let remedy = "correct r or rank_pattern in adapter_config.json";
-            self.reject(Code::RankMismatch, a.name(), [&found, &allowed, remedy]);
+            let correct = "r or rank_pattern in adapter_config.json";
+            self.problems.push(pair::other_rank(a, stated, "r and rank_pattern", correct));
         }
         Some(rank)
     }
@@ -197,8 +177,7 @@ impl<'a> Site<'a> {
     }
 
     fn wrong_shape(&mut self, named: &View, allowed: &str) {
-        let found = format!("shape {:?}", named.shape());
-        self.reject(Code::TensorShape, named.name(), [&found, allowed, "export it again"]);
+        self.problems.push(pair::wrong_shape(named, allowed));
     }
 
     fn undeclared(&mut self, name: &str, found: &str) {

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::experts::{self, ExpertTensors};
 use super::keys::{self, Key, Kind, Place};
 use crate::adapter::{ModuleNaming, SiteKey};
+use crate::formats::RawTensor;
+use crate::formats::pair::{duplicate, float_view, several_adapters};
 use crate::formats::view::View;
-use crate::formats::{ElementType, RawTensor};
 use crate::ids::LayerIdx;
 use crate::modules::{ModuleMap, TargetModule};
-use crate::rules::{Code, Rejection, listed};
+use crate::rules::{Code, Rejection};
 
 /// The tensors of one site.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ pub(super) fn collect(
     let mut prefixes = BTreeSet::new();
     for (name, raw) in tensors {
         file.bytes += raw.source().len();
-        let tensor = checked(&name, &raw, problems);
+        let tensor = float_view(&name, &raw, problems);
         if keys::is_routed_expert(&name) {
             let Some(key) = experts::parse(&name) else {
                 problems.push(unknown_tensor(&name));
@@ -131,23 +132,6 @@ impl Collected {
     }
 }
 
-/// The tensor, if its elements are floating-point numbers.
-fn checked(name: &str, raw: &RawTensor, problems: &mut Vec<Rejection>) -> Option<View> {
-    if let ElementType::Known(dtype) = raw.element()
-        && dtype.is_float()
-    {
-        return Some(View::new(name, *dtype, raw));
-    }
-    problems.push(Rejection::new(
-        Code::TensorDtype,
-        name,
-        raw.element().to_string(),
-        "float32, float16 or bfloat16",
-        "convert the adapter to one of them",
-    ));
-    None
-}
-
 fn unknown_tensor(name: &str) -> Rejection {
     Rejection::new(
         Code::UnknownTensor,
@@ -175,25 +159,5 @@ fn other_name(name: &str, path: &str, known: &str) -> Rejection {
         format!("the module `{path}`, which other tensors call `{known}`"),
         "one name for one module",
         "export the adapter again",
-    )
-}
-
-fn duplicate(name: &str, other: &str) -> Rejection {
-    Rejection::new(
-        Code::DuplicateTensor,
-        name,
-        format!("the role that `{other}` has already"),
-        "one tensor for a role",
-        "export the adapter again",
-    )
-}
-
-fn several_adapters(setting: &str, names: BTreeSet<String>) -> Rejection {
-    Rejection::new(
-        Code::SeveralAdapters,
-        setting,
-        listed(&names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>()),
-        "the tensors of one adapter, all named alike",
-        "save each adapter into a directory of its own",
     )
 }

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
+use super::CONFIG;
 use super::experts::{DOWN, GATE_UP};
-use super::fields::{Fields, as_count, as_names, check_policies, is_empty, shown};
+use super::fields::FIELDS;
 use super::scale::{Patterned, Scaling};
 use crate::adapter::targets::TargetMatcher;
 use crate::adapter::{Declaration, LayerFilter, Selector};
+use crate::formats::fields::{Fields, as_count, as_names, check_policies, is_empty, shown};
 use crate::rules::{Code, Rejection};
 
 /// What the update has besides A and B; PEFT does not combine the two extras.
@@ -48,7 +50,8 @@ impl PeftConfig {
     /// Reads and checks every field; all problems are returned together.
     pub fn read(json: &Value, allow_unknown: bool) -> Result<Self, Vec<Rejection>> {
         let none = Map::new();
-        let mut fields = Fields { map: json.as_object().unwrap_or(&none), problems: Vec::new() };
+        let mut fields =
+            Fields { map: json.as_object().unwrap_or(&none), file: CONFIG, problems: Vec::new() };
         if !json.is_object() {
             fields.invalid("adapter_config.json", json, "an object");
             return Err(fields.problems);
@@ -58,7 +61,7 @@ impl PeftConfig {
         if !fields.problems.is_empty() {
             return Err(fields.problems);
         }
-        let warnings = check_policies(fields.map, allow_unknown, &mut fields.problems);
+        let warnings = check_policies(fields.map, FIELDS, allow_unknown, &mut fields.problems);
         check_task(&mut fields);
         check_initialisation(&mut fields);
         let config = Self::from_fields(&mut fields, warnings);

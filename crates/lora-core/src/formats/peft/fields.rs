@@ -1,22 +1,6 @@
-//! What is done with each field of `adapter_config.json`, and typed access to them.
+//! What is done with each field of `adapter_config.json`.
 
-use serde_json::{Map, Value};
-
-use crate::rules::{Code, Rejection};
-
-/// What a field means to inference.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Policy {
-    /// It is read, and everything that it can say is applied or refused by value.
-    Applied,
-    /// It cannot change what a trained adapter computes.
-    Irrelevant,
-    /// It would change what the adapter computes in a way that is not supported, unless it is
-    /// empty; the text is the remedy.
-    MustBeEmpty(&'static str),
-}
-
-use Policy::{Applied, Irrelevant, MustBeEmpty};
+use crate::formats::fields::Policy::{self, Applied, Irrelevant, MustBeEmpty};
 
 const PLAIN: &str = "train or convert the adapter as plain LoRA";
 
@@ -72,147 +56,9 @@ pub(super) const FIELDS: &[(&str, Policy)] = &[
     ("use_bdlora", MustBeEmpty(PLAIN)),
 ];
 
-/// Whether a value says nothing: null, false, "", [] or {}.
-pub(super) fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        Value::Bool(true) | Value::Number(_) => false,
-    }
-}
-
-/// Holds every field against [`FIELDS`]; returns warnings.
-pub(super) fn check_policies(
-    map: &Map<String, Value>,
-    allow_unknown: bool,
-    problems: &mut Vec<Rejection>,
-) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for (name, value) in map {
-        let policy = FIELDS.iter().find(|(field, _)| field == name).map(|(_, policy)| *policy);
-        match policy {
-            Some(Applied | Irrelevant) => {}
-            Some(MustBeEmpty(remedy)) => {
-                if !is_empty(value) {
-                    problems.push(Rejection::new(
-                        Code::UnsupportedConfigField,
-                        name,
-                        shown(value),
-                        "no value",
-                        remedy,
-                    ));
-                }
-            }
-            None if is_empty(value) || allow_unknown => {
-                warnings.push(format!("{name}: unknown field ignored ({})", shown(value)));
-            }
-            None => problems.push(Rejection::new(
-                Code::UnknownConfigField,
-                name,
-                shown(value),
-                "a field that is known, or an unknown one without a value",
-                "remove it, or set allow_unknown_fields: true if it does not matter for inference",
-            )),
-        }
-    }
-    warnings
-}
-
-/// A value for a message, cut to a readable length.
-pub(super) fn shown(value: &Value) -> String {
-    const LONGEST: usize = 80;
-    let text = value.to_string();
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
-}
-
-/// Typed access to the fields; every value of a wrong type is recorded.
-pub(super) struct Fields<'a> {
-    pub map: &'a Map<String, Value>,
-    pub problems: Vec<Rejection>,
-}
-
-impl<'a> Fields<'a> {
-    /// A field's value; `None` when it is absent or null.
-    pub fn get(&self, name: &str) -> Option<&'a Value> {
-        self.map.get(name).filter(|value| !value.is_null())
-    }
-
-    /// Records that a field has a wrong value.
-    pub fn invalid(&mut self, name: &str, value: &Value, allowed: &str) {
-        self.problems.push(Rejection::new(
-            Code::InvalidConfigField,
-            name,
-            shown(value),
-            allowed,
-            "correct adapter_config.json or export the adapter again",
-        ));
-    }
-
-    /// A field read by `convert`; `None` when absent, null, or (recorded) of a wrong type.
-    pub fn typed<T>(
-        &mut self,
-        name: &str,
-        allowed: &str,
-        convert: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Option<T> {
-        let value = self.get(name)?;
-        let converted = convert(value);
-        if converted.is_none() {
-            self.invalid(name, value, allowed);
-        }
-        converted
-    }
-
-    /// As [`Fields::typed`], and recorded when it is absent.
-    pub fn required<T>(
-        &mut self,
-        name: &str,
-        allowed: &str,
-        convert: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Option<T> {
-        if self.get(name).is_none() {
-            self.problems.push(Rejection::new(
-                Code::MissingConfigField,
-                name,
-                "no value",
-                allowed,
-                "export the adapter again: PEFT always writes this field",
-            ));
-        }
-        self.typed(name, allowed, convert)
-    }
-
-    /// A boolean field; false when absent.
-    pub fn flag(&mut self, name: &str) -> bool {
-        self.typed(name, "true or false", Value::as_bool).unwrap_or(false)
-    }
-
-    /// A text field.
-    pub fn text(&mut self, name: &str) -> Option<String> {
-        self.typed(name, "a text", |value| value.as_str().map(str::to_owned))
-    }
-}
-
-/// A positive whole number that fits an index.
-pub(super) fn as_count(value: &Value) -> Option<usize> {
-    value.as_u64().filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok())
-}
-
-/// A list of texts.
-pub(super) fn as_names(value: &Value) -> Option<Vec<String>> {
-    value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-
-    use serde_json::json;
 
     use super::*;
 
@@ -220,21 +66,5 @@ mod tests {
     fn every_field_has_one_policy() {
         let names: BTreeSet<&str> = FIELDS.iter().map(|(name, _)| *name).collect();
         assert_eq!(names.len(), FIELDS.len());
-    }
-
-    #[test]
-    fn unknown_fields_pass_only_while_they_are_empty() {
-        let check = |value: Value, allow| {
-            let mut problems = Vec::new();
-            let map = Map::from_iter([("new_field".to_owned(), value)]);
-            (check_policies(&map, allow, &mut problems).len(), problems.len())
-        };
-        for empty in [json!(null), json!(false), json!(""), json!([]), json!({})] {
-            assert_eq!(check(empty, false), (1, 0));
-        }
-        for full in [json!(true), json!(0), json!("x"), json!([0]), json!({"a": null})] {
-            assert_eq!(check(full.clone(), false), (0, 1));
-            assert_eq!(check(full, true), (1, 0));
-        }
     }
 }

@@ -11,6 +11,8 @@
 //! PEFT's internal name of the adapter may stand after the first part of a kind, as in
 //! `lora_A.default.weight`.
 
+pub(super) use crate::ids::number;
+
 /// What a tensor is to its module.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Kind {
@@ -109,13 +111,6 @@ fn parse_place<'a>(place: &'a str, root: &str) -> Option<Place<'a>> {
 pub(super) fn split_layer(place: &str) -> Option<(u32, &str)> {
     let (digits, path) = place.strip_prefix("layers.")?.split_once('.')?;
     Some((number(digits)?, path))
-}
-
-/// A number in the one way to write it.
-pub(super) fn number(digits: &str) -> Option<u32> {
-    let canonical = digits == "0" || !digits.starts_with('0');
-    let plain = digits.bytes().all(|b| b.is_ascii_digit());
-    digits.parse().ok().filter(|_| canonical && plain)
 }
 
 pub(super) fn parse_kind(tail: &str, embedding: bool) -> Option<(Kind, Option<&str>)> {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::assemble::PlannedSites;
 use super::safetensors::{self, Residence};
-use super::{AdapterError, RawTensors, ReadOptions, fused, read_file};
+use super::{AdapterError, RawTensors, ReadOptions, Source, fused, read_file, torch};
 use crate::adapter::{Adapter, AdapterFormat, AdapterInfo, Declaration};
 use crate::rules::{Rejection, Rejections};
 
@@ -23,11 +23,8 @@ use config::PeftConfig;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model";
-
-/// Containers that are recognised so that their error can name them; a reader for one of them
-/// takes its place in [`read_weights`].
-const OTHER_CONTAINERS: [(&str, &str); 2] =
-    [("adapter_model.bin", "torch pickle"), ("adapter_model.pth", "torch pickle")];
+/// Extensions of torch files, in the order in which they are looked for.
+const PICKLES: [&str; 2] = ["bin", "pth"];
 
 /// Reads the PEFT adapter in the directory `dir`.
 ///
@@ -46,9 +43,9 @@ pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> 
         rejections: Rejections(problems),
     };
     let config = PeftConfig::read(&json, options.allow_unknown_fields).map_err(rejected)?;
-    let raw = read_weights(dir)?;
+    let (format, raw) = read_weights(dir)?;
     let mut info = AdapterInfo {
-        format: AdapterFormat::PeftSafetensors,
+        format,
         path: dir.to_owned(),
         files: raw.files.clone(),
         base_model_name: config.base_model_name.clone(),
@@ -61,15 +58,15 @@ pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> 
     super::assemble::read(dir, sites, info, Some(declaration))
 }
 
-/// Finds and reads the weight files of a directory.
-fn read_weights(dir: &Path) -> Result<RawTensors, AdapterError> {
+/// Finds and reads the weight files of a directory: safetensors where there are any, as PEFT does.
+fn read_weights(dir: &Path) -> Result<(AdapterFormat, RawTensors), AdapterError> {
     let missing = match safetensors::read_folder(dir, WEIGHTS, Residence::File) {
         Err(missing @ AdapterError::Missing { .. }) => missing,
-        read => return read,
+        read => return Ok((AdapterFormat::PeftSafetensors, read?)),
     };
-    let other = OTHER_CONTAINERS.into_iter().map(|(name, container)| (dir.join(name), container));
-    match other.into_iter().find(|(path, _)| path.is_file()) {
-        Some((path, container)) => Err(AdapterError::UnsupportedContainer { path, container }),
+    let pickles = PICKLES.map(|extension| dir.join(WEIGHTS).with_extension(extension));
+    match pickles.into_iter().find(|path| path.is_file()) {
+        Some(path) => Ok((AdapterFormat::PeftTorch, torch::parse(&Source::open(&path)?)?)),
         None => Err(missing),
     }
 }

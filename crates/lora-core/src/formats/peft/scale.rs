@@ -3,8 +3,8 @@
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::fields::Fields;
 use crate::adapter::targets::suffix_match;
+use crate::formats::fields::Fields;
 
 /// `r` with `rank_pattern`, or `lora_alpha` with `alpha_pattern`.
 #[derive(Clone, Debug)]
@@ -80,13 +80,13 @@ impl Scaling {
 mod tests {
     use serde_json::json;
 
-    use super::super::fields::as_count;
     use super::*;
+    use crate::formats::fields::as_count;
     use crate::rules::Code;
 
     fn ranks(pattern: &Value) -> (Patterned<usize>, Vec<Code>) {
         let map = Map::from_iter([("rank_pattern".to_owned(), pattern.clone())]);
-        let mut fields = Fields { map: &map, problems: Vec::new() };
+        let mut fields = Fields { map: &map, file: "file", problems: Vec::new() };
         let read = Patterned::read(&mut fields, "rank_pattern", 8, "a rank", as_count);
         (read, fields.problems.iter().map(|r| r.code).collect())
     }

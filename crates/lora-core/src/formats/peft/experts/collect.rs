@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::keys::Kind;
 use super::keys::{ExpertKey, Form};
+use crate::formats::pair::{duplicate, incomplete};
 use crate::formats::view::View;
 use crate::rules::{Code, Rejection};
 
@@ -50,13 +51,7 @@ impl Halves {
             (Some(a), Some(b)) => Some((a, b)),
             (None, None) => None,
             (Some(only), None) | (None, Some(only)) => {
-                problems.push(Rejection::new(
-                    Code::IncompletePair,
-                    only.name(),
-                    "one half of a pair",
-                    "lora_A together with lora_B",
-                    "export it again",
-                ));
+                problems.push(incomplete(only, "lora_A together with lora_B"));
                 None
             }
         }
@@ -92,7 +87,7 @@ impl ExpertTensors {
             _ => return problems.push(no_part(&tensor)),
         };
         match half {
-            Some(other) => problems.push(duplicate(&tensor, other)),
+            Some(other) => problems.push(duplicate(tensor.name(), other.name())),
             None => *half = Some(tensor),
         }
     }
@@ -125,15 +120,5 @@ fn other_block(tensor: &View, block: &str) -> Rejection {
         format!("experts under another name than `{block}`"),
         "one block of routed experts in a layer",
         "export it again",
-    )
-}
-
-fn duplicate(tensor: &View, other: &View) -> Rejection {
-    Rejection::new(
-        Code::DuplicateTensor,
-        tensor.name(),
-        format!("the role that `{}` has already", other.name()),
-        "one tensor for a role",
-        "export the adapter again",
     )
 }

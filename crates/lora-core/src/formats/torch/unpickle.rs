@@ -1,0 +1,107 @@
+//! From a pickle to the values that it describes.
+
+use std::collections::HashSet;
+
+use candle_core::pickle::{Object, Stack};
+
+use super::Problem;
+use super::guard::Guard;
+use super::opcodes::{BUILD, Effect, LONG1, Op, Ops, REDUCE, STACK_GLOBAL};
+use super::tensors::is_storage;
+
+/// Runs a pickle that names nothing but builders of tensors.
+pub(super) fn unpickle(program: &[u8]) -> Result<Object, Problem> {
+    let recalled = scan(program)?;
+    run(program, &recalled).map_err(Problem::Invalid)
+}
+
+/// Looks at every instruction before one is run: all globals that the program names must be
+/// allowed, whether or not they end up in its result. Returns the memo numbers that it recalls.
+fn scan(program: &[u8]) -> Result<HashSet<u32>, Problem> {
+    let mut recalled = HashSet::new();
+    let mut texts = ["", ""];
+    for op in Ops::of(program) {
+        let op = op?;
+        let named = match op.code {
+            // Takes the two texts on top of the stack, as a rule the last two of the program.
+            STACK_GLOBAL => Some((texts[0], texts[1])),
+            _ => op.global(),
+        };
+        if let Some((module, name)) = named.filter(|(module, name)| !is_allowed(module, name)) {
+            return Err(Problem::Forbidden(format!("{module}.{name}")));
+        }
+        if let Some(text) = op.text() {
+            texts = [texts[1], text];
+        }
+        if op.effect == Effect::Get {
+            recalled.insert(op.memo());
+        }
+    }
+    Ok(recalled)
+}
+
+fn is_allowed(module: &str, name: &str) -> bool {
+    match module {
+        "collections" => name == "OrderedDict",
+        "torch._utils" => matches!(name, "_rebuild_tensor_v2" | "_rebuild_parameter"),
+        "torch" => is_storage(name),
+        _ => false,
+    }
+}
+
+fn run(program: &[u8], recalled: &HashSet<u32>) -> Result<Object, String> {
+    let mut guard = Guard::new(program.len());
+    let mut machine = Stack::empty();
+    for op in Ops::of(program).map_while(Result::ok) {
+        // Python notes every value that it writes; a copy that nobody recalls is not worth making.
+        if op.effect == Effect::Put && !recalled.contains(&op.memo()) {
+            continue;
+        }
+        guard.follow(&op)?;
+        check_meaning(&op, machine.stack())?;
+        let mut bytes = op.bytes;
+        machine.read(&mut bytes).map_err(|error| {
+            let message = error.to_string();
+            let line: String = message.lines().next().unwrap_or("").chars().take(120).collect();
+            format!("its pickle is malformed ({line})")
+        })?;
+        // candle's memo holds a copy: in Python a dict that is filled later is filled there too.
+        let recalls = op.effect == Effect::Get;
+        if recalls && matches!(machine.stack().last(), Some(Object::Dict(_) | Object::List(_))) {
+            return Err("its pickle uses one dict or list in two places".to_owned());
+        }
+    }
+    match machine.stack().len() {
+        1 => machine.finalize().map_err(|error| error.to_string()),
+        count => Err(format!("its pickle leaves {count} values, not one")),
+    }
+}
+
+/// Refuses what candle runs otherwise than Python does.
+fn check_meaning(op: &Op<'_>, stack: &[Object]) -> Result<(), String> {
+    match (op.code, stack) {
+        // candle drops the arguments of an OrderedDict.
+        (REDUCE, [.., Object::Class { module_name, .. }, args])
+            if module_name == "collections" && *args != Object::Tuple(Vec::new()) =>
+        {
+            Err("its pickle makes an OrderedDict from arguments".to_owned())
+        }
+        // candle makes items of attributes. A state dict has one, the versions of its modules.
+        (BUILD, [.., state]) if !is_metadata(state) => {
+            Err("its pickle sets attributes other than a state dict's _metadata".to_owned())
+        }
+        // candle reads all numbers as positive.
+        (LONG1, _) if op.argument.len() > 8 || op.argument.last().is_some_and(|b| *b >= 0x80) => {
+            Err("its pickle has a number that is negative or too large".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_metadata(state: &Object) -> bool {
+    let Object::Dict(items) = state else { return false };
+    matches!(&items[..], [(Object::Unicode(name), Object::Dict(_))] if name == METADATA)
+}
+
+/// The attribute of a state dict that tells the versions of its modules.
+pub(super) const METADATA: &str = "_metadata";
