@@ -35,15 +35,47 @@ pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> 
         let what = "an adapter directory".to_owned();
         return Err(AdapterError::Missing { path: dir.to_owned(), what });
     }
-    let path = dir.join(CONFIG);
-    let json = serde_json::from_slice(&read_file(&path)?)
-        .map_err(|source| AdapterError::Json { path, source })?;
-    let rejected = |problems: Vec<Rejection>| AdapterError::Rejected {
-        path: dir.to_owned(),
-        rejections: Rejections(problems),
-    };
-    let config = PeftConfig::read(&json, options.allow_unknown_fields).map_err(rejected)?;
+    let config = parse_config(dir, &read_file(&dir.join(CONFIG))?, options)?;
     let (format, raw) = read_weights(dir)?;
+    assemble_adapter(dir, config, (format, raw), options)
+}
+
+/// Makes an adapter of the text of an `adapter_config.json` and of tensors; `dir` is what messages
+/// call its directory.
+///
+/// # Errors
+/// See [`AdapterError`].
+pub fn read_parts(
+    dir: &Path,
+    config: &[u8],
+    tensors: RawTensors,
+    options: &ReadOptions,
+) -> Result<Adapter, AdapterError> {
+    let config = parse_config(dir, config, options)?;
+    assemble_adapter(dir, config, (AdapterFormat::Memory, tensors), options)
+}
+
+fn parse_config(
+    dir: &Path,
+    text: &[u8],
+    options: &ReadOptions,
+) -> Result<PeftConfig, AdapterError> {
+    let json = serde_json::from_slice(text)
+        .map_err(|source| AdapterError::Json { path: dir.join(CONFIG), source })?;
+    PeftConfig::read(&json, options.allow_unknown_fields)
+        .map_err(|problems| rejected(dir, problems))
+}
+
+fn rejected(dir: &Path, problems: Vec<Rejection>) -> AdapterError {
+    AdapterError::Rejected { path: dir.to_owned(), rejections: Rejections(problems) }
+}
+
+fn assemble_adapter(
+    dir: &Path,
+    config: PeftConfig,
+    (format, raw): (AdapterFormat, RawTensors),
+    options: &ReadOptions,
+) -> Result<Adapter, AdapterError> {
     let mut info = AdapterInfo {
         format,
         path: dir.to_owned(),
@@ -54,7 +86,8 @@ pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> 
         alpha: Some(config.alphas.default),
         ..AdapterInfo::default()
     };
-    let (sites, declaration) = plan(raw, config, &mut info, options).map_err(rejected)?;
+    let planned = plan(raw, config, &mut info, options);
+    let (sites, declaration) = planned.map_err(|problems| rejected(dir, problems))?;
     super::assemble::read(dir, sites, info, Some(declaration))
 }
 
