@@ -1,6 +1,7 @@
 //! Development commands; run them as `cargo xtask COMMAND`.
 
 mod bench_cpu;
+mod bench_load;
 mod docs;
 
 use clap::{Parser, Subcommand};
@@ -17,6 +18,11 @@ struct Args {
 enum Command {
     /// Measures decode and prefill on the CPU, with a plain memory read beside them.
     BenchCpu(bench_cpu::Args),
+    /// Measures how fast an adapter on all routed experts is loaded, and in how much memory.
+    BenchLoad(bench_load::Args),
+    /// One measurement of `bench-load`.
+    #[command(hide = true)]
+    BenchLoadOnce(bench_load::OnceArgs),
     /// Writes the pages under `docs` that are made of tables in the code.
     Docs,
 }
@@ -24,6 +30,8 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::BenchCpu(args) => bench_cpu::run(&args),
+        Command::BenchLoad(args) => bench_load::run(&args),
+        Command::BenchLoadOnce(args) => bench_load::run_once(&args),
         Command::Docs => docs::write(),
     }
 }

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 pub enum Exit {
     /// All went well.
     Fine = 0,
-    /// What was asked about is refused or failed: an adapter would not be served, or at least one
-    /// request has no answer.
+    /// What was asked about is refused or failed: an adapter would not be served or cannot be
+    /// converted, two adapters differ, or at least one request has no answer.
     Refused = 1,
     /// The command line is wrong, or names a file that cannot be read or written.
     Usage = 2,

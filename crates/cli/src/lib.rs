@@ -11,6 +11,7 @@ mod exit;
 mod lora_file;
 mod meter;
 pub mod model_fetch;
+mod model_geometry;
 mod progress;
 pub mod requests;
 mod startup;

@@ -13,9 +13,14 @@ use crate::modules::TargetModule;
 
 #[cfg(feature = "formats")]
 mod check;
+#[cfg(feature = "formats")]
+mod diff;
 pub(crate) mod generation;
 #[cfg(feature = "formats")]
 pub(crate) mod targets;
+
+#[cfg(feature = "formats")]
+pub use diff::{Addition, DeltaDiff, SiteDiff, diff};
 
 /// A place in a model that an adapter can change.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

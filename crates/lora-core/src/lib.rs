@@ -29,6 +29,8 @@ pub use adapter::{
     Adapter, AdapterFormat, AdapterInfo, Declaration, LayerFilter, LowRank, ModuleNaming, RowOrder,
     Selector, SiteKey, SiteWeights,
 };
+#[cfg(feature = "formats")]
+pub use adapter::{Addition, DeltaDiff, SiteDiff, diff};
 pub use backend::{Backend, Caps, Comm, Pool};
 pub use config::{
     CkptSource, ExpertLayout, LoraConfig, LoraRequest, NemoQkvLayout, PeftCacheConfig, QuantAlgo,

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod convert;
+mod convert_nemo;
 mod generate;
 mod inspect;
 mod lora_config;

@@ -2,22 +2,22 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
-
 use super::lora::{FILE_HELP, LoraConfigArgs, LoraSettings};
+use clap::Args;
 
 const LONG_ABOUT: &str = "\
 Describes an adapter and checks it: which modules of which layers it changes, at what rank and \
 scale, and every rule that it breaks, each with what was found, what is allowed and what to do.
 
-With --model it is also held against that model's dimensions and module names, and against the \
-target modules of --lora-config; only the model's configuration is read, not its weights.";
+With --model it is read for that model and held against its dimensions and module names, and \
+against the target modules of --lora-config; only the model's configuration is read, not its weights.";
 
 const EXAMPLES: &str = "\
 Examples:
   polylora inspect my-adapter
   polylora inspect my-adapter --model my-model --max-lora-rank 16
   polylora inspect my-adapter --model my-model --lora-config lora.json
+  polylora inspect my-adapter.nemo --model my-model
   polylora inspect my-adapter --json
 ";
 
@@ -29,7 +29,7 @@ Exit codes are listed by `polylora --help`.";
 #[derive(Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = format!("{EXAMPLES}{FILE_HELP}{EXIT_CODES}"))]
 pub(super) struct InspectArgs {
-    /// The adapter's directory
+    /// The adapter: a directory, or a .nemo archive
     path: PathBuf,
     /// Check against this model: a folder or a .gguf file
     #[arg(long, value_name = "DIR|FILE.gguf")]
@@ -46,6 +46,7 @@ pub(super) struct InspectArgs {
 pub struct InspectJob {
     /// The adapter.
     pub path: PathBuf,
+    /// Its format.
     /// The model to check against.
     pub model: Option<PathBuf>,
     /// How it would be served.

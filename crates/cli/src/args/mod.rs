@@ -1,8 +1,11 @@
 //! The arguments: what clap reads, and the jobs that are made of it.
 
 mod adapter;
+mod convert;
 mod demo;
+mod diff;
 mod engine;
+mod expert_layout;
 mod generate;
 mod inspect;
 mod lora;
@@ -13,13 +16,17 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
+pub use convert::{ConvertJob, Target};
 pub use demo::DemoJob;
+pub use diff::DiffJob;
 pub use engine::EngineSettings;
 pub use generate::{GenerateJob, Sink, Source};
 pub use inspect::InspectJob;
 pub use lora::LoraSettings;
 
+use convert::ConvertArgs;
 use demo::DemoArgs;
+use diff::DiffArgs;
 use generate::GenerateArgs;
 use inspect::InspectArgs;
 
@@ -33,11 +40,13 @@ const AFTER_HELP: &str = "\
 Examples:
   polylora demo
   polylora inspect my-adapter --model my-model
+  polylora convert my-adapter.nemo my-adapter --from nemo --to peft --model my-model
+  polylora diff my-adapter my-copy
   polylora generate --model my-model --adapter sql=my-adapter --lora sql --chat 'How many books?'
 
 Exit codes:
   0  all went well
-  1  an adapter would be refused, or at least one request failed
+  1  an adapter would be refused, adapters differ, or at least one request failed
   2  the command line is wrong, or names a file that cannot be read or written
   3  the model cannot be had or loaded";
 
@@ -51,7 +60,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum CommandArgs {
+    Convert(ConvertArgs),
     Demo(DemoArgs),
+    Diff(DiffArgs),
     Generate(Box<GenerateArgs>),
     Inspect(InspectArgs),
 }
@@ -59,8 +70,12 @@ enum CommandArgs {
 /// What a command line asks for.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Command {
+    /// Write an adapter in another format or layout.
+    Convert(ConvertJob),
     /// Show what adapters do.
     Demo(DemoJob),
+    /// Compare two adapters.
+    Diff(DiffJob),
     /// Answer prompts.
     Generate(Box<GenerateJob>),
     /// Describe and check an adapter.
@@ -74,6 +89,8 @@ pub enum Command {
 /// sense together. A request for help is an error, too, whose text is the help.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
     match Cli::try_parse_from(words)?.command {
+        CommandArgs::Convert(args) => Ok(Command::Convert(args.into_job())),
+        CommandArgs::Diff(args) => Ok(Command::Diff(args.into_job())),
         CommandArgs::Demo(args) => Ok(Command::Demo(args.into_job())),
         CommandArgs::Generate(args) => Ok(Command::Generate(Box::new(args.into_job()?))),
         CommandArgs::Inspect(args) => Ok(Command::Inspect(args.into_job())),

@@ -5,8 +5,6 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use engine::geometry;
-use engine::model::{Gguf, ModelConfig};
 use lora_core::formats::{self, AdapterError, ReadOptions};
 use lora_core::{Adapter, Code, LoraConfig, ModelGeometry, Rejection};
 use serde_json::{Value, json};
@@ -14,15 +12,14 @@ use serde_json::{Value, json};
 use super::sites::{Group, groups, ranges};
 use crate::args::InspectJob;
 use crate::exit::{Exit, Failure, OrExit};
-use crate::lora_file;
 use crate::streams::Streams;
-use crate::table;
+use crate::{lora_file, model_geometry, table};
 
 /// How many breaches of one rule are written in full.
 const SHOWN: usize = 3;
 
-/// How weights lie in the files: the one layout that is read. Others are refused by name.
-const LAYOUT: &str = "one pair of matrices for each dense module";
+/// How the weights of dense modules lie in all files.
+const DENSE_LAYOUT: &str = "one pair of matrices for each dense module";
 
 /// What was found out about an adapter.
 struct Report<'a> {
@@ -38,7 +35,7 @@ struct Report<'a> {
 /// Describes and checks the adapter.
 pub(super) fn run(job: &InspectJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
     let config = lora_file::resolve(&job.lora)?;
-    let model = job.model.as_deref().map(read_geometry).transpose()?;
+    let model = job.model.as_deref().map(model_geometry::read).transpose()?;
     let report = examine(&job.path, model.as_ref(), config)?;
     if job.json {
         serde_json::to_writer_pretty(&mut *streams.stdout, &report.json())?;
@@ -47,16 +44,6 @@ pub(super) fn run(job: &InspectJob, streams: &mut Streams<'_>) -> Result<Exit, F
         report.write_text(streams.stdout)?;
     }
     Ok(if report.accepted() { Exit::Fine } else { Exit::Refused })
-}
-
-/// The dimensions of a model, from its configuration alone.
-fn read_geometry(path: &Path) -> Result<ModelGeometry, Failure> {
-    let config = match path.is_dir() {
-        true => ModelConfig::from_dir(path),
-        false => Gguf::open(path).map(|gguf| gguf.config().clone()),
-    };
-    let context = || format!("cannot read the model {}", path.display());
-    Ok(geometry(&config.with_context(context).or_exit(Exit::Model)?))
 }
 
 fn examine<'a>(
@@ -100,7 +87,7 @@ impl Report<'_> {
             let source = &adapter.source;
             let about = json!({
                 "format": source.format.to_string(),
-                "layout": LAYOUT,
+                "layout": layout(adapter),
                 "files": source.files,
                 "base_model_name_or_path": source.base_model_name,
                 "peft_version": source.peft_version,
@@ -156,6 +143,14 @@ fn write_rejections(out: &mut dyn Write, rejections: &[Rejection]) -> io::Result
     Ok(())
 }
 
+/// How the weights lie in the files.
+fn layout(adapter: &Adapter) -> String {
+    match adapter.source.expert_layout {
+        Some(layout) => format!("routed experts {layout}, {DENSE_LAYOUT}"),
+        None => DENSE_LAYOUT.to_owned(),
+    }
+}
+
 fn write_origin(out: &mut dyn Write, adapter: &Adapter) -> io::Result<()> {
     let source = &adapter.source;
     let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
@@ -164,7 +159,7 @@ fn write_origin(out: &mut dyn Write, adapter: &Adapter) -> io::Result<()> {
         several => format!("{several} files"),
     };
     writeln!(out, "format      {}, {files}", source.format)?;
-    writeln!(out, "layout      {LAYOUT}")?;
+    writeln!(out, "layout      {}", layout(adapter))?;
     writeln!(out, "base model  {}", or_dash(&source.base_model_name))?;
     writeln!(out, "PEFT        {}", or_dash(&source.peft_version))?;
     writeln!(out, "bytes       {}", source.bytes)?;

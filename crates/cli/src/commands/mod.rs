@@ -1,6 +1,8 @@
 //! What the commands do.
 
+mod convert;
 mod demo;
+mod diff;
 mod generate;
 mod inspect;
 mod sites;
@@ -15,6 +17,8 @@ use crate::streams::Streams;
 /// What ends the whole run; a request that fails by itself is part of the answers.
 pub fn execute(command: &Command, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
     match command {
+        Command::Convert(job) => convert::run(job, streams),
+        Command::Diff(job) => diff::run(job, streams),
         Command::Demo(job) => demo::run(job, streams),
         Command::Generate(job) => generate::run(job, streams),
         Command::Inspect(job) => inspect::run(job, streams),

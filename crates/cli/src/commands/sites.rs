@@ -1,6 +1,6 @@
 //! What an adapter changes, in few lines: layers that are changed alike are told together.
 
-use lora_core::{Adapter, SiteKey, SiteWeights};
+use lora_core::{Adapter, LowRank, SiteKey, SiteWeights};
 use serde::Serialize;
 
 /// Sites that are changed in the same way.
@@ -22,6 +22,8 @@ pub(super) struct Change {
     pub rank: Option<usize>,
     /// Its scale.
     pub scale: Option<f32>,
+    /// How many routed experts it is for; 1 if all of them share it.
+    pub experts: Option<usize>,
     /// Whether it has a DoRA magnitude.
     pub dora: bool,
     /// Whether B has a bias.
@@ -38,6 +40,7 @@ impl From<&SiteWeights> for Change {
         Self {
             rank: low.map(|low| low.rank),
             scale: low.map(|low| low.scale),
+            experts: low.and_then(experts),
             dora: low.is_some_and(|low| low.magnitude.is_some()),
             lora_bias: low.is_some_and(|low| low.b_bias.is_some()),
             base_bias: site.base_bias.is_some(),
@@ -46,17 +49,29 @@ impl From<&SiteWeights> for Change {
     }
 }
 
+/// The experts of a stack.
+fn experts(low: &LowRank) -> Option<usize> {
+    match (low.a.shape(), low.b.shape()) {
+        (&[a, _, _], &[b, _, _]) => Some(a.max(b)),
+        _ => None,
+    }
+}
+
 impl Change {
     /// What goes beyond a plain low-rank update, in words.
     pub fn extras(&self) -> String {
+        let experts = self.experts.map(|experts| match experts {
+            1 => "1 expert".to_owned(),
+            several => format!("{several} experts"),
+        });
         let words = [
             (self.dora, "DoRA"),
             (self.lora_bias, "bias of lora_B"),
             (self.base_bias, "replaces the bias"),
             (self.saved, "replaces the weight"),
         ];
-        let present = words.iter().filter(|(present, _)| *present).map(|(_, word)| *word);
-        present.collect::<Vec<_>>().join(", ")
+        let present = words.iter().filter(|(present, _)| *present).map(|(_, word)| (*word).into());
+        experts.into_iter().chain(present).collect::<Vec<String>>().join(", ")
     }
 }
 
@@ -106,7 +121,7 @@ pub(super) fn ranges(numbers: &[u32]) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use lora_core::{AdapterInfo, DType, HostTensor, LayerIdx, LowRank, RowOrder, TargetModule};
+    use lora_core::{AdapterInfo, DType, HostTensor, LayerIdx, RowOrder, TargetModule};
 
     use super::*;
 

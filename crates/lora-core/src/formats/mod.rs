@@ -31,6 +31,7 @@ pub mod torch;
 #[cfg(not(feature = "pickle"))]
 #[path = "torch/off.rs"]
 pub mod torch;
+pub mod write;
 
 pub use raw::{ElementType, RawTensor, RawTensors};
 pub use source::{Source, SourceReader};

@@ -1,0 +1,170 @@
+//! `polylora convert`.
+
+use std::path::Path;
+use std::{fs, io};
+
+use anyhow::{Context, anyhow};
+use lora_core::formats::write::{self, WriteError};
+use lora_core::formats::{self, AdapterError, ReadOptions};
+use lora_core::{
+    Adapter, CkptSource, DeltaDiff, ExpertLayout, LoraConfig, ModelGeometry, Rejections, SiteDiff,
+    diff,
+};
+
+use crate::args::{ConvertJob, Target};
+use crate::exit::{Exit, Failure, OrExit};
+use crate::streams::Streams;
+use crate::{lora_file, model_geometry};
+
+/// Reads the adapter, writes the copy, and reports it only when it was found to be one.
+pub(super) fn run(job: &ConvertJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    let config = lora_file::resolve(&job.lora)?;
+    let model = job.model.as_deref().map(model_geometry::read).transpose()?;
+    let adapter = read(job, &config, model.as_ref())?;
+    for warning in &adapter.source.warnings {
+        writeln!(streams.stderr, "warning: {warning}")?;
+    }
+    let layout = layout(job.to, adapter.source.expert_layout);
+    let made = !job.output.exists();
+    let written = match job.to {
+        Target::Nemo => write::nemo(&job.output, &adapter, model.as_ref(), config.nemo_qkv_layout),
+        _ => write::peft(&job.output, &adapter, layout),
+    };
+    written.or_else(refused)?;
+    let copy = verify(job, &adapter, &config, model.as_ref(), layout).inspect_err(|_| {
+        // The failure matters more than one of tidying up.
+        let _ = remove(&job.output, made);
+    })?;
+    let out = &mut *streams.stdout;
+    writeln!(out, "read      {}: {}", job.input.display(), described(&adapter))?;
+    writeln!(out, "wrote     {}: {}", job.output.display(), described(&copy))?;
+    let sites = adapter.sites.len();
+    writeln!(out, "verified  {sites} modules: every update of the copy equals the original's")?;
+    if let Some(layout) = copy.source.expert_layout.filter(|layout| !shows(*layout)) {
+        writeln!(out, "note      its files do not show the layout: set moe_layout to {layout}")?;
+    }
+    Ok(Exit::Fine)
+}
+
+/// Reads the adapter under all the rules that hold without an engine's limits.
+fn read(
+    job: &ConvertJob,
+    config: &LoraConfig,
+    model: Option<&ModelGeometry>,
+) -> Result<Adapter, Failure> {
+    let mut options = ReadOptions::from_config(config)
+        .or_exit(Exit::Usage)?
+        .with_source(formats::source_of(&job.input));
+    options.model = model.cloned();
+    options.moe_layout = job.moe_layout.or(options.moe_layout);
+    let adapter = formats::load(&job.input, &options).or_else(unreadable)?;
+    if let Some(model) = model {
+        check(&adapter, model).with_context(|| job.input.display().to_string())?;
+    }
+    Ok(adapter)
+}
+
+/// Holds an adapter against a model, without the limits that an engine's settings add.
+fn check(adapter: &Adapter, model: &ModelGeometry) -> Result<(), Rejections> {
+    let unlimited =
+        LoraConfig { max_lora_rank: usize::MAX, allow_noop_adapter: true, ..LoraConfig::default() };
+    Rejections(adapter.check(model, &unlimited)).into_result()
+}
+
+/// The layout of routed experts in the copy.
+fn layout(to: Target, source: Option<ExpertLayout>) -> ExpertLayout {
+    use ExpertLayout::*;
+    match (to, source) {
+        (Target::Stacked, _) => Stacked,
+        (Target::PeftTargetParameters, Some(FusedInterleaved | TargetParametersInterleaved)) => {
+            TargetParametersInterleaved
+        }
+        (Target::PeftTargetParameters, _) => TargetParameters,
+        (Target::Peft, Some(layout)) => layout,
+        (Target::Peft | Target::PerExpert | Target::Nemo, _) => PerExpert,
+    }
+}
+
+/// Whether files of a layout show that they are of it.
+fn shows(layout: ExpertLayout) -> bool {
+    use ExpertLayout::*;
+    !matches!(layout, FusedInterleaved | TargetParametersInterleaved | UnslothExpertSlowest)
+}
+
+/// Reads the copy and compares it with the original.
+fn verify(
+    job: &ConvertJob,
+    adapter: &Adapter,
+    config: &LoraConfig,
+    model: Option<&ModelGeometry>,
+    layout: ExpertLayout,
+) -> Result<Adapter, Failure> {
+    let context = || format!("cannot verify {}, which is removed again", job.output.display());
+    let mut options = ReadOptions::from_config(config).or_exit(Exit::Usage)?;
+    options.model = model.cloned();
+    // What is written has its own order of experts and the usual one of gate and up.
+    options.gate_first = true;
+    (options.source, options.moe_layout) = match job.to {
+        Target::Nemo => (CkptSource::Nemo, None),
+        _ => (CkptSource::Hf, Some(layout)),
+    };
+    let copy = formats::load(&job.output, &options).with_context(context)?;
+    if let Some(model) = model {
+        check(&copy, model).with_context(context)?;
+    }
+    let diffs = diff(adapter, &copy);
+    // Layouts move elements and add zeros: nothing is rounded on the way.
+    match diffs.iter().find(|diff| !diff.is_same(0.0)) {
+        Some(different) => {
+            Err(anyhow!(words(different))).with_context(context).or_exit(Exit::Refused)
+        }
+        None => Ok(copy),
+    }
+}
+
+fn words(SiteDiff { site, expert, delta, unequal }: &SiteDiff) -> String {
+    let expert = expert.map(|expert| format!(" expert {expert}")).unwrap_or_default();
+    let what = match (delta, &unequal[..]) {
+        (DeltaDiff::Incomparable(reason), _) => reason.clone(),
+        (_, [addition, ..]) => format!("the {addition} differs"),
+        (DeltaDiff::Measured { difference, .. }, []) => format!("the update is {difference} off"),
+        (DeltaDiff::Identical, []) => "no difference".to_owned(),
+    };
+    format!("{site}{expert}: {what}")
+}
+
+fn described(adapter: &Adapter) -> String {
+    let source = &adapter.source;
+    let experts = match source.expert_layout {
+        Some(layout) => format!(", routed experts {layout}"),
+        None => String::new(),
+    };
+    format!("{}{experts}, {} bytes", source.format, source.bytes)
+}
+
+/// Removes what was written: a file, or the files of a directory, and the directory if it was made.
+fn remove(path: &Path, made: bool) -> io::Result<()> {
+    if !path.is_dir() {
+        return fs::remove_file(path);
+    }
+    for entry in fs::read_dir(path)? {
+        fs::remove_file(entry?.path())?;
+    }
+    if made { fs::remove_dir(path) } else { Ok(()) }
+}
+
+fn unreadable<T>(error: AdapterError) -> Result<T, Failure> {
+    let exit = match error {
+        AdapterError::Missing { .. } | AdapterError::Io { .. } => Exit::Usage,
+        _ => Exit::Refused,
+    };
+    Err(error).or_exit(exit)
+}
+
+fn refused<T>(error: WriteError) -> Result<T, Failure> {
+    let exit = match error {
+        WriteError::Exists { .. } | WriteError::Io { .. } => Exit::Usage,
+        _ => Exit::Refused,
+    };
+    Err(error).or_exit(exit)
+}

@@ -1,0 +1,411 @@
+//! How much two adapters differ in what they change, whatever their files look like.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::{Adapter, LowRank, SiteKey, SiteWeights};
+use crate::host::HostTensor;
+use crate::modules::FUSED;
+
+/// How two adapters compare at a site, or at one routed expert of a site.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SiteDiff {
+    /// The site.
+    pub site: SiteKey,
+    /// The expert, where the site is a stack of routed experts.
+    pub expert: Option<usize>,
+    /// The difference of the low-rank updates.
+    pub delta: DeltaDiff,
+    /// What else is unequal.
+    pub unequal: Vec<Addition>,
+}
+
+/// How two low-rank updates `scale * B A` compare.
+#[derive(Clone, PartialEq, Debug)]
+pub enum DeltaDiff {
+    /// Both are there with equal bits, or neither is.
+    Identical,
+    /// They were multiplied out, from the exact values of their elements and in binary64; an absent
+    /// one is zero.
+    Measured {
+        /// The largest absolute difference of two elements.
+        difference: f64,
+        /// The largest absolute value of an element of either.
+        largest: f64,
+    },
+    /// They cannot be held against each other; the text says why, and what to do.
+    Incomparable(String),
+}
+
+/// What a site can have besides a low-rank update.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Addition {
+    /// DoRA's magnitude.
+    Magnitude,
+    /// The bias of B, times the scale.
+    OutputBias,
+    /// The bias that replaces the base layer's.
+    BaseBias,
+    /// The weight that replaces the base layer's.
+    Replacement,
+}
+
+impl fmt::Display for Addition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Magnitude => "DoRA magnitude",
+            Self::OutputBias => "bias of lora_B",
+            Self::BaseBias => "bias of the base layer",
+            Self::Replacement => "weight of the base layer",
+        })
+    }
+}
+
+impl SiteDiff {
+    /// Whether the adapters do the same here: no element of the updates differs by more than
+    /// `tolerance` times the largest one, and all else is equal.
+    pub fn is_same(&self, tolerance: f64) -> bool {
+        let delta = match self.delta {
+            DeltaDiff::Identical => true,
+            DeltaDiff::Measured { difference, largest } => difference <= tolerance * largest,
+            DeltaDiff::Incomparable(_) => false,
+        };
+        delta && self.unequal.is_empty()
+    }
+}
+
+/// Compares two adapters at every site that either of them changes, and at every routed expert.
+///
+/// A site without a low-rank update counts as one of zero. Tensors are compared by the values of
+/// their elements, of whatever type. Runs on the threads of the current rayon pool; besides the
+/// adapters it needs memory for one expanded A of each and a few rows for each thread.
+pub fn diff(ours: &Adapter, theirs: &Adapter) -> Vec<SiteDiff> {
+    let keys: BTreeSet<SiteKey> = ours.sites.keys().chain(theirs.sites.keys()).copied().collect();
+    let none = SiteWeights::default();
+    let diffs = keys.into_par_iter().flat_map_iter(|key| {
+        let [one, two] = [ours, theirs].map(|adapter| adapter.sites.get(&key).unwrap_or(&none));
+        let entangled = entangled(key, ours, theirs).or_else(|| entangled(key, theirs, ours));
+        match entangled.or_else(|| incomparable(key, one, two)) {
+            Some(reason) => vec![SiteDiff {
+                site: key,
+                expert: None,
+                delta: DeltaDiff::Incomparable(reason),
+                unequal: unequal(one, two),
+            }],
+            None => site_diffs(key, one, two),
+        }
+    });
+    diffs.collect()
+}
+
+/// Why a site of one adapter has no counterpart in the other, which has it whole or in parts.
+fn entangled(key: SiteKey, one: &Adapter, other: &Adapter) -> Option<String> {
+    let SiteKey::Layer(layer, module) = key else { return None };
+    let has =
+        |adapter: &Adapter, module| adapter.sites.contains_key(&SiteKey::Layer(layer, module));
+    for (fused, parts) in FUSED {
+        let whole = module == fused && !has(other, fused) && parts.iter().any(|p| has(other, *p));
+        let part = parts.contains(&module) && !has(other, module) && has(other, fused);
+        if has(one, module) && (whole || part) {
+            return Some(format!(
+                "one adapter has {fused}, the other its parts; read both for a model (--model), \
+                 which cuts it apart"
+            ));
+        }
+    }
+    None
+}
+
+/// Why two updates have no common elements, if so.
+fn incomparable(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Option<String> {
+    let pairs = [one, two].map(|site| site.low_rank.as_ref());
+    for low in pairs.into_iter().flatten() {
+        if dims(low).is_none() {
+            let (a, b) = (low.a.shape(), low.b.shape());
+            return Some(format!("A {a:?} and B {b:?} of {key} are no pair of rank {}", low.rank));
+        }
+    }
+    let [Some(one), Some(two)] = pairs else { return None };
+    if one.rows != two.rows {
+        return Some(format!(
+            "the rows of {key} are ordered part by part in one adapter, by KV head in the other; \
+             read both for a model (--model), which cuts them apart"
+        ));
+    }
+    let (ours, theirs) = (dims(one)?, dims(two)?);
+    let experts = |other: &Dims, own: &Dims| [1, own.experts].contains(&other.experts);
+    let fits = experts(&ours, &theirs) || experts(&theirs, &ours);
+    if !fits || (ours.input, ours.output) != (theirs.input, theirs.output) {
+        let words = |dims: &Dims| match dims.stacked {
+            true => format!("{} experts of {} x {}", dims.experts, dims.output, dims.input),
+            false => format!("{} x {}", dims.output, dims.input),
+        };
+        return Some(format!(
+            "{} beside {}; the adapters are not for the same model",
+            words(&ours),
+            words(&theirs)
+        ));
+    }
+    None
+}
+
+/// Extents of an update.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Dims {
+    /// Whether there is an axis of experts.
+    stacked: bool,
+    /// Extent of the axis of experts; 1 where all share both sides, and without the axis.
+    experts: usize,
+    output: usize,
+    input: usize,
+}
+
+fn dims(low: &LowRank) -> Option<Dims> {
+    let (stacked, a, b) = match (low.a.shape(), low.b.shape()) {
+        (&[rank, input], &[output, columns]) => (false, [1, rank, input], [1, output, columns]),
+        (&[x, rank, input], &[y, output, columns]) => {
+            (true, [x, rank, input], [y, output, columns])
+        }
+        _ => return None,
+    };
+    let extents = a[0] == b[0] || a[0] == 1 || b[0] == 1;
+    let pair = extents && a[1] == low.rank && b[2] == low.rank;
+    pair.then_some(Dims { stacked, experts: a[0].max(b[0]), output: b[1], input: a[2] })
+}
+
+/// The comparison of a site whose updates have the same extents.
+fn site_diffs(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Vec<SiteDiff> {
+    let pairs = [one, two].map(|site| site.low_rank.as_ref());
+    let unequal = unequal(one, two);
+    let dims = pairs.into_iter().flatten().filter_map(dims).max_by_key(|dims| dims.experts);
+    let Some(dims) = dims else {
+        return vec![SiteDiff { site: key, expert: None, delta: DeltaDiff::Identical, unequal }];
+    };
+    let experts = (0..dims.experts).map(|expert| {
+        let [one, two] = pairs.map(|low| low.map(|low| Matrices::of(low, expert, dims)));
+        SiteDiff {
+            site: key,
+            expert: dims.stacked.then_some(expert),
+            delta: compare(one.as_ref(), two.as_ref(), dims),
+            unequal: unequal.clone(),
+        }
+    });
+    experts.collect()
+}
+
+/// A and B of one expert, where they lie.
+struct Matrices {
+    rank: usize,
+    scale: f32,
+    a: HostTensor,
+    b: HostTensor,
+}
+
+impl Matrices {
+    fn of(low: &LowRank, expert: usize, dims: Dims) -> Self {
+        let matrix = |tensor: &HostTensor, shape: [usize; 2]| {
+            let bytes = shape[0] * shape[1] * tensor.dtype().size();
+            let start = if tensor.bytes().len() == bytes { 0 } else { expert * bytes };
+            let window = tensor.bytes().slice(start..start + bytes);
+            HostTensor::new(tensor.dtype(), shape.to_vec(), window)
+                .unwrap_or_else(|| unreachable!("the window was made for the shape"))
+        };
+        Self {
+            rank: low.rank,
+            scale: low.scale,
+            a: matrix(&low.a, [low.rank, dims.input]),
+            b: matrix(&low.b, [dims.output, low.rank]),
+        }
+    }
+}
+
+/// A with its elements as numbers, for many rows of the product.
+struct Factors<'a> {
+    pair: &'a Matrices,
+    a: Vec<f32>,
+}
+
+impl<'a> Factors<'a> {
+    fn of(pair: &'a Matrices) -> Self {
+        Self { a: pair.a.to_f32(), pair }
+    }
+
+    /// Writes a row of `scale * B A`. Products of two binary32 are exact in binary64.
+    fn row(&self, row: usize, out: &mut [f64]) {
+        out.fill(0.0);
+        for k in 0..self.pair.rank {
+            let weight = f64::from(self.pair.b.get_f32(row * self.pair.rank + k));
+            // Stacked ranks are mostly zeros.
+            if weight != 0.0 {
+                let a = &self.a[k * out.len()..][..out.len()];
+                out.iter_mut().zip(a).for_each(|(out, a)| *out += weight * f64::from(*a));
+            }
+        }
+        out.iter_mut().for_each(|out| *out *= f64::from(self.pair.scale));
+    }
+}
+
+fn compare(one: Option<&Matrices>, two: Option<&Matrices>, dims: Dims) -> DeltaDiff {
+    if let (Some(one), Some(two)) = (one, two)
+        && (one.scale.to_bits(), &one.a, &one.b) == (two.scale.to_bits(), &two.a, &two.b)
+    {
+        return DeltaDiff::Identical;
+    }
+    let pairs = [one, two].map(|pair| pair.map(Factors::of));
+    let rows = (0..dims.output).into_par_iter().map_init(
+        || [vec![0.0; dims.input], vec![0.0; dims.input]],
+        |buffers, row| {
+            for (factors, buffer) in pairs.iter().zip(buffers.iter_mut()) {
+                if let Some(factors) = factors {
+                    factors.row(row, buffer);
+                }
+            }
+            let [one, two] = buffers;
+            one.iter().zip(two).fold((0.0, 0.0), |worst, (one, two)| {
+                larger(worst, ((*one - *two).abs(), one.abs().max(two.abs())))
+            })
+        },
+    );
+    let (difference, largest) = rows.reduce(|| (0.0, 0.0), larger);
+    DeltaDiff::Measured { difference, largest }
+}
+
+/// The larger values; what is no number is larger than any.
+fn larger(one: (f64, f64), two: (f64, f64)) -> (f64, f64) {
+    let larger = |one: f64, two: f64| if two.is_nan() { f64::INFINITY } else { one.max(two) };
+    (larger(one.0, two.0), larger(one.1, two.1))
+}
+
+/// Which of the other tensors differ.
+fn unequal(one: &SiteWeights, two: &SiteWeights) -> Vec<Addition> {
+    fn low(site: &SiteWeights) -> Option<&LowRank> {
+        site.low_rank.as_ref()
+    }
+    let magnitude = |site| low(site).and_then(|low| low.magnitude.as_ref());
+    let scaled = |site| {
+        let low = low(site)?;
+        let bias = low.b_bias.as_ref()?.iter_f32().map(|value| value * low.scale);
+        Some(bias.collect::<Vec<f32>>())
+    };
+    let same = |one: Option<&HostTensor>, two: Option<&HostTensor>| match (one, two) {
+        (Some(one), Some(two)) => {
+            one == two || (one.shape() == two.shape() && one.iter_f32().eq(two.iter_f32()))
+        }
+        (None, None) => true,
+        _ => false,
+    };
+    let pairs = [
+        (Addition::Magnitude, same(magnitude(one), magnitude(two))),
+        (Addition::OutputBias, scaled(one) == scaled(two)),
+        (Addition::BaseBias, same(one.base_bias.as_ref(), two.base_bias.as_ref())),
+        (Addition::Replacement, same(one.replacement.as_ref(), two.replacement.as_ref())),
+    ];
+    pairs.into_iter().filter(|(_, same)| !same).map(|(addition, _)| addition).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::adapter::{AdapterInfo, RowOrder};
+    use crate::dtype::DType;
+    use crate::ids::LayerIdx;
+    use crate::modules::TargetModule;
+
+    fn tensor(dtype: DType, shape: &[usize], first: f32) -> HostTensor {
+        let count = shape.iter().product::<usize>();
+        let values: Vec<f32> = (0..count).map(|i| first + i as f32).collect();
+        HostTensor::from_f32(dtype, shape.to_vec(), &values).unwrap()
+    }
+
+    fn low(a: HostTensor, b: HostTensor, scale: f32) -> SiteWeights {
+        let rank = *b.shape().last().unwrap();
+        let rows = RowOrder::ByPart;
+        LowRank { rank, scale, a, b, magnitude: None, b_bias: None, rows }.into()
+    }
+
+    fn adapter(module: TargetModule, site: SiteWeights) -> Adapter {
+        let sites = BTreeMap::from([(SiteKey::Layer(LayerIdx(0), module), site)]);
+        Adapter::new(sites, AdapterInfo::default(), None)
+    }
+
+    fn simple(dtype: DType, scale: f32) -> SiteWeights {
+        low(tensor(dtype, &[1, 2], 1.0), tensor(dtype, &[3, 1], 1.0), scale)
+    }
+
+    #[test]
+    fn the_largest_difference_and_the_largest_element_are_found() {
+        // B A is [1 2; 2 4; 3 6].
+        let one = adapter(TargetModule::AttnQ, simple(DType::F32, 1.0));
+        let half = adapter(TargetModule::AttnQ, simple(DType::Bf16, 0.5));
+        let found = diff(&one, &half);
+        let measured = DeltaDiff::Measured { difference: 3.0, largest: 6.0 };
+        assert_eq!((found.len(), &found[0].delta), (1, &measured));
+        assert!(found[0].is_same(0.5) && !found[0].is_same(0.49));
+        let absent = Adapter::new(BTreeMap::new(), AdapterInfo::default(), None);
+        let found = diff(&absent, &one);
+        assert_eq!(found[0].delta, DeltaDiff::Measured { difference: 6.0, largest: 6.0 });
+    }
+
+    #[test]
+    fn equal_values_are_the_same_in_any_type_and_layout() {
+        let one = adapter(TargetModule::AttnQ, simple(DType::F32, 1.0));
+        assert_eq!(diff(&one, &one)[0].delta, DeltaDiff::Identical);
+        let other = adapter(TargetModule::AttnQ, simple(DType::F16, 1.0));
+        assert!(diff(&one, &other)[0].is_same(0.0));
+        let b = || tensor(DType::F32, &[2, 3, 1], 1.0);
+        let shared =
+            adapter(TargetModule::MoeGate, low(tensor(DType::F32, &[1, 1, 2], 1.0), b(), 1.0));
+        let values = [1.0, 2.0, 1.0, 2.0];
+        let a = HostTensor::from_f32(DType::F32, vec![2, 1, 2], &values).unwrap();
+        let expanded = adapter(TargetModule::MoeGate, low(a, b(), 1.0));
+        let found = diff(&shared, &expanded);
+        assert_eq!(found.iter().map(|d| d.expert).collect::<Vec<_>>(), [Some(0), Some(1)]);
+        assert!(found.iter().all(|d| d.is_same(0.0)));
+    }
+
+    #[test]
+    fn what_is_beside_the_update_counts() {
+        let plain = adapter(TargetModule::AttnQ, simple(DType::F32, 1.0));
+        let mut site = simple(DType::F32, 1.0);
+        site.base_bias = Some(tensor(DType::F32, &[3], 0.0));
+        if let Some(low) = &mut site.low_rank {
+            low.magnitude = Some(tensor(DType::F32, &[3], 0.0));
+        }
+        let found = diff(&plain, &adapter(TargetModule::AttnQ, site));
+        assert_eq!(found[0].unequal, [Addition::Magnitude, Addition::BaseBias]);
+        assert!(!found[0].is_same(1.0));
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_told_and_never_panics() {
+        let q = adapter(TargetModule::AttnQ, simple(DType::F32, 1.0));
+        let (a, b) = (tensor(DType::F32, &[1, 3], 1.0), tensor(DType::F32, &[3, 1], 1.0));
+        let wider = adapter(TargetModule::AttnQ, low(a, b, 1.0));
+        let (a, b) = (tensor(DType::F32, &[2], 1.0), tensor(DType::F32, &[3, 1], 1.0));
+        let odd = adapter(TargetModule::AttnQ, low(a, b, 1.0));
+        let fused = adapter(TargetModule::AttnQkv, simple(DType::F32, 1.0));
+        let mut by_head = simple(DType::F32, 1.0);
+        if let Some(low) = &mut by_head.low_rank {
+            low.rows = RowOrder::ByKvHead;
+        }
+        let by_head = adapter(TargetModule::AttnQkv, by_head);
+        for (one, two, words) in [
+            (&q, &wider, "3 x 2 beside 3 x 3"),
+            (&q, &odd, "no pair"),
+            (&q, &fused, "--model"),
+            (&fused, &by_head, "by KV head"),
+        ] {
+            for found in [diff(one, two), diff(two, one)].concat() {
+                let DeltaDiff::Incomparable(reason) = &found.delta else { panic!("{found:?}") };
+                let reversed = words.contains("beside") && reason.contains("3 x 3 beside 3 x 2");
+                assert!(reason.contains(words) || reversed, "{reason}");
+            }
+        }
+    }
+}

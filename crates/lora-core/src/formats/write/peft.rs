@@ -1,0 +1,204 @@
+//! PEFT directories: `adapter_model.safetensors` beside `adapter_config.json`.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensorError;
+use safetensors::tensor::serialize_to_file;
+use serde_json::Value;
+
+use super::config::{config, is_saved};
+use super::contents::{Contents, Target, Update};
+use super::names::Names;
+use super::stack::Laid;
+use super::{WriteError, check, experts, inexpressible, io_error};
+use crate::adapter::{Adapter, LowRank, RowOrder, SiteKey, SiteWeights};
+use crate::config::ExpertLayout;
+use crate::host::HostTensor;
+use crate::modules::TargetModule;
+
+const WEIGHTS: &str = "adapter_model.safetensors";
+const CONFIG: &str = "adapter_config.json";
+
+/// Writes the adapter into the directory `dir`, as PEFT 0.21.2 does, with routed experts laid out
+/// as `layout` says.
+///
+/// Reading it again gives the same sites, ranks and scales, bit for bit, but for what the layout
+/// asks of routed experts: a side that all of them share is written out for each (except in
+/// [`ExpertLayout::SharedOuter`]), and gate and up become one update where they are one module,
+/// with ranks stacked if they have different A. None of it changes a product. Modules are named
+/// as in the file that the adapter came from; parts of a fused module are written apart.
+///
+/// # Errors
+/// A directory with something in it; an adapter that PEFT or the layout cannot hold; those of the
+/// file system. Nothing is left behind then.
+pub fn peft(dir: &Path, adapter: &Adapter, layout: ExpertLayout) -> Result<(), WriteError> {
+    check::consistent(adapter)?;
+    let names = Names::of(adapter)?;
+    let mut contents = Contents::default();
+    for (key, site) in &adapter.sites {
+        if !key.module().is_some_and(TargetModule::is_routed_expert) {
+            add_dense(*key, site, &names, &mut contents)?;
+        } else if site.replacement.is_some() || site.base_bias.is_some() {
+            return Err(whole_weight(*key));
+        }
+    }
+    experts::add(adapter, layout, &names, &mut contents)?;
+    let config = config(adapter, layout, &names, &contents)?;
+    Directory::create(dir)?.write(contents.tensors, &config)
+}
+
+/// Adds everything that a dense site has.
+fn add_dense(
+    key: SiteKey,
+    site: &SiteWeights,
+    names: &Names,
+    contents: &mut Contents,
+) -> Result<(), WriteError> {
+    let module = names.module(key);
+    if let Some(low) = &site.low_rank {
+        add_low_rank(key, low, &module, contents)?;
+        let (layer, path) = match key {
+            SiteKey::Layer(layer, kind) => (Some(layer.0), names.path(kind).to_owned()),
+            SiteKey::Embed | SiteKey::Head => (None, module.clone()),
+        };
+        contents.targets.push(Target { layer, path });
+    }
+    // Where PEFT wraps a module, the weights of the model's own layer are inside.
+    let wrapped = site.low_rank.is_some();
+    if let Some(bias) = &site.base_bias {
+        let kind = if wrapped { "base_layer.bias" } else { "bias" };
+        contents.add(&module, kind, Laid::whole(bias));
+    }
+    if let Some(weight) = &site.replacement {
+        if matches!(key, SiteKey::Layer(..)) {
+            return Err(whole_weight(key));
+        }
+        let kind = if is_saved(site) { "weight" } else { "base_layer.weight" };
+        contents.add(&module, kind, Laid::whole(weight));
+    }
+    Ok(())
+}
+
+fn add_low_rank(
+    key: SiteKey,
+    low: &LowRank,
+    module: &str,
+    contents: &mut Contents,
+) -> Result<(), WriteError> {
+    if low.rows == RowOrder::ByKvHead {
+        return Err(inexpressible(
+            &key,
+            "rows of query, key and value in turn, for each KV head",
+            "all query rows, then all key rows, then all value rows",
+            "read the adapter for its model, which cuts them apart (--model)",
+        ));
+    }
+    let mut add = |kind: &str, tensor: &HostTensor| contents.add(module, kind, Laid::whole(tensor));
+    let [a, b] = match key {
+        SiteKey::Embed => ["lora_embedding_A", "lora_embedding_B"],
+        _ => ["lora_A.weight", "lora_B.weight"],
+    };
+    add(a, &low.a);
+    add(b, &low.b);
+    if let Some(magnitude) = &low.magnitude {
+        add("lora_magnitude_vector", magnitude);
+    }
+    if let Some(bias) = &low.b_bias {
+        add("lora_B.bias", bias);
+    }
+    let key = regex::escape(module);
+    contents.updates.push(Update { key, rank: low.rank, scale: low.scale });
+    Ok(())
+}
+
+fn whole_weight(key: SiteKey) -> WriteError {
+    inexpressible(
+        &key,
+        "a whole weight or bias in place of the model's",
+        "whole weights of embed_tokens and lm_head, and biases of dense modules",
+        "train the module through LoRA",
+    )
+}
+
+/// A directory that is being written; what is in it is removed again if it is not finished.
+struct Directory {
+    dir: PathBuf,
+    /// Whether the directory was made here.
+    made: bool,
+    /// Files that are there under names that no reader looks for.
+    unfinished: Vec<PathBuf>,
+}
+
+impl Directory {
+    fn create(dir: &Path) -> Result<Self, WriteError> {
+        let failed = |error| io_error(dir, error);
+        let made = match fs::read_dir(dir) {
+            Ok(mut entries) => match entries.next() {
+                Some(_) => return Err(WriteError::Exists { path: dir.to_owned() }),
+                None => false,
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(dir).map_err(failed)?;
+                true
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        Ok(Self { dir: dir.to_owned(), made, unfinished: Vec::new() })
+    }
+
+    fn write(mut self, tensors: Vec<(String, Laid)>, config: &Value) -> Result<(), WriteError> {
+        let path = self.unfinished(CONFIG);
+        let text = format!("{config:#}\n");
+        fs::write(&path, text).map_err(|error| io_error(&path, error))?;
+        let permissions =
+            fs::metadata(&path).map_err(|error| io_error(&path, error))?.permissions();
+        let path = self.unfinished(WEIGHTS);
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        serialize_to_file(tensors, Some(metadata), &path)
+            .map_err(|error| io_error(&path, as_io(error)))?;
+        // The file was made for its owner alone, as temporary files are.
+        fs::set_permissions(&path, permissions).map_err(|error| io_error(&path, error))?;
+        // The configuration comes last: without it, nothing in the directory is an adapter.
+        for name in [WEIGHTS, CONFIG] {
+            let path = self.dir.join(name);
+            fs::rename(unfinished(&path), &path).map_err(|error| io_error(&path, error))?;
+            self.unfinished.push(path);
+        }
+        self.unfinished.clear();
+        self.made = false;
+        Ok(())
+    }
+
+    /// A name for a file of this name until it is finished.
+    fn unfinished(&mut self, name: &str) -> PathBuf {
+        let path = unfinished(&self.dir.join(name));
+        self.unfinished.push(path.clone());
+        path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // The error that led here matters more than one of tidying up.
+        for path in &self.unfinished {
+            let _ = fs::remove_file(path);
+        }
+        if self.made {
+            let _ = fs::remove_dir(&self.dir);
+        }
+    }
+}
+
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_added_extension("partial")
+}
+
+fn as_io(error: SafeTensorError) -> io::Error {
+    match error {
+        SafeTensorError::IoError(error) => error,
+        other => io::Error::other(other),
+    }
+}
