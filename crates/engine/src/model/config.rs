@@ -158,6 +158,9 @@ impl TokenIds {
     }
 }
 
+/// Far above any model: the number decides how much memory is taken before a weight is read.
+const MAX_LAYERS: usize = 1 << 16;
+
 impl ModelConfig {
     /// Reads `config.json` of a model folder, and the end tokens of its `generation_config.json`.
     ///
@@ -193,6 +196,10 @@ impl ModelConfig {
     fn from_raw(raw: Raw) -> Result<Self, ModelError> {
         let architecture = Architecture::from_name(&raw.model_type)?;
         refuse_unsupported(&raw)?;
+        if raw.num_hidden_layers > MAX_LAYERS {
+            let (found, allowed) = (raw.num_hidden_layers, format!("at most {MAX_LAYERS}"));
+            return Err(ModelError::unsupported("num_hidden_layers", found, allowed));
+        }
         let heads = raw.num_attention_heads;
         let config = Self {
             architecture,
@@ -417,6 +424,7 @@ mod tests {
     fn what_would_change_the_arithmetic_is_refused_by_name() {
         for (field, value) in [
             ("model_type", Value::from("gemma")),
+            ("num_hidden_layers", Value::from(1u64 << 40)),
             ("hidden_act", "gelu".into()),
             ("partial_rotary_factor", 0.5.into()),
             ("num_key_value_heads", 3.into()),
