@@ -7,6 +7,7 @@ mod convert;
 mod convert_nemo;
 mod generate;
 mod inspect;
+mod inspect_snapshots;
 mod lora_config;
 mod support;
 
