@@ -299,7 +299,7 @@ fn the_adapter_in_lora_dir_decides_what_adapters_may_change() {
 #[test]
 fn memory_that_is_not_there_is_an_error() {
     let built = Llm::builder(model_path("llama"))
-        .kv_cache_config(engine::KvCacheConfig { tokens_per_block: 32, max_tokens: Some(1 << 40) })
+        .kv_cache_config(engine::KvCacheConfig { max_tokens: Some(1 << 40), ..Default::default() })
         .build(|| CpuRef::with_threads(None));
     assert!(built.err().unwrap().to_string().contains("max_tokens"));
 }
@@ -341,6 +341,7 @@ proptest! {
             .kv_cache_config(engine::KvCacheConfig {
                 tokens_per_block: block,
                 max_tokens: Some(room),
+                ..Default::default()
             })
             .build(|| CpuRef::with_threads(None))
             .unwrap();

@@ -14,9 +14,12 @@ pub mod sampling;
 pub mod scheduler;
 pub mod text;
 
+pub use crate::core::EngineStats;
 pub use llm::{
-    CompletionOutput, EngineInfo, FinishReason, GenerateRequest, KvCacheConfig, Llm, LlmBuilder,
-    LlmError, LoadFormat, Logprob, Logprobs, PerPrompt, Progress, Prompt, RequestOutput,
-    StopReason, TextModel, Update, geometry,
+    AdapterStatus, CompletionOutput, Delta, EngineInfo, FinishReason, GenerateRequest,
+    KvCacheConfig, Llm, LlmBuilder, LlmError, LoadFormat, Logprob, Logprobs, PerPrompt, Progress,
+    Prompt, RequestOutput, ResponseStream, SchedulerConfig, StopReason, TextModel, Update,
+    geometry,
 };
 pub use sampling::SamplingParams;
+pub use scheduler::CapacityPolicy;

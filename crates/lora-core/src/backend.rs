@@ -30,6 +30,9 @@ pub struct Caps {
     /// better kept in f32 whatever the dtype of the activations that products read: fewer
     /// roundings, where the wider stores cost little.
     pub wide_activations: bool,
+    /// The device's memory is the host's, which others need, too: no large share of it is taken
+    /// unless the user asks for that.
+    pub shares_host_memory: bool,
 }
 
 /// One device.
@@ -77,6 +80,12 @@ pub trait Backend: Sized + 'static {
     /// [`crate::Error::OutOfMemory`].
     fn alloc(&self, pool: Pool, bytes: usize) -> Result<Self::Buf>;
 
+    /// Bytes that further blocks could take; `None` where that is not known.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device refuses.
+    fn free_memory(&self) -> Result<Option<usize>>;
+
     /// Copies a dense little-endian matrix from the host.
     ///
     /// # Errors
@@ -93,6 +102,18 @@ pub trait Backend: Sized + 'static {
         src: View<'_, Self>,
         dst: &mut [u8],
     ) -> Result<Self::Event>;
+
+    /// Copies the rows `from` of `t` to the rows that begin at `to`; the two may not overlap.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] if rows lie outside of `t`, or overlap.
+    fn copy_rows(
+        &self,
+        q: &mut Self::Queue,
+        t: ViewMut<'_, Self>,
+        from: Range<usize>,
+        to: usize,
+    ) -> Result<()>;
 
     /// Blocks until the work before the event is done.
     ///

@@ -7,6 +7,7 @@ use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs};
 use lora_core::{Backend, Caps, Error, HostTensor, Mat, Pool, Result, check_extent};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use sysinfo::System;
 
 use crate::inner::{Isa, Level};
 use crate::ops::{activation, attention, embed, linear, logprobs, lora, norm, rope, sample};
@@ -68,6 +69,15 @@ fn dense_bytes(op: &'static str, geo: Mat, host: usize) -> Result<Range<usize>> 
     Ok(start..start + host)
 }
 
+/// Fails unless the rows lie in the matrix.
+fn check_rows(geo: Mat, rows: &Range<usize>) -> Result<()> {
+    if rows.start <= rows.end && rows.end <= geo.rows {
+        return Ok(());
+    }
+    let (op, what) = ("copy_rows", "end of rows");
+    Err(Error::Shape { op, what, expected: geo.rows, found: rows.end })
+}
+
 impl Backend for CpuRef {
     const NAME: &'static str = crate::NAME;
     type Buf = CpuBuf;
@@ -79,7 +89,7 @@ impl Backend for CpuRef {
     type Comm = ThreadComm;
 
     fn caps(&self) -> Caps {
-        Caps { graphs: false, wide_activations: true }
+        Caps { graphs: false, wide_activations: true, shares_host_memory: true }
     }
 
     fn queue(&self) -> Result<()> {
@@ -90,6 +100,13 @@ impl Backend for CpuRef {
         // How much would have been available is not known here.
         let refused = Error::OutOfMemory { pool, requested: bytes, available: 0 };
         CpuBuf::zeroed(bytes).ok_or(refused)
+    }
+
+    fn free_memory(&self) -> Result<Option<usize>> {
+        let mut system = System::new();
+        system.refresh_memory();
+        // Zero where the system does not tell.
+        Ok(usize::try_from(system.available_memory()).ok().filter(|free| *free > 0))
     }
 
     fn upload(&self, (): &mut (), src: &[u8], dst: ViewMut<'_>) -> Result<()> {
@@ -105,6 +122,25 @@ impl Backend for CpuRef {
         for (r, row) in dst.chunks_exact_mut((geo.cols * size).max(1)).enumerate() {
             let start = (geo.offset + r * geo.row_stride) * size;
             row.copy_from_slice(&bytes[start..start + row.len()]);
+        }
+        Ok(())
+    }
+
+    fn copy_rows(&self, (): &mut (), t: ViewMut<'_>, from: Range<usize>, to: usize) -> Result<()> {
+        let (geo, size) = (t.geo, t.geo.dtype.size());
+        let count = from.len();
+        check_rows(geo, &from)?;
+        check_rows(geo, &(to..to + count))?;
+        let apart = from.start.abs_diff(to);
+        if apart < count {
+            let (op, what) = ("copy_rows", "rows between source and target");
+            return Err(Error::Shape { op, what, expected: count, found: apart });
+        }
+        let start = |row: usize| (geo.offset + row * geo.row_stride) * size;
+        let bytes = t.buf.as_mut_slice::<u8>();
+        for row in 0..count {
+            let source = start(from.start + row);
+            bytes.copy_within(source..source + geo.cols * size, start(to + row));
         }
         Ok(())
     }

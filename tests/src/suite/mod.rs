@@ -93,7 +93,8 @@ macro_rules! backend_suite {
             use super::*;
             $crate::backend_suite!(@tests $make, $types;
                 rows: [embedding_looks_rows_up, gathering_copies_rows, the_gate_is_silu_times_up,
-                    what_is_uploaded_comes_back, row_ops_refuse_misfits,
+                    what_is_uploaded_comes_back, rows_are_copied_within_a_matrix,
+                    row_ops_refuse_misfits, copies_outside_or_onto_themselves_are_refused,
                     row_ops_refuse_ids_out_of_range],
                 norm: [the_norm_is_its_formula, the_norm_after_an_addition_reads_the_rounded_sum,
                     a_row_is_normalised_as_if_it_were_alone, norms_refuse_misfits],

@@ -49,6 +49,45 @@ pub fn gathering_copies_rows<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     });
 }
 
+/// Rows of a matrix go to other rows of it; all else stays.
+pub fn rows_are_copied_within_a_matrix<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    let case = (0usize..6, 0usize..4, 0usize..4, any::<bool>(), cols(), gaps(), any::<u64>());
+    for_all(make, 128, case, |rig, &(count, before, between, down, cols, gaps, seed)| {
+        let rows = before + 2 * count + between + 1;
+        let x = Fill::new(seed).matrix(rows, cols, types.w);
+        let mut placed = rig.place(&x, gaps)?;
+        let (first, second) = (before, before + count + between);
+        let (from, to) = if down { (first, second) } else { (second, first) };
+        rig.be.copy_rows(&mut rig.q, placed.view_mut(), from..from + count, to)?;
+        let mut source: Vec<usize> = (0..rows).collect();
+        for i in 0..count {
+            source[to + i] = from + i;
+        }
+        exact("copy_rows", &placed.read(rig)?, &x.pick(&source))
+    });
+}
+
+/// Rows that are not there, and rows that would overlap.
+pub fn copies_outside_or_onto_themselves_are_refused<B: Backend>(
+    make: &dyn Fn() -> B,
+    types: Types,
+) {
+    refusals(make, |misuse| {
+        let x = Fill::new(1).matrix(6, 3, types.w);
+        let mut outs = [misuse.rig.place(&x, NONE)?];
+        for (what, from, to) in [
+            ("copy_rows: source rows", 5..7, 0),
+            ("copy_rows: target rows", 0..2, 5),
+            ("copy_rows: overlap", 1..3, 2),
+        ] {
+            misuse.refused(what, &mut outs, |rig, [x]| {
+                rig.be.copy_rows(&mut rig.q, x.view_mut(), from, to)
+            });
+        }
+        Ok(())
+    });
+}
+
 /// `out = silu(gate) * up`, and large gates do not overflow.
 pub fn the_gate_is_silu_times_up<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let scale = prop::sample::select(vec![1f32, 10.0, 60.0]);

@@ -1,9 +1,16 @@
-//! Adapters of a running engine: known by name and id on the host, resident in slots.
+//! Adapters of a running engine: known by name and id, read by threads, held in host memory and in
+//! slots of the device.
 
-mod apply;
+mod error;
+mod loader;
 mod registry;
-mod slots;
+mod tier;
+mod tiers;
+mod write;
 
-pub use apply::{ApplyError, apply};
-pub use registry::{AdapterRegistry, RegistryError};
-pub use slots::{SlotTable, Slotted};
+pub use error::RegistryError;
+pub use loader::{Loader, ReadOutcome};
+pub use registry::{AdapterRegistry, Loaded, Registered};
+pub use tier::{Tier, TierSize};
+pub use tiers::{AdapterId, AdapterTiers, Order, Residence, TierStats, TooLarge};
+pub use write::{CopyQueue, WriteError};

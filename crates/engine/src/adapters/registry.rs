@@ -1,79 +1,80 @@
-//! Adapters by name and id: loaded and checked once, the same for every request.
+//! Adapters by name and id: what each name stands for, and how its files are read.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use lora_core::formats::{self, AdapterError, ReadOptions};
-use lora_core::{Adapter, CkptSource, LoraConfig, LoraRequest, ModelGeometry, Rejections};
-use thiserror::Error;
+use lora_core::formats::{self, ReadOptions};
+use lora_core::{
+    Adapter, CkptSource, Generation, LoraConfig, LoraRequest, ModelGeometry, Rejections,
+};
 
-/// Why a `lora_request` cannot be served.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum RegistryError {
-    /// The engine was built without LoRA.
-    #[error(
-        "lora_request {name:?}: this engine was built without lora_config and would answer as \
-         the base model; build it with lora_config"
-    )]
-    NotConfigured {
-        /// Name asked for.
-        name: String,
-    },
-    /// A known id or name came with another path.
-    #[error(
-        "{what} is already used for {known}; it cannot also name {asked}: use another one for \
-         another adapter"
-    )]
-    Conflict {
-        /// `lora_int_id 0` or `lora_name "x"`.
-        what: String,
-        /// The adapter it names.
-        known: PathBuf,
-        /// The adapter asked for.
-        asked: PathBuf,
-    },
-    /// One adapter is asked for under a known name with another id, or the other way round.
-    #[error("{} is known as {known}; it cannot also be asked for as {asked}", path.display())]
-    OtherNames {
-        /// The adapter.
-        path: PathBuf,
-        /// Its name and id.
-        known: String,
-        /// Name and id asked for.
-        asked: String,
-    },
-    /// The adapter cannot be read.
-    #[error("adapter {name:?}: {cause}")]
-    Load {
-        /// Its name.
-        name: String,
-        /// Why.
-        cause: AdapterError,
-    },
-    /// The request or the adapter breaks rules.
-    #[error("adapter {name:?}: {cause}")]
-    Rejected {
-        /// Its name.
-        name: String,
-        /// All of them.
-        cause: Rejections,
-    },
+use super::error::RegistryError;
+use super::tiers::AdapterId;
+
+/// An adapter as it was named. Another one under the same name later, or other contents after a
+/// reload, is another registration, with a number of its own.
+#[derive(Debug)]
+pub struct Registered {
+    /// Unique number.
+    pub id: AdapterId,
+    /// The request that named it, with its path made absolute.
+    pub request: LoraRequest,
+    /// Hash of its content, once it was read.
+    content: OnceLock<Generation>,
+}
+
+impl Registered {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.request.lora_name
+    }
+
+    /// Hash of its content, once it was read.
+    pub fn generation(&self) -> Option<Generation> {
+        self.content.get().copied()
+    }
+
+    fn path(&self) -> &Path {
+        &self.request.lora_path
+    }
 }
 
 /// The adapters that requests have named so far.
 pub struct AdapterRegistry {
     config: Option<LoraConfig>,
     geometry: ModelGeometry,
-    known: Mutex<HashMap<i64, Known>>,
+    known: Mutex<Known>,
 }
 
+#[derive(Default)]
 struct Known {
-    name: String,
-    path: PathBuf,
-    source: CkptSource,
-    adapter: Arc<Adapter>,
+    by_id: HashMap<i64, Arc<Registered>>,
+    by_name: HashMap<String, Arc<Registered>>,
+    /// Registrations so far.
+    count: u64,
+}
+
+impl Known {
+    fn add(&mut self, request: LoraRequest) -> Arc<Registered> {
+        self.count += 1;
+        let id = AdapterId(self.count);
+        let entry = Arc::new(Registered { id, request, content: OnceLock::new() });
+        self.insert(entry.clone());
+        entry
+    }
+
+    fn insert(&mut self, entry: Arc<Registered>) {
+        self.by_id.insert(entry.request.lora_int_id, entry.clone());
+        self.by_name.insert(entry.name().to_owned(), entry);
+    }
+
+    fn remove(&mut self, entry: &Registered) {
+        if self.by_name.get(entry.name()).is_some_and(|known| known.id == entry.id) {
+            self.by_name.remove(entry.name());
+            self.by_id.remove(&entry.request.lora_int_id);
+        }
+    }
 }
 
 impl AdapterRegistry {
@@ -82,43 +83,116 @@ impl AdapterRegistry {
         Self { config, geometry, known: Mutex::default() }
     }
 
-    /// The adapter that a request asks for, loaded and checked at first use.
+    /// The adapter that a request names; a new name is registered, its files are not read yet.
     ///
     /// # Errors
     /// [`RegistryError`]; the registry is then as before.
-    pub fn resolve(&self, request: &LoraRequest) -> Result<Arc<Adapter>, RegistryError> {
-        let name = request.lora_name.clone();
-        let Some(config) = &self.config else {
-            return Err(RegistryError::NotConfigured { name });
-        };
-        reject(&name, request.validate())?;
-        let path =
-            std::fs::canonicalize(&request.lora_path).unwrap_or_else(|_| request.lora_path.clone());
-        // Loading under the lock keeps two first requests from reading the adapter twice.
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(adapter) = find(&known, request, &path)? {
-            return Ok(adapter);
+    pub fn resolve(&self, request: &LoraRequest) -> Result<Arc<Registered>, RegistryError> {
+        let request = self.checked(request)?;
+        let mut known = self.lock();
+        match find(&known, &request)? {
+            Some(entry) => Ok(entry),
+            None => Ok(known.add(request)),
         }
-        let adapter = Arc::new(self.load(request, &path, config)?);
-        known.insert(
-            request.lora_int_id,
-            Known { name, path, source: request.lora_ckpt_source, adapter: adapter.clone() },
-        );
+    }
+
+    /// Reads the files of a registered adapter and checks them against the model.
+    ///
+    /// # Errors
+    /// [`RegistryError`], also if the content is not what it was when it was read first.
+    pub fn read(&self, entry: &Registered) -> Result<Adapter, RegistryError> {
+        let adapter = self.read_files(&entry.request)?;
+        if *entry.content.get_or_init(|| adapter.generation) != adapter.generation {
+            let (name, path) = (entry.name().to_owned(), entry.path().to_owned());
+            return Err(RegistryError::Changed { name, path });
+        }
         Ok(adapter)
     }
 
-    fn load(
-        &self,
-        request: &LoraRequest,
-        path: &Path,
-        config: &LoraConfig,
-    ) -> Result<Adapter, RegistryError> {
+    /// Reads an adapter now. If its name is known, it becomes the name's new content from here on;
+    /// the registration that it replaces is returned with it. The same content as before changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; the registry is then as before.
+    pub fn load(&self, request: &LoraRequest) -> Result<Loaded, RegistryError> {
+        let request = self.checked(request)?;
+        find(&self.lock(), &request)?;
+        let adapter = Arc::new(self.read_files(&request)?);
+        let mut known = self.lock();
+        // Another thread may have used the name while the files were read.
+        let before = find(&known, &request)?;
+        let entry = match &before {
+            Some(entry)
+                if *entry.content.get_or_init(|| adapter.generation) == adapter.generation =>
+            {
+                return Ok(Loaded { entry: entry.clone(), adapter, replaced: None });
+            }
+            _ => known.add(request),
+        };
+        entry.content.get_or_init(|| adapter.generation);
+        Ok(Loaded { entry, adapter, replaced: before })
+    }
+
+    /// Forgets a name.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`].
+    pub fn unload(&self, name: &str) -> Result<Arc<Registered>, RegistryError> {
+        let mut known = self.lock();
+        let Some(entry) = known.by_name.get(name).cloned() else {
+            return Err(RegistryError::Unknown { name: name.to_owned() });
+        };
+        known.remove(&entry);
+        Ok(entry)
+    }
+
+    /// Forgets a registration whose files could not be used, so that the name can be given again.
+    pub fn forget(&self, entry: &Registered) {
+        self.lock().remove(entry);
+    }
+
+    /// Takes back a [`AdapterRegistry::load`] that came to nothing.
+    pub fn take_back(&self, loaded: &Registered, replaced: Option<Arc<Registered>>) {
+        let mut known = self.lock();
+        known.remove(loaded);
+        if let Some(old) = replaced {
+            known.insert(old);
+        }
+    }
+
+    /// All that are known, by name.
+    pub fn list(&self) -> Vec<Arc<Registered>> {
+        let mut all: Vec<_> = self.lock().by_name.values().cloned().collect();
+        all.sort_by(|a, b| a.name().cmp(b.name()));
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The request with an absolute path, if it breaks no rule by itself.
+    fn checked(&self, request: &LoraRequest) -> Result<LoraRequest, RegistryError> {
+        if self.config.is_none() {
+            return Err(RegistryError::NotConfigured { name: request.lora_name.clone() });
+        }
+        reject(&request.lora_name, request.validate())?;
+        let path = &request.lora_path;
+        let absolute = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        Ok(LoraRequest { lora_path: absolute, ..request.clone() })
+    }
+
+    fn read_files(&self, request: &LoraRequest) -> Result<Adapter, RegistryError> {
         let name = &request.lora_name;
+        let Some(config) = &self.config else {
+            return Err(RegistryError::NotConfigured { name: name.clone() });
+        };
         let options = ReadOptions::from_config(config)
             .map_err(|cause| RegistryError::Rejected { name: name.clone(), cause })?
             .with_source(request.lora_ckpt_source)
             .for_model(self.geometry.clone());
-        let adapter = formats::load(path, &options)
+        let adapter = formats::load(&request.lora_path, &options)
             .map_err(|cause| RegistryError::Load { name: name.clone(), cause })?;
         reject(name, adapter.check(&self.geometry, config))?;
         for warning in &adapter.source.warnings {
@@ -126,6 +200,17 @@ impl AdapterRegistry {
         }
         Ok(adapter)
     }
+}
+
+/// An adapter that was read by request of the user.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its registration.
+    pub entry: Arc<Registered>,
+    /// Its weights.
+    pub adapter: Arc<Adapter>,
+    /// The registration that its name had before, if the content was another.
+    pub replaced: Option<Arc<Registered>>,
 }
 
 fn reject(name: &str, problems: Vec<lora_core::Rejection>) -> Result<(), RegistryError> {
@@ -138,30 +223,31 @@ fn reject(name: &str, problems: Vec<lora_core::Rejection>) -> Result<(), Registr
 }
 
 /// The adapter known under the request's id and name, if it is the same one.
-fn find(
-    known: &HashMap<i64, Known>,
-    request: &LoraRequest,
-    path: &Path,
-) -> Result<Option<Arc<Adapter>>, RegistryError> {
-    let by_id = known.get_key_value(&request.lora_int_id);
-    let by_name = known.iter().find(|(_, entry)| entry.name == request.lora_name);
+fn find(known: &Known, request: &LoraRequest) -> Result<Option<Arc<Registered>>, RegistryError> {
+    let by_id = known.by_id.get(&request.lora_int_id);
+    let by_name = known.by_name.get(&request.lora_name);
     let named = [
         (by_id, format!("lora_int_id {}", request.lora_int_id)),
         (by_name, format!("lora_name {:?}", request.lora_name)),
     ];
+    let path = &request.lora_path;
     for (entry, what) in named {
-        let Some((id, entry)) = entry else { continue };
-        if entry.path != path || entry.source != request.lora_ckpt_source {
-            let (known, asked) = (entry.path.clone(), path.to_owned());
+        let Some(entry) = entry else { continue };
+        let same_source = |source: CkptSource| source == request.lora_ckpt_source;
+        if entry.path() != path || !same_source(entry.request.lora_ckpt_source) {
+            let (known, asked) = (entry.path().to_owned(), path.clone());
             return Err(RegistryError::Conflict { what, known, asked });
         }
-        if (*id, &entry.name) != (request.lora_int_id, &request.lora_name) {
-            return Err(RegistryError::OtherNames {
-                path: path.to_owned(),
-                known: format!("{:?} with lora_int_id {id}", entry.name),
-                asked: format!("{:?} with lora_int_id {}", request.lora_name, request.lora_int_id),
-            });
+        if *entry.request.lora_name != request.lora_name
+            || entry.request.lora_int_id != request.lora_int_id
+        {
+            let (known, asked) = (label(&entry.request), label(request));
+            return Err(RegistryError::OtherNames { path: path.clone(), known, asked });
         }
     }
-    Ok(by_id.map(|(_, entry)| entry.adapter.clone()))
+    Ok(by_id.cloned())
+}
+
+fn label(request: &LoraRequest) -> String {
+    format!("{:?} with lora_int_id {}", request.lora_name, request.lora_int_id)
 }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use lora_core::Adapter;
+use thiserror::Error;
 
+use super::stats::EngineStats;
+use crate::adapters::{ReadOutcome, Registered, RegistryError, Residence};
 use crate::sampling::SamplingPlan;
 
 /// An order to the engine thread.
@@ -14,6 +17,27 @@ pub enum Command {
     Submit(Box<Submission>),
     /// End a sequence; it answers with [`FinishReason::Cancelled`] unless it has ended.
     Abort(u64),
+    /// End all sequences of a request, in the same way.
+    AbortRequest(u64),
+    /// An adapter was read for sequences that wait for it.
+    Read(ReadOutcome),
+    /// Take an adapter in that the user loaded; `keep` pins it to host memory.
+    Install {
+        /// Its registration.
+        entry: Arc<Registered>,
+        /// Its weights.
+        adapter: Arc<Adapter>,
+        /// Whether it stays in host memory whether used or not.
+        keep: bool,
+        /// Is told whether it fits.
+        reply: Sender<Result<(), Arc<RegistryError>>>,
+    },
+    /// Let an adapter go when its last sequence ends.
+    Retire(Arc<Registered>),
+    /// Tell where adapters are.
+    Residence(Vec<Arc<Registered>>, Sender<Vec<Residence>>),
+    /// Tell how it goes.
+    Stats(Sender<EngineStats>),
     /// Stop at once.
     Shutdown,
 }
@@ -24,16 +48,32 @@ pub enum Command {
 pub struct Submission {
     /// Unique number, repeated in every event.
     pub id: u64,
+    /// Number of the request that it belongs to.
+    pub request: u64,
     /// Token ids, each below the vocabulary size.
     pub prompt: Vec<u32>,
     /// Prompt and generated tokens together, at most.
     pub max_len: usize,
     /// How to draw.
     pub plan: Arc<SamplingPlan>,
-    /// A checked adapter.
-    pub adapter: Option<Arc<Adapter>>,
+    /// The adapter.
+    pub adapter: Option<Arc<Registered>>,
+    /// Other outputs of the same request; they start once this one has computed the prompt, and
+    /// find it in the KV cache.
+    pub siblings: Vec<Submission>,
     /// Where events go.
     pub events: Sender<(u64, Event)>,
+}
+
+/// Why a sequence failed.
+#[derive(Clone, Debug, Error)]
+pub enum SequenceError {
+    /// Its adapter cannot be used.
+    #[error(transparent)]
+    Adapter(Arc<RegistryError>),
+    /// The device failed in the step that ran it.
+    #[error("{0}")]
+    Step(String),
 }
 
 /// What happened to a sequence.
@@ -58,7 +98,7 @@ pub enum Event {
     /// The last event of a sequence that ended.
     Finished(FinishReason),
     /// The last event of a sequence that failed.
-    Failed(String),
+    Failed(SequenceError),
 }
 
 /// Why a sequence ended.

@@ -1,20 +1,25 @@
 //! The batch loop, on a thread of its own: takes requests in and out at every step.
 
+mod adapters;
 mod history;
 mod message;
 mod sampler;
+mod stats;
 mod step;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use lora_core::Backend;
 
-pub use message::{Command, Event, FinishReason, Submission, TokenLogprob, TokenLogprobs};
+pub use adapters::AdapterStore;
+pub use message::{
+    Command, Event, FinishReason, SequenceError, Submission, TokenLogprob, TokenLogprobs,
+};
+pub use sampler::Sampler;
+pub use stats::{AdapterStats, EngineStats, KvStats};
 
-use crate::adapters::apply;
 use crate::model::{DenseModel, KvCache, RunState};
 use crate::scheduler::{Scheduler, Sequence};
 use history::History;
-pub use sampler::Sampler;
 
 /// A submitted request with what the loop tracks for it.
 #[derive(Debug)]
@@ -32,9 +37,13 @@ impl Job {
         }
     }
 
-    /// Reports the last event.
-    fn finish(&mut self, event: Event) {
-        self.emit(event);
+    /// Reports the last event, for outputs of the request that have not started, too.
+    fn finish(&mut self, event: &Event) {
+        for sibling in self.submission.siblings.drain(..) {
+            // Nobody may be listening any more.
+            let _ = sibling.events.send((sibling.id, event.clone()));
+        }
+        self.emit(event.clone());
         self.finished = true;
     }
 }
@@ -48,87 +57,140 @@ pub struct Core<B: Backend> {
     pub(crate) state: RunState<B>,
     pub(crate) sampler: Sampler<B>,
     pub(crate) scheduler: Scheduler<Job>,
+    pub(crate) adapters: AdapterStore,
+    pub(crate) inbox: Receiver<Command>,
+    pub(crate) counts: Counts,
+}
+
+/// What was done since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    steps: u64,
+    generated_tokens: u64,
+    prompt_tokens: u64,
+}
+
+/// Whether the loop goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loop {
+    Go,
+    Stop,
 }
 
 impl<B: Backend> Core<B> {
     /// Serves commands until the senders are gone or [`Command::Shutdown`] comes.
-    pub fn run(mut self, inbox: &Receiver<Command>) {
-        while self.take_commands(inbox) {
-            if let Err(error) = self.step() {
-                self.fail_running(&error.to_string());
+    pub fn run(mut self) {
+        let mut moved = false;
+        loop {
+            // Where nothing moved, nothing will before a command comes.
+            if self.take_commands(!moved) == Loop::Stop {
+                return;
             }
+            moved = match self.step() {
+                Ok(moved) => moved,
+                Err(error) => {
+                    self.fail_running(&error.to_string());
+                    true
+                }
+            };
             self.scheduler.retire(|s| s.data.finished);
         }
     }
 
-    /// Takes in what has arrived, waiting for it if there is nothing else to do. `false`: stop.
-    fn take_commands(&mut self, inbox: &Receiver<Command>) -> bool {
+    /// Takes in what has arrived; with `wait`, waits for the first command.
+    fn take_commands(&mut self, mut wait: bool) -> Loop {
         loop {
-            let command = if self.scheduler.is_idle() {
-                inbox.recv().map_err(|_| TryRecvError::Disconnected)
-            } else {
-                inbox.try_recv()
+            let command = match std::mem::take(&mut wait) {
+                true => self.inbox.recv().map_err(|_| TryRecvError::Disconnected),
+                false => self.inbox.try_recv(),
             };
             match command {
-                Ok(Command::Submit(submission)) => self.submit(submission),
-                Ok(Command::Abort(id)) => self.abort(id),
-                Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return false,
-                Err(TryRecvError::Empty) => return true,
+                Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return Loop::Stop,
+                Ok(command) => self.take(command),
+                Err(TryRecvError::Empty) => return Loop::Go,
             }
+        }
+    }
+
+    /// Whoever asked and has gone away needs no answer, so replies may fail.
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => self.submit(submission),
+            Command::Abort(id) => self.abort(|job| job.submission.id == id),
+            Command::AbortRequest(id) => self.abort(|job| job.submission.request == id),
+            Command::Read(outcome) => self.take_read(outcome),
+            Command::Install { entry, adapter, keep, reply } => {
+                let _ = reply.send(self.install(&entry, adapter, keep));
+            }
+            Command::Retire(entry) => self.scheduler.tiers.retire(entry.id),
+            Command::Residence(entries, reply) => {
+                let tiers = &self.scheduler.tiers;
+                let _ = reply.send(entries.iter().map(|e| tiers.residence(e.id)).collect());
+            }
+            Command::Stats(reply) => {
+                let _ = reply.send(self.stats());
+            }
+            Command::Shutdown => (),
         }
     }
 
     fn submit(&mut self, submission: Box<Submission>) {
         let history = History::new(&submission.prompt, &submission.plan);
+        let adapter = submission.adapter.as_ref().map(|entry| self.adapters.register(entry));
         let mut sequence = Sequence::new(
             submission.prompt.clone(),
             submission.max_len,
-            submission.adapter.as_ref().map(|a| a.generation),
+            adapter,
             Job { submission, history, finished: false },
         );
         sequence.all_logits = sequence.data.submission.plan.wants_prompt_logits();
         self.scheduler.submit(sequence);
     }
 
-    fn abort(&mut self, id: u64) {
-        let hit = |job: &Job| job.submission.id == id;
+    /// Ends the sequences that are hit. Running ones leave after the step, which may be under way.
+    fn abort(&mut self, hit: impl Fn(&Job) -> bool) {
+        let cancelled = Event::Finished(FinishReason::Cancelled);
         for mut sequence in self.scheduler.cancel_waiting(|s| hit(&s.data)) {
-            sequence.data.emit(Event::Finished(FinishReason::Cancelled));
+            sequence.data.finish(&cancelled);
         }
-        for sequence in self.scheduler.running() {
-            if hit(&sequence.data) {
-                sequence.data.finish(Event::Finished(FinishReason::Cancelled));
+        for sequence in self.scheduler.running_mut() {
+            if hit(&sequence.data) && !sequence.data.finished {
+                sequence.data.finish(&cancelled);
             }
         }
-        self.scheduler.retire(|s| s.data.finished);
     }
 
     /// Ends all running sequences with an error; those waiting get their chance.
     fn fail_running(&mut self, cause: &str) {
-        for sequence in self.scheduler.running() {
-            sequence.data.finish(Event::Failed(cause.to_owned()));
+        let failed = Event::Failed(SequenceError::Step(cause.to_owned()));
+        for sequence in self.scheduler.running_mut() {
+            if !sequence.data.finished {
+                sequence.data.finish(&failed);
+            }
         }
     }
 
-    /// Writes the adapters of admitted sequences into their slots; a failure ends only the
-    /// requests that asked for that adapter.
-    fn load_adapters(&mut self, admitted: &[usize]) {
-        for index in admitted {
-            let sequence = &mut self.scheduler.running()[*index];
-            let (Some(slot), Some(adapter)) =
-                (sequence.slot, sequence.data.submission.adapter.clone())
-            else {
-                continue;
-            };
-            let applied = apply(&self.be, &mut self.queue, &mut self.model, slot, &adapter);
-            if let Err(error) = applied {
-                self.scheduler.slots.forget(slot);
-                for other in self.scheduler.running() {
-                    if other.slot == Some(slot) {
-                        other.data.finish(Event::Failed(error.to_string()));
-                    }
-                }
-            }
+    fn stats(&self) -> EngineStats {
+        let Self { scheduler, adapters, counts, .. } = self;
+        let (host, device) = scheduler.tiers.fill();
+        EngineStats {
+            steps: counts.steps,
+            generated_tokens: counts.generated_tokens,
+            prompt_tokens: counts.prompt_tokens,
+            scheduler: scheduler.stats(),
+            kv: KvStats {
+                blocks: scheduler.kv.plan().blocks,
+                held: scheduler.kv.held(),
+                prefix: scheduler.kv.stats(),
+            },
+            adapters: AdapterStats {
+                use_of_tiers: scheduler.tiers.stats(),
+                host,
+                device,
+                pins: scheduler.tiers.pins(),
+                read_time: adapters.read_time,
+                longest_read: adapters.longest_read,
+            },
         }
     }
 }

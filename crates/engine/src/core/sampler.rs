@@ -72,7 +72,7 @@ impl<B: Backend> Sampler<B> {
         })
     }
 
-    /// Draws a token from each row of `logits`.
+    /// Draws a token from each row of `logits`; the tokens are there once [`Drawn::wait`] returns.
     ///
     /// # Errors
     /// Those of the backend.
@@ -82,7 +82,7 @@ impl<B: Backend> Sampler<B> {
         q: &mut B::Queue,
         logits: View<'_, B>,
         draws: &Draws,
-    ) -> Result<Vec<i32>> {
+    ) -> Result<Drawn<B>> {
         let rows = logits.geo.rows;
         self.params.fill(be, q, &draws.rows)?;
         self.history.fill(be, q, &draws.history)?;
@@ -96,7 +96,10 @@ impl<B: Backend> Sampler<B> {
             banned: self.banned.view(),
         };
         be.sample(q, args, out)?;
-        fetch(be, q, self.tokens.view().slice_cols(0..rows))
+        let mut tokens = vec![0; rows];
+        let view = self.tokens.view().slice_cols(0..rows);
+        let event = be.download(q, view, bytemuck::cast_slice_mut(&mut tokens))?;
+        Ok(Drawn { tokens, event })
     }
 
     /// Log-probabilities of `targets` and of the `k` likeliest tokens in each row.
@@ -140,6 +143,23 @@ impl<B: Backend> Sampler<B> {
                 top: (0..k).map(|i| entry(ids[r * k + i], top[r * k + i], i + 1)).collect(),
             })
             .collect())
+    }
+}
+
+/// Tokens on their way from the device.
+pub struct Drawn<B: Backend> {
+    tokens: Vec<i32>,
+    event: B::Event,
+}
+
+impl<B: Backend> Drawn<B> {
+    /// Blocks until the step that draws them is done.
+    ///
+    /// # Errors
+    /// [`lora_core::Error::Device`] if it failed.
+    pub fn wait(self, be: &B) -> Result<Vec<i32>> {
+        be.wait(self.event)?;
+        Ok(self.tokens)
     }
 }
 

@@ -4,8 +4,8 @@ use lora_core::ops::SampleRow;
 use lora_core::{Backend, Result};
 
 use super::message::{Event, FinishReason, TokenLogprobs};
-use super::sampler::{Draws, fetch};
-use super::{Core, Job};
+use super::sampler::{Drawn, Draws, fetch};
+use super::{Core, Job, Loop};
 use crate::model::{DenseModel, StepRows};
 use crate::scheduler::{Sequence, Work};
 
@@ -16,52 +16,88 @@ struct Outcome {
     logits: Vec<Vec<f32>>,
 }
 
+/// A step that was handed to the device.
+struct Launched<B: Backend> {
+    works: Vec<Work>,
+    drawn: Drawn<B>,
+}
+
 impl<B: Backend> Core<B> {
-    /// Admits what fits and computes one step.
+    /// Admits what fits, moves adapters and computes one step. While the device computes, commands
+    /// are taken in. Returns whether anything was done.
     ///
     /// # Errors
     /// Those of the backend; all running sequences are then in an unknown state.
-    pub(super) fn step(&mut self) -> Result<()> {
-        let admitted = self.scheduler.admit();
-        self.load_adapters(&admitted);
-        self.scheduler.retire(|s| s.data.finished);
+    pub(super) fn step(&mut self) -> Result<bool> {
+        let copies = self.scheduler.admit();
+        self.kv.copy_blocks(&self.be, &mut self.queue, &copies)?;
+        let moved = self.move_adapters();
         let works = self.scheduler.plan();
         if works.is_empty() {
-            return Ok(());
+            return Ok(moved);
         }
-        let outcome = self.compute(&works)?;
+        let launched = self.launch(works)?;
+        if self.take_commands(false) == Loop::Stop {
+            self.fail_running("the engine was stopped");
+            return Ok(true);
+        }
+        self.finish(launched)?;
+        self.counts.steps += 1;
+        Ok(true)
+    }
+
+    fn launch(&mut self, works: Vec<Work>) -> Result<Launched<B>> {
+        let tokens_per_block = self.scheduler.kv.plan().tokens_per_block;
+        let running = self.scheduler.running();
+        let rows = step_rows(running, &works, tokens_per_block);
+        let draws = draws(running, &works);
+        let Self { be, queue, model, kv, state, sampler, .. } = self;
+        DenseModel::prepare(be, queue, state, &rows)?;
+        let logits = model.forward(be, queue, state, kv)?;
+        let drawn = sampler.draw(be, queue, logits, &draws)?;
+        Ok(Launched { works, drawn })
+    }
+
+    /// Waits for the step and hands out what it computed.
+    fn finish(&mut self, launched: Launched<B>) -> Result<()> {
+        let Launched { works, drawn } = launched;
+        let outcome = self.outcome(&works, drawn.wait(&self.be)?)?;
+        let mut siblings = Vec::new();
         let mut first_row = 0;
         for work in &works {
             let rows = first_row..first_row + work.logit_rows();
             first_row = rows.end;
-            let sequence = &mut self.scheduler.running()[work.sequence];
-            sequence.computed = work.positions.end;
-            report(sequence, work, &outcome, rows);
+            let token = work.samples.then(|| outcome.tokens[rows.end - 1] as u32);
+            let sequence = &mut self.scheduler.running_mut()[work.sequence];
+            self.counts.generated_tokens += u64::from(work.samples);
+            let of_prompt = work.positions.end.min(sequence.prompt_len);
+            self.counts.prompt_tokens += of_prompt.saturating_sub(work.positions.start) as u64;
+            if !sequence.data.finished {
+                report(sequence, work, &outcome, rows);
+            }
+            if token.is_some() {
+                siblings.append(&mut sequence.data.submission.siblings);
+            }
+            self.scheduler.commit(work, token);
         }
+        siblings.into_iter().for_each(|sibling| self.submit(Box::new(sibling)));
         Ok(())
     }
 
-    fn compute(&mut self, works: &[Work]) -> Result<Outcome> {
-        let tokens_per_block = self.scheduler.blocks.tokens_per_block();
+    /// What the step computed besides tokens, as far as it was asked for.
+    fn outcome(&mut self, works: &[Work], tokens: Vec<i32>) -> Result<Outcome> {
         let running = self.scheduler.running();
-        let rows = step_rows(running, works, tokens_per_block);
-        let draws = draws(running, works);
-        let next_of_prompt = prompt_targets(running, works);
         let wanted = works.iter().map(|w| &running[w.sequence].data.submission.plan);
         let wants_logits = wanted.clone().any(|p| p.context_logits || p.generation_logits);
         let k = wanted.filter_map(|p| p.logprobs.max(p.prompt_logprobs)).max();
-
-        let Self { be, queue, model, kv, state, sampler, .. } = self;
-        DenseModel::prepare(be, queue, state, &rows)?;
-        let logits = model.forward(be, queue, state, kv)?;
-        let tokens = sampler.draw(be, queue, logits, &draws)?;
+        let next_of_prompt = prompt_targets(running, works);
+        let Self { be, queue, state, sampler, .. } = self;
+        let logits = state.logits(tokens.len());
         let logprobs = match k {
             Some(k) => {
-                let targets: Vec<i32> = next_of_prompt
-                    .iter()
-                    .zip(&tokens)
-                    .map(|(known, drawn)| known.unwrap_or(*drawn))
-                    .collect();
+                let known = next_of_prompt.iter().zip(&tokens);
+                let targets: Vec<i32> =
+                    known.map(|(known, drawn)| known.unwrap_or(*drawn)).collect();
                 sampler.logprobs(be, queue, logits, &targets, k)?
             }
             None => Vec::new(),
@@ -80,22 +116,22 @@ impl<B: Backend> Core<B> {
 
 /// The device's view of a step.
 fn step_rows(running: &[Sequence<Job>], works: &[Work], tokens_per_block: usize) -> StepRows {
-    let max_blocks = works.iter().map(|w| running[w.sequence].blocks.len()).max().unwrap_or(0);
+    let max_blocks = works.iter().map(|w| running[w.sequence].blocks().len()).max().unwrap_or(0);
     let mut rows = StepRows { max_blocks, ..StepRows::default() };
     for (i, work) in works.iter().enumerate() {
         let sequence = &running[work.sequence];
         for position in work.positions.clone() {
-            if work.all_logits || (work.samples && position + 1 == work.positions.end) {
+            if position >= work.logits_from {
                 rows.logit_rows.push(rows.ids.len() as i32);
             }
             rows.ids.push(sequence.tokens[position] as i32);
             rows.positions.push(position as i32);
             rows.kv_slots.push(sequence.kv_slot(position, tokens_per_block) as i32);
             rows.sequences.push(i as i32);
-            rows.lora_slots.push(sequence.slot.map_or(-1, |slot| slot as i32));
+            rows.lora_slots.push(sequence.slot().map_or(-1, |slot| slot as i32));
         }
-        let blocks = sequence.blocks.iter().map(|b| *b as i32);
-        let padding = max_blocks - sequence.blocks.len();
+        let blocks = sequence.blocks().iter().map(|b| *b as i32);
+        let padding = max_blocks - sequence.blocks().len();
         rows.block_tables.extend(blocks.chain(std::iter::repeat_n(0, padding)));
     }
     rows
@@ -130,7 +166,7 @@ fn prompt_targets(running: &[Sequence<Job>], works: &[Work]) -> Vec<Option<i32>>
     works.iter().flat_map(of_work).collect()
 }
 
-/// Tells the owner of a sequence what the step brought, and appends the token drawn.
+/// Tells the owner of a sequence what the step brought.
 fn report(
     sequence: &mut Sequence<Job>,
     work: &Work,
@@ -142,7 +178,7 @@ fn report(
         top: entry.top[..k.min(entry.top.len())].to_vec(),
         ..entry.clone()
     };
-    if work.all_logits {
+    if sequence.all_logits && work.logits_from < sequence.prompt_len {
         let inside = rows.start..rows.end - usize::from(work.samples);
         let logprobs = plan.prompt_logprobs.map_or_else(Vec::new, |k| {
             outcome.logprobs[inside].iter().map(|entry| cut(entry, k)).collect()
@@ -158,7 +194,6 @@ fn report(
     }
     let last = rows.end - 1;
     let id = outcome.tokens[last] as u32;
-    sequence.tokens.push(id);
     sequence.data.history.push(id);
     sequence.data.emit(Event::Token {
         id,
@@ -169,12 +204,12 @@ fn report(
         Some(FinishReason::End)
     } else if plan.stop_ids.contains(&id) {
         Some(FinishReason::StopToken(id))
-    } else if sequence.len() >= sequence.max_len {
+    } else if sequence.len() + 1 >= sequence.max_len {
         Some(FinishReason::Length)
     } else {
         None
     };
     if let Some(reason) = reason {
-        sequence.data.finish(Event::Finished(reason));
+        sequence.data.finish(&Event::Finished(reason));
     }
 }

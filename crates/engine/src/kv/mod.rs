@@ -1,5 +1,10 @@
-//! Memory for keys and values: which blocks are free.
+//! Memory for keys and values: who holds which block, and which prefixes are known. Pure: no device
+//! types; the memory itself is [`crate::model::KvCache`].
 
+mod cache;
 mod pool;
+mod prefix;
 
-pub use pool::BlockPool;
+pub use cache::{BlockCopy, KvBlocks, KvPlan, Opening, PrefixStats};
+pub use pool::{BlockId, BlockPool};
+pub use prefix::{Match, PrefixTree, Root};

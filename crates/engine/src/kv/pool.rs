@@ -1,11 +1,14 @@
-//! The free list of KV blocks.
+//! The KV blocks: who holds them, and which are free.
 
-/// Hands out KV blocks and takes them back. A block is a number below the pool's size; the memory
-/// behind it belongs to the model's KV cache.
+/// Number of a KV block; the memory behind it belongs to the model's KV cache.
+pub type BlockId = u32;
+
+/// Hands out KV blocks and counts their holders.
 #[derive(Debug)]
 pub struct BlockPool {
-    free: Vec<u32>,
-    total: usize,
+    free: Vec<BlockId>,
+    /// Holders of each block.
+    holders: Vec<u32>,
     tokens_per_block: usize,
 }
 
@@ -13,21 +16,22 @@ impl BlockPool {
     /// A pool of `total` free blocks.
     pub fn new(total: usize, tokens_per_block: usize) -> Self {
         // Low numbers are handed out first, so that a small load touches little memory.
-        Self { free: (0..total as u32).rev().collect(), total, tokens_per_block }
+        let free = (0..total as BlockId).rev().collect();
+        Self { free, holders: vec![0; total], tokens_per_block }
     }
 
-    /// Blocks that a sequence of `tokens` tokens needs.
+    /// Blocks that `tokens` tokens need.
     pub fn blocks_for(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.tokens_per_block)
     }
 
     /// All blocks.
     pub fn total(&self) -> usize {
-        self.total
+        self.holders.len()
     }
 
-    /// Blocks that nobody holds.
-    pub fn available(&self) -> usize {
+    /// Blocks without a holder and without contents worth keeping.
+    pub fn free(&self) -> usize {
         self.free.len()
     }
 
@@ -36,16 +40,39 @@ impl BlockPool {
         self.tokens_per_block
     }
 
-    /// Takes `count` blocks, or none at all if there are fewer.
-    pub fn take(&mut self, count: usize) -> Option<Vec<u32>> {
-        let keep = self.free.len().checked_sub(count)?;
-        Some(self.free.split_off(keep))
+    /// Takes a free block; the caller is its first holder.
+    pub fn take(&mut self) -> Option<BlockId> {
+        let block = self.free.pop()?;
+        self.holders[block as usize] = 1;
+        Some(block)
     }
 
-    /// Takes blocks back.
-    pub fn give(&mut self, blocks: Vec<u32>) {
-        self.free.extend(blocks);
-        debug_assert!(self.free.len() <= self.total, "a block was given back twice");
+    /// Adds a holder. Returns whether it is the first.
+    pub fn hold(&mut self, block: BlockId) -> bool {
+        let holders = &mut self.holders[block as usize];
+        *holders += 1;
+        *holders == 1
+    }
+
+    /// Takes a holder away. Returns whether it was the last; the block is then not free yet: see
+    /// [`BlockPool::put_back`].
+    pub fn release(&mut self, block: BlockId) -> bool {
+        let holders = &mut self.holders[block as usize];
+        debug_assert!(*holders > 0, "KV block {block} was released twice");
+        *holders = holders.saturating_sub(1);
+        *holders == 0
+    }
+
+    /// Whether nobody holds a block.
+    pub fn is_unheld(&self, block: BlockId) -> bool {
+        self.holders[block as usize] == 0
+    }
+
+    /// Makes a block without holders free.
+    pub fn put_back(&mut self, block: BlockId) {
+        debug_assert!(self.is_unheld(block), "KV block {block} is still held");
+        self.free.push(block);
+        debug_assert!(self.free.len() <= self.total(), "a KV block was put back twice");
     }
 }
 
@@ -54,12 +81,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_are_taken_all_or_none() {
-        let mut pool = BlockPool::new(3, 32);
+    fn a_block_is_free_again_after_its_last_holder() {
+        let mut pool = BlockPool::new(2, 32);
         assert_eq!(pool.blocks_for(33), 2);
-        let two = pool.take(2).unwrap();
-        assert_eq!((pool.take(2), pool.available()), (None, 1));
-        pool.give(two);
-        assert_eq!(pool.available(), pool.total());
+        let block = pool.take().unwrap();
+        assert!(!pool.hold(block));
+        assert!(!pool.release(block));
+        assert!(pool.release(block) && pool.is_unheld(block));
+        assert_eq!(pool.free(), 1);
+        pool.put_back(block);
+        assert_eq!(pool.free(), pool.total());
     }
 }

@@ -1,58 +1,25 @@
 //! Starting an engine.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use lora_core::{
-    Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, Rejection, Rejections, TargetModule,
+    Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, Rejection, Rejections,
 };
 
-use super::lora_settings::{settle, warn_of_idle_settings};
-use super::text_model::TextModel;
+use super::checkpoint::Checkpoint;
+use super::geometry::geometry;
+use super::lora_settings::settle;
+use super::settings::{BatchLimits, KvCacheConfig, LoadFormat, SchedulerConfig};
+use super::sizes::{self, FreeMemory};
 use super::{EngineInfo, Llm, LlmError};
-use crate::adapters::{AdapterRegistry, SlotTable};
-use crate::core::{Command, Core, Sampler};
-use crate::kv::BlockPool;
-use crate::model::{
-    DenseModel, DummySource, FolderSource, Gguf, KvCache, LoadPlan, ModelConfig, ModelError,
-    RunState, WeightSource, block_bytes,
-};
+use crate::adapters::{AdapterRegistry, AdapterTiers};
+use crate::core::{AdapterStore, Command, Core, Sampler};
+use crate::kv::KvBlocks;
+use crate::model::{DenseModel, KvCache, LoadPlan, ModelConfig, RunState, WeightSource};
 use crate::scheduler::{Limits, Scheduler};
-
-/// Where weights come from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum LoadFormat {
-    /// The checkpoint.
-    #[default]
-    Auto,
-    /// Random numbers of the config's shape, for benchmarks.
-    Dummy,
-}
-
-/// Memory for keys and values.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct KvCacheConfig {
-    /// Tokens of one KV block.
-    pub tokens_per_block: usize,
-    /// Tokens that fit the cache. `None`: as many as 2 GiB hold, but no more than
-    /// `max_batch_size` of the longest sequences need.
-    pub max_tokens: Option<usize>,
-}
-
-impl Default for KvCacheConfig {
-    fn default() -> Self {
-        Self { tokens_per_block: 32, max_tokens: None }
-    }
-}
-
-/// Bytes of keys and values where no number of tokens is given.
-const DEFAULT_KV_BYTES: usize = 2 << 30;
-
-/// Slots for adapters where `max_loras` is not set, as many as the original gives its CUDA graphs.
-const DEFAULT_SLOTS: usize = 8;
 
 /// Called with the layers read so far and their number.
 pub type Progress = Box<dyn Fn(usize, usize) + Send>;
@@ -66,9 +33,8 @@ pub struct LlmBuilder {
     lora_config: Option<LoraConfig>,
     peft_cache_config: PeftCacheConfig,
     kv_cache: KvCacheConfig,
-    max_batch_size: usize,
-    max_num_tokens: usize,
-    max_seq_len: Option<usize>,
+    scheduler: SchedulerConfig,
+    batch: BatchLimits,
     progress: Progress,
 }
 
@@ -82,9 +48,8 @@ impl LlmBuilder {
             lora_config: None,
             peft_cache_config: PeftCacheConfig::default(),
             kv_cache: KvCacheConfig::default(),
-            max_batch_size: 256,
-            max_num_tokens: 1024,
-            max_seq_len: None,
+            scheduler: SchedulerConfig::default(),
+            batch: BatchLimits::default(),
             progress: Box::new(|_, _| ()),
         }
     }
@@ -118,8 +83,8 @@ impl LlmBuilder {
         self
     }
 
-    /// Sizes of the adapter caches. Checked, but not in force yet: adapters stay in host memory, and
-    /// `max_loras` of the LoRA settings alone decides how many are resident.
+    /// Sizes of the adapter tiers and threads that read; `max_loras` and `max_cpu_loras` of the
+    /// LoRA settings come before the sizes.
     #[must_use]
     pub fn peft_cache_config(mut self, config: PeftCacheConfig) -> Self {
         self.peft_cache_config = config;
@@ -133,24 +98,31 @@ impl LlmBuilder {
         self
     }
 
+    /// When waiting sequences may start.
+    #[must_use]
+    pub fn scheduler_config(mut self, config: SchedulerConfig) -> Self {
+        self.scheduler = config;
+        self
+    }
+
     /// Sequences that run at a time; 256 unless set.
     #[must_use]
     pub fn max_batch_size(mut self, sequences: usize) -> Self {
-        self.max_batch_size = sequences;
+        self.batch.max_batch_size = sequences;
         self
     }
 
     /// Tokens of one step, 1024 unless set; longer prompts are computed in chunks.
     #[must_use]
     pub fn max_num_tokens(mut self, tokens: usize) -> Self {
-        self.max_num_tokens = tokens;
+        self.batch.max_num_tokens = tokens;
         self
     }
 
     /// Prompt and answer together, at most; the model's own limit unless set.
     #[must_use]
     pub fn max_seq_len(mut self, tokens: usize) -> Self {
-        self.max_seq_len = Some(tokens);
+        self.batch.max_seq_len = Some(tokens);
         self
     }
 
@@ -174,32 +146,45 @@ impl LlmBuilder {
         if !problems.is_empty() {
             return Err(LlmError::LoraConfig(Rejections(problems)));
         }
-        let checkpoint = self.open()?;
-        let sizes = self.sizes(&checkpoint.config)?;
-        let text = checkpoint.text.clone();
-        let info = Arc::new(self.info(&checkpoint.config, &sizes, B::NAME));
-        warn_of_idle_settings(self.lora_config.as_ref(), &self.peft_cache_config);
-        let lora = self.lora_config.map(|lora| settle(lora, &info.geometry)).transpose()?;
-        let registry = AdapterRegistry::new(lora, info.geometry.clone());
+        let tokenizer = self.tokenizer.as_deref();
+        let Checkpoint { config, text, source } =
+            Checkpoint::open(&self.model, tokenizer, self.load_format)?;
+        sizes::check(&self.batch, &self.kv_cache, &config)?;
+        let geometry = geometry(&config);
+        let lora = self.lora_config.map(|lora| settle(lora, &geometry)).transpose()?;
+        let registry = Arc::new(AdapterRegistry::new(lora.clone(), geometry.clone()));
         let (commands, inbox) = unbounded();
+        let readers = self.peft_cache_config.num_put_workers;
+        let adapters = AdapterStore::start(readers, &registry, commands.clone())
+            .map_err(|e| LlmError::Failed(format!("cannot start a loader thread: {e}")))?;
+        let start = Start {
+            dtype: self.dtype.unwrap_or(config.dtype),
+            config,
+            geometry,
+            source,
+            lora,
+            cache: self.peft_cache_config,
+            kv: self.kv_cache,
+            scheduler: self.scheduler,
+            batch: self.batch,
+            progress: self.progress,
+            adapters,
+            inbox,
+        };
         let (ready, started) = bounded(1);
-        let progress = self.progress;
-        let thread =
-            std::thread::Builder::new().name("polylora-engine".to_owned()).spawn(move || {
-                match factory().map_err(ModelError::from).and_then(|be| {
-                    start(be, checkpoint.config, checkpoint.source, sizes, &progress)
-                }) {
-                    Ok(core) => {
-                        // Nobody waits any more if the builder was dropped; the loop then ends, too.
-                        let _ = ready.send(Ok(()));
-                        core.run(&inbox);
-                    }
-                    Err(error) => drop(ready.send(Err(error))),
-                }
-            });
+        let run = move || match factory().map_err(LlmError::from).and_then(|be| start.start(be)) {
+            Ok((core, info)) => {
+                // Nobody waits any more if the builder was dropped; the loop then ends, too.
+                let _ = ready.send(Ok(info));
+                core.run();
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        };
+        let thread = std::thread::Builder::new().name("polylora-engine".to_owned()).spawn(run);
         let thread = thread.map_err(|e| LlmError::Failed(e.to_string()))?;
-        started.recv().map_err(|_| LlmError::Stopped)??;
-        Ok(Llm { info, text, registry, commands, ids: AtomicU64::new(0), thread: Some(thread) })
+        let info = Arc::new(started.recv().map_err(|_| LlmError::Stopped)??);
+        let ids = AtomicU64::new(0);
+        Ok(Llm { info, text, registry, commands, ids, thread: Some(thread) })
     }
 
     fn rejections(&self) -> Vec<Rejection> {
@@ -207,181 +192,70 @@ impl LlmBuilder {
         problems.extend(self.peft_cache_config.validate());
         problems
     }
-
-    fn open(&self) -> Result<Checkpoint, LlmError> {
-        let path = &self.model;
-        let tokenizer = self.tokenizer.as_deref();
-        if path.is_dir() {
-            let source: Box<dyn WeightSource + Send> = match self.load_format {
-                LoadFormat::Auto => Box::new(FolderSource::open(path)?),
-                LoadFormat::Dummy => Box::new(DummySource),
-            };
-            let config = ModelConfig::from_dir(path)?;
-            let dir = tokenizer.unwrap_or(path);
-            let only_shape = self.load_format == LoadFormat::Dummy && tokenizer.is_none();
-            let text = match only_shape && !dir.join("tokenizer.json").exists() {
-                true => TextModel::none(dir),
-                false => TextModel::from_dir(dir)?,
-            };
-            return Ok(Checkpoint { config, text, source });
-        }
-        if !is_gguf(path) {
-            let what = if path.exists() { "not a folder or .gguf file" } else { "does not exist" };
-            return Err(ModelError::NotAModel { path: path.clone(), what: what.to_owned() }.into());
-        }
-        if self.load_format == LoadFormat::Dummy {
-            return Err(LlmError::Setting {
-                setting: "load_format",
-                found: "dummy".to_owned(),
-                allowed: "auto for a .gguf file; dummy takes a folder with config.json".to_owned(),
-            });
-        }
-        let gguf = Gguf::open(path)?;
-        let text = match tokenizer {
-            Some(dir) => TextModel::from_dir(dir)?,
-            None => TextModel::from_gguf(path, &gguf)?,
-        };
-        Ok(Checkpoint { config: gguf.config().clone(), text, source: Box::new(gguf) })
-    }
-
-    fn sizes(&self, config: &ModelConfig) -> Result<Sizes, LlmError> {
-        for (setting, value, limit) in [
-            ("max_batch_size", Some(self.max_batch_size), 1 << 16),
-            ("max_num_tokens", Some(self.max_num_tokens), 1 << 20),
-            ("max_seq_len", self.max_seq_len, config.max_positions),
-            ("tokens_per_block", Some(self.kv_cache.tokens_per_block), 1 << 16),
-            // Rows of the cache are numbered in 32 bits.
-            ("kv_cache_config.max_tokens", self.kv_cache.max_tokens, 1 << 30),
-        ] {
-            if let Some(value) = value.filter(|value| !(1..=limit).contains(value)) {
-                let (found, allowed) = (value.to_string(), format!("1 to {limit}"));
-                return Err(LlmError::Setting { setting, found, allowed });
-            }
-        }
-        let dtype = self.dtype.unwrap_or(config.dtype);
-        let tokens_per_block = self.kv_cache.tokens_per_block;
-        let block_bytes = block_bytes(config, dtype, tokens_per_block);
-        let longest = self.max_seq_len.unwrap_or(config.max_positions);
-        let needed = self.max_batch_size.saturating_mul(longest.div_ceil(tokens_per_block));
-        let blocks = match self.kv_cache.max_tokens {
-            Some(tokens) => tokens.div_ceil(tokens_per_block),
-            None => needed.min((DEFAULT_KV_BYTES / block_bytes).max(1)),
-        };
-        let held = blocks * tokens_per_block;
-        if self.max_seq_len.is_some_and(|asked| asked > held) {
-            let allowed = format!("up to {held}, the tokens that fit the KV cache");
-            let found = longest.to_string();
-            return Err(LlmError::Setting { setting: "max_seq_len", found, allowed });
-        }
-        Ok(Sizes {
-            dtype,
-            slots: match &self.lora_config {
-                Some(lora) => lora.max_loras.unwrap_or(DEFAULT_SLOTS),
-                None => 0,
-            },
-            blocks,
-            tokens_per_block,
-            max_seq_len: longest.min(held),
-            limits: Limits {
-                max_batch_size: self.max_batch_size,
-                max_num_tokens: self.max_num_tokens.max(self.max_batch_size),
-                max_logit_rows: self.max_batch_size.max(256),
-            },
-        })
-    }
-
-    fn info(&self, config: &ModelConfig, sizes: &Sizes, backend: &'static str) -> EngineInfo {
-        EngineInfo {
-            model: config.clone(),
-            geometry: geometry(config),
-            dtype: sizes.dtype,
-            backend,
-            max_seq_len: sizes.max_seq_len,
-            max_batch_size: sizes.limits.max_batch_size,
-            kv_tokens: sizes.blocks * sizes.tokens_per_block,
-        }
-    }
 }
 
-/// An opened model.
-struct Checkpoint {
-    config: ModelConfig,
-    text: TextModel,
-    source: Box<dyn WeightSource + Send>,
-}
-
-/// Sizes of an engine's memory, settled.
-#[derive(Clone, Copy)]
-struct Sizes {
+/// What the engine thread starts with.
+struct Start {
     dtype: DType,
-    slots: usize,
-    blocks: usize,
-    tokens_per_block: usize,
-    max_seq_len: usize,
-    limits: Limits,
-}
-
-fn is_gguf(path: &Path) -> bool {
-    path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-}
-
-/// The dimensions that adapters meet.
-pub fn geometry(config: &ModelConfig) -> ModelGeometry {
-    ModelGeometry {
-        hidden: config.hidden,
-        intermediate: config.intermediate,
-        layers: config.layers,
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        vocab: config.vocab,
-        num_experts: 0,
-        moe_intermediate: 0,
-        tied_embeddings: config.tied_embeddings,
-        hf_modules: ModelGeometry::DENSE_MODULES.map(str::to_owned).to_vec(),
-        biased_modules: biased_modules(config),
-    }
-}
-
-fn biased_modules(config: &ModelConfig) -> BTreeSet<TargetModule> {
-    use TargetModule::{AttnDense, AttnK, AttnQ, AttnV, Mlp4hToH, MlpGate, MlpHTo4h};
-    let groups = [
-        (config.biases.qkv, &[AttnQ, AttnK, AttnV][..]),
-        (config.biases.o, &[AttnDense]),
-        (config.biases.mlp, &[MlpHTo4h, MlpGate, Mlp4hToH]),
-    ];
-    groups.into_iter().filter(|(has, _)| *has).flat_map(|(_, modules)| modules).copied().collect()
-}
-
-/// Puts everything into the backend's memory.
-fn start<B: Backend>(
-    be: B,
     config: ModelConfig,
+    geometry: ModelGeometry,
     source: Box<dyn WeightSource + Send>,
-    sizes: Sizes,
-    progress: &Progress,
-) -> Result<Core<B>, ModelError> {
-    let Sizes { dtype, slots, blocks, tokens_per_block, max_seq_len, limits } = sizes;
-    let mut queue = be.queue()?;
-    let layers = config.layers;
-    let plan = LoadPlan { dtype, positions: max_seq_len, slots };
-    let report = |done| progress(done, layers);
-    let model = DenseModel::load(&be, &mut queue, config, source, plan, &report)?;
-    let config = &model.config;
-    let (rows, logit_rows) = (limits.max_num_tokens, limits.max_logit_rows);
-    Ok(Core {
-        kv: KvCache::new(&be, config, dtype, blocks, tokens_per_block)?,
-        state: RunState::new(&be, config, dtype, rows, logit_rows)?,
-        sampler: Sampler::new(&be, logit_rows, config.vocab)?,
-        scheduler: Scheduler::new(
-            limits,
-            BlockPool::new(blocks, tokens_per_block),
-            SlotTable::new(slots),
-        ),
-        be,
-        queue,
-        model,
-    })
+    lora: Option<LoraConfig>,
+    cache: PeftCacheConfig,
+    kv: KvCacheConfig,
+    scheduler: SchedulerConfig,
+    batch: BatchLimits,
+    progress: Progress,
+    adapters: AdapterStore,
+    inbox: Receiver<Command>,
+}
+
+impl Start {
+    /// Puts everything into the backend's memory.
+    fn start<B: Backend>(self, be: B) -> Result<(Core<B>, EngineInfo), LlmError> {
+        let Self { dtype, batch, geometry, .. } = self;
+        let mut queue = be.queue()?;
+        let layers = self.config.layers;
+        let lora = self.lora.as_ref();
+        let positions = batch.max_seq_len.unwrap_or(self.config.max_positions);
+        let plan = LoadPlan { dtype, positions, slots: sizes::slots(lora) };
+        let report = |done| (self.progress)(done, layers);
+        let model = DenseModel::load(&be, &mut queue, self.config, self.source, plan, &report)?;
+        let config = &model.config;
+        let free = FreeMemory { bytes: be.free_memory()?, shared: be.caps().shares_host_memory };
+        let (host, device) = sizes::tiers(lora, &self.cache, &geometry, free);
+        let (kv, max_seq_len) = sizes::kv_plan(&batch, &self.kv, config, dtype, free)?;
+        let limits = Limits {
+            max_batch_size: batch.max_batch_size,
+            max_num_tokens: batch.max_num_tokens.max(batch.max_batch_size),
+            max_logit_rows: batch.max_batch_size.max(256),
+            policy: self.scheduler.capacity_scheduler_policy,
+            fairness_window: lora.map_or(0, |lora| lora.adapter_fairness_window),
+        };
+        let info = EngineInfo {
+            model: config.clone(),
+            geometry,
+            dtype,
+            backend: B::NAME,
+            max_seq_len,
+            max_batch_size: limits.max_batch_size,
+            kv_tokens: kv.blocks * kv.tokens_per_block,
+        };
+        let tiers = AdapterTiers::new(host, device, self.cache.num_put_workers);
+        let core = Core {
+            kv: KvCache::new(&be, config, dtype, kv.blocks, kv.tokens_per_block)?,
+            state: RunState::new(&be, config, dtype, limits.max_num_tokens, limits.max_logit_rows)?,
+            sampler: Sampler::new(&be, limits.max_logit_rows, config.vocab)?,
+            scheduler: Scheduler::new(limits, KvBlocks::new(kv), tiers),
+            adapters: self.adapters,
+            inbox: self.inbox,
+            counts: Default::default(),
+            be,
+            queue,
+            model,
+        };
+        Ok((core, info))
+    }
 }
 
 /// Sends on the engine's channel.

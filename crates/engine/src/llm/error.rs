@@ -1,11 +1,13 @@
 //! Why an engine cannot start, or a request cannot run.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use lora_core::Rejections;
 use thiserror::Error;
 
 use crate::adapters::RegistryError;
+use crate::core::SequenceError;
 use crate::model::ModelError;
 use crate::sampling::SamplingError;
 use crate::text::TextError;
@@ -25,7 +27,7 @@ pub enum LlmError {
     Sampling(#[from] SamplingError),
     /// The adapter cannot be used.
     #[error(transparent)]
-    Adapter(#[from] RegistryError),
+    Adapter(#[from] Arc<RegistryError>),
     /// The LoRA settings break rules.
     #[error(transparent)]
     LoraConfig(#[from] Rejections),
@@ -91,4 +93,25 @@ pub enum LlmError {
     /// The engine thread is gone.
     #[error("the engine has stopped; start a new one")]
     Stopped,
+}
+
+impl From<RegistryError> for LlmError {
+    fn from(error: RegistryError) -> Self {
+        Self::Adapter(Arc::new(error))
+    }
+}
+
+impl From<lora_core::Error> for LlmError {
+    fn from(error: lora_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+impl From<SequenceError> for LlmError {
+    fn from(error: SequenceError) -> Self {
+        match error {
+            SequenceError::Adapter(error) => Self::Adapter(error),
+            SequenceError::Step(cause) => Self::Failed(cause),
+        }
+    }
 }

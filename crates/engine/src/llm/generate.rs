@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use lora_core::LoraRequest;
 
 use super::collect::Growing;
 use super::input::{GenerateRequest, PerPrompt, Prompt};
-use super::output::{CompletionOutput, Logprobs, RequestOutput, logprobs_map};
+use super::output::RequestOutput;
+use super::pending::{Pending, Taken};
 use super::prepare::Prepared;
+use super::stream::ResponseStream;
 use super::{Llm, LlmError};
 use crate::core::{Command, Event, Submission};
 use crate::sampling::SamplingParams;
-use lora_core::LoraRequest;
 
 /// News of one output, for callers that show text as it comes.
 #[derive(Clone, Copy, Debug)]
@@ -26,16 +28,6 @@ pub struct Update<'a> {
     pub tokens: usize,
     /// Whether the output is complete.
     pub finished: bool,
-}
-
-/// A request of a call while it runs.
-struct Pending {
-    output: RequestOutput,
-    growing: HashMap<u64, Growing>,
-    params: SamplingParams,
-    failed: Option<LlmError>,
-    /// The prompt as text, to stand before each output that repeats it.
-    echo: String,
 }
 
 impl Llm {
@@ -83,6 +75,26 @@ impl Llm {
         pending.into_iter().map(|request| request.and_then(Pending::into_output)).collect()
     }
 
+    /// Runs a request and returns at once: its text comes in pieces, as the original's
+    /// `generate_async` with streaming. Dropping the stream aborts the request.
+    ///
+    /// # Errors
+    /// Whatever refuses the request by itself; what happens later comes through the stream.
+    pub fn generate_async(&self, request: GenerateRequest) -> Result<ResponseStream, LlmError> {
+        let (events, inbox) = unbounded();
+        let pending = self.submit(request, &events)?;
+        Ok(ResponseStream::new(pending, inbox, self.commands.clone()))
+    }
+
+    /// Ends a request; its outputs end with [`super::FinishReason::Cancelled`]. One that has ended,
+    /// or never was, is left alone.
+    ///
+    /// # Errors
+    /// [`LlmError::Stopped`].
+    pub fn abort(&self, request_id: u64) -> Result<(), LlmError> {
+        self.send(Command::AbortRequest(request_id))
+    }
+
     fn submit(
         &self,
         request: GenerateRequest,
@@ -91,24 +103,27 @@ impl Llm {
         let Prepared { text, prompt, max_len, plans, adapter, params } = self.prepare(request)?;
         let mut growing = HashMap::new();
         let mut submissions = Vec::with_capacity(plans.len());
+        let request = self.next_id();
         for (index, plan) in plans.into_iter().enumerate() {
-            let id = self.next_id();
+            let id = if index == 0 { request } else { self.next_id() };
             growing.insert(id, Growing::new(index, &params, self.text.tokenizer().ok())?);
             submissions.push(Submission {
                 id,
+                request,
                 prompt: prompt.clone(),
                 max_len,
                 plan,
                 adapter: adapter.clone(),
+                siblings: Vec::new(),
                 events: events.clone(),
             });
         }
-        let request_id = submissions.first().map_or(0, |s| s.id);
-        for submission in submissions {
-            self.send(Command::Submit(Box::new(submission)))?;
+        let siblings = submissions.split_off(1.min(submissions.len()));
+        if let Some(first) = submissions.pop() {
+            self.send(Command::Submit(Box::new(Submission { siblings, ..first })))?;
         }
         let output = RequestOutput {
-            request_id,
+            request_id: request,
             prompt: text,
             prompt_token_ids: prompt,
             outputs: Vec::new(),
@@ -137,114 +152,20 @@ impl Llm {
         while let Ok((id, event)) = inbox.recv() {
             let Some(position) = owners.get(&id) else { continue };
             let Ok(request) = &mut pending[*position] else { continue };
-            if request.take(id, event, *position, watch) {
+            let Taken { delta, abort } = request.take(id, event);
+            if let Some(delta) = delta {
+                watch(Update {
+                    request: *position,
+                    output: delta.output,
+                    piece: &delta.text,
+                    tokens: delta.tokens,
+                    finished: delta.finish_reason.is_some(),
+                });
+            }
+            if abort {
                 // The engine may be gone already; its silence ends the loop then.
                 let _ = self.send(Command::Abort(id));
             }
-        }
-    }
-}
-
-impl Pending {
-    /// Takes an event in. `true`: the sequence has to be aborted, as its output is complete.
-    fn take(
-        &mut self,
-        id: u64,
-        event: Event,
-        request: usize,
-        watch: &mut dyn FnMut(Update<'_>),
-    ) -> bool {
-        let Some(growing) = self.growing.get_mut(&id) else { return false };
-        let output = growing.index();
-        match event {
-            Event::Prompt { logprobs, logits } => self.take_prompt(&logprobs, logits),
-            Event::Token { id: token, logprobs, logits } => {
-                match growing.push(token, logprobs, logits) {
-                    Ok(grown) => {
-                        let (piece, tokens) = (grown.piece.as_str(), growing.len());
-                        watch(Update { request, output, piece, tokens, finished: false });
-                        if grown.stopped {
-                            self.end(id, crate::core::FinishReason::Cancelled, request, watch);
-                            return true;
-                        }
-                    }
-                    Err(error) => {
-                        self.growing.remove(&id);
-                        self.failed = Some(error.into());
-                        return true;
-                    }
-                }
-            }
-            Event::Finished(reason) => self.end(id, reason, request, watch),
-            Event::Failed(cause) => {
-                self.growing.remove(&id);
-                self.failed = Some(LlmError::Failed(cause));
-            }
-        }
-        false
-    }
-
-    fn take_prompt(&mut self, logprobs: &[crate::core::TokenLogprobs], logits: Vec<Vec<f32>>) {
-        if self.params.prompt_logprobs.is_some() {
-            let all = self.output.prompt_logprobs.get_or_insert_with(|| vec![None]);
-            all.extend(logprobs.iter().map(|entry| Some(logprobs_map(entry)) as Option<Logprobs>));
-        }
-        if self.params.return_context_logits {
-            self.output.context_logits.get_or_insert_default().extend(logits);
-        }
-    }
-
-    fn end(
-        &mut self,
-        id: u64,
-        reason: crate::core::FinishReason,
-        request: usize,
-        watch: &mut dyn FnMut(Update<'_>),
-    ) {
-        let Some(growing) = self.growing.remove(&id) else { return };
-        match growing.finish(reason) {
-            Ok((output, piece)) => {
-                let tokens = output.token_ids.len();
-                let index = output.index;
-                let piece = piece.as_str();
-                watch(Update { request, output: index, piece, tokens, finished: true });
-                self.output.outputs.push(output);
-            }
-            Err(error) => self.failed = Some(error.into()),
-        }
-    }
-
-    fn into_output(mut self) -> Result<RequestOutput, LlmError> {
-        if let Some(error) = self.failed {
-            return Err(error);
-        }
-        if !self.growing.is_empty() {
-            return Err(LlmError::Stopped);
-        }
-        keep_best(&mut self.output.outputs, &self.params);
-        if !self.params.exclude_input_from_output {
-            for output in &mut self.output.outputs {
-                output.token_ids.splice(0..0, self.output.prompt_token_ids.iter().copied());
-                output.text.insert_str(0, &self.echo);
-            }
-        }
-        Ok(self.output)
-    }
-}
-
-/// Keeps the `n` outputs of the highest cumulative log-probability, numbered from 0.
-fn keep_best(outputs: &mut Vec<CompletionOutput>, params: &SamplingParams) {
-    outputs.sort_by_key(|output| output.index);
-    if outputs.len() <= params.n {
-        return;
-    }
-    let sum = |output: &CompletionOutput| output.cumulative_logprob.unwrap_or(f32::NEG_INFINITY);
-    outputs.sort_by(|a, b| sum(b).total_cmp(&sum(a)));
-    outputs.truncate(params.n);
-    for (index, output) in outputs.iter_mut().enumerate() {
-        output.index = index;
-        if params.logprobs.is_none() {
-            (output.logprobs, output.cumulative_logprob) = (None, None);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the LoRA settings mean for one model.
 
-use lora_core::{LoraConfig, ModelGeometry, PeftCacheConfig, formats};
+use lora_core::{LoraConfig, ModelGeometry, formats};
 
 use super::LlmError;
 use crate::adapters::RegistryError;
@@ -29,14 +29,4 @@ fn largest_adapter(config: &LoraConfig, model: &ModelGeometry) -> usize {
     let modules = config.effective_targets(model);
     let widths = modules.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
     2 * model.layers * config.max_lora_rank * widths.sum::<usize>()
-}
-
-/// Says which settings are accepted and have no effect yet.
-pub(super) fn warn_of_idle_settings(lora: Option<&LoraConfig>, cache: &PeftCacheConfig) {
-    if *cache != PeftCacheConfig::default() {
-        tracing::warn!("peft_cache_config is not in force yet: max_loras alone sizes the slots");
-    }
-    if lora.is_some_and(|lora| lora.max_cpu_loras.is_some()) {
-        tracing::warn!("max_cpu_loras is not in force yet: adapters stay in host memory");
-    }
 }

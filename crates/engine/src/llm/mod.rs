@@ -1,13 +1,20 @@
 //! The LLM API, after TensorRT-LLM's: [`Llm`] with `generate`, its inputs and outputs.
 
+mod adapters;
 mod builder;
+mod checkpoint;
 mod collect;
 mod error;
 mod generate;
+mod geometry;
 mod input;
 mod lora_settings;
 mod output;
+mod pending;
 mod prepare;
+mod settings;
+mod sizes;
+mod stream;
 mod text_model;
 
 use std::path::PathBuf;
@@ -15,17 +22,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
+use crossbeam_channel::{Sender, bounded};
 use lora_core::{DType, ModelGeometry};
 
-pub use builder::{KvCacheConfig, LlmBuilder, LoadFormat, Progress, geometry};
+pub use adapters::AdapterStatus;
+pub use builder::{LlmBuilder, Progress};
 pub use error::LlmError;
 pub use generate::Update;
+pub use geometry::geometry;
 pub use input::{GenerateRequest, PerPrompt, Prompt};
-pub use output::{CompletionOutput, FinishReason, Logprob, Logprobs, RequestOutput, StopReason};
+pub use output::{
+    CompletionOutput, Delta, FinishReason, Logprob, Logprobs, RequestOutput, StopReason,
+};
+pub use settings::{KvCacheConfig, LoadFormat, SchedulerConfig};
+pub use stream::ResponseStream;
 pub use text_model::TextModel;
 
 use crate::adapters::AdapterRegistry;
-use crate::core::Command;
+use crate::core::{Command, EngineStats};
 use crate::model::ModelConfig;
 
 /// Facts about a running engine.
@@ -52,7 +66,7 @@ pub struct EngineInfo {
 pub struct Llm {
     info: Arc<EngineInfo>,
     text: TextModel,
-    registry: AdapterRegistry,
+    registry: Arc<AdapterRegistry>,
     commands: builder::Commands,
     ids: AtomicU64,
     thread: Option<JoinHandle<()>>,
@@ -73,6 +87,21 @@ impl Llm {
     /// Tokenizer and chat template.
     pub fn text(&self) -> &TextModel {
         &self.text
+    }
+
+    /// How the engine is doing.
+    ///
+    /// # Errors
+    /// [`LlmError::Stopped`].
+    pub fn stats(&self) -> Result<EngineStats, LlmError> {
+        self.ask(Command::Stats)
+    }
+
+    /// Sends a command that is answered, and waits for the answer.
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, LlmError> {
+        let (reply, answer) = bounded(1);
+        self.send(command(reply))?;
+        answer.recv().map_err(|_| LlmError::Stopped)
     }
 
     fn next_id(&self) -> u64 {

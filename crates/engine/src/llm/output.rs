@@ -75,6 +75,39 @@ pub struct CompletionOutput {
     pub generation_logits: Option<Vec<Vec<f32>>>,
 }
 
+/// What is new of one output of a request.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Delta {
+    /// Number of the output among the request's.
+    pub output: usize,
+    /// New text; may be empty. What may turn out to be part of a stop string is held back.
+    pub text: String,
+    /// New tokens, as they were drawn. Those of a stop string are among them, though the complete
+    /// output leaves them out.
+    pub token_ids: Vec<u32>,
+    /// One map for each new token, if asked for.
+    pub logprobs: Vec<Logprobs>,
+    /// Tokens of the output so far.
+    pub tokens: usize,
+    /// Why the output ended, in its last delta.
+    pub finish_reason: Option<FinishReason>,
+    /// What ended it, if that was asked for by the request.
+    pub stop_reason: Option<StopReason>,
+}
+
+impl Delta {
+    /// Adds what came after.
+    pub(super) fn absorb(&mut self, later: Option<Self>) {
+        if let Some(later) = later {
+            self.text.push_str(&later.text);
+            self.token_ids.extend(later.token_ids);
+            self.logprobs.extend(later.logprobs);
+            self.tokens = later.tokens;
+            (self.finish_reason, self.stop_reason) = (later.finish_reason, later.stop_reason);
+        }
+    }
+}
+
 /// The answer to one prompt.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct RequestOutput {

@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use lora_core::Adapter;
-
 use super::input::{GenerateRequest, Prompt};
 use super::{Llm, LlmError};
+use crate::adapters::Registered;
 use crate::sampling::{SamplingParams, SamplingPlan};
 use crate::text::SpecialTokens;
 
@@ -21,7 +20,7 @@ pub(super) struct Prepared {
     /// One plan for each output.
     pub plans: Vec<Arc<SamplingPlan>>,
     /// The adapter.
-    pub adapter: Option<Arc<Adapter>>,
+    pub adapter: Option<Arc<Registered>>,
     /// The request's parameters, for what happens to the text.
     pub params: SamplingParams,
 }

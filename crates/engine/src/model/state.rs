@@ -5,6 +5,7 @@ use lora_core::lora::LoraBatch;
 use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
 use super::ModelConfig;
+use crate::kv::{BlockCopy, BlockId};
 
 /// Keys and values of all layers, in KV blocks.
 pub struct KvCache<B: Backend> {
@@ -32,6 +33,22 @@ impl<B: Backend> KvCache<B> {
         };
         let layers = (0..config.layers).map(|_| Ok((cache()?, cache()?))).collect::<Result<_>>()?;
         Ok(Self { layers, tokens_per_block })
+    }
+
+    /// Copies the beginnings of blocks, in this order, in all layers.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn copy_blocks(&mut self, be: &B, q: &mut B::Queue, copies: &[BlockCopy]) -> Result<()> {
+        for copy in copies.iter().filter(|copy| copy.from != copy.to) {
+            let first_row = |block: BlockId| block as usize * self.tokens_per_block;
+            let (from, to) = (first_row(copy.from), first_row(copy.to));
+            for (keys, values) in &mut self.layers {
+                be.copy_rows(q, keys.view_mut(), from..from + copy.tokens, to)?;
+                be.copy_rows(q, values.view_mut(), from..from + copy.tokens, to)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -136,6 +153,10 @@ pub struct RunState<B: Backend> {
 }
 
 impl<B: Backend> RunState<B> {
+    /// The first `rows` rows of logits of the last step: `[rows, vocab]` f32.
+    pub fn logits(&self, rows: usize) -> View<'_, B> {
+        self.logits.head(rows)
+    }
     /// What products read (norms, attention, gated MLP) has the dtype asked for; what they write and
     /// other ops read on is f32 where the backend prefers it. Buffers for steps of up to `rows` rows, of which up to `logit_rows` yield logits.
     ///

@@ -1,49 +1,35 @@
 //! Which sequences run, and which of their tokens a step computes.
 //!
-//! Pure: no device types and no clocks, so it can be tested as a state machine. Sequences are
-//! admitted in the order of arrival once KV blocks for their longest possible length and a slot
-//! for their adapter are free; they keep both until they end. The first one that does not fit
-//! holds the queue, so nobody is overtaken.
+//! Pure: no device types and no clocks, so it is tested as a state machine. Sequences are admitted in
+//! the order of arrival once there are KV blocks for them and their adapter is on the device. One
+//! whose adapter is not there yet lets later ones pass, but no more of them than the fairness window;
+//! one that lacks KV blocks holds the queue.
 
+mod admission;
+mod policy;
 mod sequence;
+mod share;
 
 use std::collections::VecDeque;
-use std::ops::Range;
 
+pub use policy::{CapacityPolicy, Limits};
 pub use sequence::{Phase, Sequence};
+pub use share::Work;
 
-use crate::adapters::SlotTable;
-use crate::kv::BlockPool;
+use crate::adapters::{AdapterId, AdapterTiers};
+use crate::kv::KvBlocks;
 
-/// Bounds of a step.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Sequences that run at a time.
-    pub max_batch_size: usize,
-    /// Rows of one step.
-    pub max_num_tokens: usize,
-    /// Rows of one step that yield logits.
-    pub max_logit_rows: usize,
-}
-
-/// A sequence's share of a step.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Work {
-    /// Index of the sequence among those running.
-    pub sequence: usize,
-    /// Positions to compute.
-    pub positions: Range<usize>,
-    /// Whether logits of every position are wanted, or only of the last one of a complete prompt.
-    pub all_logits: bool,
-    /// Whether a token follows: the last position known is among those computed.
-    pub samples: bool,
-}
-
-impl Work {
-    /// Rows of logits that this share yields.
-    pub fn logit_rows(&self) -> usize {
-        if self.all_logits { self.positions.len() } else { usize::from(self.samples) }
-    }
+/// What the scheduler has done, since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SchedulerStats {
+    /// Sequences that wait.
+    pub waiting: usize,
+    /// Sequences that run.
+    pub running: usize,
+    /// Sequences that were put back to make room, each time.
+    pub preemptions: u64,
+    /// The most later sequences that were admitted before one that waited for its adapter.
+    pub most_overtaken: usize,
 }
 
 /// Sequences waiting and running, and the memory they hold.
@@ -52,20 +38,36 @@ pub struct Scheduler<T> {
     limits: Limits,
     waiting: VecDeque<Sequence<T>>,
     running: Vec<Sequence<T>>,
+    /// Blocks that running sequences may still take.
+    reserved: usize,
+    preemptions: u64,
+    most_overtaken: usize,
     /// KV blocks.
-    pub blocks: BlockPool,
-    /// Adapter slots.
-    pub slots: SlotTable,
+    pub kv: KvBlocks,
+    /// Adapters by where they are.
+    pub tiers: AdapterTiers,
 }
 
 impl<T> Scheduler<T> {
     /// No sequences yet.
-    pub fn new(limits: Limits, blocks: BlockPool, slots: SlotTable) -> Self {
-        Self { limits, waiting: VecDeque::new(), running: Vec::new(), blocks, slots }
+    pub fn new(limits: Limits, kv: KvBlocks, tiers: AdapterTiers) -> Self {
+        Self {
+            limits,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            reserved: 0,
+            preemptions: 0,
+            most_overtaken: 0,
+            kv,
+            tiers,
+        }
     }
 
-    /// Queues a sequence.
+    /// Queues a sequence, whose `max_len` tokens must fit the KV cache.
     pub fn submit(&mut self, sequence: Sequence<T>) {
+        if let Some(id) = sequence.adapter {
+            self.tiers.lease(id);
+        }
         self.waiting.push_back(sequence);
     }
 
@@ -75,93 +77,99 @@ impl<T> Scheduler<T> {
     }
 
     /// Sequences that run, in the order of their admission.
-    pub fn running(&mut self) -> &mut [Sequence<T>] {
+    pub fn running(&self) -> &[Sequence<T>] {
+        &self.running
+    }
+
+    /// Sequences that run, in the order of their admission.
+    pub fn running_mut(&mut self) -> &mut [Sequence<T>] {
         &mut self.running
     }
 
-    /// Admits waiting sequences while they fit. Returns the indices of admitted sequences whose
-    /// adapter has to be written into its slot before the next step.
-    pub fn admit(&mut self) -> Vec<usize> {
-        let mut fresh = Vec::new();
-        while self.running.len() < self.limits.max_batch_size {
-            let Some(next) = self.waiting.front() else { break };
-            if self.blocks.blocks_for(next.max_len) > self.blocks.available() {
-                break;
-            }
-            let slotted = match next.adapter {
-                None => None,
-                Some(adapter) => match self.slots.acquire(adapter) {
-                    None => break,
-                    some => some,
-                },
-            };
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
-            sequence.slot = slotted.map(|s| s.slot);
-            let count = self.blocks.blocks_for(sequence.max_len);
-            sequence.blocks = self.blocks.take(count).unwrap_or_default();
-            if slotted.is_some_and(|s| s.fresh) {
-                fresh.push(self.running.len());
-            }
-            self.running.push(sequence);
-        }
-        fresh
+    /// Sequences that wait, in their order.
+    pub fn waiting(&self) -> impl ExactSizeIterator<Item = &Sequence<T>> {
+        self.waiting.iter()
     }
 
-    /// Shares a step among the running sequences: one row for each that decodes, then prompts in
-    /// the order of admission, cut into chunks where they do not fit.
-    pub fn plan(&self) -> Vec<Work> {
-        let (mut rows, mut logits) = (self.limits.max_num_tokens, self.limits.max_logit_rows);
-        let mut works = Vec::new();
-        for phase in [Phase::Decode, Phase::Prefill] {
-            for (i, sequence) in self.running.iter().enumerate() {
-                if sequence.phase() != phase {
-                    continue;
-                }
-                let room = if sequence.all_logits { rows.min(logits) } else { rows };
-                let Some(work) = share(i, sequence, room).filter(|w| w.logit_rows() <= logits)
-                else {
-                    continue;
-                };
-                rows -= work.positions.len();
-                logits -= work.logit_rows();
-                works.push(work);
-            }
+    /// What it has done.
+    pub fn stats(&self) -> SchedulerStats {
+        SchedulerStats {
+            waiting: self.waiting.len(),
+            running: self.running.len(),
+            preemptions: self.preemptions,
+            most_overtaken: self.most_overtaken,
         }
-        works
     }
 
-    /// Removes the sequences that `ended` says have ended and frees what they held.
-    pub fn retire(&mut self, ended: impl Fn(&Sequence<T>) -> bool) -> Vec<Sequence<T>> {
-        let (done, running) = std::mem::take(&mut self.running).into_iter().partition(&ended);
-        self.running = running;
-        let mut done: Vec<Sequence<T>> = done;
+    /// Takes in that a share of a step was computed, and the token drawn after it.
+    pub fn commit(&mut self, work: &Work, token: Option<u32>) {
+        let size = self.kv.plan().tokens_per_block;
+        let sequence = &mut self.running[work.sequence];
+        sequence.computed = work.positions.end;
+        sequence.reported = sequence.reported.max(work.positions.end);
+        while (sequence.published + 1) * size <= sequence.computed {
+            let index = sequence.published;
+            let tokens = &sequence.tokens[index * size..(index + 1) * size];
+            self.kv.publish(sequence.root, &mut sequence.blocks, index, tokens);
+            sequence.published += 1;
+        }
+        sequence.tokens.extend(token);
+    }
+
+    /// Removes the running sequences that `ended` says have ended and frees what they held.
+    pub fn retire(&mut self, ended: impl FnMut(&mut Sequence<T>) -> bool) -> Vec<Sequence<T>> {
+        let mut done: Vec<_> = self.running.extract_if(.., ended).collect();
         for sequence in &mut done {
-            self.blocks.give(std::mem::take(&mut sequence.blocks));
-            if let Some(slot) = sequence.slot.take() {
-                self.slots.release(slot);
-            }
+            self.publish_tail(sequence);
+            self.let_go(sequence);
+            self.end(sequence);
         }
         done
     }
 
     /// Removes waiting sequences.
-    pub fn cancel_waiting(&mut self, cancelled: impl Fn(&Sequence<T>) -> bool) -> Vec<Sequence<T>> {
+    pub fn cancel_waiting(
+        &mut self,
+        mut cancelled: impl FnMut(&Sequence<T>) -> bool,
+    ) -> Vec<Sequence<T>> {
+        let all = std::mem::take(&mut self.waiting);
         let (gone, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(&cancelled);
+            all.into_iter().partition(|sequence| cancelled(sequence));
         self.waiting = waiting.into();
+        gone.iter().for_each(|sequence| self.end(sequence));
         gone
     }
-}
 
-/// As much of a sequence's uncomputed tokens as `room` rows hold.
-fn share<T>(index: usize, sequence: &Sequence<T>, room: usize) -> Option<Work> {
-    let end = sequence.len().min(sequence.computed + room);
-    (end > sequence.computed).then(|| Work {
-        sequence: index,
-        positions: sequence.computed..end,
-        all_logits: sequence.all_logits && sequence.phase() == Phase::Prefill,
-        samples: end == sequence.len(),
-    })
+    /// Adapters that sequences wait for or run with.
+    pub fn adapters_in_use(&self) -> impl Iterator<Item = AdapterId> + '_ {
+        self.waiting.iter().chain(&self.running).filter_map(|sequence| sequence.adapter)
+    }
+
+    /// Frees what a sequence that ran holds.
+    fn let_go(&mut self, sequence: &mut Sequence<T>) {
+        self.kv.close(std::mem::take(&mut sequence.blocks));
+        self.reserved -= std::mem::take(&mut sequence.reserved);
+        (sequence.computed, sequence.published) = (0, 0);
+        if let (Some(id), Some(_)) = (sequence.adapter, sequence.slot.take()) {
+            self.tiers.unpin(id);
+        }
+    }
+
+    /// Makes a last block known that is not full.
+    fn publish_tail(&mut self, sequence: &mut Sequence<T>) {
+        let from = sequence.published * self.kv.plan().tokens_per_block;
+        if from < sequence.computed {
+            let tail = &sequence.tokens[from..sequence.computed];
+            let index = sequence.published;
+            self.kv.publish_tail(sequence.root, &sequence.blocks, index, tail);
+        }
+    }
+
+    fn end(&mut self, sequence: &Sequence<T>) {
+        if let Some(id) = sequence.adapter {
+            self.tiers.unlease(id);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! One sequence, as far as scheduling goes.
 
-use lora_core::Generation;
+use crate::adapters::AdapterId;
+use crate::kv::{BlockId, Root};
 
 /// What a sequence does next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
-    /// Part of its prompt is uncomputed.
+    /// Several of its tokens, or its whole prompt, are uncomputed.
     Prefill,
-    /// Its last token is uncomputed.
+    /// Only its last token is uncomputed, one that was generated.
     Decode,
 }
 
@@ -20,35 +21,49 @@ pub struct Sequence<T> {
     pub tokens: Vec<u32>,
     /// Tokens of the prompt; at least one.
     pub prompt_len: usize,
-    /// Tokens whose keys and values are cached.
-    pub computed: usize,
     /// The length at which the sequence ends at the latest.
     pub max_len: usize,
-    /// The adapter, by content.
-    pub adapter: Option<Generation>,
+    /// The adapter.
+    pub adapter: Option<AdapterId>,
     /// Whether logits of every prompt position are wanted.
     pub all_logits: bool,
-    /// KV blocks held, in the order of positions.
-    pub blocks: Vec<u32>,
-    /// Slot pinned.
-    pub slot: Option<usize>,
     /// What the owner keeps with it.
     pub data: T,
+    pub(super) computed: usize,
+    /// Prompt positions whose logits were computed, if they are wanted.
+    pub(super) reported: usize,
+    /// KV blocks held, in the order of positions.
+    pub(super) blocks: Vec<BlockId>,
+    /// Leading blocks that the prefix tree knows.
+    pub(super) published: usize,
+    /// Blocks set aside for tokens to come.
+    pub(super) reserved: usize,
+    /// Slot of the adapter, which is pinned.
+    pub(super) slot: Option<usize>,
+    /// What keys and values depend on besides tokens; known while it runs.
+    pub(super) root: Root,
+    /// Later sequences that were admitted before it while it waited for its adapter.
+    pub(super) overtaken: usize,
 }
 
 impl<T> Sequence<T> {
     /// A sequence that has computed and holds nothing yet.
-    pub fn new(prompt: Vec<u32>, max_len: usize, adapter: Option<Generation>, data: T) -> Self {
+    pub fn new(prompt: Vec<u32>, max_len: usize, adapter: Option<AdapterId>, data: T) -> Self {
         Self {
             prompt_len: prompt.len(),
             tokens: prompt,
-            computed: 0,
             max_len,
             adapter,
             all_logits: false,
-            blocks: Vec::new(),
-            slot: None,
             data,
+            computed: 0,
+            reported: 0,
+            blocks: Vec::new(),
+            published: 0,
+            reserved: 0,
+            slot: None,
+            root: None,
+            overtaken: 0,
         }
     }
 
@@ -67,14 +82,53 @@ impl<T> Sequence<T> {
         self.tokens.len() - self.prompt_len
     }
 
+    /// Tokens whose keys and values are cached.
+    pub fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// KV blocks held, in the order of positions.
+    pub fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
+    /// Slot of its adapter while it runs.
+    pub fn slot(&self) -> Option<usize> {
+        self.slot
+    }
+
+    /// Later sequences that were admitted before it while it waited for its adapter.
+    pub fn overtaken(&self) -> usize {
+        self.overtaken
+    }
+
     /// What it does next.
     pub fn phase(&self) -> Phase {
-        if self.computed < self.prompt_len { Phase::Prefill } else { Phase::Decode }
+        let decodes = self.computed + 1 == self.len() && self.generated() > 0;
+        if decodes { Phase::Decode } else { Phase::Prefill }
     }
 
     /// Row of the KV caches for a position.
     pub fn kv_slot(&self, position: usize, tokens_per_block: usize) -> usize {
         let block = self.blocks[position / tokens_per_block] as usize;
         block * tokens_per_block + position % tokens_per_block
+    }
+
+    /// First position from which on logits are wanted, if a step computes up to `end`.
+    pub(super) fn logits_from(&self, end: usize) -> usize {
+        let last = if end == self.len() { end - 1 } else { end };
+        match self.all_logits && self.reported < self.prompt_len {
+            true => last.min(self.reported.max(self.computed)),
+            false => last,
+        }
+    }
+
+    /// Tokens that may come from the cache: all but the last one, whose logits are wanted, or none
+    /// where those of the prompt are.
+    pub(super) fn reusable(&self) -> usize {
+        match self.all_logits && self.reported < self.prompt_len {
+            true => 0,
+            false => self.len() - 1,
+        }
     }
 }

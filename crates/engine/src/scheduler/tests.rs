@@ -1,35 +1,64 @@
+use lora_core::Generation;
 use proptest::prelude::*;
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
 use super::*;
-use lora_core::Generation;
+use crate::adapters::{Order, TierSize};
+use crate::kv::KvPlan;
 
-const LIMITS: Limits = Limits { max_batch_size: 3, max_num_tokens: 8, max_logit_rows: 4 };
+const BLOCK: usize = 4;
+const BLOCKS: usize = 8;
+const WINDOW: usize = 3;
+const LIMITS: Limits = Limits {
+    max_batch_size: 3,
+    max_num_tokens: 8,
+    max_logit_rows: 4,
+    policy: CapacityPolicy::GuaranteedNoEvict,
+    fairness_window: WINDOW,
+};
 
-fn scheduler(blocks: usize, slots: usize) -> Scheduler<usize> {
-    Scheduler::new(LIMITS, BlockPool::new(blocks, 4), SlotTable::new(slots))
+fn scheduler(policy: CapacityPolicy, blocks: usize, slots: usize) -> Scheduler<usize> {
+    let plan = KvPlan { blocks, tokens_per_block: BLOCK, reuse: true, partial_reuse: true };
+    let tiers =
+        AdapterTiers::new(TierSize::of_adapters(slots + 1), TierSize::of_adapters(slots), 1);
+    Scheduler::new(Limits { policy, ..LIMITS }, KvBlocks::new(plan), tiers)
 }
 
-fn sequence(id: usize, prompt: usize, new: usize, adapter: Option<u8>) -> Sequence<usize> {
-    let adapter = adapter.map(|n| Generation([n; 32]));
-    Sequence::new(vec![0; prompt], prompt + new, adapter, id)
+fn guaranteed(blocks: usize, slots: usize) -> Scheduler<usize> {
+    scheduler(CapacityPolicy::GuaranteedNoEvict, blocks, slots)
 }
 
-/// Pretends that a step ran: marks what was computed and appends a token where one was sampled.
+fn sequence(id: usize, prompt: usize, new: usize, adapter: Option<u64>) -> Sequence<usize> {
+    // Prompts share their beginnings, so that prefixes are found.
+    let tokens = (0..prompt as u32).collect();
+    Sequence::new(tokens, prompt + new, adapter.map(AdapterId), id)
+}
+
+/// Pretends that a step ran.
 fn run_step(s: &mut Scheduler<usize>) -> Vec<Work> {
     let works = s.plan();
     for work in &works {
-        let sequence = &mut s.running()[work.sequence];
-        sequence.computed = work.positions.end;
-        if work.samples {
-            sequence.tokens.push(0);
-        }
+        s.commit(work, work.samples.then_some(7));
     }
     works
 }
 
+/// Carries out one order.
+fn carry_out(s: &mut Scheduler<usize>, order: Order) {
+    match order {
+        Order::Read(id) => s.tiers.loaded(id, Generation([id.0 as u8; 32]), 1).unwrap(),
+        Order::Copy(id, _) => s.tiers.copied(id),
+        Order::Drop(_) | Order::Clear(_) | Order::Forget(_) => (),
+    }
+}
+
+fn running(s: &Scheduler<usize>) -> Vec<usize> {
+    s.running().iter().map(|sequence| sequence.data).collect()
+}
+
 #[test]
 fn decoding_comes_before_new_prompts_and_prompts_are_cut() {
-    let mut s = scheduler(16, 0);
+    let mut s = guaranteed(16, 0);
     s.submit(sequence(0, 2, 4, None));
     s.admit();
     run_step(&mut s);
@@ -42,53 +71,295 @@ fn decoding_comes_before_new_prompts_and_prompts_are_cut() {
 
 #[test]
 fn a_sequence_that_wants_all_logits_never_exceeds_the_logit_rows() {
-    let mut s = scheduler(16, 0);
+    let mut s = guaranteed(16, 0);
+    s.submit(sequence(0, 6, 1, None));
+    s.admit();
+    run_step(&mut s);
+    s.retire(|_| true);
     let mut all = sequence(0, 6, 1, None);
     all.all_logits = true;
     s.submit(all);
     s.admit();
     let rows: Vec<_> = (0..2).map(|_| run_step(&mut s)[0].positions.clone()).collect();
-    assert_eq!(rows, [0..4, 4..6]);
+    assert_eq!(rows, [0..4, 4..6], "nor are its prompt's logits skipped for a known prefix");
 }
 
 #[test]
-fn the_queue_keeps_its_order_while_the_slots_are_taken() {
-    let mut s = scheduler(16, 1);
-    for (id, adapter) in [(0, Some(1)), (1, Some(2)), (2, None)] {
-        s.submit(sequence(id, 1, 1, adapter));
+fn a_prompt_that_was_computed_before_is_not_computed_again() {
+    let mut s = guaranteed(16, 0);
+    for cached in [0, 5] {
+        s.submit(sequence(0, 6, 1, None));
+        let copies = s.admit();
+        assert_eq!(copies.len(), usize::from(cached > 0));
+        let work = run_step(&mut s).remove(0);
+        assert_eq!(work.positions, cached..6);
+        s.retire(|_| true);
     }
-    assert_eq!(s.admit(), [0]);
-    assert_eq!(s.running().len(), 1);
-    s.retire(|_| true);
-    assert_eq!(s.admit(), [0]);
-    let running: Vec<_> = s.running().iter().map(|q| q.data).collect();
-    assert_eq!(running, [1, 2]);
+    assert_eq!((s.kv.stats().hit_tokens, s.kv.held()), (5, 0));
 }
 
-proptest! {
-    #[test]
-    fn every_sequence_ends_once_and_gives_back_what_it_held(
-        requests in prop::collection::vec((1usize..20, 1usize..6, prop::option::of(0u8..4)), 0..20),
-    ) {
-        let mut s = scheduler(8, 2);
-        for (id, (prompt, new, adapter)) in requests.iter().enumerate() {
-            s.submit(sequence(id, *prompt, *new, *adapter));
-        }
-        let mut ended = Vec::new();
-        for _ in 0..2000 {
-            if s.is_idle() {
-                break;
-            }
+#[test]
+fn equal_prompts_of_two_adapters_share_no_block() {
+    let mut s = guaranteed(16, 2);
+    for (id, adapter) in [(0, Some(1)), (1, Some(2)), (2, None)] {
+        s.submit(sequence(id, 6, 1, adapter));
+        for _ in 0..3 {
             s.admit();
-            let works = run_step(&mut s);
-            prop_assert!(!works.is_empty(), "a step must make progress");
-            prop_assert!(works.iter().map(|w| w.positions.len()).sum::<usize>() <= 8);
-            prop_assert!(works.iter().map(Work::logit_rows).sum::<usize>() <= 4);
-            ended.extend(s.retire(|q| q.len() >= q.max_len).into_iter().map(|q| q.data));
+            s.tiers.take_orders().into_iter().for_each(|order| carry_out(&mut s, order));
         }
-        ended.sort_unstable();
-        prop_assert_eq!(ended, (0..requests.len()).collect::<Vec<_>>());
-        prop_assert_eq!(s.blocks.available(), s.blocks.total());
-        prop_assert_eq!(s.slots.pins(), 0);
+        s.admit();
+        run_step(&mut s);
     }
+    assert_eq!((s.kv.held(), s.kv.stats().hit_tokens), (6, 0));
+}
+
+#[test]
+fn a_cold_adapter_lets_later_sequences_pass_as_far_as_the_window() {
+    let mut s = guaranteed(16, 1);
+    s.submit(sequence(0, 1, 1, Some(1)));
+    for id in 1..=2 * WINDOW {
+        s.submit(sequence(id, 1, 1, None));
+    }
+    let mut started = Vec::new();
+    for _ in 0..4 {
+        s.admit();
+        started.extend(running(&s));
+        s.retire(|_| true);
+    }
+    assert_eq!(started, (1..=WINDOW).collect::<Vec<_>>());
+    assert_eq!(s.stats().most_overtaken, WINDOW);
+    for _ in 0..2 {
+        s.tiers.take_orders().into_iter().for_each(|order| carry_out(&mut s, order));
+        s.admit();
+    }
+    assert_eq!(running(&s)[0], 0);
+}
+
+#[test]
+fn a_sequence_that_lacks_blocks_holds_the_queue() {
+    let mut s = guaranteed(2, 0);
+    for (id, new) in [(0, 4), (1, 4), (2, 1)] {
+        s.submit(sequence(id, 1, new, None));
+    }
+    s.admit();
+    assert_eq!(running(&s), [0]);
+    s.retire(|_| true);
+    s.admit();
+    assert_eq!(running(&s), [1]);
+}
+
+#[test]
+fn under_max_utilization_the_one_that_started_last_is_put_back_and_resumes() {
+    let mut s = scheduler(CapacityPolicy::MaxUtilization, 3, 0);
+    for id in 0..2 {
+        s.submit(sequence(id, 4, 6, None));
+    }
+    let mut lengths = Vec::new();
+    for _ in 0..40 {
+        s.admit();
+        run_step(&mut s);
+        for ended in s.retire(|q| q.len() >= q.max_len) {
+            lengths.push((ended.data, ended.len()));
+        }
+    }
+    assert_eq!(lengths, [(0, 10), (1, 10)]);
+    assert!(s.stats().preemptions > 0);
+    assert_eq!(s.kv.held(), 0);
+}
+
+/// What a user may do, and the device.
+#[derive(Clone, Debug)]
+enum Event {
+    Submit {
+        prompt: usize,
+        new: usize,
+        adapter: Option<u64>,
+        all_logits: bool,
+    },
+    Step,
+    /// Some order is carried out, though not the oldest one by need.
+    Answer(prop::sample::Index),
+    /// A read or copy fails.
+    Fail(prop::sample::Index),
+    Abort(prop::sample::Index),
+    Unload(u64),
+}
+
+/// Events may come in any order, so there is no state to refer to but the policy.
+struct Anything;
+
+impl ReferenceStateMachine for Anything {
+    type State = CapacityPolicy;
+    type Transition = Event;
+
+    fn init_state() -> BoxedStrategy<CapacityPolicy> {
+        let policies = [CapacityPolicy::GuaranteedNoEvict, CapacityPolicy::MaxUtilization];
+        prop::sample::select(policies.to_vec()).boxed()
+    }
+
+    fn transitions(_: &CapacityPolicy) -> BoxedStrategy<Event> {
+        let submit = (1usize..20, 1usize..6, prop::option::of(0u64..6), prop::bool::weighted(0.1))
+            .prop_map(|(prompt, new, adapter, all_logits)| Event::Submit {
+                prompt,
+                new,
+                adapter,
+                all_logits,
+            });
+        let index = any::<prop::sample::Index>;
+        prop_oneof![
+            4 => submit,
+            8 => Just(Event::Step),
+            6 => index().prop_map(Event::Answer),
+            1 => index().prop_map(Event::Fail),
+            1 => index().prop_map(Event::Abort),
+            1 => (0u64..6).prop_map(Event::Unload),
+        ]
+        .boxed()
+    }
+
+    fn apply(state: CapacityPolicy, _: &Event) -> CapacityPolicy {
+        state
+    }
+}
+
+/// The scheduler with a device that answers late.
+struct Machine {
+    scheduler: Scheduler<usize>,
+    orders: Vec<Order>,
+    /// Ids of sequences that have not ended, and how often each has.
+    ended: Vec<usize>,
+    retired: std::collections::BTreeSet<AdapterId>,
+}
+
+impl Machine {
+    fn submit(&mut self, prompt: usize, new: usize, adapter: Option<u64>, all_logits: bool) {
+        // A name that was unloaded comes back as another adapter.
+        let adapter = adapter.map(|mut id| {
+            while self.retired.contains(&AdapterId(id)) {
+                id += 10;
+            }
+            id
+        });
+        let mut sequence = sequence(self.ended.len(), prompt, new, adapter);
+        sequence.all_logits = all_logits;
+        self.ended.push(0);
+        self.scheduler.submit(sequence);
+    }
+
+    fn step(&mut self) -> bool {
+        self.scheduler.admit();
+        self.orders.extend(self.scheduler.tiers.take_orders());
+        let works = run_step(&mut self.scheduler);
+        let rows: usize = works.iter().map(|work| work.positions.len()).sum();
+        let logits: usize = works.iter().map(Work::logit_rows).sum();
+        assert!(rows <= LIMITS.max_num_tokens && logits <= LIMITS.max_logit_rows);
+        assert!(self.scheduler.running().len() <= LIMITS.max_batch_size);
+        let done = self.scheduler.retire(|sequence| sequence.len() >= sequence.max_len);
+        done.iter().for_each(|sequence| self.ended[sequence.data] += 1);
+        !works.is_empty()
+    }
+
+    fn answer(&mut self, at: usize, fails: bool) {
+        let order = self.orders.remove(at);
+        let (Order::Read(id) | Order::Copy(id, _)) = order else { return };
+        if !fails {
+            return carry_out(&mut self.scheduler, order);
+        }
+        self.scheduler.tiers.failed(id);
+        for gone in self.scheduler.cancel_waiting(|sequence| sequence.adapter == Some(id)) {
+            self.ended[gone.data] += 1;
+        }
+    }
+
+    fn abort(&mut self, index: &prop::sample::Index) {
+        if self.ended.is_empty() {
+            return;
+        }
+        let id = index.index(self.ended.len());
+        let mut gone = self.scheduler.cancel_waiting(|sequence| sequence.data == id);
+        gone.extend(self.scheduler.retire(|sequence| sequence.data == id));
+        gone.iter().for_each(|sequence| self.ended[sequence.data] += 1);
+    }
+
+    fn check(&self) {
+        let s = &self.scheduler;
+        let pins = s.running().iter().filter(|sequence| sequence.adapter.is_some()).count();
+        assert_eq!(s.tiers.pins(), pins);
+        let (host, device) = s.tiers.fill();
+        assert!(host.adapters() <= 3 && device.adapters() <= 2);
+        assert!(s.waiting().all(|sequence| sequence.overtaken() <= WINDOW));
+        let unended = self.ended.iter().filter(|count| **count == 0).count();
+        assert_eq!(unended, s.waiting().len() + s.running().len());
+        assert!(self.ended.iter().all(|count| *count <= 1), "a sequence ended twice");
+        for sequence in s.running() {
+            assert!(sequence.blocks().len() * BLOCK >= sequence.computed());
+            if let Some(id) = sequence.adapter {
+                assert_eq!(sequence.root, s.tiers.ready(id), "its adapter stays on the device");
+            }
+        }
+    }
+}
+
+impl StateMachineTest for Machine {
+    type SystemUnderTest = Self;
+    type Reference = Anything;
+
+    fn init_test(policy: &CapacityPolicy) -> Self {
+        let scheduler = scheduler(*policy, BLOCKS, 2);
+        Self { scheduler, orders: Vec::new(), ended: Vec::new(), retired: Default::default() }
+    }
+
+    fn apply(mut machine: Self, _: &CapacityPolicy, event: Event) -> Self {
+        match event {
+            Event::Submit { prompt, new, adapter, all_logits } => {
+                machine.submit(prompt, new, adapter, all_logits);
+            }
+            Event::Step => drop(machine.step()),
+            Event::Answer(at) if !machine.orders.is_empty() => {
+                machine.answer(at.index(machine.orders.len()), false);
+            }
+            Event::Fail(at) if !machine.orders.is_empty() => {
+                machine.answer(at.index(machine.orders.len()), true);
+            }
+            Event::Answer(_) | Event::Fail(_) => (),
+            Event::Abort(index) => machine.abort(&index),
+            Event::Unload(adapter) => {
+                let mut id = AdapterId(adapter);
+                while !machine.retired.insert(id) {
+                    id.0 += 10;
+                }
+                machine.scheduler.tiers.retire(id);
+            }
+        }
+        machine
+    }
+
+    fn check_invariants(machine: &Self, _: &CapacityPolicy) {
+        machine.check();
+    }
+
+    /// Everything ends once the device answers, and nothing stays held.
+    fn teardown(mut machine: Self, _: CapacityPolicy) {
+        let mut idle = 0;
+        while !machine.scheduler.is_idle() {
+            let worked = machine.step();
+            let answers = !machine.orders.is_empty();
+            while !machine.orders.is_empty() {
+                machine.answer(0, false);
+            }
+            idle = if worked || answers { 0 } else { idle + 1 };
+            assert!(idle < 2, "nothing moves, and sequences wait");
+            machine.check();
+        }
+        let s = &machine.scheduler;
+        assert!(machine.ended.iter().all(|count| *count == 1));
+        assert_eq!((s.tiers.pins(), s.kv.held(), s.reserved), (0, 0, 0));
+        assert_eq!(s.kv.available(), BLOCKS);
+    }
+}
+
+prop_state_machine! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_comes_nothing_leaks_and_everything_ends_once(sequential 1..80 => Machine);
 }

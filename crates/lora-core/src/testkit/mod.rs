@@ -1,5 +1,7 @@
-//! Synthetic adapters, for tests and benchmarks.
+//! Synthetic adapters, and a device that computes nothing: for tests and benchmarks.
 
 mod make;
+mod null;
 
 pub use make::{Recipe, random_adapter, write_peft};
+pub use null::{NullBackend, NullBuf, NullComm, NullLinear};

@@ -1,50 +1,133 @@
-//! Putting an adapter into a slot of every site of a model.
+//! Putting adapters into the slots of a model's sites, a few sites at a time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use lora_core::lora::{LoraSite, SlotLowRank, SlotSlice};
 use lora_core::{Adapter, Backend, HostTensor, LayerIdx, LowRank, SiteKey, SiteWeights};
 use thiserror::Error;
 
+use super::tiers::AdapterId;
 use crate::model::{DenseModel, Projection};
 
 /// Why a checked adapter could not be made resident.
 #[derive(Debug, Error)]
-pub enum ApplyError {
-    /// The device refused.
-    #[error("{site}: {cause}")]
-    Device {
-        /// The site.
-        site: String,
-        /// Why.
-        cause: lora_core::Error,
-    },
+#[error("{site}: {cause}")]
+pub struct WriteError {
+    /// The site.
+    pub site: String,
+    /// Why the device refused.
+    pub cause: lora_core::Error,
 }
 
-/// Writes `adapter` into `slot` of every site, clearing what another adapter left there.
-///
-/// # Errors
-/// [`ApplyError`] naming the site; the slot must then not be used.
-pub fn apply<B: Backend>(
+/// What becomes of a slot.
+struct Job {
+    slot: usize,
+    /// `None`: the slot is cleared.
+    adapter: Option<(AdapterId, Arc<Adapter>)>,
+    /// Site to be written next.
+    site: usize,
+}
+
+/// Slots to be written, in order. They are written between steps, a bounded number of bytes each
+/// time, so that running sequences go on.
+#[derive(Default)]
+pub struct CopyQueue {
+    jobs: VecDeque<Job>,
+}
+
+impl CopyQueue {
+    /// Whether nothing is left to write.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// Writes `adapter` into `slot`, over what is there.
+    pub fn push(&mut self, slot: usize, id: AdapterId, adapter: Arc<Adapter>) {
+        // Every site is written, so what the slot held need not be cleared first.
+        self.jobs.retain(|job| job.slot != slot || job.adapter.is_some());
+        self.jobs.push_back(Job { slot, adapter: Some((id, adapter)), site: 0 });
+    }
+
+    /// Frees what `slot` holds; a write to it that is not complete is given up.
+    pub fn clear(&mut self, slot: usize) {
+        self.jobs.retain(|job| job.slot != slot);
+        self.jobs.push_back(Job { slot, adapter: None, site: 0 });
+    }
+
+    /// Writes at least one site and stops after `bytes` bytes. Returns the adapters that are
+    /// complete, or failed; a slot whose write failed must be cleared.
+    pub fn advance<B: Backend>(
+        &mut self,
+        be: &B,
+        q: &mut B::Queue,
+        model: &mut DenseModel<B>,
+        bytes: usize,
+    ) -> Vec<(AdapterId, Result<(), WriteError>)> {
+        let (mut written, mut done) = (0, Vec::new());
+        while let Some(job) = self.jobs.front_mut() {
+            let adapter = job.adapter.as_ref().map(|(_, adapter)| adapter.as_ref());
+            let result = write_site(be, q, model, job.slot, adapter, job.site);
+            job.site += 1;
+            let complete = match result {
+                Ok(bytes) => {
+                    written += bytes;
+                    (job.site == sites(model)).then_some(Ok(()))
+                }
+                Err(error) => Some(Err(error)),
+            };
+            if let Some(result) = complete {
+                let job = self.jobs.pop_front();
+                done.extend(job.and_then(|job| Some((job.adapter?.0, result))));
+            }
+            if written > bytes {
+                break;
+            }
+        }
+        done
+    }
+}
+
+/// Sites of a model: embedding, head, and four in each layer.
+fn sites<B: Backend>(model: &DenseModel<B>) -> usize {
+    2 + 4 * model.layers.len()
+}
+
+/// Writes an adapter's part of one site into `slot`, or clears what another one left there.
+/// Returns the bytes of that part.
+fn write_site<B: Backend>(
     be: &B,
     q: &mut B::Queue,
     model: &mut DenseModel<B>,
     slot: usize,
-    adapter: &Adapter,
-) -> Result<(), ApplyError> {
+    adapter: Option<&Adapter>,
+    index: usize,
+) -> Result<usize, WriteError> {
     let mut writer = Writer { be, q, slot, adapter };
-    let base = Base { weight: &model.embed, bias: None };
-    writer.write(&mut model.embed_site, &[SiteKey::Embed], &base)?;
-    // Not `head()`: the site beside it is borrowed as well.
-    let head = model.lm_head.as_ref().unwrap_or(&model.embed);
-    writer.write(&mut model.head_site, &[SiteKey::Head], &Base { weight: head, bias: None })?;
-    for (i, layer) in model.layers.iter_mut().enumerate() {
-        for projection in [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down] {
-            let Projection { weight, bias, modules, site } = projection;
-            let keys: Vec<SiteKey> =
-                modules.iter().map(|m| SiteKey::Layer(LayerIdx(i as u32), *m)).collect();
-            writer.write(site, &keys, &Base { weight, bias: bias.as_deref() })?;
+    match index {
+        0 => {
+            let base = Base { weight: &model.embed, bias: None };
+            writer.write(&mut model.embed_site, &[SiteKey::Embed], &base)
+        }
+        1 => {
+            // Not `head()`: the site beside it is borrowed as well.
+            let head = model.lm_head.as_ref().unwrap_or(&model.embed);
+            let base = Base { weight: head, bias: None };
+            writer.write(&mut model.head_site, &[SiteKey::Head], &base)
+        }
+        of_layers => {
+            let (i, part) = ((of_layers - 2) / 4, (of_layers - 2) % 4);
+            let layer = &mut model.layers[i];
+            let parts = [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down];
+            let mut parts = parts.into_iter();
+            let Some(Projection { weight, bias, modules, site }) = parts.nth(part) else {
+                return Ok(0);
+            };
+            let key = |module: &_| SiteKey::Layer(LayerIdx(i as u32), *module);
+            let keys: Vec<SiteKey> = modules.iter().map(key).collect();
+            writer.write(site, &keys, &Base { weight, bias: bias.as_deref() })
         }
     }
-    Ok(())
 }
 
 /// The base layer under a site.
@@ -57,26 +140,31 @@ struct Writer<'a, B: Backend> {
     be: &'a B,
     q: &'a mut B::Queue,
     slot: usize,
-    adapter: &'a Adapter,
+    adapter: Option<&'a Adapter>,
 }
 
 impl<B: Backend> Writer<'_, B> {
-    /// Writes the slices `keys` of one site.
+    /// Writes the slices `keys` of one site and returns their bytes.
     fn write(
         &mut self,
         site: &mut LoraSite<B>,
         keys: &[SiteKey],
         base: &Base<'_, B>,
-    ) -> Result<(), ApplyError> {
-        let located = |cause| ApplyError::Device { site: format!("{keys:?}"), cause };
+    ) -> Result<usize, WriteError> {
+        let located = |cause| WriteError { site: format!("{keys:?}"), cause };
         let mut slices = Vec::with_capacity(keys.len());
+        let mut bytes = 0;
         for (key, columns) in keys.iter().zip(site.spec.slices.clone()) {
-            slices.push(match self.adapter.sites.get(key) {
-                Some(weights) => Some(self.slice(weights, columns, base).map_err(located)?),
+            slices.push(match self.adapter.and_then(|adapter| adapter.sites.get(key)) {
+                Some(weights) => {
+                    bytes += weights.tensors().map(|t| t.bytes().len()).sum::<usize>();
+                    Some(self.slice(weights, columns, base).map_err(located)?)
+                }
                 None => None,
             });
         }
-        self.be.write_slot(self.q, site, self.slot, &slices).map_err(located)
+        self.be.write_slot(self.q, site, self.slot, &slices).map_err(located)?;
+        Ok(bytes)
     }
 
     /// Turns an adapter's tensors at one module into the general form of [`LoraSite`].

@@ -1,0 +1,97 @@
+//! Why an adapter cannot serve a request.
+
+use std::path::PathBuf;
+
+use lora_core::Rejections;
+use lora_core::formats::AdapterError;
+use thiserror::Error;
+
+use super::tiers::TooLarge;
+use super::write::WriteError;
+
+/// Why a `lora_request` cannot be served.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The engine was built without LoRA.
+    #[error(
+        "lora_request {name:?}: this engine was built without lora_config and would answer as \
+         the base model; build it with lora_config"
+    )]
+    NotConfigured {
+        /// Name asked for.
+        name: String,
+    },
+    /// A known id or name came with another path.
+    #[error(
+        "{what} is already used for {known}; it cannot also name {asked}: use another one for \
+         another adapter, or unload the first"
+    )]
+    Conflict {
+        /// `lora_int_id 0` or `lora_name "x"`.
+        what: String,
+        /// The adapter it names.
+        known: PathBuf,
+        /// The adapter asked for.
+        asked: PathBuf,
+    },
+    /// One adapter is asked for under a known name with another id, or the other way round.
+    #[error("{} is known as {known}; it cannot also be asked for as {asked}", path.display())]
+    OtherNames {
+        /// The adapter.
+        path: PathBuf,
+        /// Its name and id.
+        known: String,
+        /// Name and id asked for.
+        asked: String,
+    },
+    /// No adapter has this name.
+    #[error("no adapter is named {name:?}; list_adapters gives the names")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// The files are not those that were read first.
+    #[error(
+        "adapter {name:?}: {path} changed since it was read first; load the adapter again to use \
+         the new contents"
+    )]
+    Changed {
+        /// Its name.
+        name: String,
+        /// Its files.
+        path: PathBuf,
+    },
+    /// The adapter cannot be read.
+    #[error("adapter {name:?}: {cause}")]
+    Load {
+        /// Its name.
+        name: String,
+        /// Why.
+        cause: AdapterError,
+    },
+    /// The request or the adapter breaks rules.
+    #[error("adapter {name:?}: {cause}")]
+    Rejected {
+        /// Its name.
+        name: String,
+        /// All of them.
+        cause: Rejections,
+    },
+    /// The adapter is larger than a tier of the cache.
+    #[error("adapter {name:?}: {cause}")]
+    TooLarge {
+        /// Its name.
+        name: String,
+        /// Sizes and knob.
+        cause: TooLarge,
+    },
+    /// The device cannot take the adapter.
+    #[error("adapter {name:?}: {cause}")]
+    Write {
+        /// Its name.
+        name: String,
+        /// The site, and why.
+        cause: WriteError,
+    },
+}

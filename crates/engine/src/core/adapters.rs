@@ -1,0 +1,146 @@
+//! Moving adapters: from files by threads, into slots between steps.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use lora_core::{Adapter, Backend};
+
+use super::message::{Event, SequenceError};
+use super::{Command, Core};
+use crate::adapters::{
+    AdapterId, AdapterRegistry, CopyQueue, Loader, Order, ReadOutcome, Registered, RegistryError,
+};
+
+/// Bytes of adapters that are written between two steps while sequences run: a few milliseconds'
+/// worth, in which a whole adapter of common size goes in a few steps.
+const WRITTEN_BETWEEN_STEPS: usize = 8 << 20;
+
+/// Adapters known to the engine thread, and what is under way for them.
+#[derive(Default)]
+pub struct AdapterStore {
+    registered: HashMap<AdapterId, Arc<Registered>>,
+    /// The host tier's contents.
+    weights: HashMap<AdapterId, Arc<Adapter>>,
+    loader: Option<Loader>,
+    copies: CopyQueue,
+    pub(super) read_time: Duration,
+    pub(super) longest_read: Duration,
+}
+
+impl AdapterStore {
+    /// An empty store that reads by `threads` threads and reports to the engine's inbox.
+    ///
+    /// # Errors
+    /// That of the system if it refuses a thread.
+    pub fn start(
+        threads: usize,
+        registry: &Arc<AdapterRegistry>,
+        inbox: Sender<Command>,
+    ) -> std::io::Result<Self> {
+        // The engine may have stopped when a read is done; nobody wants it then.
+        let report = move |outcome| drop(inbox.send(Command::Read(outcome)));
+        let loader = Loader::start(threads, registry, report)?;
+        Ok(Self { loader: Some(loader), ..Self::default() })
+    }
+
+    /// Remembers what a number stands for.
+    pub(super) fn register(&mut self, entry: &Arc<Registered>) -> AdapterId {
+        self.registered.entry(entry.id).or_insert_with(|| entry.clone());
+        entry.id
+    }
+}
+
+impl<B: Backend> Core<B> {
+    /// Carries out what the tiers ask for and writes slots for a while. Returns whether anything
+    /// was done.
+    pub(super) fn move_adapters(&mut self) -> bool {
+        let orders = self.scheduler.tiers.take_orders();
+        let store = &mut self.adapters;
+        let mut moved = !orders.is_empty() || !store.copies.is_empty();
+        for order in orders {
+            match order {
+                Order::Read(id) => {
+                    if let (Some(loader), Some(entry)) = (&store.loader, store.registered.get(&id))
+                    {
+                        loader.read(entry.clone());
+                    }
+                }
+                Order::Copy(id, slot) => {
+                    if let Some(adapter) = store.weights.get(&id) {
+                        store.copies.push(slot, id, adapter.clone());
+                    }
+                }
+                Order::Drop(id) => drop(store.weights.remove(&id)),
+                Order::Clear(slot) => store.copies.clear(slot),
+                Order::Forget(id) => drop(store.registered.remove(&id)),
+            }
+        }
+        let budget = match self.scheduler.running().is_empty() {
+            true => usize::MAX,
+            false => WRITTEN_BETWEEN_STEPS,
+        };
+        let Self { be, queue, model, adapters, .. } = self;
+        for (id, result) in adapters.copies.advance(be, queue, model, budget) {
+            moved = true;
+            match result {
+                Ok(()) => self.scheduler.tiers.copied(id),
+                Err(cause) => {
+                    let name = self.name_of(id);
+                    self.fail_adapter(id, RegistryError::Write { name, cause });
+                }
+            }
+        }
+        moved
+    }
+
+    /// Takes in what a loader thread read.
+    pub(super) fn take_read(&mut self, outcome: ReadOutcome) {
+        let ReadOutcome { entry, result, took } = outcome;
+        self.adapters.read_time += took;
+        self.adapters.longest_read = self.adapters.longest_read.max(took);
+        let taken = result.and_then(|adapter| self.take_weights(&entry, adapter));
+        if let Err(error) = taken {
+            self.fail_adapter(entry.id, error);
+        }
+    }
+
+    /// Takes in an adapter that the user loaded.
+    pub(super) fn install(
+        &mut self,
+        entry: &Arc<Registered>,
+        adapter: Arc<Adapter>,
+        keep: bool,
+    ) -> Result<(), Arc<RegistryError>> {
+        let id = self.adapters.register(entry);
+        self.scheduler.tiers.keep(id, keep);
+        self.take_weights(entry, adapter).inspect_err(|_| self.scheduler.tiers.retire(id))
+    }
+
+    fn take_weights(
+        &mut self,
+        entry: &Registered,
+        adapter: Arc<Adapter>,
+    ) -> Result<(), Arc<RegistryError>> {
+        let (generation, bytes) = (adapter.generation, adapter.bytes() as u64);
+        self.adapters.weights.insert(entry.id, adapter);
+        self.scheduler.tiers.loaded(entry.id, generation, bytes).map_err(|cause| {
+            let name = entry.name().to_owned();
+            Arc::new(RegistryError::TooLarge { name, cause })
+        })
+    }
+
+    /// Ends the sequences that wait for an adapter which cannot be used. None runs with it.
+    fn fail_adapter(&mut self, id: AdapterId, error: impl Into<Arc<RegistryError>>) {
+        let error = SequenceError::Adapter(error.into());
+        self.scheduler.tiers.failed(id);
+        for mut sequence in self.scheduler.cancel_waiting(|s| s.adapter == Some(id)) {
+            sequence.data.finish(&Event::Failed(error.clone()));
+        }
+    }
+
+    fn name_of(&self, id: AdapterId) -> String {
+        self.adapters.registered.get(&id).map_or_else(String::new, |e| e.name().to_owned())
+    }
+}

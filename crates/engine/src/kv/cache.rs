@@ -1,0 +1,252 @@
+//! The KV cache as the scheduler sees it: blocks of sequences, and prefixes that outlive them.
+
+use super::pool::{BlockId, BlockPool};
+use super::prefix::{PrefixTree, Root};
+
+/// Sizes and habits of a KV cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KvPlan {
+    /// Blocks in all.
+    pub blocks: usize,
+    /// Tokens of one block.
+    pub tokens_per_block: usize,
+    /// Whether sequences share the blocks of equal prefixes.
+    pub reuse: bool,
+    /// Whether the beginning of a block is reused, by a copy of it.
+    pub partial_reuse: bool,
+}
+
+/// The keys and values of `tokens` tokens, to be copied from one block to another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockCopy {
+    /// Block to read.
+    pub from: BlockId,
+    /// Block to write.
+    pub to: BlockId,
+    /// First tokens of the block.
+    pub tokens: usize,
+}
+
+/// Blocks for a new sequence.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Opening {
+    /// Blocks held, for all tokens asked for.
+    pub blocks: Vec<BlockId>,
+    /// Tokens whose keys and values are there already.
+    pub cached: usize,
+    /// Leading blocks that the prefix tree knows.
+    pub shared: usize,
+    /// What has to be copied before the next step.
+    pub copy: Option<BlockCopy>,
+}
+
+/// How often prefixes were found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PrefixStats {
+    /// Tokens of admitted sequences that could have been cached.
+    pub queried_tokens: u64,
+    /// Tokens that were.
+    pub hit_tokens: u64,
+}
+
+/// Blocks with their holders, and the prefixes known.
+#[derive(Debug)]
+pub struct KvBlocks {
+    plan: KvPlan,
+    pool: BlockPool,
+    tree: PrefixTree,
+    stats: PrefixStats,
+}
+
+impl KvBlocks {
+    /// An empty cache.
+    pub fn new(plan: KvPlan) -> Self {
+        Self {
+            pool: BlockPool::new(plan.blocks, plan.tokens_per_block),
+            tree: PrefixTree::new(plan.tokens_per_block),
+            stats: PrefixStats::default(),
+            plan,
+        }
+    }
+
+    /// Sizes and habits.
+    pub fn plan(&self) -> KvPlan {
+        self.plan
+    }
+
+    /// Blocks that `tokens` tokens need.
+    pub fn blocks_for(&self, tokens: usize) -> usize {
+        self.pool.blocks_for(tokens)
+    }
+
+    /// Blocks that a sequence could take: free ones, and those of prefixes that nobody uses.
+    pub fn available(&self) -> usize {
+        self.pool.free() + self.tree.unheld()
+    }
+
+    /// Blocks that sequences hold.
+    pub fn held(&self) -> usize {
+        self.pool.total() - self.available()
+    }
+
+    /// How often prefixes were found.
+    pub fn stats(&self) -> PrefixStats {
+        self.stats
+    }
+
+    /// Takes blocks for the first `tokens.len()` tokens of a sequence, those of known prefixes
+    /// among them, provided that `spare` more blocks stay available. `reusable` tokens at most are
+    /// taken from the cache.
+    ///
+    /// `None`: there are too few blocks, and nothing has changed.
+    pub fn open(
+        &mut self,
+        root: Root,
+        tokens: &[u32],
+        reusable: usize,
+        spare: usize,
+    ) -> Option<Opening> {
+        let reusable = if self.plan.reuse { &tokens[..reusable] } else { &[] };
+        let found = self.tree.find(root, reusable, self.plan.partial_reuse);
+        let idle = found.blocks.iter().filter(|block| self.pool.is_unheld(**block)).count();
+        let fresh = self.blocks_for(tokens.len()) - found.blocks.len();
+        if self.available() < fresh + idle + spare {
+            return None;
+        }
+        for block in &found.blocks {
+            self.hold(*block);
+        }
+        let shared = found.blocks.len();
+        let mut blocks = found.blocks;
+        // The source of a copy may be evicted here; its contents stay until the next step.
+        blocks.extend((0..fresh).map_while(|_| self.take()));
+        let copy = found.partial.and_then(|(from, tokens)| {
+            blocks.get(shared).map(|to| BlockCopy { from, to: *to, tokens })
+        });
+        let cached = shared * self.plan.tokens_per_block + copy.map_or(0, |copy| copy.tokens);
+        self.stats.queried_tokens += reusable.len() as u64;
+        self.stats.hit_tokens += cached as u64;
+        Some(Opening { blocks, cached, shared, copy })
+    }
+
+    /// Takes a block, forgetting a prefix that nobody uses if need be.
+    pub fn take(&mut self) -> Option<BlockId> {
+        self.pool.take().or_else(|| {
+            let evicted = self.tree.evict()?;
+            self.pool.put_back(evicted);
+            self.pool.take()
+        })
+    }
+
+    /// Makes the next computed block of a sequence known: `blocks[index]`, which holds `tokens`.
+    /// All blocks before it must be known. If the tree has one with the same contents, it takes
+    /// this block's place.
+    pub fn publish(&mut self, root: Root, blocks: &mut [BlockId], index: usize, tokens: &[u32]) {
+        if !self.plan.reuse {
+            return;
+        }
+        let before = index.checked_sub(1).map(|before| blocks[before]);
+        if let Some(twin) = self.tree.insert(root, before, tokens, blocks[index]) {
+            self.hold(twin);
+            self.release_one(blocks[index]);
+            blocks[index] = twin;
+        }
+    }
+
+    /// Makes the last computed block of a sequence known, `blocks[index]`, of which only `tokens` are
+    /// computed; nothing may be written to it from now on.
+    pub fn publish_tail(&mut self, root: Root, blocks: &[BlockId], index: usize, tokens: &[u32]) {
+        if self.plan.reuse && self.plan.partial_reuse {
+            let before = index.checked_sub(1).map(|before| blocks[before]);
+            self.tree.insert_tail(root, before, tokens, blocks[index]);
+        }
+    }
+
+    /// Lets go of a sequence's blocks.
+    pub fn close(&mut self, blocks: Vec<BlockId>) {
+        for block in blocks.into_iter().rev() {
+            self.release_one(block);
+        }
+    }
+
+    fn hold(&mut self, block: BlockId) {
+        if self.pool.hold(block) {
+            self.tree.hold(block);
+        }
+    }
+
+    fn release_one(&mut self, block: BlockId) {
+        if !self.pool.release(block) {
+            return;
+        }
+        match self.tree.contains(block) {
+            true => self.tree.let_go(block),
+            false => self.pool.put_back(block),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(blocks: usize) -> KvBlocks {
+        KvBlocks::new(KvPlan { blocks, tokens_per_block: 2, reuse: true, partial_reuse: true })
+    }
+
+    /// Opens, publishes all whole blocks, and closes.
+    fn run(cache: &mut KvBlocks, tokens: &[u32]) -> Opening {
+        let opening = cache.open(None, tokens, tokens.len() - 1, 0).unwrap();
+        let mut blocks = opening.blocks.clone();
+        for (i, chunk) in tokens.chunks_exact(2).enumerate().skip(opening.shared) {
+            cache.publish(None, &mut blocks, i, chunk);
+        }
+        cache.close(blocks);
+        opening
+    }
+
+    #[test]
+    fn a_closed_sequence_leaves_its_prefix_and_no_block_held() {
+        let mut cache = cache(4);
+        assert_eq!(run(&mut cache, &[1, 2, 3, 4, 5]).cached, 0);
+        assert_eq!((cache.held(), cache.available()), (0, 4));
+        let again = run(&mut cache, &[1, 2, 3, 4, 5]);
+        assert_eq!((again.cached, again.shared, again.copy), (4, 2, None));
+        // The last token is computed always, as its logits are wanted; its block is copied.
+        let whole = run(&mut cache, &[1, 2, 3, 4]);
+        assert_eq!((whole.cached, whole.shared), (3, 1));
+        assert_eq!(whole.copy.map(|copy| copy.tokens), Some(1));
+        assert_eq!(cache.stats(), PrefixStats { queried_tokens: 11, hit_tokens: 7 });
+    }
+
+    #[test]
+    fn prefixes_give_way_to_sequences_that_need_their_blocks() {
+        let mut cache = cache(2);
+        run(&mut cache, &[1, 2, 3]);
+        let other = cache.open(None, &[7, 8, 9, 10], 3, 0).unwrap();
+        assert_eq!((other.blocks.len(), cache.available()), (2, 0));
+        assert_eq!(cache.open(None, &[7], 0, 0), None);
+        cache.close(other.blocks);
+        assert_eq!(cache.available(), 2);
+    }
+
+    #[test]
+    fn blocks_spared_for_others_are_not_taken() {
+        let mut cache = cache(3);
+        assert_eq!(cache.open(None, &[1, 2, 3], 2, 2), None);
+        assert!(cache.open(None, &[1, 2, 3], 2, 1).is_some());
+    }
+
+    #[test]
+    fn sequences_that_computed_the_same_block_end_up_with_one() {
+        let mut cache = cache(4);
+        let (a, b) = (cache.open(None, &[1, 2], 1, 0), cache.open(None, &[1, 2], 1, 0));
+        let (mut a, mut b) = (a.unwrap().blocks, b.unwrap().blocks);
+        cache.publish(None, &mut a, 0, &[1, 2]);
+        cache.publish(None, &mut b, 0, &[1, 2]);
+        assert_eq!((&a, cache.held()), (&b, 1));
+        cache.close(a);
+        cache.close(b);
+        assert_eq!((cache.held(), cache.available()), (0, 4));
+    }
+}

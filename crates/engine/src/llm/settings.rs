@@ -1,0 +1,74 @@
+//! Settings of an engine, under the original's names.
+
+use serde::{Deserialize, Serialize};
+
+use crate::scheduler::CapacityPolicy;
+
+/// Where weights come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LoadFormat {
+    /// The checkpoint.
+    #[default]
+    Auto,
+    /// Random numbers of the config's shape, for benchmarks.
+    Dummy,
+}
+
+/// Memory for keys and values. Unknown fields are refused.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KvCacheConfig {
+    /// Tokens of one KV block.
+    pub tokens_per_block: usize,
+    /// Tokens that fit the cache, at most.
+    pub max_tokens: Option<usize>,
+    /// Share of the memory that is free once the model is loaded, above 0 and below 1. `None`: 0.9
+    /// where the device has memory of its own, and 2 GiB where it is the host's. Neither takes more
+    /// than `max_batch_size` of the longest sequences need, nor more than `max_tokens`.
+    pub free_gpu_memory_fraction: Option<f64>,
+    /// Whether sequences of one adapter share the KV blocks of equal prefixes.
+    pub enable_block_reuse: bool,
+    /// Whether the beginning of a block is reused.
+    pub enable_partial_reuse: bool,
+    /// Whether a block that is reused in part is copied first. Must be true: a block is never
+    /// written while another sequence may read it.
+    pub copy_on_partial_reuse: bool,
+}
+
+impl Default for KvCacheConfig {
+    fn default() -> Self {
+        Self {
+            tokens_per_block: 32,
+            max_tokens: None,
+            free_gpu_memory_fraction: None,
+            enable_block_reuse: true,
+            enable_partial_reuse: true,
+            copy_on_partial_reuse: true,
+        }
+    }
+}
+
+/// How sequences are scheduled. Unknown fields are refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchedulerConfig {
+    /// When a waiting sequence may start.
+    pub capacity_scheduler_policy: CapacityPolicy,
+}
+
+/// The tokens of a step and of a sequence.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct BatchLimits {
+    /// Sequences that run at a time.
+    pub max_batch_size: usize,
+    /// Rows of one step.
+    pub max_num_tokens: usize,
+    /// Prompt and answer together; the model's own limit where `None`.
+    pub max_seq_len: Option<usize>,
+}
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        Self { max_batch_size: 256, max_num_tokens: 1024, max_seq_len: None }
+    }
+}
