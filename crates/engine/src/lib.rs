@@ -17,9 +17,9 @@ pub mod text;
 pub use crate::core::EngineStats;
 pub use llm::{
     AdapterStatus, CompletionOutput, Delta, EngineInfo, FinishReason, GenerateRequest,
-    KvCacheConfig, Llm, LlmBuilder, LlmError, LoadFormat, Logprob, Logprobs, PerPrompt, Progress,
-    Prompt, RequestOutput, ResponseStream, SchedulerConfig, StopReason, TextModel, Update,
-    geometry,
+    KvCacheConfig, Llm, LlmBuilder, LlmError, LoadFormat, Logprob, Logprobs, News, PerPrompt,
+    Progress, Prompt, RequestOutput, ResponseStream, SchedulerConfig, StopReason, TextModel,
+    Update, geometry,
 };
 pub use sampling::SamplingParams;
 pub use scheduler::CapacityPolicy;

@@ -70,6 +70,17 @@ pub struct Counts {
     prompt_tokens: u64,
 }
 
+/// What came of a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// There was nothing to do.
+    None,
+    /// Something was computed or moved.
+    Moved,
+    /// The engine was told to stop meanwhile.
+    Stopped,
+}
+
 /// Whether the loop goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Loop {
@@ -87,7 +98,8 @@ impl<B: Backend> Core<B> {
                 return;
             }
             moved = match self.step() {
-                Ok(moved) => moved,
+                Ok(Progress::Stopped) => return,
+                Ok(progress) => progress == Progress::Moved,
                 Err(error) => {
                     self.fail_running(&error.to_string());
                     true

@@ -5,7 +5,7 @@ use lora_core::{Backend, Result};
 
 use super::message::{Event, FinishReason, TokenLogprobs};
 use super::sampler::{Drawn, Draws, fetch};
-use super::{Core, Job, Loop};
+use super::{Core, Job, Loop, Progress};
 use crate::model::{DenseModel, StepRows};
 use crate::scheduler::{Sequence, Work};
 
@@ -24,26 +24,26 @@ struct Launched<B: Backend> {
 
 impl<B: Backend> Core<B> {
     /// Admits what fits, moves adapters and computes one step. While the device computes, commands
-    /// are taken in. Returns whether anything was done.
+    /// are taken in.
     ///
     /// # Errors
     /// Those of the backend; all running sequences are then in an unknown state.
-    pub(super) fn step(&mut self) -> Result<bool> {
+    pub(super) fn step(&mut self) -> Result<Progress> {
         let copies = self.scheduler.admit();
         self.kv.copy_blocks(&self.be, &mut self.queue, &copies)?;
         let moved = self.move_adapters();
         let works = self.scheduler.plan();
         if works.is_empty() {
-            return Ok(moved);
+            return Ok(if moved { Progress::Moved } else { Progress::None });
         }
         let launched = self.launch(works)?;
         if self.take_commands(false) == Loop::Stop {
             self.fail_running("the engine was stopped");
-            return Ok(true);
+            return Ok(Progress::Stopped);
         }
         self.finish(launched)?;
         self.counts.steps += 1;
-        Ok(true)
+        Ok(Progress::Moved)
     }
 
     fn launch(&mut self, works: Vec<Work>) -> Result<Launched<B>> {

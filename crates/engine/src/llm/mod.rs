@@ -35,7 +35,7 @@ pub use output::{
     CompletionOutput, Delta, FinishReason, Logprob, Logprobs, RequestOutput, StopReason,
 };
 pub use settings::{KvCacheConfig, LoadFormat, SchedulerConfig};
-pub use stream::ResponseStream;
+pub use stream::{News, ResponseStream};
 pub use text_model::TextModel;
 
 use crate::adapters::AdapterRegistry;

@@ -1,0 +1,10 @@
+//! What the engine promises while many requests, adapters and limits meet.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod lifecycle;
+mod mixes;
+mod prefixes;
+mod settle;
+mod streams;
