@@ -7,4 +7,5 @@ mod lifecycle;
 mod mixes;
 mod prefixes;
 mod settle;
+mod soak;
 mod streams;
