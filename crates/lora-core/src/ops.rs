@@ -83,8 +83,10 @@ pub struct AttentionArgs<'a, B: Backend> {
 
 /// How to draw one row's token; the wire form of a request's sampling parameters.
 ///
-/// Order of application: bans, repetition, presence and frequency penalty, temperature, top-k,
-/// top-p, min-p. `temperature == 0` or `top_k == 1` takes the likeliest token, the lowest id among
+/// Order of application: bans and mask, repetition, presence and frequency penalty, temperature,
+/// top-k, top-p, min-p. A token that is banned or masked out is never drawn, whatever the filters
+/// are, and does not count for them; where bans and mask together leave none, some token of the
+/// vocabulary is drawn. `temperature == 0` or `top_k == 1` takes the likeliest token, the lowest id among
 /// equals. Otherwise the draw is the upper 24 bits of word 0 of Philox4x32-10 (Salmon et al., 2011)
 /// with key `seed` and counter (`position`, `stream`, 0, 0), as a fraction of the kept tokens' sum,
 /// walked in order of descending probability, lower ids first among equals. So a request's tokens do
@@ -116,11 +118,16 @@ pub struct SampleRow {
     pub history: [u32; 2],
     /// First entry and number of entries of this row in [`SampleArgs::banned`].
     pub banned: [u32; 2],
+    /// Row of [`SampleArgs::masks`] that says which tokens may be drawn; -1 for all.
+    pub mask: i32,
 }
 
 impl SampleRow {
     /// Number of 32-bit words of a row.
     pub const WORDS: usize = size_of::<Self>() / 4;
+
+    /// The [`Self::mask`] of a row that may draw any token.
+    pub const UNMASKED: i32 = -1;
 
     /// Takes the likeliest token of the raw logits.
     pub const GREEDY: Self = Self {
@@ -136,6 +143,7 @@ impl SampleRow {
         frequency_penalty: 0.0,
         history: [0; 2],
         banned: [0; 2],
+        mask: Self::UNMASKED,
     };
 }
 
@@ -149,6 +157,14 @@ pub struct SampleArgs<'a, B: Backend> {
     pub history: View<'a, B>,
     /// Tokens that must not be drawn: `[1, entries]` i32.
     pub banned: View<'a, B>,
+    /// Sets of tokens that rows point at: `[masks, mask_words(vocab)]` i32. Token `t` is in a set if
+    /// bit `t % 32` of word `t / 32` is 1; bits behind the vocabulary mean nothing.
+    pub masks: View<'a, B>,
+}
+
+/// Columns of [`SampleArgs::masks`] for a vocabulary of `vocab` tokens.
+pub const fn mask_words(vocab: usize) -> usize {
+    vocab.div_ceil(32)
 }
 
 /// Arguments of [`Backend::logprobs`]: log-softmax of the raw logits, before any penalty.

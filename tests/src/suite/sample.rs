@@ -1,6 +1,6 @@
 //! Drawing tokens.
 
-use lora_core::ops::{SampleArgs, SampleRow};
+use lora_core::ops::{SampleArgs, SampleRow, mask_words};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
@@ -46,7 +46,32 @@ fn row(fill: &mut Fill, vocab: usize) -> Row {
     let (seen, banned) = (fill.below(vocab.min(6) + 1), fill.below(vocab.min(6)));
     let history = order[..seen].iter().map(|t| [*t, fill.below(4) as i32]).collect();
     let banned = fill.shuffled(vocab)[..banned].to_vec();
-    Row { logits, params, seen: Seen { history, banned } }
+    let mask = (fill.below(2) == 0).then(|| mask(fill, vocab, &banned));
+    Row { logits, params, seen: Seen { history, banned, mask } }
+}
+
+/// A mask that leaves a single token, about half of them, or all but one; at least one that is left
+/// is not banned. (Fewer tokens are banned than there are.)
+fn mask(fill: &mut Fill, vocab: usize, banned: &[i32]) -> Vec<bool> {
+    let free: Vec<usize> = (0..vocab).filter(|t| !banned.contains(&(*t as i32))).collect();
+    let kept = free[fill.below(free.len())];
+    let kind = fill.below(3);
+    let other = fill.below(vocab);
+    let allows = |token: usize, fill: &mut Fill| match kind {
+        0 => false,
+        1 => fill.below(2) == 0,
+        _ => token != other,
+    };
+    (0..vocab).map(|token| token == kept || allows(token, fill)).collect()
+}
+
+/// The words of a mask; bits behind the vocabulary are set as often as not.
+fn words(mask: &[bool], fill: &mut Fill) -> Vec<i32> {
+    let word = |tokens: &[bool], fill: &mut Fill| {
+        let behind = (fill.bits() as u32).checked_shl(tokens.len() as u32).unwrap_or(0);
+        tokens.iter().enumerate().fold(behind, |word, (t, set)| word | u32::from(*set) << t) as i32
+    };
+    mask.chunks(32).map(|tokens| word(tokens, fill)).collect()
 }
 
 /// Tokens drawn for the rows, in one call.
@@ -57,15 +82,22 @@ fn drawn<B: Backend>(
     [in_gaps, out_gaps]: [Gaps; 2],
 ) -> Result<Vec<i32>, TestCaseError> {
     let (mut params, mut history, mut banned) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut masks, mut fill) = (Vec::new(), Fill::new(rows.len() as u64));
+    let width = mask_words(vocab);
     for row in rows {
         let row_params = SampleRow {
             history: [history.len() as u32 / 2, row.seen.history.len() as u32],
             banned: [banned.len() as u32, row.seen.banned.len() as u32],
+            mask: match row.seen.mask {
+                Some(_) => (masks.len() / width) as i32,
+                None => SampleRow::UNMASKED,
+            },
             ..row.params
         };
         params.extend_from_slice(bytemuck::cast_slice(&[row_params]));
         history.extend(row.seen.history.iter().flatten());
         banned.extend_from_slice(&row.seen.banned);
+        masks.extend(row.seen.mask.iter().flat_map(|mask| words(mask, &mut fill)));
     }
     let logits: Vec<f32> = rows.iter().flat_map(|row| row.logits.clone()).collect();
     let logits = rig.place(&Matrix::floats(rows.len(), vocab, DType::F32, &logits), in_gaps)?;
@@ -73,12 +105,14 @@ fn drawn<B: Backend>(
     let (params, banned) = (rig.place(&params, Gaps::default())?, rig.ids(&banned)?);
     let history = Matrix::ints(history.len() / 2, 2, &history);
     let history = rig.place(&history, Gaps::default())?;
+    let masks = rig.place(&Matrix::ints(masks.len() / width, width, &masks), in_gaps)?;
     let mut out = rig.place(&Matrix::ints(1, rows.len(), &vec![-7; rows.len()]), out_gaps)?;
     let args = SampleArgs {
         logits: logits.view(),
         params: params.view(),
         history: history.view(),
         banned: banned.view(),
+        masks: masks.view(),
     };
     rig.be.sample(&mut rig.q, args, out.view_mut())?;
     prop_assert!(logits.is_untouched(rig)?, "sample: the logits were written");
@@ -87,7 +121,7 @@ fn drawn<B: Backend>(
 
 /// Each row's token is the one that its parameters, its history and Philox name.
 pub fn a_draw_follows_its_parameters<B: Backend>(make: &dyn Fn() -> B, _: Types) {
-    let vocab = prop_oneof![1usize..40, Just(257usize)];
+    let vocab = prop_oneof![1usize..40, prop::sample::select(vec![63usize, 64, 65, 257])];
     let case = (rows(), vocab, [gaps(), gaps()], any::<u64>());
     for_all(make, 256, case, |rig, &(count, vocab, gaps, seed)| {
         let mut fill = Fill::new(seed);
@@ -133,6 +167,7 @@ struct Right<B: Backend> {
     params: Placed<B>,
     history: Placed<B>,
     banned: Placed<B>,
+    masks: Placed<B>,
     out: [Placed<B>; 1],
 }
 
@@ -141,17 +176,18 @@ impl<B: Backend> Right<B> {
         let none = Gaps::default();
         Ok(Self {
             logits: rig.place(&Fill::new(11).matrix(2, 8, DType::F32), none)?,
-            params: rig.place(&params([0, 2], [0, 1]), none)?,
+            params: rig.place(&params([0, 2], [0, 1], 0), none)?,
             history: rig.place(&Matrix::ints(2, 2, &[0, 1, 7, 2]), none)?,
             banned: rig.ids(&[3])?,
+            masks: rig.place(&Matrix::ints(1, 1, &[0b1101_1110]), none)?,
             out: [rig.place(&Matrix::ints(1, 2, &[-7, -7]), none)?],
         })
     }
 }
 
-/// A greedy row without history, and one with the given entries.
-fn params(history: [u32; 2], banned: [u32; 2]) -> Matrix {
-    let rows = [SampleRow::GREEDY, SampleRow { history, banned, ..SampleRow::GREEDY }];
+/// A greedy row without history, and one with the given entries and mask.
+fn params(history: [u32; 2], banned: [u32; 2], mask: i32) -> Matrix {
+    let rows = [SampleRow::GREEDY, SampleRow { history, banned, mask, ..SampleRow::GREEDY }];
     Matrix::ints(2, SampleRow::WORDS, bytemuck::cast_slice(&rows))
 }
 
@@ -162,13 +198,14 @@ fn refused<B: Backend>(
     what: &str,
     spoil: fn(&mut SampleArgs<'_, B>),
 ) {
-    let Right { logits, params, history, banned, out } = right;
+    let Right { logits, params, history, banned, masks, out } = right;
     m.refused(&format!("sample: {what}"), out, |rig, [out]| {
         let mut args = SampleArgs {
             logits: logits.view(),
             params: params.view(),
             history: history.view(),
             banned: banned.view(),
+            masks: masks.view(),
         };
         spoil(&mut args);
         rig.be.sample(&mut rig.q, args, out.view_mut())
@@ -180,7 +217,7 @@ type Spoil<B> = (&'static str, fn(&mut SampleArgs<'_, B>));
 
 /// Wrong shapes and dtypes are errors, and nothing is written.
 pub fn sampling_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, _: Types) {
-    let spoils: [Spoil<B>; 8] = [
+    let spoils: [Spoil<B>; 10] = [
         ("16-bit logits", |a| a.logits.geo.dtype = DType::Bf16),
         ("rows of logits", |a| a.logits.geo = a.logits.geo.slice_rows(0..1)),
         ("rows of params", |a| a.params.geo = a.params.geo.slice_rows(0..1)),
@@ -189,19 +226,22 @@ pub fn sampling_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, _: Types) {
         ("columns of history", |a| a.history.geo = a.history.geo.slice_cols(0..1)),
         ("dtype of history", |a| a.history.geo.dtype = DType::Bf16),
         ("dtype of banned", |a| a.banned.geo.dtype = DType::F32),
+        ("columns of masks", |a| a.masks.geo = a.masks.geo.slice_cols(0..0)),
+        ("dtype of masks", |a| a.masks.geo.dtype = DType::F32),
     ];
     refusals(make, |m| {
         let mut right = Right::new(&mut m.rig)?;
         for (what, spoil) in spoils {
             refused(m, &mut right, what, spoil);
         }
-        let plain = m.rig.place(&params([0, 0], [0, 0]), Gaps::default())?;
+        let plain = m.rig.place(&params([0, 0], [0, 0], SampleRow::UNMASKED), Gaps::default())?;
         m.refused("sample: an empty vocabulary", &mut right.out, |rig, [out]| {
             let args = SampleArgs {
                 logits: right.logits.view().slice_cols(0..0),
                 params: plain.view(),
                 history: right.history.view(),
                 banned: right.banned.view().slice_cols(0..0),
+                masks: right.masks.view().slice_cols(0..0),
             };
             rig.be.sample(&mut rig.q, args, out.view_mut())
         });
@@ -211,6 +251,7 @@ pub fn sampling_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, _: Types) {
                 params: right.params.view(),
                 history: right.history.view(),
                 banned: right.banned.view(),
+                masks: right.masks.view(),
             };
             rig.be.sample(&mut rig.q, args, out.mistyped_mut(DType::F32))
         });
@@ -230,10 +271,17 @@ pub fn sampling_refuses_ids_out_of_range<B: Backend>(make: &dyn Fn() -> B, _: Ty
             right.history = m.rig.place(&Matrix::ints(2, 2, &[0, 1, bad, 2]), Gaps::default())?;
             refused(m, &mut right, &format!("seen token {bad} of 8"), |_| {});
         }
-        for (history, banned) in [([1, 2], [0, 1]), ([u32::MAX, 2], [0, 1]), ([0, 2], [1, 1])] {
+        for (history, banned, mask) in [
+            ([1, 2], [0, 1], 0),
+            ([u32::MAX, 2], [0, 1], 0),
+            ([0, 2], [1, 1], 0),
+            ([0, 2], [0, 1], 1),
+            ([0, 2], [0, 1], -2),
+        ] {
             let mut right = Right::new(&mut m.rig)?;
-            right.params = m.rig.place(&params(history, banned), Gaps::default())?;
-            refused(m, &mut right, &format!("entries {history:?}, {banned:?}"), |_| {});
+            right.params = m.rig.place(&params(history, banned, mask), Gaps::default())?;
+            let what = format!("entries {history:?}, {banned:?}, mask {mask}");
+            refused(m, &mut right, &what, |_| {});
         }
         Ok(())
     });

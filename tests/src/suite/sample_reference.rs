@@ -7,13 +7,15 @@ use std::cmp::Ordering;
 /// How far rounding may move a probability that is compared with a threshold.
 const SLACK: f64 = 3e-5;
 
-/// A row's seen tokens with their counts, and its banned ones.
+/// A row's seen tokens with their counts, and those that it may not draw.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// Token, and how often it counts.
     pub history: Vec<[i32; 2]>,
     /// Tokens that must not be drawn.
     pub banned: Vec<i32>,
+    /// For each token, whether it may be drawn; `None` allows all.
+    pub mask: Option<Vec<bool>>,
 }
 
 /// The tokens that may be drawn: one, or the neighbours on both sides of a threshold that is too
@@ -50,7 +52,7 @@ fn corners() -> impl Iterator<Item = [f64; 3]> {
     (0..27).map(move |i| [step(i, 0), step(i, 1), step(i, 2)])
 }
 
-/// The logits after repetition, presence and frequency penalties and bans. In `f32`, because
+/// The logits after repetition, presence and frequency penalties, bans and mask. In `f32`, because
 /// rounding decides which of two tokens is the likelier.
 fn penalised(logits: &[f32], row: &SampleRow, seen: &Seen) -> Vec<f32> {
     let mut logits = logits.to_vec();
@@ -64,6 +66,11 @@ fn penalised(logits: &[f32], row: &SampleRow, seen: &Seen) -> Vec<f32> {
     }
     for token in &seen.banned {
         logits[*token as usize] = f32::NEG_INFINITY;
+    }
+    for (logit, allowed) in logits.iter_mut().zip(seen.mask.iter().flatten()) {
+        if !allowed {
+            *logit = f32::NEG_INFINITY;
+        }
     }
     logits
 }

@@ -150,3 +150,32 @@ fn requests_and_answers_may_be_files() {
     assert_eq!((outcome.exit, outcome.stdout.as_str()), (Exit::Fine, ""));
     assert!(std::fs::read_to_string(&output).unwrap().starts_with("{\"id\":1,"));
 }
+
+#[test]
+fn a_guide_shapes_the_answer_and_a_broken_one_is_told() {
+    let guided = |guide: Value| json!({"prompt": PROMPT, "sampling": {"guided_decoding": guide}});
+    let schema = json!({"enum": ["left", "right", 7]});
+    let lines = json_lines(&[
+        guided(json!({"json": schema})),
+        guided(json!({"json": schema.to_string()})),
+        guided(json!({"regex": "(a"})),
+        guided(json!({"json": schema, "regex": "a"})),
+        guided(json!({"regex": "[xy]{3}"})),
+        guided(Value::Null),
+    ]);
+    let (exit, answers) = generate(&["--temperature", "2"], &lines);
+    assert_eq!(exit, Exit::Refused);
+    let text = |answer: &Value| answer["outputs"][0]["text"].as_str().unwrap().to_owned();
+    for answer in &answers[..2] {
+        let value: Value = serde_json::from_str(&text(answer)).unwrap();
+        assert!(schema["enum"].as_array().unwrap().contains(&value), "{value}");
+        assert_eq!(answer["outputs"][0]["finish_reason"], "stop");
+    }
+    for (answer, named) in answers[2..4].iter().zip(["guided_decoding.regex", "exactly one"]) {
+        let error = answer["error"].as_str().unwrap();
+        assert!(error.contains(named), "{named} is not in: {error}");
+    }
+    let three = text(&answers[4]);
+    assert!(three.len() == 3 && three.chars().all(|c| "xy".contains(c)), "{three}");
+    assert!(answers[5]["outputs"].is_array());
+}

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::stats::EngineStats;
 use crate::adapters::{ReadOutcome, Registered, RegistryError, Residence};
+use crate::grammar::{GuideError, GuideMatcher};
 use crate::sampling::SamplingPlan;
 
 /// An order to the engine thread.
@@ -56,6 +57,8 @@ pub struct Submission {
     pub max_len: usize,
     /// How to draw.
     pub plan: Arc<SamplingPlan>,
+    /// What its text must follow.
+    pub guide: Option<Box<GuideMatcher>>,
     /// The adapter.
     pub adapter: Option<Arc<Registered>>,
     /// Other outputs of the same request; they start once this one has computed the prompt, and
@@ -71,6 +74,9 @@ pub enum SequenceError {
     /// Its adapter cannot be used.
     #[error(transparent)]
     Adapter(Arc<RegistryError>),
+    /// Its guide leaves no token, or failed.
+    #[error(transparent)]
+    Guide(GuideError),
     /// The device failed in the step that ran it.
     #[error("{0}")]
     Step(String),

@@ -1,6 +1,7 @@
 //! The batch loop, on a thread of its own: takes requests in and out at every step.
 
 mod adapters;
+mod constraint;
 mod history;
 mod message;
 mod sampler;

@@ -1,7 +1,7 @@
 //! From logits to tokens: the device side of sampling, with its inputs and outputs.
 
 use bytemuck::Pod;
-use lora_core::ops::{LogprobArgs, LogprobOut, SampleArgs, SampleRow};
+use lora_core::ops::{LogprobArgs, LogprobOut, SampleArgs, SampleRow, mask_words};
 use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
 use super::message::{TokenLogprob, TokenLogprobs};
@@ -17,6 +17,8 @@ pub struct Draws {
     pub history: Vec<[i32; 2]>,
     /// See [`SampleArgs::banned`].
     pub banned: Vec<i32>,
+    /// See [`SampleArgs::masks`].
+    pub masks: Vec<i32>,
 }
 
 impl Draws {
@@ -36,6 +38,18 @@ impl Draws {
             ..row
         });
     }
+
+    /// Adds a row with its history and the tokens it may draw.
+    pub fn push_masked(
+        &mut self,
+        row: SampleRow,
+        history: impl Iterator<Item = [i32; 2]>,
+        mask: &[i32],
+    ) {
+        let mask_row = self.masks.len() / mask.len().max(1);
+        self.masks.extend(mask);
+        self.push(SampleRow { mask: mask_row as i32, ..row }, history, &[]);
+    }
 }
 
 /// Buffers of the sampling ops.
@@ -43,6 +57,7 @@ pub struct Sampler<B: Backend> {
     params: StepArray<B>,
     history: StepArray<B>,
     banned: StepArray<B>,
+    masks: StepArray<B>,
     targets: StepArray<B>,
     tokens: Tensor<B>,
     target_logprob: Tensor<B>,
@@ -63,6 +78,7 @@ impl<B: Backend> Sampler<B> {
             params: StepArray::new(be, rows * SampleRow::WORDS)?,
             history: StepArray::new(be, rows)?,
             banned: StepArray::new(be, rows)?,
+            masks: StepArray::new(be, mask_words(vocab))?,
             targets: StepArray::new(be, rows)?,
             tokens: out(1, rows, DType::I32)?,
             target_logprob: out(1, rows, DType::F32)?,
@@ -83,10 +99,11 @@ impl<B: Backend> Sampler<B> {
         logits: View<'_, B>,
         draws: &Draws,
     ) -> Result<Drawn<B>> {
-        let rows = logits.geo.rows;
+        let (rows, vocab) = (logits.geo.rows, logits.geo.cols);
         self.params.fill(be, q, &draws.rows)?;
         self.history.fill(be, q, &draws.history)?;
         self.banned.fill(be, q, &draws.banned)?;
+        self.masks.fill(be, q, &draws.masks)?;
         let mut out = self.tokens.view_mut();
         out.geo = out.geo.slice_cols(0..rows);
         let args = SampleArgs {
@@ -94,6 +111,7 @@ impl<B: Backend> Sampler<B> {
             params: self.params.rows_of(SampleRow::WORDS),
             history: self.history.rows_of(2),
             banned: self.banned.view(),
+            masks: self.masks.rows_of(mask_words(vocab)),
         };
         be.sample(q, args, out)?;
         let mut tokens = vec![0; rows];

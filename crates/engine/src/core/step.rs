@@ -3,6 +3,7 @@
 use lora_core::ops::SampleRow;
 use lora_core::{Backend, Result};
 
+use super::constraint::{self, Mask};
 use super::message::{Event, FinishReason, TokenLogprobs};
 use super::sampler::{Drawn, Draws, fetch};
 use super::{Core, Job, Loop, Progress};
@@ -50,10 +51,12 @@ impl<B: Backend> Core<B> {
         let tokens_per_block = self.scheduler.kv.plan().tokens_per_block;
         let running = self.scheduler.running();
         let rows = step_rows(running, &works, tokens_per_block);
-        let draws = draws(running, &works);
-        let Self { be, queue, model, kv, state, sampler, .. } = self;
+        let Self { be, queue, model, kv, state, sampler, scheduler, .. } = self;
         DenseModel::prepare(be, queue, state, &rows)?;
         let logits = model.forward(be, queue, state, kv)?;
+        // The device may still be computing.
+        let masks = constraint::masks(scheduler.running_mut(), &works);
+        let draws = draws(scheduler.running(), &works, &masks);
         let drawn = sampler.draw(be, queue, logits, &draws)?;
         Ok(Launched { works, drawn })
     }
@@ -72,11 +75,12 @@ impl<B: Backend> Core<B> {
             self.counts.generated_tokens += u64::from(work.samples);
             let of_prompt = work.positions.end.min(sequence.prompt_len);
             self.counts.prompt_tokens += of_prompt.saturating_sub(work.positions.start) as u64;
-            if !sequence.data.finished {
-                report(sequence, work, &outcome, rows);
-            }
+            // Before the report, as an output that ends with its first token ends alone.
             if token.is_some() {
                 siblings.append(&mut sequence.data.submission.siblings);
+            }
+            if !sequence.data.finished {
+                report(sequence, work, &outcome, rows);
             }
             self.scheduler.commit(work, token);
         }
@@ -138,7 +142,7 @@ fn step_rows(running: &[Sequence<Job>], works: &[Work], tokens_per_block: usize)
 }
 
 /// How each row of logits is drawn from; rows inside a prompt are drawn from and ignored.
-fn draws(running: &[Sequence<Job>], works: &[Work]) -> Draws {
+fn draws(running: &[Sequence<Job>], works: &[Work], masks: &[Option<Mask>]) -> Draws {
     let mut draws = Draws::default();
     for work in works {
         let sequence = &running[work.sequence];
@@ -148,9 +152,14 @@ fn draws(running: &[Sequence<Job>], works: &[Work]) -> Draws {
         }
         if work.samples {
             let (job, plan) = (&sequence.data, &sequence.data.submission.plan);
-            let banned = plan.banned_after(&sequence.tokens, sequence.generated());
             let row = SampleRow { position: sequence.len() as u32, ..plan.row };
-            draws.push(row, job.history.entries(), &banned);
+            match &masks[work.sequence] {
+                Some(mask) => draws.push_masked(row, job.history.entries(), mask),
+                None => {
+                    let banned = plan.banned_after(&sequence.tokens, sequence.generated());
+                    draws.push(row, job.history.entries(), &banned);
+                }
+            }
         }
     }
     draws
@@ -200,16 +209,18 @@ fn report(
         logprobs: plan.logprobs.map(|k| cut(&outcome.logprobs[last], k)),
         logits: plan.generation_logits.then(|| outcome.logits[last].clone()),
     });
-    let reason = if plan.end_ids.contains(&id) {
-        Some(FinishReason::End)
+    let last = if plan.end_ids.contains(&id) {
+        Some(Event::Finished(FinishReason::End))
     } else if plan.stop_ids.contains(&id) {
-        Some(FinishReason::StopToken(id))
+        Some(Event::Finished(FinishReason::StopToken(id)))
+    } else if let Some(last) = constraint::advance(&mut sequence.data, id) {
+        Some(last)
     } else if sequence.len() + 1 >= sequence.max_len {
-        Some(FinishReason::Length)
+        Some(Event::Finished(FinishReason::Length))
     } else {
         None
     };
-    if let Some(reason) = reason {
-        sequence.data.finish(&Event::Finished(reason));
+    if let Some(last) = last {
+        sequence.data.finish(&last);
     }
 }

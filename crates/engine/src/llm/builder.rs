@@ -184,7 +184,8 @@ impl LlmBuilder {
         let thread = thread.map_err(|e| LlmError::Failed(e.to_string()))?;
         let info = Arc::new(started.recv().map_err(|_| LlmError::Stopped)??);
         let ids = AtomicU64::new(0);
-        Ok(Llm { info, text, registry, commands, ids, thread: Some(thread) })
+        let guides = Default::default();
+        Ok(Llm { info, text, registry, guides, commands, ids, thread: Some(thread) })
     }
 
     fn rejections(&self) -> Vec<Rejection> {

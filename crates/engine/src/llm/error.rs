@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::adapters::RegistryError;
 use crate::core::SequenceError;
+use crate::grammar::GuideError;
 use crate::model::ModelError;
 use crate::sampling::SamplingError;
 use crate::text::TextError;
@@ -25,6 +26,9 @@ pub enum LlmError {
     /// Sampling parameters are out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// The guide cannot be followed.
+    #[error(transparent)]
+    Guide(#[from] GuideError),
     /// The adapter cannot be used.
     #[error(transparent)]
     Adapter(#[from] Arc<RegistryError>),
@@ -111,6 +115,7 @@ impl From<SequenceError> for LlmError {
     fn from(error: SequenceError) -> Self {
         match error {
             SequenceError::Adapter(error) => Self::Adapter(error),
+            SequenceError::Guide(error) => Self::Guide(error),
             SequenceError::Step(cause) => Self::Failed(cause),
         }
     }

@@ -100,7 +100,8 @@ impl Llm {
         request: GenerateRequest,
         events: &Sender<(u64, Event)>,
     ) -> Result<Pending, LlmError> {
-        let Prepared { text, prompt, max_len, plans, adapter, params } = self.prepare(request)?;
+        let Prepared { text, prompt, max_len, plans, guide, adapter, params } =
+            self.prepare(request)?;
         let mut growing = HashMap::new();
         let mut submissions = Vec::with_capacity(plans.len());
         let request = self.next_id();
@@ -113,6 +114,7 @@ impl Llm {
                 prompt: prompt.clone(),
                 max_len,
                 plan,
+                guide: guide.as_ref().map(|guide| Box::new(guide.fork())),
                 adapter: adapter.clone(),
                 siblings: Vec::new(),
                 events: events.clone(),

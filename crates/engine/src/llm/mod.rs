@@ -7,6 +7,7 @@ mod collect;
 mod error;
 mod generate;
 mod geometry;
+mod guides;
 mod input;
 mod lora_settings;
 mod output;
@@ -67,6 +68,7 @@ pub struct Llm {
     info: Arc<EngineInfo>,
     text: TextModel,
     registry: Arc<AdapterRegistry>,
+    guides: guides::Guides,
     commands: builder::Commands,
     ids: AtomicU64,
     thread: Option<JoinHandle<()>>,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::input::{GenerateRequest, Prompt};
 use super::{Llm, LlmError};
 use crate::adapters::Registered;
+use crate::grammar::GuideMatcher;
 use crate::sampling::{SamplingParams, SamplingPlan};
 use crate::text::SpecialTokens;
 
@@ -19,6 +20,8 @@ pub(super) struct Prepared {
     pub max_len: usize,
     /// One plan for each output.
     pub plans: Vec<Arc<SamplingPlan>>,
+    /// What the text of each output must follow, at its start.
+    pub guide: Option<GuideMatcher>,
     /// The adapter.
     pub adapter: Option<Arc<Registered>>,
     /// The request's parameters, for what happens to the text.
@@ -40,7 +43,8 @@ impl Llm {
         let max_len = self.check_prompt(&prompt, &params)?;
         let adapter = lora.as_ref().map(|lora| self.registry.resolve(lora)).transpose()?;
         let plans = self.plans(&params)?;
-        Ok(Prepared { text, prompt, max_len, plans, adapter, params })
+        let guide = self.compile_guide(&params)?;
+        Ok(Prepared { text, prompt, max_len, plans, guide, adapter, params })
     }
 
     fn tokenize(

@@ -1,11 +1,13 @@
 //! How tokens are chosen: what a request may ask for, and what the batch loop works with.
 
+mod guided;
 mod params;
 mod plan;
 mod resolve;
 mod unsupported;
 mod validate;
 
+pub use guided::{Guide, GuidedDecodingParams, MAX_GUIDE_BYTES};
 pub use params::SamplingParams;
 pub use plan::SamplingPlan;
 pub use validate::{MAX_LOGPROBS, SamplingError};

@@ -4,13 +4,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use serde_path_to_error::Track;
 
+use super::GuidedDecodingParams;
 use super::unsupported::refuse_unsupported;
 
 /// Sampling parameters of one request, with TensorRT-LLM's names and defaults.
 ///
 /// Read from JSON or YAML it is strict: unknown fields are refused, and parameters that
-/// TensorRT-LLM has but this engine has not (beam search, guided decoding and others) are accepted
-/// only at the value that means "off". Ranges are checked by [`SamplingParams::validate`].
+/// TensorRT-LLM has but this engine has not (beam search and others) are accepted only at the value
+/// that means "off". Ranges are checked by [`SamplingParams::validate`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct SamplingParams {
@@ -83,6 +84,8 @@ pub struct SamplingParams {
     pub skip_special_tokens: bool,
     /// Keep only this many tokens from the end of the prompt. None: all.
     pub truncate_prompt_tokens: Option<usize>,
+    /// What shape the text must have. None: any.
+    pub guided_decoding: Option<GuidedDecodingParams>,
 }
 
 impl Default for SamplingParams {
@@ -119,6 +122,7 @@ impl Default for SamplingParams {
             add_special_tokens: true,
             skip_special_tokens: true,
             truncate_prompt_tokens: None,
+            guided_decoding: None,
         }
     }
 }

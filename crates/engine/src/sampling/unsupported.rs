@@ -47,7 +47,6 @@ const UNSUPPORTED: &[(&str, &[Off], &str)] = &[
     ("return_perf_metrics", &[Off::Bool(false)], "read the server's metrics"),
     ("additional_model_outputs", &[Off::EmptyList], "leave it out"),
     ("lookahead_config", &[], "leave it out"),
-    ("guided_decoding", &[], "leave it out and check the output"),
     ("spaces_between_special_tokens", &[Off::Bool(true)], "leave it out"),
 ];
 

@@ -62,6 +62,16 @@ pub enum SamplingError {
         /// The maximum.
         max_tokens: usize,
     },
+    /// No guide, or several.
+    #[error(
+        "sampling parameter `guided_decoding` sets {}, but must set exactly one of `json`, `regex`, \
+         `grammar` and `json_object`; leave out `guided_decoding` for free text",
+        if found.is_empty() { "none of its fields".to_owned() } else { found.join(" and ") }
+    )]
+    Guides {
+        /// The fields that are set.
+        found: Vec<&'static str>,
+    },
     /// A parameter that is known, but cannot be met by this engine.
     #[error("sampling parameter `{field}` is {found}, which is not supported; {advice}")]
     NotSupported {
@@ -85,7 +95,8 @@ impl SamplingParams {
         self.validate_sequences()?;
         self.validate_distribution()?;
         self.validate_penalties()?;
-        self.validate_logprobs()
+        self.validate_logprobs()?;
+        self.guided_decoding.as_ref().map_or(Ok(()), |guided| guided.guide().map(drop))
     }
 
     fn validate_tokens(&self) -> Result<(), SamplingError> {

@@ -14,7 +14,7 @@ mod stop;
 mod strftime;
 mod template_env;
 #[cfg(test)]
-mod testkit;
+pub(crate) mod testkit;
 mod tokenizer;
 mod tokenizer_config;
 

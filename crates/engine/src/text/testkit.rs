@@ -28,6 +28,6 @@ pub(super) fn byte_vocab() -> GgufVocab {
 }
 
 /// The tokenizer of [`byte_vocab`].
-pub(super) fn byte_tokenizer() -> Tokenizer {
+pub(crate) fn byte_tokenizer() -> Tokenizer {
     Tokenizer::try_from(byte_vocab()).unwrap()
 }

@@ -66,7 +66,7 @@ impl Tokenizer {
         Self { inner: Arc::new(inner), special: Arc::new(special) }
     }
 
-    pub(super) fn inner(&self) -> &tokenizers::Tokenizer {
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
         &self.inner
     }
 

@@ -268,8 +268,8 @@ mod tests {
         be.upload(&mut (), bytemuck::cast_slice(&rows), params.view_mut()).unwrap();
         let mut params = params.view();
         (params.geo.rows, params.geo.cols) = (3, SampleRow::WORDS);
-        let (history, banned) = (empty.view(), empty.view());
-        let args = SampleArgs { logits: empty.view(), params, history, banned };
+        let (history, banned, masks) = (empty.view(), empty.view(), empty.view());
+        let args = SampleArgs { logits: empty.view(), params, history, banned, masks };
         be.sample(&mut (), args, out.view_mut()).unwrap();
         let mut tokens = [0i32; 3];
         be.download(&mut (), out.view(), bytemuck::cast_slice_mut(&mut tokens)).unwrap();

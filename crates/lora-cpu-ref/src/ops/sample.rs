@@ -1,6 +1,6 @@
 //! Drawing tokens.
 
-use lora_core::ops::{SampleArgs, SampleRow};
+use lora_core::ops::{SampleArgs, SampleRow, mask_words};
 use lora_core::{DType, Error, Result, check_extent};
 
 use crate::philox::{philox4x32, uniform};
@@ -16,7 +16,11 @@ pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()
         let found = args.logits.geo.dtype;
         return Err(Error::DType { op: OP, what: "logits", found, allowed: "float32" });
     }
-    for (what, found) in [("params", args.params.geo.dtype), ("history", args.history.geo.dtype)] {
+    for (what, found) in [
+        ("params", args.params.geo.dtype),
+        ("history", args.history.geo.dtype),
+        ("masks", args.masks.geo.dtype),
+    ] {
         if found != DType::I32 {
             return Err(Error::DType { op: OP, what, found, allowed: "int32" });
         }
@@ -28,6 +32,7 @@ pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()
     check_extent(OP, "columns of params", args.params.geo.cols, SampleRow::WORDS)?;
     check_extent(OP, "tokens of out", indices(OP, "out", &out.as_view())?.len(), rows)?;
     check_extent(OP, "columns of history", args.history.geo.cols, 2)?;
+    check_extent(OP, "columns of masks", args.masks.geo.cols, mask_words(vocab))?;
     let banned = indices(OP, "banned", &args.banned)?;
     for token in banned {
         checked_index(OP, "banned token", *token, vocab)?;
@@ -49,6 +54,10 @@ pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()
         for token in &banned[from..from + count] {
             logits[*token as usize] = f32::NEG_INFINITY;
         }
+        if params.mask != SampleRow::UNMASKED {
+            let mask = checked_index(OP, "mask", params.mask, args.masks.geo.rows)?;
+            apply_mask(&mut logits, typed_row(&args.masks, mask));
+        }
         tokens.push(draw(&logits, &params) as i32);
     }
     let start = out.geo.offset;
@@ -61,6 +70,15 @@ fn check_range(what: &'static str, from: usize, count: usize, limit: usize) -> R
         Ok(())
     } else {
         Err(Error::OutOfRange { op: OP, what, found: (from + count) as i64, limit })
+    }
+}
+
+/// Takes the tokens out whose bit is 0.
+fn apply_mask(logits: &mut [f32], words: &[i32]) {
+    for (token, logit) in logits.iter_mut().enumerate() {
+        if (words[token / 32] >> (token % 32)) & 1 == 0 {
+            *logit = f32::NEG_INFINITY;
+        }
     }
 }
 
@@ -105,8 +123,9 @@ fn draw(logits: &[f32], params: &SampleRow) -> usize {
         }
         left -= weight;
     }
-    // Rounding can leave a sliver behind the last token.
-    order[kept - 1]
+    // Rounding can leave a sliver behind the last token. One of weight 0 may be banned.
+    let last = weights[..kept].iter().rposition(|weight| *weight > 0.0);
+    order[last.unwrap_or(0)]
 }
 
 /// How many of the descending `weights` survive; at least one. The likeliest has weight 1.
@@ -149,6 +168,19 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_equals() {
         assert_eq!(draw(&[1.0, 3.0, 3.0], &SampleRow::GREEDY), 1);
+    }
+
+    #[test]
+    fn a_mask_holds_at_every_bit_of_its_words() {
+        for only in [0, 31, 32, 62] {
+            let mut logits = vec![1.0f32; 63];
+            let mut words = [0i32; 2];
+            words[only / 32] = 1 << (only % 32);
+            apply_mask(&mut logits, &words);
+            for params in [SampleRow::GREEDY, at(7)] {
+                assert_eq!(draw(&logits, &params), only);
+            }
+        }
     }
 
     #[test]

@@ -1,0 +1,188 @@
+//! Sequences that follow a guide: which tokens they may draw, and when they end.
+
+use rayon::prelude::*;
+
+use super::Job;
+use super::message::{Event, FinishReason, SequenceError};
+use crate::grammar::{Allowed, GuideError, GuideMatcher};
+use crate::sampling::SamplingPlan;
+use crate::scheduler::{Sequence, Work};
+
+/// A row of [`lora_core::ops::SampleArgs::masks`].
+pub type Mask = Vec<i32>;
+
+/// What a sequence does next.
+#[derive(PartialEq, Eq, Debug)]
+enum Next {
+    /// It draws one of these tokens; bans are taken out already.
+    Draw(Mask),
+    /// It is complete, and there is no token to say so.
+    End,
+}
+
+/// For each running sequence that follows a guide and draws in this step, the tokens that it may
+/// draw. One that cannot go on is ended here; what the step computes for it is then ignored.
+pub fn masks(running: &mut [Sequence<Job>], works: &[Work]) -> Vec<Option<Mask>> {
+    let mut draws = vec![false; running.len()];
+    for work in works {
+        draws[work.sequence] = work.samples;
+    }
+    let guided = |s: &Sequence<Job>| s.data.submission.guide.is_some() && !s.data.finished;
+    if !running.iter().zip(&draws).any(|(sequence, draws)| *draws && guided(sequence)) {
+        return vec![None; running.len()];
+    }
+    let mask = |(sequence, draws): (&mut Sequence<Job>, bool)| match draws && guided(sequence) {
+        true => next_mask(sequence),
+        false => None,
+    };
+    running.par_iter_mut().zip(draws).map(mask).collect()
+}
+
+fn next_mask(sequence: &mut Sequence<Job>) -> Option<Mask> {
+    let generated = sequence.generated();
+    let submission = &mut sequence.data.submission;
+    let banned = submission.plan.banned_after(&sequence.tokens, generated);
+    let next = next(submission.guide.as_mut()?, &submission.plan, &banned);
+    let event = match next {
+        Ok(Next::Draw(mask)) => return Some(mask),
+        Ok(Next::End) => Event::Finished(FinishReason::End),
+        Err(error) => Event::Failed(SequenceError::Guide(error)),
+    };
+    sequence.data.finish(&event);
+    None
+}
+
+/// End tokens may come where the text is complete and nowhere else, and so may stop tokens that are
+/// no text; other stop tokens where the guide has them. If bans leave nothing, a complete text
+/// ends regardless of them.
+fn next(guide: &mut GuideMatcher, plan: &SamplingPlan, banned: &[i32]) -> Result<Next, GuideError> {
+    let Allowed { mut words, complete } = guide.allowed()?;
+    for id in &plan.end_ids {
+        set(&mut words, *id, complete);
+    }
+    if complete {
+        let silent = plan.stop_ids.iter().filter(|id| guide.is_silent(**id));
+        silent.for_each(|id| set(&mut words, *id, true));
+    }
+    for id in banned {
+        set(&mut words, *id as u32, false);
+    }
+    if words.iter().any(|word| *word != 0) {
+        return Ok(Next::Draw(words));
+    }
+    if !complete {
+        return Err(guide.no_token());
+    }
+    if plan.end_ids.is_empty() {
+        return Ok(Next::End);
+    }
+    plan.end_ids.iter().for_each(|id| set(&mut words, *id, true));
+    Ok(Next::Draw(words))
+}
+
+fn set(words: &mut [i32], token: u32, allowed: bool) {
+    if let Some(word) = words.get_mut(token as usize / 32) {
+        let bit = 1 << (token % 32);
+        *word = if allowed { *word | bit } else { *word & !bit };
+    }
+}
+
+/// Takes in a token that does not end the sequence by itself. Returns the event that ends it
+/// nevertheless: there is nothing to add and no token to say so, or the guide failed.
+pub fn advance(job: &mut Job, token: u32) -> Option<Event> {
+    let guide = job.submission.guide.as_mut()?;
+    match guide.push(token) {
+        Err(error) => Some(Event::Failed(SequenceError::Guide(error))),
+        Ok(()) if guide.is_finished() && job.submission.plan.end_ids.is_empty() => {
+            Some(Event::Finished(FinishReason::End))
+        }
+        Ok(()) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grammar::GuideCompiler;
+    use crate::sampling::{Guide, SamplingParams};
+    use crate::text::testkit::byte_tokenizer;
+
+    const END: u32 = 2;
+    const VOCAB: usize = 263;
+
+    fn matcher(pattern: &str) -> GuideMatcher {
+        let compiler = GuideCompiler::new(&byte_tokenizer(), VOCAB).unwrap();
+        compiler.compile(&Guide::Regex(pattern)).unwrap()
+    }
+
+    fn plan(end_ids: &[u32]) -> SamplingPlan {
+        SamplingPlan::resolve(&SamplingParams::default(), end_ids, 0)
+    }
+
+    fn id(token: &str) -> u32 {
+        byte_tokenizer().token_id(token).unwrap()
+    }
+
+    /// The tokens that may be drawn after `text`, one letter a token.
+    fn after(pattern: &str, text: &str, plan: &SamplingPlan, banned: &[u32]) -> Vec<u32> {
+        let mut guide = matcher(pattern);
+        for letter in text.chars() {
+            guide.push(id(&letter.to_string())).unwrap();
+        }
+        let banned: Vec<i32> = banned.iter().map(|t| *t as i32).collect();
+        match next(&mut guide, plan, &banned).unwrap() {
+            Next::Draw(words) => {
+                (0..VOCAB as u32).filter(|t| words[*t as usize / 32] >> (t % 32) & 1 == 1).collect()
+            }
+            Next::End => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_end_is_open_where_the_text_is_complete_and_nowhere_else() {
+        let plan = plan(&[END]);
+        assert_eq!(after("ab?", "", &plan, &[]), [id("a")]);
+        assert_eq!(after("ab?", "a", &plan, &[]), [END, id("b")]);
+        assert_eq!(after("ab?", "ab", &plan, &[]), [END]);
+    }
+
+    #[test]
+    fn a_token_of_several_letters_is_one_way_among_others() {
+        assert_eq!(after("hello", "", &plan(&[END]), &[]), [id("h"), id("he"), id("hell")]);
+    }
+
+    #[test]
+    fn an_end_token_that_is_text_waits_for_the_end() {
+        let plan = plan(&[id("b")]);
+        assert_eq!(after("a[bc]d", "a", &plan, &[]), [id("c")]);
+        assert_eq!(after("a[bc]d", "acd", &plan, &[]), [id("b")]);
+    }
+
+    #[test]
+    fn stop_tokens_without_text_may_end_a_complete_text() {
+        let params = SamplingParams { stop_token_ids: vec![1, id("x")], ..Default::default() };
+        let plan = SamplingPlan::resolve(&params, &[END], 0);
+        assert_eq!(after("ab?", "a", &plan, &[]), [1, END, id("b")]);
+        assert_eq!(after("ab?", "", &plan, &[]), [id("a")]);
+    }
+
+    #[test]
+    fn bans_hold_unless_only_the_end_is_left() {
+        let ends = plan(&[END]);
+        assert_eq!(after("a[bc]*", "a", &ends, &[id("b"), END]), [id("c")]);
+        assert_eq!(after("ab", "ab", &ends, &[END]), [END]);
+        assert_eq!(after("ab?", "a", &ends, &[id("b"), END]), [END]);
+    }
+
+    #[test]
+    fn a_complete_text_without_an_end_token_just_ends() {
+        assert_eq!(next(&mut matcher(""), &plan(&[]), &[]), Ok(Next::End));
+    }
+
+    #[test]
+    fn an_incomplete_text_whose_every_token_is_banned_is_an_error() {
+        let banned = [id("a") as i32];
+        let error = next(&mut matcher("a"), &plan(&[END]), &banned).unwrap_err();
+        assert_eq!(error, GuideError::NoToken { generated: 0 });
+    }
+}

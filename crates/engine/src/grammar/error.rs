@@ -1,0 +1,71 @@
+//! Why a guide cannot be followed.
+
+use std::fmt::Display;
+
+use thiserror::Error;
+
+/// What is wrong with a guide, or with following it.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum GuideError {
+    /// The bytes of tokens cannot be told from their spelling.
+    #[error(
+        "`guided_decoding` has to know the bytes of each token, but the tokenizer's decoder is \
+         {found}; allowed: ByteLevel, ByteFallback, Replace of a string, Metaspace, Fuse, Strip; \
+         leave `guided_decoding` out with this model"
+    )]
+    Decoder {
+        /// The decoder as JSON.
+        found: String,
+    },
+    /// llguidance cannot be set up for the vocabulary.
+    #[error("`guided_decoding` cannot be used with this tokenizer: {reason}; leave it out")]
+    Vocabulary {
+        /// What llguidance said.
+        reason: String,
+    },
+    /// The guide is broken, uses what llguidance does not know, or is too large.
+    #[error("sampling parameter `{field}` cannot be followed: {reason}; correct or simplify it")]
+    Refused {
+        /// The field of the request.
+        field: &'static str,
+        /// What llguidance said.
+        reason: String,
+    },
+    /// Nothing may come next, though the text is not complete.
+    #[error(
+        "`guided_decoding` leaves no token after {generated} tokens: the text is not complete, and \
+         every token that could follow is banned or does not exist; change the guide, or `bad` \
+         and `bad_token_ids`"
+    )]
+    NoToken {
+        /// Tokens generated so far.
+        generated: usize,
+    },
+    /// llguidance gave up on a step.
+    #[error(
+        "`guided_decoding` failed after {generated} tokens: {reason}; simplify the guide, above \
+         all parts that can match the same text in many ways"
+    )]
+    Step {
+        /// Tokens generated so far.
+        generated: usize,
+        /// What llguidance said.
+        reason: String,
+    },
+}
+
+/// Characters of llguidance's message that are kept; it may quote the whole guide.
+const LONGEST_REASON: usize = 1000;
+
+/// llguidance's message without the dump of its state that may follow.
+pub(super) fn reason(error: &impl Display) -> String {
+    let message = format!("{error:#}");
+    let dumps = ["\n<backtrace>", "\n<non-verbose/>", "\n<state>"];
+    let end = dumps.iter().filter_map(|mark| message.find(mark)).min();
+    let message = message[..end.unwrap_or(message.len())].trim();
+    match message.char_indices().nth(LONGEST_REASON) {
+        Some((cut, _)) => format!("{} ...", &message[..cut]),
+        None => message.to_owned(),
+    }
+}
