@@ -88,7 +88,7 @@ impl<B: Backend> Sampler<B> {
         })
     }
 
-    /// Draws a token from each row of `logits`; the tokens are there once [`Drawn::wait`] returns.
+    /// Draws a token from each row of `logits`; the tokens are there once `Drawn::wait` returns.
     ///
     /// # Errors
     /// Those of the backend.
