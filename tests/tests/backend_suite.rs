@@ -16,6 +16,7 @@ backend_suite!(best_bf16, CpuRef::new(), Types::BF16);
 backend_suite!(best_f16, CpuRef::new(), Types::F16);
 backend_suite!(best_wide, CpuRef::new(), Types::WIDE);
 backend_suite!(best_mixed, CpuRef::new(), Types::MIXED);
+backend_suite!(best_fp8_kv, CpuRef::new(), Types::FP8_KV);
 backend_suite!(avx512_f32, capped(Level::Avx512), Types::F32);
 backend_suite!(avx512_bf16, capped(Level::Avx512), Types::BF16);
 backend_suite!(avx2_f32, capped(Level::Avx2), Types::F32);

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::fp8::Fp8Scales;
 use crate::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
 use crate::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs};
 use crate::{HostTensor, Result, View, ViewMut};
@@ -145,8 +146,21 @@ pub trait Backend: Sized + 'static {
     /// [`crate::Error::Shape`] or [`crate::Error::DType`] if the parts or the bias disagree.
     fn prepare_linear(&self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<Self::Linear>;
 
+    /// As [`Backend::prepare_linear`] for parts in e4m3, whose products round the input to e4m3,
+    /// too: `out = (x / s as e4m3) wᵀ * s * scale of the part + bias`, `s` the input's scale.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] or [`crate::Error::DType`] if parts, scales or bias disagree;
+    /// [`crate::Error::Unsupported`] if the device has no such products.
+    fn prepare_fp8_linear(
+        &self,
+        parts: &[HostTensor],
+        scales: &Fp8Scales,
+        bias: Option<&[f32]>,
+    ) -> Result<Self::Linear>;
+
     /// Euclidean norm of each row of `rows` of `w + scale * b a`, the denominator of DoRA
-    /// (Liu et al., 2024, equation 5). `low_rank` is (`a` `[rank, in]`, `b` `[rows, rank]`, scale).
+    /// (Liu et al., 2024, equation 5); weights in e4m3 count with their scale. `low_rank` is (`a` `[rank, in]`, `b` `[rows, rank]`, scale).
     ///
     /// # Errors
     /// [`crate::Error::Shape`] if the factors do not fit `w`.
@@ -160,7 +174,8 @@ pub trait Backend: Sized + 'static {
     /// `out[i] = table[ids[i]]`. `ids` is `[1, rows]` i32, `out` `[rows, in]`.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfRange`] if an id is not a row of the table.
+    /// [`crate::Error::OutOfRange`] if an id is not a row of the table;
+    /// [`crate::Error::DType`] if the table is in e4m3.
     fn embed(
         &self,
         q: &mut Self::Queue,

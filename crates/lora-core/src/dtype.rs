@@ -12,6 +12,8 @@ pub enum DType {
     F16,
     /// bfloat16: the upper half of a binary32.
     Bf16,
+    /// 8 bits: sign, 4 of exponent, 3 of mantissa, no infinities; see [`crate::fp8`].
+    F8E4m3,
     /// Signed 32-bit integer: token ids, positions, slots.
     I32,
 }
@@ -22,12 +24,14 @@ impl DType {
         match self {
             Self::F32 | Self::I32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::F8E4m3 => 1,
         }
     }
 
-    /// Whether elements are floating-point numbers.
+    /// Whether elements are floating-point numbers by themselves; those of 8 bits mean something
+    /// only with a scale.
     pub const fn is_float(self) -> bool {
-        !matches!(self, Self::I32)
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
 
     /// Whether every element of a little-endian array is a finite number.
@@ -48,6 +52,7 @@ impl DType {
             }
             Self::F16 => !halves.fold(false, |any, b| any | infinite16(*b, EXPONENT_F16)),
             Self::Bf16 => !halves.fold(false, |any, b| any | infinite16(*b, EXPONENT_BF16)),
+            Self::F8E4m3 => !elements.iter().fold(false, |any, b| any | (b & 0x7f == 0x7f)),
             Self::I32 => true,
         }
     }
@@ -59,6 +64,7 @@ impl fmt::Display for DType {
             Self::F32 => "float32",
             Self::F16 => "float16",
             Self::Bf16 => "bfloat16",
+            Self::F8E4m3 => "float8_e4m3fn",
             Self::I32 => "int32",
         })
     }

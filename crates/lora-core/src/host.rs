@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use half::{bf16, f16};
 
-use crate::DType;
+use crate::{DType, fp8};
 
 /// A dense row-major tensor in host memory.
 ///
@@ -33,12 +33,13 @@ impl HostTensor {
         (elements.checked_mul(dtype.size())? == data.len()).then_some(Self { dtype, shape, data })
     }
 
-    /// A tensor of `dtype` holding `values` rounded to it; `None` if the count does not match.
+    /// A tensor of `dtype` holding `values` rounded to it (e4m3 saturates); `None` if the count does not match.
     pub fn from_f32(dtype: DType, shape: Vec<usize>, values: &[f32]) -> Option<Self> {
         let data: Vec<u8> = match dtype {
             DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             DType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
             DType::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+            DType::F8E4m3 => values.iter().map(|v| fp8::encode(*v)).collect(),
             DType::I32 => return None,
         };
         Self::new(dtype, shape, data)
@@ -89,6 +90,7 @@ impl HostTensor {
                     _ => i32::from_le_bytes(word) as f32,
                 }
             }
+            DType::F8E4m3 => at(1).map_or(0.0, |code| fp8::decode(code[0])),
             DType::F16 | DType::Bf16 => {
                 let word = at(2).and_then(|b| b.try_into().ok()).unwrap_or([0; 2]);
                 match self.dtype {
@@ -99,7 +101,7 @@ impl HostTensor {
         }
     }
 
-    /// All elements as `f32` (exact for every 16-bit float).
+    /// All elements as `f32` (exact for every smaller float).
     pub fn to_f32(&self) -> Vec<f32> {
         self.iter_f32().collect()
     }
@@ -110,6 +112,7 @@ impl HostTensor {
             DType::F32 => Box::new(words::<4>(&self.data).map(f32::from_le_bytes)),
             DType::I32 => Box::new(words::<4>(&self.data).map(|b| i32::from_le_bytes(b) as f32)),
             DType::F16 => Box::new(words::<2>(&self.data).map(|b| f16::from_le_bytes(b).to_f32())),
+            DType::F8E4m3 => Box::new(self.data.iter().map(|code| fp8::decode(*code))),
             DType::Bf16 => {
                 Box::new(words::<2>(&self.data).map(|b| bf16::from_le_bytes(b).to_f32()))
             }
@@ -132,7 +135,9 @@ impl HostTensor {
     /// Whether every element is zero (of either sign).
     pub fn is_zero(&self) -> bool {
         match self.dtype {
-            DType::F32 | DType::F16 | DType::Bf16 => self.iter_f32().all(|v| v == 0.0),
+            DType::F32 | DType::F16 | DType::Bf16 | DType::F8E4m3 => {
+                self.iter_f32().all(|v| v == 0.0)
+            }
             DType::I32 => self.data.iter().all(|&b| b == 0),
         }
     }

@@ -14,6 +14,7 @@ mod dtype;
 mod error;
 #[cfg(feature = "formats")]
 pub mod formats;
+pub mod fp8;
 mod geometry;
 mod host;
 mod ids;

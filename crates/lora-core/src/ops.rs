@@ -27,12 +27,26 @@ impl HeadDims {
     }
 }
 
+/// Scales of a layer's KV cache: it holds keys and values divided by them.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct KvScales {
+    /// Of the keys; positive.
+    pub k: f32,
+    /// Of the values; positive.
+    pub v: f32,
+}
+
+impl KvScales {
+    /// Keys and values as they are.
+    pub const ONE: Self = Self { k: 1.0, v: 1.0 };
+}
+
 /// Arguments of [`Backend::qk_norm_rope_append`].
 ///
 /// For each row of `qkv` (`[rows, q_cols + 2 kv_cols]`): each head of q and k is RMS-normalised
 /// (where the model has such norms), then rotated by its position (half-split form of Su et al.,
-/// 2021) and stored back in place; then k and v go to the row's KV slot, rounded to the caches'
-/// dtype.
+/// 2021) and stored back in place; then k and v go to the row's KV slot, divided by their scale and
+/// rounded to the caches' dtype, a float or e4m3 (which saturates).
 pub struct QkvArgs<'a, B: Backend> {
     /// Output of the fused projection; its q and k parts are replaced.
     pub qkv: ViewMut<'a, B>,
@@ -50,6 +64,8 @@ pub struct QkvArgs<'a, B: Backend> {
     pub k_cache: ViewMut<'a, B>,
     /// Value cache of this layer, of the same shape.
     pub v_cache: ViewMut<'a, B>,
+    /// Scales of the two.
+    pub kv_scales: KvScales,
 }
 
 /// Arguments of [`Backend::attention`].
@@ -67,6 +83,8 @@ pub struct AttentionArgs<'a, B: Backend> {
     pub k_cache: View<'a, B>,
     /// Value cache, of the same shape.
     pub v_cache: View<'a, B>,
+    /// Scales of the two: what they hold is multiplied by them.
+    pub kv_scales: KvScales,
     /// Sequence of each row: `[1, rows]` i32.
     pub sequence_of_row: View<'a, B>,
     /// Position of each row: `[1, rows]` i32.

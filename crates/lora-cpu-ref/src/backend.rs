@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::ops::Range;
 
+use lora_core::fp8::Fp8Scales;
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs};
 use lora_core::{Backend, Caps, Error, HostTensor, Mat, Pool, Result, check_extent};
@@ -10,7 +11,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use sysinfo::System;
 
 use crate::inner::{Isa, Level};
-use crate::ops::{activation, attention, embed, linear, logprobs, lora, norm, rope, sample};
+use crate::ops::{activation, attention, embed, fp8, linear, logprobs, lora, norm, rope, sample};
 use crate::{CpuBuf, CpuLinear, CpuLoraTable, ThreadComm, View, ViewMut};
 
 /// The CPU as a device. Queues hold nothing: every op is done when it returns.
@@ -165,6 +166,15 @@ impl Backend for CpuRef {
         linear::prepare(parts, bias)
     }
 
+    fn prepare_fp8_linear(
+        &self,
+        parts: &[HostTensor],
+        scales: &Fp8Scales,
+        bias: Option<&[f32]>,
+    ) -> Result<CpuLinear> {
+        fp8::prepare(parts, scales, bias)
+    }
+
     fn row_norms(
         &self,
         w: &CpuLinear,
@@ -175,7 +185,7 @@ impl Backend for CpuRef {
     }
 
     fn embed(&self, (): &mut (), table: &CpuLinear, ids: View<'_>, out: ViewMut<'_>) -> Result<()> {
-        embed::embed(self.isa, &table.packed, ids, out)
+        embed::embed(self.isa, table, ids, out)
     }
 
     fn rms_norm(

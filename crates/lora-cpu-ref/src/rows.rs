@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 use half::{bf16, f16};
-use lora_core::{DType, Error, Result};
+use lora_core::{DType, Error, Result, fp8};
 use rayon::prelude::*;
 
 use crate::inner::{Float, Isa, narrow, widen};
@@ -67,12 +67,29 @@ pub fn check_float(op: &'static str, what: &'static str, found: DType) -> Result
     }
 }
 
+/// Checks that a view can be a KV cache.
+///
+/// # Errors
+/// [`Error::DType`].
+pub fn check_cache(op: &'static str, what: &'static str, found: DType) -> Result<()> {
+    if found.is_float() || found == DType::F8E4m3 {
+        Ok(())
+    } else {
+        let allowed = "float32, float16, bfloat16, float8_e4m3fn";
+        Err(Error::DType { op, what, found, allowed })
+    }
+}
+
 /// Decodes row `r` of a float view into `out`, which gets the view's number of columns.
 pub fn read_row(isa: Isa, view: &View<'_>, r: usize, out: &mut Vec<f32>) {
     out.resize(view.geo.cols, 0.0);
     match view.geo.dtype {
         DType::Bf16 => widen(isa, typed_row::<bf16>(view, r), out),
         DType::F16 => widen(isa, typed_row::<f16>(view, r), out),
+        DType::F8E4m3 => {
+            let codes = typed_row::<u8>(view, r);
+            out.iter_mut().zip(codes).for_each(|(value, code)| *value = fp8::decode(*code));
+        }
         _ => out.copy_from_slice(typed_row::<f32>(view, r)),
     }
 }
@@ -104,6 +121,10 @@ impl RowMut<'_> {
         match self.dtype {
             DType::Bf16 => narrow::<bf16>(self.isa, values, bytemuck::cast_slice_mut(self.bytes)),
             DType::F16 => narrow::<f16>(self.isa, values, bytemuck::cast_slice_mut(self.bytes)),
+            DType::F8E4m3 => {
+                let codes = self.bytes.iter_mut();
+                codes.zip(values).for_each(|(code, value)| *code = fp8::encode(*value));
+            }
             _ => narrow::<f32>(self.isa, values, bytemuck::cast_slice_mut(self.bytes)),
         }
     }

@@ -3,7 +3,7 @@
 
 use candle_core::{D, Device, IndexOp, Module, Tensor as Candle};
 use lora_core::lora::{LoraBatch, LoraSite, RowPlan, SiteSpec, SlotLowRank, SlotSlice};
-use lora_core::ops::{AttentionArgs, HeadDims, LogprobArgs, LogprobOut, QkvArgs};
+use lora_core::ops::{AttentionArgs, HeadDims, KvScales, LogprobArgs, LogprobOut, QkvArgs};
 use lora_core::{Backend, DType, HostTensor, Pool, Tensor};
 use lora_cpu_ref::CpuRef;
 use proptest::prelude::*;
@@ -209,6 +209,7 @@ proptest! {
             kv_slots: slots.view(),
             k_cache: k.view_mut(),
             v_cache: v.view_mut(),
+            kv_scales: KvScales::ONE,
         };
         be.qk_norm_rope_append(&mut (), args).unwrap();
 
@@ -253,6 +254,7 @@ proptest! {
             dims,
             k_cache: k.view(),
             v_cache: v.view(),
+            kv_scales: KvScales::ONE,
             sequence_of_row: sequences.view(),
             positions: positions.view(),
             block_tables: tables.view(),

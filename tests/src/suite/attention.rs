@@ -1,11 +1,11 @@
 //! Causal attention over paged keys and values.
 
-use lora_core::ops::{AttentionArgs, HeadDims};
+use lora_core::ops::{AttentionArgs, HeadDims, KvScales};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
 use super::compare::{Class, Num, close, exact};
-use super::draw::{Fill, gaps, outer_rows};
+use super::draw::{Fill, gaps, kv_scales, outer_rows};
 use super::misuse::{Misuse, refusals};
 use super::reference::attend;
 use super::rig::{Gaps, Matrix, Placed, Rig};
@@ -21,6 +21,7 @@ struct Case {
     sequences: Vec<(usize, usize)>,
     tokens_per_block: usize,
     window: Option<usize>,
+    kv_scales: KvScales,
     gaps: Gaps,
     cache_gaps: Gaps,
     seed: u64,
@@ -45,12 +46,14 @@ fn cases() -> impl Strategy<Value = Case> {
     let sequences = prop::collection::vec(sequence, 0..5);
     let block = prop::sample::select(vec![1usize, 2, 5, 16, 64]);
     let window = prop::option::of(1usize..40);
-    (dims(), sequences, block, window, gaps(), outer_rows(), any::<u64>()).prop_map(
-        |(dims, sequences, tokens_per_block, window, gaps, cache_gaps, seed)| Case {
+    let gaps = (gaps(), outer_rows());
+    (dims(), sequences, block, window, kv_scales(), gaps, any::<u64>()).prop_map(
+        |(dims, sequences, tokens_per_block, window, kv_scales, (gaps, cache_gaps), seed)| Case {
             dims,
             sequences,
             tokens_per_block,
             window,
+            kv_scales,
             gaps,
             cache_gaps,
             seed,
@@ -83,7 +86,7 @@ impl Case {
                 if *used { values } else { vec![f32::NAN; values.len()] }
             };
             let values: Vec<f32> = used.iter().flat_map(row).collect();
-            Matrix::floats(cache_rows, self.dims.kv_cols(), types.w, &values)
+            Matrix::floats(cache_rows, self.dims.kv_cols(), types.kv, &values)
         });
         Operands {
             queries: fill.matrix(rows.len(), self.dims.q_cols(), types.out),
@@ -117,11 +120,15 @@ impl Case {
             let position = operands.positions[r] as usize;
             let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
             let sequence = operands.sequence_of_row[r] as usize;
-            let [keys, values] = operands.caches.each_ref().map(|cache| {
-                let places = first..position + 1;
-                let rows = places.map(|p| cache.nums(self.place(&operands.tables, sequence, p)));
-                rows.collect::<Vec<_>>()
-            });
+            let held = |cache: &Matrix, scale: f32| {
+                let scaled = |p| {
+                    let row = cache.nums(self.place(&operands.tables, sequence, p));
+                    row.into_iter().map(|n| n * f64::from(scale)).collect::<Vec<_>>()
+                };
+                (first..position + 1).map(scaled).collect::<Vec<_>>()
+            };
+            let [k, v] = &operands.caches;
+            let (keys, values) = (held(k, self.kv_scales.k), held(v, self.kv_scales.v));
             attend(&operands.queries.nums(r), &keys, &values, self.dims, self.scale())
         };
         (0..operands.queries.rows).flat_map(row).collect()
@@ -149,6 +156,7 @@ fn attended<B: Backend>(
         dims: case.dims,
         k_cache: k.view(),
         v_cache: v.view(),
+        kv_scales: case.kv_scales,
         sequence_of_row: sequences.view(),
         positions: positions.view(),
         block_tables: tables.view(),
@@ -209,8 +217,8 @@ impl<B: Backend> Right<B> {
         Ok(Self {
             queries: rig.place(&fill.matrix(3, 16, types.out), none)?,
             caches: [
-                rig.place(&fill.matrix(12, 8, types.w), none)?,
-                rig.place(&fill.matrix(12, 8, types.w), none)?,
+                rig.place(&fill.matrix(12, 8, types.kv), none)?,
+                rig.place(&fill.matrix(12, 8, types.kv), none)?,
             ],
             sequences: rig.ids(&[0, 1, 1])?,
             positions: rig.ids(&[1, 4, 7])?,
@@ -234,6 +242,7 @@ fn refused<B: Backend>(
             dims: DIMS,
             k_cache: k.view(),
             v_cache: v.view(),
+            kv_scales: KvScales::ONE,
             sequence_of_row: sequences.view(),
             positions: positions.view(),
             block_tables: tables.view(),

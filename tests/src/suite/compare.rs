@@ -106,6 +106,7 @@ fn rounding(dtype: DType, size: f64) -> f64 {
     match dtype {
         DType::F16 => size / 2048.0 + 1.0 / (1u64 << 25) as f64,
         DType::Bf16 => size / 256.0 + TINY,
+        DType::F8E4m3 => size / 16.0 + 1.0 / 1024.0,
         _ => size * F32_ROUNDOFF + TINY,
     }
 }

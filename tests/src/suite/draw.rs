@@ -1,6 +1,7 @@
 //! What cases are drawn from, and the numbers that fill their operands.
 
 use lora_core::DType;
+use lora_core::ops::KvScales;
 use proptest::prelude::*;
 
 use super::rig::{Gaps, Matrix};
@@ -28,6 +29,12 @@ pub fn gaps() -> impl Strategy<Value = Gaps> {
 /// Gaps above and below only, for operands that must be dense.
 pub fn outer_rows() -> impl Strategy<Value = Gaps> {
     (0usize..3).prop_map(|outer_rows| Gaps { outer_rows, ..Gaps::default() })
+}
+
+/// Scales of a KV cache: none as often as not.
+pub fn kv_scales() -> impl Strategy<Value = KvScales> {
+    let scale = || prop::sample::select(vec![1.0, 0.5, 0.03125, 0.3, 1.7]);
+    prop_oneof![Just(KvScales::ONE), (scale(), scale()).prop_map(|(k, v)| KvScales { k, v })]
 }
 
 /// A source of numbers: the same seed gives the same ones everywhere (SplitMix64 of Steele, Lea &

@@ -61,7 +61,7 @@ impl Operands {
 }
 
 /// The product of `x` into a matrix `[rows, out]` of `dtype`.
-fn product<B: Backend>(
+pub fn product<B: Backend>(
     rig: &mut Rig<B>,
     x: &Matrix,
     w: &B::Linear,

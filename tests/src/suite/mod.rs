@@ -15,6 +15,7 @@
 pub mod attention;
 pub mod compare;
 pub mod draw;
+pub mod fp8;
 pub mod linear;
 pub mod logprobs;
 pub mod lora;
@@ -43,23 +44,29 @@ use rig::Rig;
 pub struct Types {
     /// Activations that products read.
     pub x: DType,
-    /// Weights, LoRA factors and the KV cache.
+    /// Weights and LoRA factors.
     pub w: DType,
+    /// The KV cache.
+    pub kv: DType,
     /// Outputs of products and the residual stream.
     pub out: DType,
 }
 
 impl Types {
     /// All `f32`.
-    pub const F32: Self = Self { x: DType::F32, w: DType::F32, out: DType::F32 };
+    pub const F32: Self = Self { x: DType::F32, w: DType::F32, kv: DType::F32, out: DType::F32 };
     /// All bf16.
-    pub const BF16: Self = Self { x: DType::Bf16, w: DType::Bf16, out: DType::Bf16 };
+    pub const BF16: Self =
+        Self { x: DType::Bf16, w: DType::Bf16, kv: DType::Bf16, out: DType::Bf16 };
     /// All f16.
-    pub const F16: Self = Self { x: DType::F16, w: DType::F16, out: DType::F16 };
+    pub const F16: Self = Self { x: DType::F16, w: DType::F16, kv: DType::F16, out: DType::F16 };
     /// bf16 with outputs of products kept in f32, as with [`lora_core::Caps::wide_activations`].
-    pub const WIDE: Self = Self { x: DType::Bf16, w: DType::Bf16, out: DType::F32 };
+    pub const WIDE: Self =
+        Self { x: DType::Bf16, w: DType::Bf16, kv: DType::Bf16, out: DType::F32 };
     /// A different dtype in each place, the outputs the coarsest.
-    pub const MIXED: Self = Self { x: DType::F32, w: DType::F16, out: DType::Bf16 };
+    pub const MIXED: Self = Self { x: DType::F32, w: DType::F16, kv: DType::F16, out: DType::Bf16 };
+    /// bf16 with a KV cache in e4m3.
+    pub const FP8_KV: Self = Self { kv: DType::F8E4m3, ..Self::BF16 };
 }
 
 /// Runs `property` on `cases` drawn cases, the same ones on every run and for every backend.
@@ -100,6 +107,8 @@ macro_rules! backend_suite {
                     a_row_is_normalised_as_if_it_were_alone, norms_refuse_misfits],
                 linear: [a_product_is_its_formula, a_row_is_multiplied_as_if_it_were_alone,
                     row_norms_are_those_of_the_sum, products_refuse_misfits],
+                fp8: [an_fp8_product_is_its_formula, an_fp8_row_is_multiplied_as_if_it_were_alone,
+                    row_norms_count_the_scales, fp8_products_refuse_misfits],
                 rope: [heads_are_normalised_rotated_and_stored, rotation_refuses_misfits,
                     rotation_refuses_ids_out_of_range],
                 attention: [attention_is_its_formula, a_row_attends_as_if_it_were_alone,

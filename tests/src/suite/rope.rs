@@ -1,11 +1,12 @@
 //! Head norms, rotation by position, and the store into the KV cache.
 
-use lora_core::ops::{HeadDims, QkvArgs};
+use lora_core::fp8;
+use lora_core::ops::{HeadDims, KvScales, QkvArgs};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
 use super::compare::{Class, Num, close, exact};
-use super::draw::{Fill, gaps, outer_rows, rows};
+use super::draw::{Fill, gaps, kv_scales, outer_rows, rows};
 use super::misuse::{Misuse, refusals};
 use super::reference::{rms_norm, rotate};
 use super::rig::{Gaps, Matrix, Placed, Rig};
@@ -20,6 +21,7 @@ struct Case {
     rows: usize,
     dims: HeadDims,
     normed: bool,
+    kv_scales: KvScales,
     gaps: Gaps,
     cache_gaps: Gaps,
     seed: u64,
@@ -54,11 +56,12 @@ pub fn dims() -> impl Strategy<Value = HeadDims> {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    (rows(), dims(), any::<bool>(), gaps(), outer_rows(), any::<u64>()).prop_map(
-        |(rows, dims, normed, gaps, cache_gaps, seed)| Case {
+    (rows(), dims(), any::<bool>(), kv_scales(), gaps(), outer_rows(), any::<u64>()).prop_map(
+        |(rows, dims, normed, kv_scales, gaps, cache_gaps, seed)| Case {
             rows,
             dims,
             normed,
+            kv_scales,
             gaps,
             cache_gaps,
             seed,
@@ -85,7 +88,7 @@ impl Case {
             positions: fill.ids(self.rows, POSITIONS),
             rotations: Matrix::floats(POSITIONS, dims.head_dim, DType::F32, &rotations),
             slots,
-            cache: fill.matrix(self.rows + 5, dims.kv_cols(), types.w),
+            cache: fill.matrix(self.rows + 5, dims.kv_cols(), types.kv),
         }
     }
 }
@@ -114,6 +117,7 @@ fn appended<B: Backend>(
         kv_slots: slots.view(),
         k_cache: k_cache.view_mut(),
         v_cache: v_cache.view_mut(),
+        kv_scales: case.kv_scales,
     };
     rig.be.qk_norm_rope_append(&mut rig.q, args)?;
     Ok(Results { qkv: qkv.read(rig)?, caches: [k_cache.read(rig)?, v_cache.read(rig)?] })
@@ -132,6 +136,15 @@ fn rotated(operands: &Operands, dims: HeadDims, row: usize) -> Vec<Num> {
         None => rotate(head, &rotation),
     };
     values.chunks_exact(dims.head_dim).take(heads).enumerate().flat_map(head).collect()
+}
+
+/// A key as the cache holds it, before it is rounded.
+fn stored(key: Num, case: &Case, types: Types) -> Num {
+    let key = key * (1.0 / f64::from(case.kv_scales.k));
+    let most = if types.kv == DType::F8E4m3 { f64::from(fp8::MAX) } else { f64::INFINITY };
+    // What is below the normal numbers of f16 on the way is rounded to their spacing.
+    let coarse = f64::from(f32::from(half::f16::MIN_POSITIVE) / case.kv_scales.k);
+    Num { value: key.value.clamp(-most, most), size: key.size + coarse }
 }
 
 /// Some columns of a matrix.
@@ -156,7 +169,8 @@ pub fn heads_are_normalised_rotated_and_stored<B: Backend>(make: &dyn Fn() -> B,
 
         let values = columns(&operands.qkv, q + kv..q + 2 * kv);
         exact("v part of qkv", &columns(&found.qkv, q + kv..q + 2 * kv), &values)?;
-        let values = values.cast(types.w);
+        let scaled: Vec<f32> = values.data.iter_f32().map(|v| v / case.kv_scales.v).collect();
+        let values = Matrix::floats(values.rows, values.cols, types.kv, &scaled);
         for place in 0..operands.cache.rows {
             let old = operands.cache.pick(&[place]);
             let [k, v] = found.caches.each_ref().map(|cache| cache.pick(&[place]));
@@ -164,7 +178,9 @@ pub fn heads_are_normalised_rotated_and_stored<B: Backend>(make: &dyn Fn() -> B,
                 Some(row) => {
                     // Keys may lie in `qkv` on their way.
                     let class = Class::Through(dims.head_dim, types.out);
-                    close("stored keys", &k, &rows[row][q..], class)?;
+                    let keys: Vec<_> =
+                        rows[row][q..].iter().map(|n| stored(*n, case, types)).collect();
+                    close("stored keys", &k, &keys, class)?;
                     exact("stored values", &v, &values.pick(&[row]))?;
                 }
                 None => {
@@ -204,8 +220,15 @@ const DIMS: HeadDims = HeadDims { heads: 4, kv_heads: 2, head_dim: 4 };
 impl<B: Backend> Right<B> {
     fn new(rig: &mut Rig<B>, types: Types) -> lora_core::Result<Self> {
         let none = Gaps::default();
-        let case =
-            Case { rows: 3, dims: DIMS, normed: true, gaps: none, cache_gaps: none, seed: 5 };
+        let case = Case {
+            rows: 3,
+            dims: DIMS,
+            normed: true,
+            kv_scales: KvScales::ONE,
+            gaps: none,
+            cache_gaps: none,
+            seed: 5,
+        };
         let operands = case.operands(types);
         Ok(Self {
             norm: rig.place(&Fill::new(6).matrix(1, DIMS.head_dim, DType::F32), none)?,
@@ -239,6 +262,7 @@ fn refused<B: Backend>(
             kv_slots: slots.view(),
             k_cache: k.view_mut(),
             v_cache: v.view_mut(),
+            kv_scales: KvScales::ONE,
         };
         spoil(&mut args);
         rig.be.qk_norm_rope_append(&mut rig.q, args)

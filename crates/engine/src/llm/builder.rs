@@ -6,19 +6,23 @@ use std::sync::atomic::AtomicU64;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use lora_core::{
-    Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, Rejection, Rejections,
+    Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, QuantAlgo, QuantConfig, Rejection,
+    Rejections,
 };
 
 use super::checkpoint::Checkpoint;
 use super::geometry::geometry;
 use super::lora_settings::settle;
+use super::quantize;
 use super::settings::{BatchLimits, KvCacheConfig, LoadFormat, SchedulerConfig};
 use super::sizes::{self, FreeMemory};
 use super::{EngineInfo, Llm, LlmError};
 use crate::adapters::{AdapterRegistry, AdapterTiers};
 use crate::core::{AdapterStore, Command, Core, Sampler};
 use crate::kv::KvBlocks;
-use crate::model::{DenseModel, KvCache, LoadPlan, ModelConfig, RunState, WeightSource};
+use crate::model::{
+    DenseModel, KvCache, LoadPlan, ModelConfig, Quantization, RunState, WeightSource,
+};
 use crate::scheduler::{Limits, Scheduler};
 
 /// Called with the layers read so far and their number.
@@ -32,6 +36,7 @@ pub struct LlmBuilder {
     load_format: LoadFormat,
     lora_config: Option<LoraConfig>,
     peft_cache_config: PeftCacheConfig,
+    quant_config: Option<QuantConfig>,
     kv_cache: KvCacheConfig,
     scheduler: SchedulerConfig,
     batch: BatchLimits,
@@ -47,6 +52,7 @@ impl LlmBuilder {
             load_format: LoadFormat::Auto,
             lora_config: None,
             peft_cache_config: PeftCacheConfig::default(),
+            quant_config: None,
             kv_cache: KvCacheConfig::default(),
             scheduler: SchedulerConfig::default(),
             batch: BatchLimits::default(),
@@ -88,6 +94,14 @@ impl LlmBuilder {
     #[must_use]
     pub fn peft_cache_config(mut self, config: PeftCacheConfig) -> Self {
         self.peft_cache_config = config;
+        self
+    }
+
+    /// Quantisation of base weights and KV cache: FP8 or none. It must agree with a checkpoint that
+    /// is quantised; a 16-bit one is quantised while it is loaded. Adapters stay as they are.
+    #[must_use]
+    pub fn quant_config(mut self, config: QuantConfig) -> Self {
+        self.quant_config = Some(config);
         self
     }
 
@@ -147,8 +161,10 @@ impl LlmBuilder {
             return Err(LlmError::LoraConfig(Rejections(problems)));
         }
         let tokenizer = self.tokenizer.as_deref();
-        let Checkpoint { config, text, source } =
+        let Checkpoint { config, text, source, quantization } =
             Checkpoint::open(&self.model, tokenizer, self.load_format)?;
+        let quantization =
+            quantize::settle(self.quant_config.as_ref(), self.kv_cache.dtype, quantization)?;
         sizes::check(&self.batch, &self.kv_cache, &config)?;
         let geometry = geometry(&config);
         let lora = self.lora_config.map(|lora| settle(lora, &geometry)).transpose()?;
@@ -162,6 +178,7 @@ impl LlmBuilder {
             config,
             geometry,
             source,
+            quantization,
             lora,
             cache: self.peft_cache_config,
             kv: self.kv_cache,
@@ -191,6 +208,7 @@ impl LlmBuilder {
     fn rejections(&self) -> Vec<Rejection> {
         let mut problems = self.lora_config.as_ref().map_or_else(Vec::new, LoraConfig::validate);
         problems.extend(self.peft_cache_config.validate());
+        problems.extend(self.quant_config.iter().flat_map(QuantConfig::validate));
         problems
     }
 }
@@ -201,6 +219,7 @@ struct Start {
     config: ModelConfig,
     geometry: ModelGeometry,
     source: Box<dyn WeightSource + Send>,
+    quantization: Quantization,
     lora: Option<LoraConfig>,
     cache: PeftCacheConfig,
     kv: KvCacheConfig,
@@ -219,13 +238,20 @@ impl Start {
         let layers = self.config.layers;
         let lora = self.lora.as_ref();
         let positions = batch.max_seq_len.unwrap_or(self.config.max_positions);
-        let plan = LoadPlan { dtype, positions, slots: sizes::slots(lora) };
+        let kv_dtype = if self.quantization.fp8_kv { DType::F8E4m3 } else { dtype };
+        // What products round to e4m3 is not rounded before where that costs little: twice rounded,
+        // one number in sixteen would come out as another code.
+        let exact = self.quantization.weights.is_some() && be.caps().wide_activations;
+        let activations = if exact { DType::F32 } else { dtype };
+        let quant_algo = self.quantization.weights.as_ref().map(|_| QuantAlgo::Fp8);
+        let (slots, quantization) = (sizes::slots(lora), self.quantization);
+        let plan = LoadPlan { dtype, positions, slots, quantization };
         let report = |done| (self.progress)(done, layers);
-        let model = DenseModel::load(&be, &mut queue, self.config, self.source, plan, &report)?;
+        let model = DenseModel::load(&be, &mut queue, self.config, self.source, &plan, &report)?;
         let config = &model.config;
         let free = FreeMemory { bytes: be.free_memory()?, shared: be.caps().shares_host_memory };
         let (host, device) = sizes::tiers(lora, &self.cache, &geometry, free);
-        let (kv, max_seq_len) = sizes::kv_plan(&batch, &self.kv, config, dtype, free)?;
+        let (kv, max_seq_len) = sizes::kv_plan(&batch, &self.kv, config, kv_dtype, free)?;
         let limits = Limits {
             max_batch_size: batch.max_batch_size,
             max_num_tokens: batch.max_num_tokens.max(batch.max_batch_size),
@@ -237,6 +263,8 @@ impl Start {
             model: config.clone(),
             geometry,
             dtype,
+            quant_algo,
+            kv_dtype,
             backend: B::NAME,
             max_seq_len,
             max_batch_size: limits.max_batch_size,
@@ -244,8 +272,14 @@ impl Start {
         };
         let tiers = AdapterTiers::new(host, device, self.cache.num_put_workers);
         let core = Core {
-            kv: KvCache::new(&be, config, dtype, kv.blocks, kv.tokens_per_block)?,
-            state: RunState::new(&be, config, dtype, limits.max_num_tokens, limits.max_logit_rows)?,
+            kv: KvCache::new(&be, config, kv_dtype, kv.blocks, kv.tokens_per_block)?,
+            state: RunState::new(
+                &be,
+                config,
+                activations,
+                limits.max_num_tokens,
+                limits.max_logit_rows,
+            )?,
             sampler: Sampler::new(&be, limits.max_logit_rows, config.vocab)?,
             scheduler: Scheduler::new(limits, KvBlocks::new(kv), tiers),
             adapters: self.adapters,

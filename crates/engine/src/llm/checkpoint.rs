@@ -5,13 +5,16 @@ use std::path::Path;
 use super::LlmError;
 use super::settings::LoadFormat;
 use super::text_model::TextModel;
-use crate::model::{DummySource, FolderSource, Gguf, ModelConfig, ModelError, WeightSource};
+use crate::model::{
+    DummySource, FolderSource, Gguf, ModelConfig, ModelError, Quantization, WeightSource,
+};
 
 /// An opened model, its weights unread.
 pub(super) struct Checkpoint {
     pub config: ModelConfig,
     pub text: TextModel,
     pub source: Box<dyn WeightSource + Send>,
+    pub quantization: Quantization,
 }
 
 impl Checkpoint {
@@ -44,7 +47,8 @@ impl Checkpoint {
             Some(dir) => TextModel::from_dir(dir)?,
             None => TextModel::from_gguf(path, &gguf)?,
         };
-        Ok(Self { config: gguf.config().clone(), text, source: Box::new(gguf) })
+        let (config, quantization) = (gguf.config().clone(), Quantization::default());
+        Ok(Self { config, text, source: Box::new(gguf), quantization })
     }
 
     fn open_folder(
@@ -57,13 +61,17 @@ impl Checkpoint {
             LoadFormat::Dummy => Box::new(DummySource),
         };
         let config = ModelConfig::from_dir(path)?;
+        let mut quantization = Quantization::from_dir(path)?;
+        if let Some(weights) = &mut quantization.weights {
+            weights.stored = format == LoadFormat::Auto;
+        }
         let dir = tokenizer.unwrap_or(path);
         let only_shape = format == LoadFormat::Dummy && tokenizer.is_none();
         let text = match only_shape && !dir.join("tokenizer.json").exists() {
             true => TextModel::none(dir),
             false => TextModel::from_dir(dir)?,
         };
-        Ok(Self { config, text, source })
+        Ok(Self { config, text, source, quantization })
     }
 }
 

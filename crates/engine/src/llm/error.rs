@@ -1,5 +1,6 @@
 //! Why an engine cannot start, or a request cannot run.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -97,6 +98,16 @@ pub enum LlmError {
     /// The engine thread is gone.
     #[error("the engine has stopped; start a new one")]
     Stopped,
+}
+
+impl LlmError {
+    pub(super) fn setting(
+        setting: &'static str,
+        found: impl Display,
+        allowed: impl Into<String>,
+    ) -> Self {
+        Self::Setting { setting, found: found.to_string(), allowed: allowed.into() }
+    }
 }
 
 impl From<RegistryError> for LlmError {

@@ -13,6 +13,7 @@ mod lora_settings;
 mod output;
 mod pending;
 mod prepare;
+mod quantize;
 mod settings;
 mod sizes;
 mod stream;
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, bounded};
-use lora_core::{DType, ModelGeometry};
+use lora_core::{DType, ModelGeometry, QuantAlgo};
 
 pub use adapters::AdapterStatus;
 pub use builder::{LlmBuilder, Progress};
@@ -35,7 +36,7 @@ pub use input::{GenerateRequest, PerPrompt, Prompt};
 pub use output::{
     CompletionOutput, Delta, FinishReason, Logprob, Logprobs, RequestOutput, StopReason,
 };
-pub use settings::{KvCacheConfig, LoadFormat, SchedulerConfig};
+pub use settings::{KvCacheConfig, KvCacheDtype, LoadFormat, SchedulerConfig};
 pub use stream::{News, ResponseStream};
 pub use text_model::TextModel;
 
@@ -52,6 +53,10 @@ pub struct EngineInfo {
     pub geometry: ModelGeometry,
     /// Dtype of the activations.
     pub dtype: DType,
+    /// Algorithm of the base weights; `None`: they are in 16 or 32 bits.
+    pub quant_algo: Option<QuantAlgo>,
+    /// Dtype of keys and values.
+    pub kv_dtype: DType,
     /// Name of the backend.
     pub backend: &'static str,
     /// Prompt and answer together, at most, in tokens.

@@ -14,10 +14,23 @@ pub enum LoadFormat {
     Dummy,
 }
 
+/// Element type of keys and values.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvCacheDtype {
+    /// The checkpoint's; that of the activations where it names none.
+    #[default]
+    Auto,
+    /// e4m3, with the checkpoint's scales or 1.
+    Fp8,
+}
+
 /// Memory for keys and values. Unknown fields are refused.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KvCacheConfig {
+    /// Element type.
+    pub dtype: KvCacheDtype,
     /// Tokens of one KV block.
     pub tokens_per_block: usize,
     /// Tokens that fit the cache, at most.
@@ -38,6 +51,7 @@ pub struct KvCacheConfig {
 impl Default for KvCacheConfig {
     fn default() -> Self {
         Self {
+            dtype: KvCacheDtype::Auto,
             tokens_per_block: 32,
             max_tokens: None,
             free_gpu_memory_fraction: None,

@@ -44,16 +44,16 @@ pub(super) fn check(
         ("kv_cache_config.max_tokens", kv.max_tokens, 1 << 30),
     ] {
         if let Some(value) = value.filter(|value| !(1..=limit).contains(value)) {
-            return Err(setting_error(setting, value, format!("1 to {limit}")));
+            return Err(LlmError::setting(setting, value, format!("1 to {limit}")));
         }
     }
     if let Some(share) = kv.free_gpu_memory_fraction.filter(|s| !(*s > 0.0 && *s < 1.0)) {
         let allowed = "a share above 0 and below 1".to_owned();
-        return Err(setting_error("free_gpu_memory_fraction", share, allowed));
+        return Err(LlmError::setting("free_gpu_memory_fraction", share, allowed));
     }
     if !kv.copy_on_partial_reuse {
         let allowed = "true; set enable_partial_reuse to false to reuse whole blocks only";
-        return Err(setting_error("copy_on_partial_reuse", false, allowed.to_owned()));
+        return Err(LlmError::setting("copy_on_partial_reuse", false, allowed.to_owned()));
     }
     Ok(())
 }
@@ -91,7 +91,7 @@ pub(super) fn kv_plan(
             "up to {held}, the tokens that fit the KV cache; raise kv_cache_config.max_tokens or \
              free_gpu_memory_fraction"
         );
-        return Err(setting_error("max_seq_len", longest, allowed));
+        return Err(LlmError::setting("max_seq_len", longest, allowed));
     }
     let plan = KvPlan {
         blocks,
@@ -142,12 +142,4 @@ fn unit_bytes(lora: Option<&LoraConfig>, model: &ModelGeometry) -> u64 {
     let modules = lora.map(|lora| lora.effective_targets(model)).unwrap_or_default();
     let widths = modules.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
     2 * widths.max().unwrap_or(0) as u64
-}
-
-fn setting_error(
-    setting: &'static str,
-    found: impl std::fmt::Display,
-    allowed: String,
-) -> LlmError {
-    LlmError::Setting { setting, found: found.to_string(), allowed }
 }

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use lora_core::DType;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::ModelError;
 use super::rope::{RopeConfig, RopeScaling};
@@ -127,7 +126,6 @@ struct Raw {
     #[serde(alias = "torch_dtype")]
     dtype: Option<String>,
     eos_token_id: Option<TokenIds>,
-    quantization_config: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -274,11 +272,6 @@ fn refuse_unsupported(raw: &Raw) -> Result<(), ModelError> {
     if let Some(factor) = raw.partial_rotary_factor.filter(|f| *f != 1.0) {
         return Err(ModelError::unsupported("partial_rotary_factor", factor, "1.0"));
     }
-    if let Some(quantization) = &raw.quantization_config {
-        let method = quantization.get("quant_method").unwrap_or(quantization);
-        let allowed = "none: use a 16-bit checkpoint";
-        return Err(ModelError::unsupported("quantization_config", method, allowed));
-    }
     Ok(())
 }
 
@@ -370,11 +363,14 @@ pub fn parse_dtype(field: &'static str, name: &str) -> Result<DType, ModelError>
     }
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
+pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
     std::fs::read(path).map_err(|e| ModelError::io(path, e))
 }
 
-fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, ModelError> {
+pub(super) fn parse_json<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    text: &[u8],
+) -> Result<T, ModelError> {
     let mut json = serde_json::Deserializer::from_slice(text);
     serde_path_to_error::deserialize(&mut json)
         .map_err(|e| ModelError::Json { path: path.to_owned(), cause: e.to_string() })
@@ -382,6 +378,8 @@ fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, text: &[u8]) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn parse(change: impl Fn(&mut Value)) -> Result<ModelConfig, ModelError> {
@@ -430,7 +428,6 @@ mod tests {
             ("num_key_value_heads", 3.into()),
             ("hidden_size", 0.into()),
             ("rope_scaling", serde_json::json!({"type": "yarn"})),
-            ("quantization_config", serde_json::json!({"quant_method": "gptq"})),
             ("dtype", "int8".into()),
         ] {
             let error = parse(|j| j[field] = value.clone()).unwrap_err().to_string();

@@ -8,7 +8,7 @@ use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
 use super::layers::{Layer, Loader};
 use super::state::{KvCache, RunState, StepInputs, StepRows};
-use super::{ModelConfig, ModelError, WeightSource};
+use super::{ModelConfig, ModelError, Quantization, WeightSource};
 
 /// A dense decoder in a backend's memory.
 pub struct DenseModel<B: Backend> {
@@ -30,8 +30,7 @@ pub struct DenseModel<B: Backend> {
 }
 
 impl<B: Backend> DenseModel<B> {
-    /// Reads a checkpoint. `dtype` is that of the activations, `positions` the longest sequence,
-    /// `slots` the number of adapters that can be resident. `progress` is called after each layer
+    /// Reads a checkpoint. `progress` is called after each layer
     /// with the number of layers read.
     ///
     /// # Errors
@@ -41,13 +40,11 @@ impl<B: Backend> DenseModel<B> {
         queue: &mut B::Queue,
         config: ModelConfig,
         mut source: Box<dyn WeightSource>,
-        plan: LoadPlan,
+        plan: &LoadPlan,
         progress: &dyn Fn(usize),
     ) -> std::result::Result<Self, ModelError> {
-        let LoadPlan { dtype, positions, slots } = plan;
         let (vocab, hidden) = (config.vocab, config.hidden);
-        let mut loader =
-            Loader { be, queue, config: &config, source: source.as_mut(), dtype, slots };
+        let mut loader = Loader { be, queue, config: &config, source: source.as_mut(), plan };
         let embed = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
         let embed = be.prepare_linear(&[embed], None)?;
         let mut layers = Vec::with_capacity(config.layers);
@@ -58,15 +55,12 @@ impl<B: Backend> DenseModel<B> {
         let norm = loader.norm("model.norm.weight", hidden)?;
         let lm_head = match config.tied_embeddings {
             true => None,
-            false => {
-                let head = loader.matrix("lm_head.weight", vocab, hidden)?;
-                Some(be.prepare_linear(&[head], None)?)
-            }
+            false => Some(loader.linear(&[("lm_head".to_owned(), vocab)], hidden, None)?),
         };
         let embed_site = loader.site(SiteSpec::embedding(vocab, hidden))?;
         let head_site = loader.site(SiteSpec::linear(hidden, &[vocab]))?;
         source.finish(&config)?;
-        let rotations = upload_rotations(be, queue, &config, positions)?;
+        let rotations = upload_rotations(be, queue, &config, plan.positions)?;
         Ok(Self { config, embed, embed_site, layers, norm, lm_head, head_site, rotations })
     }
 
@@ -162,6 +156,7 @@ impl<B: Backend> DenseModel<B> {
                 kv_slots: inputs.kv_slots.view(),
                 k_cache: k_cache.view_mut(),
                 v_cache: v_cache.view_mut(),
+                kv_scales: layer.kv_scales,
             },
         )?;
         let args = AttentionArgs {
@@ -169,6 +164,7 @@ impl<B: Backend> DenseModel<B> {
             dims,
             k_cache: k_cache.view(),
             v_cache: v_cache.view(),
+            kv_scales: layer.kv_scales,
             sequence_of_row: inputs.sequences.view(),
             positions: inputs.positions.view(),
             block_tables: inputs.block_tables.rows_of(inputs.max_blocks),
@@ -204,7 +200,7 @@ impl<B: Backend> DenseModel<B> {
 }
 
 /// How a model is to be held in memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadPlan {
     /// Dtype of the activations.
     pub dtype: DType,
@@ -212,6 +208,8 @@ pub struct LoadPlan {
     pub positions: usize,
     /// Adapters that can be resident.
     pub slots: usize,
+    /// Weights and KV cache in FP8.
+    pub quantization: Quantization,
 }
 
 /// The batch, if any of its rows has an adapter: rows without one must cost nothing.

@@ -12,7 +12,7 @@ use half::bf16;
 use lora_core::{DType, HostTensor};
 
 use super::config::Biases;
-use super::source::{WeightSource, check_tensor, left_over};
+use super::source::{WeightSource, check_tensor, left_over, no_fp8};
 use super::{Architecture, ModelConfig, ModelError, RopeConfig, RopeScaling};
 use crate::text::GgufVocab;
 
@@ -104,6 +104,10 @@ impl Gguf {
 }
 
 impl WeightSource for Gguf {
+    fn take_fp8(&mut self, name: &str, _: &[usize]) -> Result<HostTensor, ModelError> {
+        Err(no_fp8(name, "a GGUF file"))
+    }
+
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
         let stored = self.names.remove(name).ok_or_else(|| ModelError::MissingTensor {
             path: self.path.clone(),

@@ -1,8 +1,10 @@
 //! The parts of a decoder layer, and how they are read from a checkpoint.
 
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec};
+use lora_core::ops::KvScales;
 use lora_core::{Backend, DType, HostTensor, Pool, Result, TargetModule, Tensor, View, ViewMut};
 
+use super::dense::LoadPlan;
 use super::{ModelConfig, ModelError, WeightSource};
 
 /// A base projection and its adapters: one site, a slice per module.
@@ -42,6 +44,8 @@ pub struct Layer<B: Backend> {
     pub qkv: Projection<B>,
     /// Norms of q and k heads: `[1, head_dim]` f32 each.
     pub head_norms: Option<(Tensor<B>, Tensor<B>)>,
+    /// Scales of keys and values in the cache.
+    pub kv_scales: KvScales,
     /// Output projection of attention.
     pub o: Projection<B>,
     /// Norm before the MLP: `[1, hidden]` f32.
@@ -69,10 +73,9 @@ pub(super) struct Loader<'a, B: Backend> {
     pub queue: &'a mut B::Queue,
     pub config: &'a ModelConfig,
     pub source: &'a mut dyn WeightSource,
-    /// Dtype of the activations; 16-bit weights of the other kind are converted to it.
-    pub dtype: DType,
-    /// Slots of each site's table.
-    pub slots: usize,
+    /// How the model is to be held; 16-bit weights of another dtype than the activations' are
+    /// converted to that.
+    pub plan: &'a LoadPlan,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -131,6 +134,7 @@ impl<B: Backend> Loader<'_, B> {
         Ok(Layer {
             input_norm: self.norm(&format!("{base}.input_layernorm.weight"), c.hidden)?,
             post_norm: self.norm(&format!("{base}.post_attention_layernorm.weight"), c.hidden)?,
+            kv_scales: self.kv_scales(&format!("{base}.self_attn"))?,
             window: c.windows.get(i).copied().flatten(),
             qkv,
             head_norms,
@@ -157,20 +161,21 @@ impl<B: Backend> Loader<'_, B> {
         cols: usize,
     ) -> std::result::Result<HostTensor, ModelError> {
         let tensor = self.source.take(name, &[rows, cols])?;
-        if self.dtype == DType::F32 || self.dtype == tensor.dtype() {
+        let dtype = self.plan.dtype;
+        if dtype == DType::F32 || dtype == tensor.dtype() {
             return Ok(tensor);
         }
-        let cast = tensor.cast(self.dtype).filter(HostTensor::is_finite);
+        let cast = tensor.cast(dtype).filter(HostTensor::is_finite);
         cast.ok_or_else(|| {
             let allowed = "values that are finite in that dtype; use bfloat16 or float32";
-            let found = format!("{} that {} does not hold", tensor.dtype(), self.dtype);
+            let found = format!("{} that {} does not hold", tensor.dtype(), dtype);
             ModelError::unsupported(format!("tensor {name}"), found, allowed)
         })
     }
 
     /// A site's empty table.
     pub fn site(&self, spec: SiteSpec) -> Result<LoraSite<B>> {
-        Ok(LoraSite { table: self.be.lora_table(&spec, self.slots)?, spec })
+        Ok(LoraSite { table: self.be.lora_table(&spec, self.plan.slots)?, spec })
     }
 
     fn projection(
@@ -181,15 +186,16 @@ impl<B: Backend> Loader<'_, B> {
         let mut parts = Vec::with_capacity(spec.parts.len());
         let mut bias = Vec::new();
         for (part, rows) in spec.parts.iter().zip(&spec.widths) {
-            parts.push(self.matrix(&format!("{base}.{part}.weight"), *rows, spec.in_dim)?);
+            let name = format!("{base}.{part}");
             if spec.bias {
-                let part = self.source.take(&format!("{base}.{part}.bias"), &[*rows])?;
+                let part = self.source.take(&format!("{name}.bias"), &[*rows])?;
                 bias.extend(part.iter_f32());
             }
+            parts.push((name, *rows));
         }
         let bias = spec.bias.then_some(bias);
         Ok(Projection {
-            weight: self.be.prepare_linear(&parts, bias.as_deref())?,
+            weight: self.linear(&parts, spec.in_dim, bias.as_deref())?,
             bias,
             modules: spec.modules,
             site: self.site(SiteSpec::linear(spec.in_dim, &spec.widths))?,

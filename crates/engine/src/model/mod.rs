@@ -3,8 +3,10 @@
 mod config;
 mod dense;
 mod error;
+mod fp8;
 mod gguf;
 mod layers;
+mod quantization;
 mod rope;
 mod source;
 pub mod state;
@@ -14,6 +16,7 @@ pub use dense::{DenseModel, LoadPlan};
 pub use error::ModelError;
 pub use gguf::{Gguf, GgufText};
 pub use layers::{Layer, Projection};
+pub use quantization::{Fp8Weights, ModulePatterns, Quantization};
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{DummySource, FolderSource, WeightSource};
 pub use state::{KvCache, RunState, StepRows, block_bytes};

@@ -13,12 +13,18 @@ use super::{ModelConfig, ModelError};
 
 /// A checkpoint, by the tensor names of Hugging Face's Llama family.
 pub trait WeightSource {
-    /// Takes a tensor, checked against `shape`.
+    /// Takes a tensor of floats, checked against `shape`; one element may be `[]` or `[1]`.
     ///
     /// # Errors
     /// [`ModelError::MissingTensor`], [`ModelError::Shape`], [`ModelError::NonFinite`], or an
     /// error of the file.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError>;
+
+    /// Takes the codes of a matrix in e4m3, checked against `shape`.
+    ///
+    /// # Errors
+    /// As [`WeightSource::take`]; [`ModelError::Unsupported`] for another dtype.
+    fn take_fp8(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError>;
 
     /// Whether the checkpoint has a tensor that was not taken yet.
     fn has(&self, name: &str) -> bool;
@@ -47,8 +53,8 @@ impl FolderSource {
     }
 }
 
-impl WeightSource for FolderSource {
-    fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
+impl FolderSource {
+    fn read(&mut self, name: &str) -> Result<HostTensor, ModelError> {
         let tensor = self.tensors.remove(name).ok_or_else(|| ModelError::MissingTensor {
             path: self.dir.clone(),
             name: name.to_owned(),
@@ -57,7 +63,25 @@ impl WeightSource for FolderSource {
             let (found, allowed) = (tensor.element(), "float32, float16 or bfloat16");
             return Err(ModelError::unsupported(format!("dtype of {name}"), found, allowed));
         };
+        Ok(tensor)
+    }
+}
+
+impl WeightSource for FolderSource {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
+        let tensor = self.read(name)?;
         check_tensor(name, &tensor, shape).map(|()| tensor)
+    }
+
+    fn take_fp8(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
+        let tensor = self.read(name)?;
+        if tensor.dtype() != DType::F8E4m3 {
+            let allowed = "float8_e4m3fn: the checkpoint is in FP8, and its exclude_modules do \
+                           not name this module";
+            let field = format!("dtype of {name}");
+            return Err(ModelError::unsupported(field, tensor.dtype(), allowed));
+        }
+        check_values(name, &tensor, shape).map(|()| tensor)
     }
 
     fn has(&self, name: &str) -> bool {
@@ -72,6 +96,11 @@ impl WeightSource for FolderSource {
         };
         left_over(&self.dir, config, self.tensors.keys().filter(left).cloned().collect())
     }
+}
+
+/// What a source without FP8 answers to [`WeightSource::take_fp8`].
+pub(super) fn no_fp8(name: &str, source: &str) -> ModelError {
+    ModelError::unsupported(format!("source of {name} in FP8"), source, "a folder of safetensors")
 }
 
 /// Fails if tensors were left over.
@@ -92,22 +121,28 @@ pub(super) fn left_over(
     }
 }
 
-/// Checks shape, dtype and finiteness.
+/// Checks shape, dtype and finiteness of a tensor of floats.
 pub(super) fn check_tensor(
     name: &str,
     tensor: &HostTensor,
     shape: &[usize],
 ) -> Result<(), ModelError> {
-    if tensor.shape() != shape {
+    if !tensor.dtype().is_float() {
+        let allowed = "float32, float16 or bfloat16";
+        return Err(ModelError::unsupported(format!("dtype of {name}"), tensor.dtype(), allowed));
+    }
+    check_values(name, tensor, shape)
+}
+
+/// Checks shape and finiteness.
+fn check_values(name: &str, tensor: &HostTensor, shape: &[usize]) -> Result<(), ModelError> {
+    let scalar = shape.is_empty() && tensor.shape() == [1];
+    if tensor.shape() != shape && !scalar {
         return Err(ModelError::Shape {
             name: name.to_owned(),
             found: tensor.shape().to_vec(),
             expected: shape.to_vec(),
         });
-    }
-    if !tensor.dtype().is_float() {
-        let allowed = "float32, float16 or bfloat16";
-        return Err(ModelError::unsupported(format!("dtype of {name}"), tensor.dtype(), allowed));
     }
     if !tensor.is_finite() {
         return Err(ModelError::NonFinite { name: name.to_owned() });
@@ -137,8 +172,12 @@ impl WeightSource for DummySource {
         })
     }
 
+    fn take_fp8(&mut self, name: &str, _: &[usize]) -> Result<HostTensor, ModelError> {
+        Err(no_fp8(name, "random weights"))
+    }
+
     fn has(&self, name: &str) -> bool {
-        name != "lm_head.weight"
+        name != "lm_head.weight" && !name.ends_with("_scale")
     }
 
     fn finish(self: Box<Self>, _: &ModelConfig) -> Result<(), ModelError> {

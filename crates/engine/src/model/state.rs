@@ -16,7 +16,7 @@ pub struct KvCache<B: Backend> {
 }
 
 impl<B: Backend> KvCache<B> {
-    /// Allocates `blocks` blocks in every layer.
+    /// Allocates `blocks` blocks of `dtype`, a float or e4m3, in every layer.
     ///
     /// # Errors
     /// [`lora_core::Error::OutOfMemory`].

@@ -92,6 +92,7 @@ fn dtype_tag(dtype: DType) -> u8 {
         DType::F16 => 2,
         DType::Bf16 => 3,
         DType::I32 => 4,
+        DType::F8E4m3 => 5,
     }
 }
 

@@ -180,6 +180,7 @@ fn truncated(path: &Path, found: u64, needed: u64) -> AdapterError {
 fn window(info: &TensorInfo, data: &Source) -> Option<RawTensor> {
     let element = match info.dtype {
         Dtype::F32 => ElementType::Known(DType::F32),
+        Dtype::F8_E4M3 => ElementType::Known(DType::F8E4m3),
         Dtype::F16 => ElementType::Known(DType::F16),
         Dtype::BF16 => ElementType::Known(DType::Bf16),
         Dtype::I32 => ElementType::Known(DType::I32),

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::ops::Range;
 
+use crate::fp8::Fp8Scales;
 use crate::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
 use crate::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs, SampleRow};
 use crate::{Backend, Caps, Comm, Error, HostTensor, Pool, Result};
@@ -131,6 +132,15 @@ impl Backend for NullBackend {
         let rows = parts.iter().filter_map(|part| part.shape().first()).sum();
         let cols = parts.first().and_then(|part| part.shape().get(1)).copied().unwrap_or(0);
         Ok(NullLinear { rows, cols })
+    }
+
+    fn prepare_fp8_linear(
+        &self,
+        parts: &[HostTensor],
+        _: &Fp8Scales,
+        bias: Option<&[f32]>,
+    ) -> Result<NullLinear> {
+        self.prepare_linear(parts, bias)
     }
 
     fn row_norms(

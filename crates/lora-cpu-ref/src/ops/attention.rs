@@ -8,7 +8,9 @@ use lora_core::ops::AttentionArgs;
 use lora_core::{DType, Error, Result, check_extent};
 
 use crate::inner::{Isa, axpy_rows, dot_rows, exp};
-use crate::rows::{check_float, checked_index, for_pieces, indices, read_row, typed_row};
+use crate::rows::{
+    check_cache, check_float, checked_index, for_pieces, indices, read_row, typed_row,
+};
 use crate::{CpuRef, View, ViewMut};
 
 const OP: &str = "attention";
@@ -23,6 +25,7 @@ pub fn attention(isa: Isa, args: &AttentionArgs<'_, CpuRef>, mut out: ViewMut<'_
     let longest = positions.iter().map(|p| *p as usize + 1).max().unwrap_or(1);
     let least = SERIAL_PRODUCTS.div_ceil((2 * longest * dims.head_dim).max(1));
     let group = dims.heads / dims.kv_heads;
+    let scale = args.scale * args.kv_scales.k;
     for_pieces::<Scratch>(isa, &mut out, dims.head_dim, least, |row, head, mut piece, scratch| {
         let position = positions[row] as usize;
         let first = args.window.map_or(0, |window| (position + 1).saturating_sub(window));
@@ -32,7 +35,7 @@ pub fn attention(isa: Isa, args: &AttentionArgs<'_, CpuRef>, mut out: ViewMut<'_
 
         let query = head * dims.head_dim..(head + 1) * dims.head_dim;
         read_row(isa, &args.queries.slice_cols(query), row, &mut scratch.query);
-        scratch.query.iter_mut().for_each(|q| *q *= args.scale);
+        scratch.query.iter_mut().for_each(|q| *q *= scale);
         let keys = args.k_cache.slice_cols(columns.clone());
         scratch.scores.resize(position + 1 - first, 0.0);
         let mut scores = &mut scratch.scores[..];
@@ -51,7 +54,7 @@ pub fn attention(isa: Isa, args: &AttentionArgs<'_, CpuRef>, mut out: ViewMut<'_
             add_values(isa, &mut scratch.sum, head, &values.slice_rows(run));
             weights = tail;
         }
-        scratch.sum.iter_mut().for_each(|v| *v /= total);
+        scratch.sum.iter_mut().for_each(|v| *v = *v / total * args.kv_scales.v);
         piece.store(&scratch.sum);
     });
     Ok(())
@@ -87,7 +90,7 @@ fn check<'a>(
 ) -> Result<(&'a [i32], &'a [i32])> {
     let (dims, rows) = (args.dims, args.queries.geo.rows);
     check_float(OP, "queries", args.queries.geo.dtype)?;
-    check_float(OP, "k_cache", args.k_cache.geo.dtype)?;
+    check_cache(OP, "k_cache", args.k_cache.geo.dtype)?;
     check_float(OP, "out", out.geo.dtype)?;
     let left_over = dims.heads.checked_rem(dims.kv_heads).unwrap_or(dims.heads.max(1));
     check_extent(OP, "heads that kv_heads do not divide", left_over, 0)?;
@@ -140,7 +143,7 @@ fn key_products(isa: Isa, query: &[f32], keys: &View<'_>, scores: &mut [f32]) {
     let stride = keys.geo.row_stride;
     match keys.geo.dtype {
         DType::Bf16 => dot_rows(isa, query, from_first::<bf16>(keys), stride, scores),
-        DType::F16 => {
+        DType::F16 | DType::F8E4m3 => {
             let (keys, stride) = widen_all(isa, keys);
             dot_rows(isa, query, &keys, stride, scores);
         }
@@ -153,7 +156,7 @@ fn add_values(isa: Isa, sum: &mut [f32], weights: &[f32], values: &View<'_>) {
     let stride = values.geo.row_stride;
     match values.geo.dtype {
         DType::Bf16 => axpy_rows(isa, sum, weights, from_first::<bf16>(values), stride),
-        DType::F16 => {
+        DType::F16 | DType::F8E4m3 => {
             let (values, stride) = widen_all(isa, values);
             axpy_rows(isa, sum, weights, &values, stride);
         }

@@ -1,14 +1,20 @@
 //! Looking rows up.
 
-use lora_core::{Result, check_extent};
+use lora_core::{DType, Error, Result, check_extent};
 
-use crate::inner::{Isa, Packed};
+use crate::CpuLinear;
+use crate::inner::Isa;
 use crate::rows::{check_float, checked_index, for_rows, indices, read_row};
 use crate::{View, ViewMut};
 
 /// See [`lora_core::Backend::embed`].
-pub fn embed(isa: Isa, table: &Packed, ids: View<'_>, mut out: ViewMut<'_>) -> Result<()> {
+pub fn embed(isa: Isa, table: &CpuLinear, ids: View<'_>, mut out: ViewMut<'_>) -> Result<()> {
     const OP: &str = "embed";
+    if table.fp8.is_some() {
+        let (what, found, allowed) = ("table", DType::F8E4m3, "float32, float16, bfloat16");
+        return Err(Error::DType { op: OP, what, found, allowed });
+    }
+    let table = &table.packed;
     check_float(OP, "out", out.geo.dtype)?;
     let ids = indices(OP, "ids", &ids)?;
     check_extent(OP, "rows of out", out.geo.rows, ids.len())?;

@@ -4,6 +4,7 @@ use bytemuck::Pod;
 use half::bf16;
 use lora_core::{DType, Error, HostTensor, Result, check_extent};
 
+use super::fp8::{self, Fp8};
 use crate::inner::{Dtype, InnerError, Isa, Out, Packed, Part, Rows, dot, matmul};
 use crate::rows::{check_float, for_rows, read_row};
 use crate::{View, ViewMut};
@@ -11,7 +12,9 @@ use crate::{View, ViewMut};
 /// A weight matrix `[out, in]` in the order in which the inner product reads it.
 pub struct CpuLinear {
     pub(crate) packed: Packed,
-    bias: Option<Vec<f32>>,
+    pub(super) bias: Option<Vec<f32>>,
+    /// Scales of weights in e4m3, which are packed as bf16: it holds every value of e4m3.
+    pub(super) fp8: Option<Fp8>,
 }
 
 /// See [`lora_core::Backend::prepare_linear`].
@@ -20,7 +23,7 @@ pub fn prepare(parts: &[HostTensor], bias: Option<&[f32]>) -> Result<CpuLinear> 
     if let Some(bias) = bias {
         check_extent("prepare_linear", "bias", bias.len(), packed.n())?;
     }
-    Ok(CpuLinear { packed, bias: bias.map(<[f32]>::to_vec) })
+    Ok(CpuLinear { packed, bias: bias.map(<[f32]>::to_vec), fp8: None })
 }
 
 /// Packs matrices stacked by rows.
@@ -68,6 +71,9 @@ pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Res
     check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
     if x.geo.rows == 0 {
         return Ok(());
+    }
+    if let Some(scales) = &w.fp8 {
+        return fp8::product(isa, x, w, scales, out);
     }
     let bias = w.bias.as_deref();
     let mut widened = Vec::new();
@@ -134,6 +140,10 @@ pub fn row_norms(
         .enumerate()
         .map(|(i, n)| {
             w.packed.decode_row(n, &mut row);
+            if let Some(fp8) = &w.fp8 {
+                let scale = fp8.of_output(n);
+                row.iter_mut().for_each(|value| *value *= scale);
+            }
             for (j, factor) in b[i * rank..(i + 1) * rank].iter().enumerate() {
                 crate::inner::axpy(isa, &mut row, scale * factor, &a[j * k..(j + 1) * k]);
             }

@@ -5,7 +5,9 @@ use lora_core::{DType, Error, Result, check_extent};
 
 use super::norm::{normalize, weights};
 use crate::inner::Isa;
-use crate::rows::{check_float, checked_index, for_rows, indices, read_row, row_mut, typed_row};
+use crate::rows::{
+    check_cache, check_float, checked_index, for_rows, indices, read_row, row_mut, typed_row,
+};
 use crate::{CpuRef, View, ViewMut};
 
 const OP: &str = "qk_norm_rope_append";
@@ -16,7 +18,7 @@ pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()
     check_float(OP, "qkv", args.qkv.geo.dtype)?;
     check_extent(OP, "columns of qkv", args.qkv.geo.cols, dims.q_cols() + 2 * dims.kv_cols())?;
     for cache in [&args.k_cache, &args.v_cache] {
-        check_float(OP, "cache", cache.geo.dtype)?;
+        check_cache(OP, "cache", cache.geo.dtype)?;
         check_extent(OP, "columns of a cache", cache.geo.cols, dims.kv_cols())?;
     }
     check_extent(OP, "rows of v_cache", args.v_cache.geo.rows, args.k_cache.geo.rows)?;
@@ -58,8 +60,9 @@ pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()
     let k_from = dims.q_cols();
     let v_from = k_from + dims.kv_cols();
     let qkv = args.qkv.as_view();
-    append(isa, qkv.slice_cols(k_from..v_from), slots, &mut args.k_cache);
-    append(isa, qkv.slice_cols(v_from..v_from + dims.kv_cols()), slots, &mut args.v_cache);
+    let (k, v) = (qkv.slice_cols(k_from..v_from), qkv.slice_cols(v_from..v_from + dims.kv_cols()));
+    append(isa, k, args.kv_scales.k, slots, &mut args.k_cache);
+    append(isa, v, args.kv_scales.v, slots, &mut args.v_cache);
     Ok(())
 }
 
@@ -91,11 +94,12 @@ fn rotate<'w>(
     });
 }
 
-/// Stores row `i` of `x` in row `slots[i]` of the cache, rounded to the cache's dtype.
-fn append(isa: Isa, x: View<'_>, slots: &[i32], cache: &mut ViewMut<'_>) {
+/// Stores row `i` of `x` divided by `scale` in row `slots[i]` of the cache, rounded to its dtype.
+fn append(isa: Isa, x: View<'_>, scale: f32, slots: &[i32], cache: &mut ViewMut<'_>) {
     let mut values = Vec::new();
     for (r, slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
         read_row(isa, &x, r, &mut values);
+        values.iter_mut().for_each(|value| *value /= scale);
         row_mut(isa, cache, *slot as usize).store(&values);
     }
 }

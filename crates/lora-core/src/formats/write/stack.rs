@@ -192,6 +192,7 @@ impl View for Laid {
             DType::F32 => Dtype::F32,
             DType::F16 => Dtype::F16,
             DType::Bf16 => Dtype::BF16,
+            DType::F8E4m3 => Dtype::F8_E4M3,
             DType::I32 => Dtype::I32,
         }
     }

@@ -63,6 +63,7 @@ impl Program {
             DType::F16 => "HalfStorage",
             DType::Bf16 => "BFloat16Storage",
             DType::I32 => "IntStorage",
+            DType::F8E4m3 => "Float8_e4m3fnStorage",
         };
         self.global("torch", class);
         self.text(&storage.to_string());

@@ -1,0 +1,258 @@
+//! What a checkpoint says about its quantisation.
+
+use std::path::Path;
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use lora_core::QuantAlgo;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::ModelError;
+use super::config::{parse_json, read_file};
+
+/// How base weights and the KV cache are held.
+#[derive(Clone, Debug, Default)]
+pub struct Quantization {
+    /// Weights of linear layers in FP8 (e4m3, a scale per tensor); `None`: 16 bits.
+    pub weights: Option<Fp8Weights>,
+    /// Whether keys and values are in FP8.
+    pub fp8_kv: bool,
+}
+
+/// Linear layers in FP8.
+#[derive(Clone, Debug)]
+pub struct Fp8Weights {
+    /// Those that stay in 16 bits.
+    pub exclude: ModulePatterns,
+    /// Whether the checkpoint holds FP8; if not, weights are quantised while they are loaded.
+    pub stored: bool,
+}
+
+/// Glob patterns of module names such as `model.layers.0.mlp.up_proj`; `*` matches dots, too.
+#[derive(Clone, Debug)]
+pub struct ModulePatterns {
+    patterns: Vec<String>,
+    set: GlobSet,
+}
+
+impl ModulePatterns {
+    /// Compiles patterns; `setting` is what messages call them.
+    ///
+    /// # Errors
+    /// [`ModelError::Unsupported`] naming the pattern.
+    pub fn new(setting: &str, mut patterns: Vec<String>) -> Result<Self, ModelError> {
+        patterns.sort_unstable();
+        patterns.dedup();
+        let bad = |e: globset::Error| {
+            let allowed = "glob patterns of module names";
+            ModelError::unsupported(setting, e, allowed)
+        };
+        let mut set = GlobSetBuilder::new();
+        for pattern in &patterns {
+            set.add(GlobBuilder::new(pattern).build().map_err(bad)?);
+        }
+        Ok(Self { set: set.build().map_err(bad)?, patterns })
+    }
+
+    /// Whether a pattern matches a module.
+    pub fn matches(&self, module: &str) -> bool {
+        self.set.is_match(module)
+    }
+
+    /// The patterns, sorted.
+    pub fn patterns(&self) -> &[String] {
+        &self.patterns
+    }
+}
+
+/// One file's statement, in the fields that matter to FP8.
+#[derive(Deserialize, Default)]
+struct Block {
+    quant_algo: Option<String>,
+    kv_cache_quant_algo: Option<String>,
+    #[serde(default, alias = "ignore", alias = "modules_to_not_convert")]
+    exclude_modules: Option<Vec<String>>,
+    kv_cache_scheme: Option<KvScheme>,
+    #[serde(default)]
+    has_zero_point: bool,
+    #[serde(default)]
+    pre_quant_scale: bool,
+}
+
+/// The newer form of `kv_cache_quant_algo`.
+#[derive(Deserialize)]
+struct KvScheme {
+    num_bits: u32,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+impl Quantization {
+    /// Reads `hf_quant_config.json` and the `quantization_config` of `config.json`, either of which
+    /// may be absent (behaviour of the original: section 7.5 of its description).
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the file or the field, for an algorithm other than FP8 and for two
+    /// files that contradict each other.
+    pub fn from_dir(dir: &Path) -> Result<Self, ModelError> {
+        let file = dir.join("hf_quant_config.json");
+        let of_file = match file.is_file() {
+            true => {
+                #[derive(Deserialize)]
+                struct Outer {
+                    quantization: Block,
+                }
+                Some(parse_json::<Outer>(&file, &read_file(&file)?)?.quantization)
+            }
+            false => None,
+        };
+        #[derive(Deserialize)]
+        struct Config {
+            quantization_config: Option<Value>,
+        }
+        let path = dir.join("config.json");
+        let config: Config = parse_json(&path, &read_file(&path)?)?;
+        let of_config =
+            config.quantization_config.as_ref().map(|v| block_of_config(&path, v)).transpose()?;
+        Self::from_blocks(of_file, of_config)
+    }
+
+    fn from_blocks(file: Option<Block>, config: Option<Block>) -> Result<Self, ModelError> {
+        let (file, config) = (file.unwrap_or_default(), config.unwrap_or_default());
+        let weights = agreed("quant_algo", file.quant_algo, config.quant_algo)?;
+        let config_kv = config.kv_cache_quant_algo.or(config.kv_cache_scheme.map(KvScheme::algo));
+        let file_kv = file.kv_cache_quant_algo.or(file.kv_cache_scheme.map(KvScheme::algo));
+        let kv = agreed("kv_cache_quant_algo", file_kv, config_kv)?;
+        for (field, set) in [
+            ("has_zero_point", file.has_zero_point || config.has_zero_point),
+            ("pre_quant_scale", file.pre_quant_scale || config.pre_quant_scale),
+        ] {
+            if set {
+                return Err(ModelError::unsupported(field, true, "false"));
+            }
+        }
+        let exclude = file.exclude_modules.or(config.exclude_modules).unwrap_or_default();
+        let weights = match fp8("quant_algo", weights.as_deref())? {
+            true => {
+                let exclude = ModulePatterns::new("exclude_modules", exclude)?;
+                Some(Fp8Weights { exclude, stored: true })
+            }
+            false => None,
+        };
+        Ok(Self { weights, fp8_kv: fp8("kv_cache_quant_algo", kv.as_deref())? })
+    }
+}
+
+impl KvScheme {
+    fn algo(self) -> String {
+        match (self.num_bits, self.kind.as_str()) {
+            (8, "float") => QuantAlgo::Fp8.name().to_owned(),
+            (bits, kind) => format!("{bits} bits, {kind}"),
+        }
+    }
+}
+
+/// The `quantization_config` of `config.json`: ModelOpt's, flat or with a block of its own.
+fn block_of_config(path: &Path, value: &Value) -> Result<Block, ModelError> {
+    let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("");
+    if method != "modelopt" {
+        let field = "quantization_config.quant_method";
+        let allowed = "modelopt, with quant_algo FP8; or a 16-bit checkpoint";
+        return Err(ModelError::unsupported(field, format!("{method:?}"), allowed));
+    }
+    let block = value.get("quantization").unwrap_or(value);
+    parse_json(path, block.to_string().as_bytes())
+}
+
+/// One of two statements, which must be the same where both are made.
+fn agreed(
+    field: &str,
+    file: Option<String>,
+    config: Option<String>,
+) -> Result<Option<String>, ModelError> {
+    match (file, config) {
+        (Some(file), Some(config)) if file != config => Err(ModelError::unsupported(
+            field,
+            format!("{file} in hf_quant_config.json and {config} in config.json"),
+            "the same in both files",
+        )),
+        (file, config) => Ok(file.or(config)),
+    }
+}
+
+/// Whether an algorithm is FP8; none at all is not.
+fn fp8(field: &str, algo: Option<&str>) -> Result<bool, ModelError> {
+    match algo {
+        None => Ok(false),
+        Some(name) if name == QuantAlgo::NoQuant.name() => Ok(false),
+        Some(name) if name == QuantAlgo::Fp8.name() => Ok(true),
+        Some(other) => Err(ModelError::unsupported(field, other, "FP8, or none")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(config: &Value, file: Option<&Value>) -> Result<Quantization, ModelError> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        if let Some(file) = file {
+            std::fs::write(dir.path().join("hf_quant_config.json"), file.to_string()).unwrap();
+        }
+        Quantization::from_dir(dir.path())
+    }
+
+    fn modelopt(fields: &Value) -> Value {
+        let mut all = serde_json::json!({"quant_method": "modelopt"});
+        all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        serde_json::json!({"quantization_config": all})
+    }
+
+    #[test]
+    fn the_forms_of_modelopt_are_recognised() {
+        let block = serde_json::json!({"quant_algo": "FP8", "kv_cache_quant_algo": "FP8",
+            "exclude_modules": ["lm_head", "*.mlp.down*"]});
+        let nested = serde_json::json!({"quantization": block});
+        let scheme = serde_json::json!({"num_bits": 8, "type": "float", "dynamic": false});
+        let flat = serde_json::json!({"quant_algo": "FP8", "kv_cache_scheme": scheme,
+            "ignore": ["lm_head", "*.mlp.down*"]});
+        let none = serde_json::json!({});
+        for found in [
+            read(&none, Some(&nested)),
+            read(&modelopt(&nested), None),
+            read(&modelopt(&flat), None),
+            read(&modelopt(&flat), Some(&nested)),
+            read(&modelopt(&flat), Some(&serde_json::json!({"quantization": {}}))),
+        ] {
+            let found = found.unwrap();
+            let weights = found.weights.unwrap();
+            assert!(found.fp8_kv && weights.stored);
+            assert!(weights.exclude.matches("model.layers.0.mlp.down_proj"));
+            assert!(!weights.exclude.matches("model.layers.0.mlp.up_proj"));
+        }
+        let none = read(&none, None).unwrap();
+        assert!(none.weights.is_none() && !none.fp8_kv);
+    }
+
+    #[test]
+    fn everything_else_is_refused_by_name() {
+        let none = serde_json::json!({});
+        for (config, named) in [
+            (serde_json::json!({"quantization_config": {"quant_method": "gptq"}}), "gptq"),
+            (serde_json::json!({"quantization_config": {"quant_method": "fp8"}}), "fp8"),
+            (modelopt(&serde_json::json!({"quant_algo": "NVFP4"})), "NVFP4"),
+            (modelopt(&serde_json::json!({"kv_cache_quant_algo": "INT8"})), "INT8"),
+            (modelopt(&serde_json::json!({"pre_quant_scale": true})), "pre_quant_scale"),
+            (modelopt(&serde_json::json!({"quant_algo": "FP8", "ignore": ["[a"]})), "[a"),
+        ] {
+            let error = read(&config, None).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+        let fp8 = serde_json::json!({"quantization": {"quant_algo": "FP8"}});
+        let other = modelopt(&serde_json::json!({"quant_algo": "NO_QUANT"}));
+        let error = read(&other, Some(&fp8)).unwrap_err().to_string();
+        assert!(error.contains("FP8 in hf_quant_config.json and NO_QUANT"), "{error}");
+        assert!(read(&none, Some(&none)).is_err());
+    }
+}
