@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engine::{KvCacheConfig, Llm, LlmBuilder, LlmError};
-use lora_core::LoraConfig;
+use lora_core::{LoraConfig, QuantConfig};
 use lora_cpu_ref::CpuRef;
 
 use crate::args::EngineSettings;
@@ -54,7 +54,12 @@ fn configure(builder: LlmBuilder, settings: &EngineSettings) -> LlmBuilder {
     if let Some(tokens) = settings.max_seq_len {
         builder = builder.max_seq_len(tokens);
     }
+    if settings.quant_algo.is_some() {
+        let quant = QuantConfig { quant_algo: settings.quant_algo, ..QuantConfig::default() };
+        builder = builder.quant_config(quant);
+    }
     builder.kv_cache_config(KvCacheConfig {
+        dtype: settings.kv_cache_dtype,
         max_tokens: settings.kv_cache_tokens,
         ..KvCacheConfig::default()
     })

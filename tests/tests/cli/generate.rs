@@ -38,6 +38,21 @@ fn lines_are_answered_in_order_with_the_tokens_that_peft_computes() {
 }
 
 #[test]
+fn weights_and_cache_in_fp8_give_other_logits_than_16_bits() {
+    let lines = json_lines(&[json!({"prompt": PROMPT, "sampling": {"logprobs": 1}})]);
+    let first = |flags: &[&str]| {
+        let (exit, answers) = generate(flags, &lines);
+        assert_eq!(exit, Exit::Fine);
+        answers[0]["outputs"][0]["logprobs"].to_string()
+    };
+    let plain = first(&[]);
+    let weights = first(&["--quant-algo", "fp8"]);
+    let cache = first(&["--kv-cache-dtype", "fp8"]);
+    assert!(plain != weights && plain != cache && weights != cache);
+    assert_eq!(plain, first(&["--quant-algo", "NO_QUANT"]));
+}
+
+#[test]
 fn flags_hold_where_a_line_says_nothing_else() {
     let flag = adapter_flag("a", "llama.attn-r8");
     let flags = [&flag, "--lora", "a", "--max-tokens", "3", "--ignore-eos"];

@@ -1,7 +1,8 @@
 //! What cannot be served fails by itself, says why, and touches nothing else.
 
-use engine::{GenerateRequest, Llm, LlmError};
+use engine::{GenerateRequest, Llm, LlmBuilder, LlmError};
 use lora_core::{LoraConfig, PeftCacheConfig};
+use lora_cpu_ref::CpuRef;
 
 use super::settle::{ask, assert_nothing_held, builder, engine_with, greedy, lora, start, tiers};
 
@@ -80,25 +81,20 @@ fn more_adapters_than_room_wait_and_all_are_served() {
     assert_nothing_held(&llm);
 }
 
+/// Why an engine does not start.
+fn refusal(builder: LlmBuilder) -> LlmError {
+    builder.build(|| CpuRef::with_threads(None)).err().unwrap()
+}
+
 #[test]
 fn settings_out_of_range_name_themselves() {
-    let broken = |change: fn(LoraConfig) -> LoraConfig| {
-        builder(change(tiers(1, 1))).build(|| lora_cpu_ref::CpuRef::with_threads(None)).err()
-    };
-    assert_names(&broken(|c| LoraConfig { max_lora_rank: 0, ..c }).unwrap(), &["max_lora_rank"]);
-    assert_names(&broken(|c| LoraConfig { max_loras: Some(0), ..c }).unwrap(), &["max_loras"]);
+    let broken = |change: fn(LoraConfig) -> LoraConfig| refusal(builder(change(tiers(1, 1))));
+    assert_names(&broken(|c| LoraConfig { max_lora_rank: 0, ..c }), &["max_lora_rank"]);
+    assert_names(&broken(|c| LoraConfig { max_loras: Some(0), ..c }), &["max_loras"]);
     let kv = engine::KvCacheConfig { free_gpu_memory_fraction: Some(1.5), ..Default::default() };
-    let error = builder(tiers(1, 1))
-        .kv_cache_config(kv)
-        .build(|| lora_cpu_ref::CpuRef::with_threads(None))
-        .err()
-        .unwrap();
+    let error = refusal(builder(tiers(1, 1)).kv_cache_config(kv));
     assert_names(&error, &["free_gpu_memory_fraction", "1.5"]);
     let copy = engine::KvCacheConfig { copy_on_partial_reuse: false, ..Default::default() };
-    let error = builder(tiers(1, 1))
-        .kv_cache_config(copy)
-        .build(|| lora_cpu_ref::CpuRef::with_threads(None))
-        .err()
-        .unwrap();
+    let error = refusal(builder(tiers(1, 1)).kv_cache_config(copy));
     assert_names(&error, &["copy_on_partial_reuse", "enable_partial_reuse"]);
 }

@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use engine::LoadFormat;
-use lora_core::DType;
+use engine::{KvCacheDtype, LoadFormat};
+use lora_core::{DType, QuantAlgo};
 
 /// How an engine is set up; `None` leaves a choice to the engine.
 #[derive(Clone, PartialEq, Default, Debug)]
@@ -26,6 +26,10 @@ pub struct EngineSettings {
     pub max_seq_len: Option<usize>,
     /// Tokens that fit the KV cache.
     pub kv_cache_tokens: Option<usize>,
+    /// Element type of keys and values.
+    pub kv_cache_dtype: KvCacheDtype,
+    /// Algorithm of the base weights.
+    pub quant_algo: Option<QuantAlgo>,
 }
 
 /// How the model computes.
@@ -76,6 +80,12 @@ pub(super) struct EngineArgs {
     /// Tokens that fit the KV cache [default: what the batch can need, up to 2 GiB]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     kv_cache_tokens: Option<NonZeroUsize>,
+    /// Element type of keys and values. auto: the checkpoint's
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto, help_heading = "Engine")]
+    kv_cache_dtype: KvDtypeArg,
+    /// FP8 quantises a 16-bit model while it is loaded; NO_QUANT [default: as in the checkpoint]
+    #[arg(long, value_name = "ALGO", value_parser = quant_algo, help_heading = "Engine")]
+    quant_algo: Option<QuantAlgo>,
 }
 
 impl EngineArgs {
@@ -88,6 +98,8 @@ impl EngineArgs {
             max_num_tokens: self.max_num_tokens.map(NonZeroUsize::get),
             max_seq_len: self.max_seq_len.map(NonZeroUsize::get),
             kv_cache_tokens: self.kv_cache_tokens.map(NonZeroUsize::get),
+            kv_cache_dtype: self.kv_cache_dtype.into(),
+            quant_algo: self.quant_algo,
             ..self.compute.settings()
         };
         (self.model, settings)
@@ -109,6 +121,27 @@ impl From<DTypeArg> for Option<DType> {
             DTypeArg::Float32 => Some(DType::F32),
             DTypeArg::Bfloat16 => Some(DType::Bf16),
             DTypeArg::Float16 => Some(DType::F16),
+        }
+    }
+}
+
+/// Reads the name of an algorithm.
+fn quant_algo(word: &str) -> Result<QuantAlgo, String> {
+    QuantAlgo::from_name(&word.to_uppercase())
+        .ok_or_else(|| format!("there is no algorithm {word}; give FP8 or NO_QUANT"))
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KvDtypeArg {
+    Auto,
+    Fp8,
+}
+
+impl From<KvDtypeArg> for KvCacheDtype {
+    fn from(arg: KvDtypeArg) -> Self {
+        match arg {
+            KvDtypeArg::Auto => Self::Auto,
+            KvDtypeArg::Fp8 => Self::Fp8,
         }
     }
 }

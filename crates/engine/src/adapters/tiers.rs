@@ -198,12 +198,6 @@ impl AdapterTiers {
         self.entries.values().map(|entry| entry.pins).sum()
     }
 
-    /// Whether a read or a copy is under way.
-    pub fn is_moving(&self) -> bool {
-        let copying = |entry: &Entry| matches!(entry.device, OnDevice::Copying(_));
-        self.reading > 0 || self.entries.values().any(copying)
-    }
-
     /// Says that a sequence needs an adapter until [`AdapterTiers::unlease`].
     pub fn lease(&mut self, id: AdapterId) {
         let entry = self.entries.entry(id).or_default();

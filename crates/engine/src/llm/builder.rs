@@ -6,9 +6,10 @@ use std::sync::atomic::AtomicU64;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use lora_core::{
-    Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, QuantAlgo, QuantConfig, Rejection,
-    Rejections,
+    Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, QuantConfig, Rejection, Rejections,
 };
+
+use moe::{MoeBackend, rules};
 
 use super::checkpoint::Checkpoint;
 use super::geometry::geometry;
@@ -37,6 +38,7 @@ pub struct LlmBuilder {
     lora_config: Option<LoraConfig>,
     peft_cache_config: PeftCacheConfig,
     quant_config: Option<QuantConfig>,
+    moe_backend: MoeBackend,
     kv_cache: KvCacheConfig,
     scheduler: SchedulerConfig,
     batch: BatchLimits,
@@ -53,6 +55,7 @@ impl LlmBuilder {
             lora_config: None,
             peft_cache_config: PeftCacheConfig::default(),
             quant_config: None,
+            moe_backend: MoeBackend::Auto,
             kv_cache: KvCacheConfig::default(),
             scheduler: SchedulerConfig::default(),
             batch: BatchLimits::default(),
@@ -102,6 +105,13 @@ impl LlmBuilder {
     #[must_use]
     pub fn quant_config(mut self, config: QuantConfig) -> Self {
         self.quant_config = Some(config);
+        self
+    }
+
+    /// Kernels of routed experts. LoRA inside the experts needs CUTLASS, which AUTO means.
+    #[must_use]
+    pub fn moe_backend(mut self, backend: MoeBackend) -> Self {
+        self.moe_backend = backend;
         self
     }
 
@@ -168,6 +178,9 @@ impl LlmBuilder {
         sizes::check(&self.batch, &self.kv_cache, &config)?;
         let geometry = geometry(&config);
         let lora = self.lora_config.map(|lora| settle(lora, &geometry)).transpose()?;
+        if let Some(lora) = &lora {
+            check_experts(lora, &geometry, self.moe_backend, &quantization)?;
+        }
         let registry = Arc::new(AdapterRegistry::new(lora.clone(), geometry.clone()));
         let (commands, inbox) = unbounded();
         let readers = self.peft_cache_config.num_put_workers;
@@ -213,6 +226,22 @@ impl LlmBuilder {
     }
 }
 
+/// Fails if LoRA inside routed experts would not work with the rest of the settings.
+fn check_experts(
+    lora: &LoraConfig,
+    geometry: &ModelGeometry,
+    backend: MoeBackend,
+    quantization: &Quantization,
+) -> Result<(), Rejections> {
+    Rejections(rules::check_construction(&rules::MoeSetup {
+        targets: &lora.effective_targets(geometry),
+        backend,
+        weights: quantization.algorithm(),
+        execution: rules::Execution::Eager,
+    }))
+    .into_result()
+}
+
 /// What the engine thread starts with.
 struct Start {
     dtype: DType,
@@ -243,7 +272,7 @@ impl Start {
         // one number in sixteen would come out as another code.
         let exact = self.quantization.weights.is_some() && be.caps().wide_activations;
         let activations = if exact { DType::F32 } else { dtype };
-        let quant_algo = self.quantization.weights.as_ref().map(|_| QuantAlgo::Fp8);
+        let quant_algo = self.quantization.algorithm();
         let (slots, quantization) = (sizes::slots(lora), self.quantization);
         let plan = LoadPlan { dtype, positions, slots, quantization };
         let report = |done| (self.progress)(done, layers);

@@ -88,6 +88,11 @@ struct KvScheme {
 }
 
 impl Quantization {
+    /// Algorithm of the base weights; `None` where they stay in 16 bits.
+    pub fn algorithm(&self) -> Option<QuantAlgo> {
+        self.weights.as_ref().map(|_| QuantAlgo::Fp8)
+    }
+
     /// Reads `hf_quant_config.json` and the `quantization_config` of `config.json`, either of which
     /// may be absent (behaviour of the original: section 7.5 of its description).
     ///

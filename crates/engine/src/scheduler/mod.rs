@@ -16,7 +16,7 @@ pub use policy::{CapacityPolicy, Limits};
 pub use sequence::{Phase, Sequence};
 pub use share::Work;
 
-use crate::adapters::{AdapterId, AdapterTiers};
+use crate::adapters::AdapterTiers;
 use crate::kv::KvBlocks;
 
 /// What the scheduler has done, since the start.
@@ -138,11 +138,6 @@ impl<T> Scheduler<T> {
         self.waiting = waiting.into();
         gone.iter().for_each(|sequence| self.end(sequence));
         gone
-    }
-
-    /// Adapters that sequences wait for or run with.
-    pub fn adapters_in_use(&self) -> impl Iterator<Item = AdapterId> + '_ {
-        self.waiting.iter().chain(&self.running).filter_map(|sequence| sequence.adapter)
     }
 
     /// Frees what a sequence that ran holds.

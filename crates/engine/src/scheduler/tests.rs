@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
 use super::*;
+use crate::adapters::AdapterId;
 use crate::adapters::{Order, TierSize};
 use crate::kv::KvPlan;
 

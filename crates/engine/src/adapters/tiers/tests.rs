@@ -38,7 +38,7 @@ fn an_adapter_goes_from_its_files_to_a_slot() {
     tiers.lease(id);
     tiers.fetch(&[id]);
     assert_eq!(tiers.take_orders(), [Order::Read(id)]);
-    assert!(tiers.is_moving() && tiers.ready(id).is_none());
+    assert!(tiers.ready(id).is_none());
     tiers.loaded(id, Generation([1; 32]), KB).unwrap();
     tiers.fetch(&[id]);
     assert_eq!(tiers.take_orders(), [Order::Copy(id, 0)]);
