@@ -9,6 +9,7 @@
 
 mod adapter;
 mod backend;
+pub mod check;
 mod config;
 mod dtype;
 mod error;

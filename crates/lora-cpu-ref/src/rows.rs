@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 use half::{bf16, f16};
-use lora_core::{DType, Error, Result, fp8};
+use lora_core::{DType, Result, check, fp8};
 use rayon::prelude::*;
 
 use crate::inner::{Float, Isa, narrow, widen};
@@ -28,56 +28,10 @@ pub fn typed_row<'a, T: Pod>(view: &View<'a>, r: usize) -> &'a [T] {
 /// The i32 elements of a one-row view.
 ///
 /// # Errors
-/// [`Error::DType`] or [`Error::Shape`] unless the view is `[1, cols]` i32.
+/// [`lora_core::Error::DType`] or [`lora_core::Error::Shape`] unless the view is `[1, cols]` i32.
 pub fn indices<'a>(op: &'static str, what: &'static str, view: &View<'a>) -> Result<&'a [i32]> {
-    if view.geo.dtype != DType::I32 {
-        return Err(Error::DType { op, what, found: view.geo.dtype, allowed: "int32" });
-    }
-    lora_core::check_extent(op, what, view.geo.rows, 1)?;
+    check::id_row(op, what, view.geo)?;
     Ok(typed_row(view, 0))
-}
-
-/// Checks that `index` is one of `limit` entries.
-///
-/// # Errors
-/// [`Error::OutOfRange`].
-pub fn checked_index(
-    op: &'static str,
-    what: &'static str,
-    index: i32,
-    limit: usize,
-) -> Result<usize> {
-    usize::try_from(index).ok().filter(|&i| i < limit).ok_or(Error::OutOfRange {
-        op,
-        what,
-        found: i64::from(index),
-        limit,
-    })
-}
-
-/// Checks that a view holds floats.
-///
-/// # Errors
-/// [`Error::DType`].
-pub fn check_float(op: &'static str, what: &'static str, found: DType) -> Result<()> {
-    if found.is_float() {
-        Ok(())
-    } else {
-        Err(Error::DType { op, what, found, allowed: "float32, float16, bfloat16" })
-    }
-}
-
-/// Checks that a view can be a KV cache.
-///
-/// # Errors
-/// [`Error::DType`].
-pub fn check_cache(op: &'static str, what: &'static str, found: DType) -> Result<()> {
-    if found.is_float() || found == DType::F8E4m3 {
-        Ok(())
-    } else {
-        let allowed = "float32, float16, bfloat16, float8_e4m3fn";
-        Err(Error::DType { op, what, found, allowed })
-    }
 }
 
 /// Decodes row `r` of a float view into `out`, which gets the view's number of columns.

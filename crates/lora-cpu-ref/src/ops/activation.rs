@@ -1,19 +1,14 @@
 //! SwiGLU's gate (Shazeer, 2020).
 
-use lora_core::{Result, check_extent};
+use lora_core::{Result, check};
 
 use crate::inner::{Isa, exp};
-use crate::rows::{check_float, for_rows, read_row};
+use crate::rows::{for_rows, read_row};
 use crate::{View, ViewMut};
-
-const OP: &str = "silu_mul";
 
 /// See [`lora_core::Backend::silu_mul`].
 pub fn silu_mul(isa: Isa, gate_up: View<'_>, mut out: ViewMut<'_>) -> Result<()> {
-    check_float(OP, "gate_up", gate_up.geo.dtype)?;
-    check_float(OP, "out", out.geo.dtype)?;
-    check_extent(OP, "rows of out", out.geo.rows, gate_up.geo.rows)?;
-    check_extent(OP, "columns of gate_up", gate_up.geo.cols, 2 * out.geo.cols)?;
+    check::silu_mul(gate_up.geo, out.geo)?;
     for_rows(isa, &mut out, |r, mut row, scratch| {
         read_row(isa, &gate_up, r, scratch);
         let (gate, up) = scratch.split_at_mut(row.len());

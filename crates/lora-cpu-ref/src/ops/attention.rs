@@ -5,22 +5,22 @@ use std::ops::Range;
 use bytemuck::Pod;
 use half::bf16;
 use lora_core::ops::AttentionArgs;
-use lora_core::{DType, Error, Result, check_extent};
+use lora_core::{DType, Result, check};
 
 use crate::inner::{Isa, axpy_rows, dot_rows, exp};
-use crate::rows::{
-    check_cache, check_float, checked_index, for_pieces, indices, read_row, typed_row,
-};
+use crate::rows::{for_pieces, read_row, typed_row};
 use crate::{CpuRef, View, ViewMut};
-
-const OP: &str = "attention";
 
 /// Multiplications of a row's attention below which heads stay on the calling thread.
 const SERIAL_PRODUCTS: usize = 64 * 1024;
 
 /// See [`lora_core::Backend::attention`].
 pub fn attention(isa: Isa, args: &AttentionArgs<'_, CpuRef>, mut out: ViewMut<'_>) -> Result<()> {
-    let (positions, sequences) = check(args, &out)?;
+    check::attention(args, out.geo)?;
+    let positions = typed_row::<i32>(&args.positions, 0);
+    let sequences = typed_row::<i32>(&args.sequence_of_row, 0);
+    let table = |sequence| typed_row::<i32>(&args.block_tables, sequence);
+    check::attention_ids(args, positions, sequences, table)?;
     let dims = args.dims;
     let longest = positions.iter().map(|p| *p as usize + 1).max().unwrap_or(1);
     let least = SERIAL_PRODUCTS.div_ceil((2 * longest * dims.head_dim).max(1));
@@ -29,7 +29,7 @@ pub fn attention(isa: Isa, args: &AttentionArgs<'_, CpuRef>, mut out: ViewMut<'_
     for_pieces::<Scratch>(isa, &mut out, dims.head_dim, least, |row, head, mut piece, scratch| {
         let position = positions[row] as usize;
         let first = args.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let table = typed_row::<i32>(&args.block_tables, sequences[row] as usize);
+        let table = table(sequences[row] as usize);
         let columns = head / group * dims.head_dim..(head / group + 1) * dims.head_dim;
         let runs = || runs(first..position + 1, table, args.tokens_per_block);
 
@@ -81,53 +81,6 @@ struct Scratch {
     query: Vec<f32>,
     scores: Vec<f32>,
     sum: Vec<f32>,
-}
-
-/// Checks everything that indexes something, so that the loops cannot go astray.
-fn check<'a>(
-    args: &AttentionArgs<'a, CpuRef>,
-    out: &ViewMut<'_>,
-) -> Result<(&'a [i32], &'a [i32])> {
-    let (dims, rows) = (args.dims, args.queries.geo.rows);
-    check_float(OP, "queries", args.queries.geo.dtype)?;
-    check_cache(OP, "k_cache", args.k_cache.geo.dtype)?;
-    check_float(OP, "out", out.geo.dtype)?;
-    let left_over = dims.heads.checked_rem(dims.kv_heads).unwrap_or(dims.heads.max(1));
-    check_extent(OP, "heads that kv_heads do not divide", left_over, 0)?;
-    if args.window == Some(0) {
-        return Err(Error::Shape { op: OP, what: "window", found: 0, expected: 1 });
-    }
-    check_extent(OP, "columns of queries", args.queries.geo.cols, dims.q_cols())?;
-    check_extent(OP, "rows of out", out.geo.rows, rows)?;
-    check_extent(OP, "columns of out", out.geo.cols, dims.q_cols())?;
-    check_extent(OP, "row stride of out", out.geo.row_stride, dims.q_cols())?;
-    check_extent(OP, "columns of k_cache", args.k_cache.geo.cols, dims.kv_cols())?;
-    check_extent(OP, "columns of v_cache", args.v_cache.geo.cols, dims.kv_cols())?;
-    check_extent(OP, "rows of v_cache", args.v_cache.geo.rows, args.k_cache.geo.rows)?;
-    if args.v_cache.geo.dtype != args.k_cache.geo.dtype {
-        let (found, allowed) = (args.v_cache.geo.dtype, "the dtype of k_cache");
-        return Err(Error::DType { op: OP, what: "v_cache", found, allowed });
-    }
-    if args.block_tables.geo.dtype != DType::I32 {
-        let (found, allowed) = (args.block_tables.geo.dtype, "int32");
-        return Err(Error::DType { op: OP, what: "block_tables", found, allowed });
-    }
-    let positions = indices(OP, "positions", &args.positions)?;
-    let sequences = indices(OP, "sequence_of_row", &args.sequence_of_row)?;
-    check_extent(OP, "positions", positions.len(), rows)?;
-    check_extent(OP, "sequence_of_row", sequences.len(), rows)?;
-    let tables = args.block_tables.geo;
-    let blocks = args.k_cache.geo.rows / args.tokens_per_block.max(1);
-    for (position, sequence) in positions.iter().zip(sequences) {
-        let covered = tables.cols * args.tokens_per_block;
-        let position = checked_index(OP, "position", *position, covered)?;
-        let sequence = checked_index(OP, "sequence", *sequence, tables.rows)?;
-        let used = position / args.tokens_per_block;
-        for block in &typed_row::<i32>(&args.block_tables, sequence)[..=used] {
-            checked_index(OP, "KV block", *block, blocks)?;
-        }
-    }
-    Ok((positions, sequences))
 }
 
 /// Replaces scores by `exp(score - largest)` and returns their sum.

@@ -2,11 +2,11 @@
 
 use bytemuck::Pod;
 use half::bf16;
-use lora_core::{DType, Error, HostTensor, Result, check_extent};
+use lora_core::{DType, Error, HostTensor, Result, check};
 
 use super::fp8::{self, Fp8};
 use crate::inner::{Dtype, InnerError, Isa, Out, Packed, Part, Rows, dot, matmul};
-use crate::rows::{check_float, for_rows, read_row};
+use crate::rows::{for_rows, read_row};
 use crate::{View, ViewMut};
 
 /// A weight matrix `[out, in]` in the order in which the inner product reads it.
@@ -19,29 +19,23 @@ pub struct CpuLinear {
 
 /// See [`lora_core::Backend::prepare_linear`].
 pub fn prepare(parts: &[HostTensor], bias: Option<&[f32]>) -> Result<CpuLinear> {
-    let packed = pack("prepare_linear", parts)?;
-    if let Some(bias) = bias {
-        check_extent("prepare_linear", "bias", bias.len(), packed.n())?;
-    }
+    let packed = pack("prepare_linear", parts, bias)?;
     Ok(CpuLinear { packed, bias: bias.map(<[f32]>::to_vec), fp8: None })
 }
 
-/// Packs matrices stacked by rows.
+/// Packs matrices stacked by rows, with a bias over all rows or none.
 ///
 /// # Errors
 /// [`Error::Shape`] or [`Error::DType`] if they are no matrices, or differ in columns or dtype.
-pub fn pack(op: &'static str, tensors: &[HostTensor]) -> Result<Packed> {
+pub fn pack(op: &'static str, tensors: &[HostTensor], bias: Option<&[f32]>) -> Result<Packed> {
+    let float = |dtype| check::float(op, "weight", dtype);
+    let [_, k] = check::weight_parts(op, tensors, bias, float)?;
     let mut parts = Vec::with_capacity(tensors.len());
-    let mut k = None;
     for tensor in tensors {
-        let [rows, cols] = tensor.shape()[..] else {
-            let (what, found) = ("number of dimensions", tensor.shape().len());
-            return Err(Error::Shape { op, what, found, expected: 2 });
-        };
-        check_extent(op, "columns of a part", cols, *k.get_or_insert(cols))?;
-        parts.push(Part { dtype: packed_dtype(op, tensor.dtype())?, rows, bytes: tensor.bytes() });
+        let dtype = packed_dtype(op, tensor.dtype())?;
+        parts.push(Part { dtype, rows: tensor.shape()[0], bytes: tensor.bytes() });
     }
-    Packed::pack(&parts, k.unwrap_or(0)).map_err(|e| misfit(op, &e))
+    Packed::pack(&parts, k).map_err(|e| misfit(op, &e))
 }
 
 fn packed_dtype(op: &'static str, dtype: DType) -> Result<Dtype> {
@@ -49,10 +43,7 @@ fn packed_dtype(op: &'static str, dtype: DType) -> Result<Dtype> {
         DType::Bf16 => Ok(Dtype::Bf16),
         DType::F16 => Ok(Dtype::F16),
         DType::F32 => Ok(Dtype::F32),
-        found => {
-            let allowed = "float32, float16, bfloat16";
-            Err(Error::DType { op, what: "weight", found, allowed })
-        }
+        found => check::float(op, "weight", found).map(|()| Dtype::F32),
     }
 }
 
@@ -64,11 +55,7 @@ pub fn misfit(op: &'static str, error: &InnerError) -> Error {
 /// See [`lora_core::Backend::linear`].
 pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Result<()> {
     const OP: &str = "linear";
-    check_float(OP, "x", x.geo.dtype)?;
-    check_float(OP, "out", out.geo.dtype)?;
-    check_extent(OP, "columns of x", x.geo.cols, w.packed.k())?;
-    check_extent(OP, "columns of out", out.geo.cols, w.packed.n())?;
-    check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
+    check::linear(x.geo, [w.packed.n(), w.packed.k()], out.geo)?;
     if x.geo.rows == 0 {
         return Ok(());
     }
@@ -123,17 +110,8 @@ pub fn row_norms(
     rows: std::ops::Range<usize>,
     (a, b, scale): (&HostTensor, &HostTensor, f32),
 ) -> Result<Vec<f32>> {
-    const OP: &str = "row_norms";
     let k = w.packed.k();
-    let [rank, cols] = a.shape()[..] else {
-        return Err(Error::Shape { op: OP, what: "dimensions of a", found: 0, expected: 2 });
-    };
-    check_extent(OP, "columns of a", cols, k)?;
-    check_extent(OP, "elements of b", b.len(), rows.len() * rank)?;
-    if rows.end > w.packed.n() {
-        let (found, limit) = (rows.end as i64, w.packed.n() + 1);
-        return Err(Error::OutOfRange { op: OP, what: "row", found, limit });
-    }
+    let rank = check::row_norms([w.packed.n(), k], &rows, a, b)?;
     let (a, b) = (a.to_f32(), b.to_f32());
     let mut row = vec![0.0; k];
     Ok(rows

@@ -1,42 +1,17 @@
 //! Log-probabilities of raw logits.
 
 use lora_core::ops::{LogprobArgs, LogprobOut};
-use lora_core::{DType, Error, Result, check_extent};
+use lora_core::{Result, check};
 
-use crate::rows::{checked_index, indices, typed_row};
+use crate::rows::typed_row;
 use crate::{CpuRef, ViewMut};
-
-const OP: &str = "logprobs";
 
 /// See [`lora_core::Backend::logprobs`].
 pub fn logprobs(args: &LogprobArgs<'_, CpuRef>, mut out: LogprobOut<'_, CpuRef>) -> Result<()> {
-    let (rows, vocab, k) = (args.logits.geo.rows, args.logits.geo.cols, out.top_ids.geo.cols);
-    for (what, found, wanted) in [
-        ("logits", args.logits.geo.dtype, DType::F32),
-        ("target", out.target.geo.dtype, DType::F32),
-        ("rank", out.rank.geo.dtype, DType::I32),
-        ("top_ids", out.top_ids.geo.dtype, DType::I32),
-        ("top", out.top.geo.dtype, DType::F32),
-    ] {
-        if found != wanted {
-            return Err(Error::DType { op: OP, what, found, allowed: "ids int32, values float32" });
-        }
-    }
-    let targets = indices(OP, "targets", &args.targets)?;
-    check_extent(OP, "targets", targets.len(), rows)?;
-    for (what, geo) in [("target", out.target.geo), ("rank", out.rank.geo)] {
-        check_extent(OP, what, geo.rows, 1)?;
-        check_extent(OP, what, geo.cols, rows)?;
-    }
-    check_extent(OP, "rows of top_ids", out.top_ids.geo.rows, rows)?;
-    check_extent(OP, "rows of top", out.top.geo.rows, rows)?;
-    check_extent(OP, "columns of top", out.top.geo.cols, k)?;
-    if k > vocab {
-        return Err(Error::OutOfRange { op: OP, what: "k", found: k as i64, limit: vocab + 1 });
-    }
-    for target in targets {
-        checked_index(OP, "target", *target, vocab)?;
-    }
+    check::logprobs(args, &out)?;
+    let k = out.top_ids.geo.cols;
+    let targets = typed_row::<i32>(&args.targets, 0);
+    check::ids("logprobs", "target", targets, args.logits.geo.cols)?;
     for (r, target) in targets.iter().enumerate() {
         let logits = typed_row::<f32>(&args.logits, r);
         let normalizer = log_sum_exp(logits);

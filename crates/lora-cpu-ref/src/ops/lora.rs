@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotSlice};
-use lora_core::{Error, HostTensor, Result, check_extent};
+use lora_core::{Error, HostTensor, Result, check, check_extent};
 use rayon::prelude::*;
 
 use super::linear::{input_rows, misfit, pack};
 use crate::inner::{Isa, Out, Packed, Rows, matmul};
-use crate::rows::{RowMut, all_rows, check_float, checked_index, indices};
+use crate::rows::{RowMut, all_rows, indices};
 use crate::{CpuRef, View, ViewMut};
 
 /// The adapters of one site: for each slot, what it does to each slice.
@@ -49,67 +49,31 @@ pub fn write_slot(
     slot: usize,
     slices: &[Option<SlotSlice>],
 ) -> Result<()> {
-    const OP: &str = "write_slot";
-    let index = i32::try_from(slot).unwrap_or(i32::MAX);
-    checked_index(OP, "slot", index, site.table.slots.len())?;
-    check_extent(OP, "slices", slices.len(), site.spec.slices.len())?;
-    let built = slices
-        .iter()
-        .zip(&site.spec.slices)
-        .map(|(slice, columns)| {
-            slice.as_ref().map(|slice| build(OP, &site.spec, slice, columns.len())).transpose()
-        })
-        .collect::<Result<_>>()?;
+    check::write_slot(&site.spec, site.table.slots.len(), slot, slices)?;
+    let built = |slice: &Option<SlotSlice>| {
+        slice.as_ref().map(|slice| build(&site.spec, slice)).transpose()
+    };
+    let built = slices.iter().map(built).collect::<Result<_>>()?;
     site.table.slots[slot] = built;
     Ok(())
 }
 
-fn build(op: &'static str, spec: &SiteSpec, slice: &SlotSlice, out: usize) -> Result<CpuSlice> {
-    for (what, vector) in [("gain", &slice.gain), ("shift", &slice.shift)] {
-        if let Some(vector) = vector {
-            check_extent(op, what, vector.len(), out)?;
-        }
-    }
-    let replacement = match &slice.replacement {
-        Some(matrix) => {
-            let packed = pack(op, std::slice::from_ref(matrix))?;
-            let expected = match spec.kind {
-                SiteKind::Linear => (out, spec.in_dim),
-                SiteKind::Embedding => (spec.in_dim, out),
-            };
-            check_extent(op, "rows of replacement", packed.n(), expected.0)?;
-            check_extent(op, "columns of replacement", packed.k(), expected.1)?;
-            Some(packed)
-        }
-        None => None,
+/// Packs what was checked to fit.
+fn build(spec: &SiteSpec, slice: &SlotSlice) -> Result<CpuSlice> {
+    let packed = |matrix: &HostTensor| pack("write_slot", std::slice::from_ref(matrix), None);
+    let low_rank = |low: &SlotLowRank| {
+        let a = match spec.kind {
+            SiteKind::Linear => Factor::Packed(packed(&low.a)?),
+            SiteKind::Embedding => Factor::Columns(low.a.clone()),
+        };
+        Ok(CpuLowRank { a, b: packed(&low.b)?, rank: low.a.shape()[0], scale: low.scale })
     };
-    let low_rank = match &slice.low_rank {
-        Some(low) => Some(build_low_rank(op, spec, low, out)?),
-        None => None,
-    };
-    Ok(CpuSlice { low_rank, gain: slice.gain.clone(), shift: slice.shift.clone(), replacement })
-}
-
-fn build_low_rank(
-    op: &'static str,
-    spec: &SiteSpec,
-    low: &SlotLowRank,
-    out: usize,
-) -> Result<CpuLowRank> {
-    let [rank, columns] = low.a.shape()[..] else {
-        let found = low.a.shape().len();
-        return Err(Error::Shape { op, what: "dimensions of a", found, expected: 2 });
-    };
-    check_float(op, "a", low.a.dtype())?;
-    check_extent(op, "columns of a", columns, spec.in_dim)?;
-    let b = pack(op, std::slice::from_ref(&low.b))?;
-    check_extent(op, "rows of b", b.n(), out)?;
-    check_extent(op, "columns of b", b.k(), rank)?;
-    let a = match spec.kind {
-        SiteKind::Linear => Factor::Packed(pack(op, std::slice::from_ref(&low.a))?),
-        SiteKind::Embedding => Factor::Columns(low.a.clone()),
-    };
-    Ok(CpuLowRank { a, b, rank, scale: low.scale })
+    Ok(CpuSlice {
+        low_rank: slice.low_rank.as_ref().map(low_rank).transpose()?,
+        gain: slice.gain.clone(),
+        shift: slice.shift.clone(),
+        replacement: slice.replacement.as_ref().map(packed).transpose()?,
+    })
 }
 
 /// See [`lora_core::Backend::lora_add`].
@@ -121,8 +85,8 @@ pub fn lora_add(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "lora_add";
-    check_kind(OP, site, SiteKind::Linear)?;
-    check_float(OP, "x", x.geo.dtype)?;
+    check::site_output::<CpuRef>(OP, &site.spec, SiteKind::Linear, out.geo)?;
+    check::float(OP, "x", x.geo.dtype)?;
     check_extent(OP, "columns of x", x.geo.cols, site.spec.in_dim)?;
     check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
     let tasks = tasks(OP, isa, site, batch, &mut out)?;
@@ -154,12 +118,10 @@ pub fn lora_embed(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "lora_embed";
-    check_kind(OP, site, SiteKind::Embedding)?;
+    check::site_output::<CpuRef>(OP, &site.spec, SiteKind::Embedding, out.geo)?;
     let ids = indices(OP, "ids", &ids)?;
     check_extent(OP, "rows of out", out.geo.rows, ids.len())?;
-    for id in ids {
-        checked_index(OP, "token id", *id, site.spec.in_dim)?;
-    }
+    check::ids(OP, "token id", ids, site.spec.in_dim)?;
     let tasks = tasks(OP, isa, site, batch, &mut out)?;
     run(tasks, |mut task| {
         let Some(Some(slice)) = task.slices.first() else { return Ok(()) };
@@ -202,8 +164,6 @@ fn tasks<'a>(
     batch: &LoraBatch<CpuRef>,
     out: &'a mut ViewMut<'_>,
 ) -> Result<Vec<Task<'a>>> {
-    check_float(op, "out", out.geo.dtype)?;
-    check_extent(op, "columns of out", out.geo.cols, site.spec.out_dim())?;
     let (order, starts, slots) = (batch.row_order.view(), batch.starts.view(), batch.slots.view());
     let order = indices(op, "row order", &order)?;
     let starts = indices(op, "segment starts", &starts)?;
@@ -218,12 +178,12 @@ fn tasks<'a>(
             found: i as i64,
             limit: slots.len(),
         })?;
-        let slot = checked_index(op, "slot", slot, site.table.slots.len())?;
+        let slot = check::index(op, "slot", slot, site.table.slots.len())?;
         let slices = &site.table.slots[slot][..];
         for chunk in places.chunks(TASK_ROWS) {
             let mut task = Task { places: Vec::new(), rows: Vec::new(), slices };
             for row in chunk {
-                let place = checked_index(op, "row", *row, limit)?;
+                let place = check::index(op, "row", *row, limit)?;
                 // A row that was listed twice already has its adapter.
                 if let Some(row) = rows.get_mut(place).and_then(Option::take) {
                     task.places.push(place as u32);
@@ -240,15 +200,6 @@ fn tasks<'a>(
 fn segment(i: usize, [order, starts, slots]: [&[i32]; 3]) -> Option<(i32, &[i32])> {
     let [from, to] = *starts.get(i..i + 2)? else { return None };
     Some((*slots.get(i)?, order.get(from as usize..to as usize)?))
-}
-
-/// Refuses a site whose base layer does something else than the op takes it to do.
-fn check_kind(op: &'static str, site: &LoraSite<CpuRef>, kind: SiteKind) -> Result<()> {
-    if site.spec.kind == kind {
-        return Ok(());
-    }
-    let what = format!("a site of kind {:?}", site.spec.kind);
-    Err(Error::Unsupported { op, backend: crate::NAME, what })
 }
 
 /// Runs tasks, in parallel where there are several.

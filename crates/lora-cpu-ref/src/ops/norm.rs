@@ -1,19 +1,16 @@
 //! Root-mean-square norms (Zhang & Sennrich, 2019).
 
-use lora_core::{DType, Error, Result, check_extent};
+use lora_core::{Result, check};
 
 use crate::inner::{Isa, dot};
-use crate::rows::{check_float, for_row_pairs, for_rows, read_row, typed_row};
+use crate::rows::{for_row_pairs, for_rows, read_row, typed_row};
 use crate::{View, ViewMut};
 
 /// See [`lora_core::Backend::rms_norm`].
 pub fn rms_norm(isa: Isa, x: View<'_>, w: View<'_>, eps: f32, mut out: ViewMut<'_>) -> Result<()> {
     const OP: &str = "rms_norm";
-    check_float(OP, "x", x.geo.dtype)?;
-    check_float(OP, "out", out.geo.dtype)?;
-    check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
-    check_extent(OP, "columns of out", out.geo.cols, x.geo.cols)?;
-    let w = weights(OP, &w, x.geo.cols)?;
+    check::norm(OP, x.geo, w.geo, &[("out", out.geo)])?;
+    let w = typed_row::<f32>(&w, 0);
     for_rows(isa, &mut out, |r, mut row, scratch| {
         read_row(isa, &x, r, scratch);
         normalize(isa, scratch, w, eps);
@@ -32,16 +29,8 @@ pub fn add_rms_norm(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "add_rms_norm";
-    for (what, dtype) in
-        [("x", x.geo.dtype), ("residual", residual.geo.dtype), ("out", out.geo.dtype)]
-    {
-        check_float(OP, what, dtype)?;
-    }
-    for (what, geo) in [("residual", residual.geo), ("out", out.geo)] {
-        check_extent(OP, what, geo.rows, x.geo.rows)?;
-        check_extent(OP, what, geo.cols, x.geo.cols)?;
-    }
-    let w = weights(OP, &w, x.geo.cols)?;
+    check::norm(OP, x.geo, w.geo, &[("residual", residual.geo), ("out", out.geo)])?;
+    let w = typed_row::<f32>(&w, 0);
     for_row_pairs(isa, &mut residual, &mut out, |r, mut residual, mut row, scratch| {
         let mut sum = Vec::with_capacity(x.geo.cols);
         residual.read(&mut sum);
@@ -63,17 +52,4 @@ pub fn normalize(isa: Isa, x: &mut [f32], w: &[f32], eps: f32) {
     for (v, w) in x.iter_mut().zip(w) {
         *v = *v * factor * w;
     }
-}
-
-/// The weights of a norm over `cols` columns.
-///
-/// # Errors
-/// [`Error::DType`] or [`Error::Shape`] unless `w` is `[1, cols]` f32.
-pub fn weights<'a>(op: &'static str, w: &View<'a>, cols: usize) -> Result<&'a [f32]> {
-    if w.geo.dtype != DType::F32 {
-        return Err(Error::DType { op, what: "w", found: w.geo.dtype, allowed: "float32" });
-    }
-    check_extent(op, "rows of w", w.geo.rows, 1)?;
-    check_extent(op, "columns of w", w.geo.cols, cols)?;
-    Ok(typed_row(w, 0))
 }

@@ -1,50 +1,21 @@
 //! Head norms, rotary positions (Su et al., 2021) and the store into the KV cache.
 
 use lora_core::ops::QkvArgs;
-use lora_core::{DType, Error, Result, check_extent};
+use lora_core::{Result, check};
 
-use super::norm::{normalize, weights};
+use super::norm::normalize;
 use crate::inner::Isa;
-use crate::rows::{
-    check_cache, check_float, checked_index, for_rows, indices, read_row, row_mut, typed_row,
-};
+use crate::rows::{for_rows, read_row, row_mut, typed_row};
 use crate::{CpuRef, View, ViewMut};
-
-const OP: &str = "qk_norm_rope_append";
 
 /// See [`lora_core::Backend::qk_norm_rope_append`].
 pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()> {
-    let (dims, rows) = (args.dims, args.qkv.geo.rows);
-    check_float(OP, "qkv", args.qkv.geo.dtype)?;
-    check_extent(OP, "columns of qkv", args.qkv.geo.cols, dims.q_cols() + 2 * dims.kv_cols())?;
-    for cache in [&args.k_cache, &args.v_cache] {
-        check_cache(OP, "cache", cache.geo.dtype)?;
-        check_extent(OP, "columns of a cache", cache.geo.cols, dims.kv_cols())?;
-    }
-    check_extent(OP, "rows of v_cache", args.v_cache.geo.rows, args.k_cache.geo.rows)?;
-    let positions = indices(OP, "positions", &args.positions)?;
-    let slots = indices(OP, "kv_slots", &args.kv_slots)?;
-    check_extent(OP, "positions", positions.len(), rows)?;
-    check_extent(OP, "kv_slots", slots.len(), rows)?;
-    check_extent(OP, "head_dim modulo 2", dims.head_dim % 2, 0)?;
-    let rotations = args.rotations.geo;
-    if rotations.dtype != DType::F32 {
-        let (what, found) = ("rotations", rotations.dtype);
-        return Err(Error::DType { op: OP, what, found, allowed: "float32" });
-    }
-    check_extent(OP, "columns of rotations", rotations.cols, dims.head_dim)?;
-    for position in positions {
-        checked_index(OP, "position", *position, rotations.rows)?;
-    }
-    for slot in slots.iter().filter(|slot| **slot != -1) {
-        checked_index(OP, "KV slot", *slot, args.k_cache.geo.rows)?;
-    }
-    let norms = match &args.norms {
-        Some((q, k, eps)) => {
-            Some((weights(OP, q, dims.head_dim)?, weights(OP, k, dims.head_dim)?, *eps))
-        }
-        None => None,
-    };
+    check::qkv(&args)?;
+    let dims = args.dims;
+    let positions = typed_row::<i32>(&args.positions, 0);
+    let slots = typed_row::<i32>(&args.kv_slots, 0);
+    check::qkv_ids(&args, positions, slots)?;
+    let norms = args.norms.map(|(q, k, eps)| (typed_row(&q, 0), typed_row(&k, 0), eps));
     rotate(
         isa,
         &mut args.qkv,

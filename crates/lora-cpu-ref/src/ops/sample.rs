@@ -1,62 +1,33 @@
 //! Drawing tokens.
 
-use lora_core::ops::{SampleArgs, SampleRow, mask_words};
-use lora_core::{DType, Error, Result, check_extent};
+use lora_core::ops::{SampleArgs, SampleRow};
+use lora_core::{Result, check};
 
 use crate::philox::{philox4x32, uniform};
-use crate::rows::{checked_index, indices, typed_row};
+use crate::rows::typed_row;
 use crate::{CpuRef, ViewMut};
-
-const OP: &str = "sample";
 
 /// See [`lora_core::Backend::sample`].
 pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()> {
-    let (rows, vocab) = (args.logits.geo.rows, args.logits.geo.cols);
-    if args.logits.geo.dtype != DType::F32 {
-        let found = args.logits.geo.dtype;
-        return Err(Error::DType { op: OP, what: "logits", found, allowed: "float32" });
-    }
-    for (what, found) in [
-        ("params", args.params.geo.dtype),
-        ("history", args.history.geo.dtype),
-        ("masks", args.masks.geo.dtype),
-    ] {
-        if found != DType::I32 {
-            return Err(Error::DType { op: OP, what, found, allowed: "int32" });
-        }
-    }
-    if vocab == 0 && rows > 0 {
-        return Err(Error::Shape { op: OP, what: "columns of logits", found: 0, expected: 1 });
-    }
-    check_extent(OP, "rows of params", args.params.geo.rows, rows)?;
-    check_extent(OP, "columns of params", args.params.geo.cols, SampleRow::WORDS)?;
-    check_extent(OP, "tokens of out", indices(OP, "out", &out.as_view())?.len(), rows)?;
-    check_extent(OP, "columns of history", args.history.geo.cols, 2)?;
-    check_extent(OP, "columns of masks", args.masks.geo.cols, mask_words(vocab))?;
-    let banned = indices(OP, "banned", &args.banned)?;
-    for token in banned {
-        checked_index(OP, "banned token", *token, vocab)?;
-    }
+    check::sample(args, out.geo)?;
+    let rows = args.logits.geo.rows;
+    let banned = typed_row::<i32>(&args.banned, 0);
+    check::ids("sample", "banned token", banned, args.logits.geo.cols)?;
     let mut tokens = Vec::with_capacity(rows);
     for r in 0..rows {
         let params: SampleRow =
             *bytemuck::from_bytes(bytemuck::cast_slice(typed_row::<i32>(&args.params, r)));
+        let entry = |i| typed_row::<i32>(&args.history, i);
+        check::sample_ids(args, &params, |i| entry(i)[0])?;
         let mut logits = typed_row::<f32>(&args.logits, r).to_vec();
-        let [from, count] = params.history.map(|v| v as usize);
-        check_range("history entry", from, count, args.history.geo.rows)?;
-        for entry in from..from + count {
-            let [token, times] = *typed_row::<i32>(&args.history, entry) else { continue };
-            let token = checked_index(OP, "seen token", token, vocab)?;
-            penalise(&mut logits[token], times as f32, &params);
+        for entry in range(params.history).map(entry) {
+            penalise(&mut logits[entry[0] as usize], entry[1] as f32, &params);
         }
-        let [from, count] = params.banned.map(|v| v as usize);
-        check_range("banned entry", from, count, banned.len())?;
-        for token in &banned[from..from + count] {
+        for token in &banned[range(params.banned)] {
             logits[*token as usize] = f32::NEG_INFINITY;
         }
         if params.mask != SampleRow::UNMASKED {
-            let mask = checked_index(OP, "mask", params.mask, args.masks.geo.rows)?;
-            apply_mask(&mut logits, typed_row(&args.masks, mask));
+            apply_mask(&mut logits, typed_row(&args.masks, params.mask as usize));
         }
         tokens.push(draw(&logits, &params) as i32);
     }
@@ -65,12 +36,8 @@ pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()
     Ok(())
 }
 
-fn check_range(what: &'static str, from: usize, count: usize, limit: usize) -> Result<()> {
-    if from.checked_add(count).is_some_and(|end| end <= limit) {
-        Ok(())
-    } else {
-        Err(Error::OutOfRange { op: OP, what, found: (from + count) as i64, limit })
-    }
+fn range([from, count]: [u32; 2]) -> std::ops::Range<usize> {
+    from as usize..from as usize + count as usize
 }
 
 /// Takes the tokens out whose bit is 0.

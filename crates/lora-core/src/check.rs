@@ -1,0 +1,431 @@
+//! What ops check about their operands before any work, the same on every backend.
+//!
+//! Functions named as an op check shapes and dtypes; those that end in `_ids` check numbers that
+//! point into tables, wherever a backend has them at hand.
+
+use crate::lora::{SiteKind, SiteSpec, SlotSlice};
+use crate::ops::{
+    AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs, SampleRow, mask_words,
+};
+use crate::{Backend, DType, Error, HostTensor, Mat, Result, check_extent};
+
+/// Checks that an operand holds floats.
+///
+/// # Errors
+/// [`Error::DType`].
+pub fn float(op: &'static str, what: &'static str, found: DType) -> Result<()> {
+    if found.is_float() {
+        return Ok(());
+    }
+    Err(Error::DType { op, what, found, allowed: "float32, float16, bfloat16" })
+}
+
+/// Checks that an operand can be a KV cache.
+///
+/// # Errors
+/// [`Error::DType`].
+fn cache(op: &'static str, what: &'static str, found: DType) -> Result<()> {
+    if found == DType::F8E4m3 {
+        return Ok(());
+    }
+    float(op, what, found)
+}
+
+fn dtype(op: &'static str, what: &'static str, found: DType, wanted: DType) -> Result<()> {
+    let allowed = match wanted {
+        _ if found == wanted => return Ok(()),
+        DType::I32 => "int32",
+        _ => "float32",
+    };
+    Err(Error::DType { op, what, found, allowed })
+}
+
+/// Checks that `index` is one of `limit` entries.
+///
+/// # Errors
+/// [`Error::OutOfRange`].
+pub fn index(op: &'static str, what: &'static str, index: i32, limit: usize) -> Result<usize> {
+    let found = i64::from(index);
+    let inside = usize::try_from(index).ok().filter(|i| *i < limit);
+    inside.ok_or(Error::OutOfRange { op, what, found, limit })
+}
+
+/// Checks that every number is one of `limit` entries.
+///
+/// # Errors
+/// [`Error::OutOfRange`] naming the first that is not.
+pub fn ids(op: &'static str, what: &'static str, ids: &[i32], limit: usize) -> Result<()> {
+    ids.iter().try_for_each(|id| index(op, what, *id, limit).map(drop))
+}
+
+/// Checks that an operand is `[1, n]` i32, and returns `n`.
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+pub fn id_row(op: &'static str, what: &'static str, geo: Mat) -> Result<usize> {
+    dtype(op, what, geo.dtype, DType::I32)?;
+    check_extent(op, what, geo.rows, 1)?;
+    Ok(geo.cols)
+}
+
+/// Checks [`Backend::embed`] from a table `[rows, cols]`, and [`Backend::gather_rows`].
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+pub fn gather(op: &'static str, cols: usize, ids: Mat, out: Mat) -> Result<()> {
+    float(op, "out", out.dtype)?;
+    check_extent(op, "rows of out", out.rows, id_row(op, "ids", ids)?)?;
+    check_extent(op, "columns of out", out.cols, cols)
+}
+
+/// Checks the weights of a norm over `cols` columns.
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+fn norm_weights(op: &'static str, w: Mat, cols: usize) -> Result<()> {
+    dtype(op, "w", w.dtype, DType::F32)?;
+    check_extent(op, "rows of w", w.rows, 1)?;
+    check_extent(op, "columns of w", w.cols, cols)
+}
+
+/// Checks [`Backend::rms_norm`] and, with the residual among `outs`, [`Backend::add_rms_norm`].
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+pub fn norm(op: &'static str, x: Mat, w: Mat, outs: &[(&'static str, Mat)]) -> Result<()> {
+    float(op, "x", x.dtype)?;
+    for (what, out) in outs {
+        float(op, what, out.dtype)?;
+        check_extent(op, what, out.rows, x.rows)?;
+        check_extent(op, what, out.cols, x.cols)?;
+    }
+    norm_weights(op, w, x.cols)
+}
+
+/// Checks [`Backend::silu_mul`].
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+pub fn silu_mul(gate_up: Mat, out: Mat) -> Result<()> {
+    const OP: &str = "silu_mul";
+    float(OP, "gate_up", gate_up.dtype)?;
+    float(OP, "out", out.dtype)?;
+    check_extent(OP, "rows of out", out.rows, gate_up.rows)?;
+    check_extent(OP, "columns of gate_up", gate_up.cols, 2 * out.cols)
+}
+
+/// Checks [`Backend::linear`] by a matrix `[n, k]`.
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+pub fn linear(x: Mat, [n, k]: [usize; 2], out: Mat) -> Result<()> {
+    const OP: &str = "linear";
+    float(OP, "x", x.dtype)?;
+    float(OP, "out", out.dtype)?;
+    check_extent(OP, "columns of x", x.cols, k)?;
+    check_extent(OP, "columns of out", out.cols, n)?;
+    check_extent(OP, "rows of out", out.rows, x.rows)
+}
+
+/// Checks the parts of a weight matrix, stacked by rows, and returns its `[n, k]`.
+///
+/// # Errors
+/// [`Error::Shape`], or [`Error::DType`] where parts differ in dtype or `allow` refuses it.
+pub fn weight_parts(
+    op: &'static str,
+    parts: &[HostTensor],
+    bias: Option<&[f32]>,
+    allow: impl Fn(DType) -> Result<()>,
+) -> Result<[usize; 2]> {
+    let (mut n, mut k) = (0, None);
+    for part in parts {
+        let [rows, cols] = part.shape()[..] else {
+            let (what, found) = ("number of dimensions", part.shape().len());
+            return Err(Error::Shape { op, what, found, expected: 2 });
+        };
+        allow(part.dtype())?;
+        check_extent(op, "columns of a part", cols, *k.get_or_insert(cols))?;
+        n += rows;
+    }
+    let first = parts.first().map(HostTensor::dtype);
+    if let Some(other) = parts.iter().map(HostTensor::dtype).find(|d| Some(*d) != first) {
+        let allowed = "the dtype of the first part";
+        return Err(Error::DType { op, what: "weight", found: other, allowed });
+    }
+    if let Some(bias) = bias {
+        check_extent(op, "bias", bias.len(), n)?;
+    }
+    Ok([n, k.unwrap_or(0)])
+}
+
+/// Checks [`Backend::row_norms`] of `rows` of a matrix `[n, k]`, and returns the rank.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::OutOfRange`].
+pub fn row_norms(
+    [n, k]: [usize; 2],
+    rows: &std::ops::Range<usize>,
+    a: &HostTensor,
+    b: &HostTensor,
+) -> Result<usize> {
+    const OP: &str = "row_norms";
+    let [rank, cols] = a.shape()[..] else {
+        let found = a.shape().len();
+        return Err(Error::Shape { op: OP, what: "dimensions of a", found, expected: 2 });
+    };
+    check_extent(OP, "columns of a", cols, k)?;
+    check_extent(OP, "elements of b", b.len(), rows.len() * rank)?;
+    if rows.end > n {
+        let (found, limit) = (rows.end as i64, n + 1);
+        return Err(Error::OutOfRange { op: OP, what: "row", found, limit });
+    }
+    Ok(rank)
+}
+
+/// Checks [`Backend::qk_norm_rope_append`].
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+pub fn qkv<B: Backend>(args: &QkvArgs<'_, B>) -> Result<()> {
+    const OP: &str = "qk_norm_rope_append";
+    let (dims, rows) = (args.dims, args.qkv.geo.rows);
+    float(OP, "qkv", args.qkv.geo.dtype)?;
+    check_extent(OP, "columns of qkv", args.qkv.geo.cols, dims.q_cols() + 2 * dims.kv_cols())?;
+    for held in [&args.k_cache, &args.v_cache] {
+        cache(OP, "cache", held.geo.dtype)?;
+        check_extent(OP, "columns of a cache", held.geo.cols, dims.kv_cols())?;
+    }
+    check_extent(OP, "rows of v_cache", args.v_cache.geo.rows, args.k_cache.geo.rows)?;
+    check_extent(OP, "positions", id_row(OP, "positions", args.positions.geo)?, rows)?;
+    check_extent(OP, "kv_slots", id_row(OP, "kv_slots", args.kv_slots.geo)?, rows)?;
+    check_extent(OP, "head_dim modulo 2", dims.head_dim % 2, 0)?;
+    dtype(OP, "rotations", args.rotations.geo.dtype, DType::F32)?;
+    check_extent(OP, "columns of rotations", args.rotations.geo.cols, dims.head_dim)?;
+    match &args.norms {
+        Some((q, k, _)) => {
+            norm_weights(OP, q.geo, dims.head_dim)?;
+            norm_weights(OP, k.geo, dims.head_dim)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Checks positions and slots of [`Backend::qk_norm_rope_append`].
+///
+/// # Errors
+/// [`Error::OutOfRange`].
+pub fn qkv_ids<B: Backend>(args: &QkvArgs<'_, B>, positions: &[i32], slots: &[i32]) -> Result<()> {
+    const OP: &str = "qk_norm_rope_append";
+    ids(OP, "position", positions, args.rotations.geo.rows)?;
+    let mut stored = slots.iter().filter(|slot| **slot != -1);
+    stored.try_for_each(|s| index(OP, "KV slot", *s, args.k_cache.geo.rows).map(drop))
+}
+
+/// Checks [`Backend::attention`].
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+pub fn attention<B: Backend>(args: &AttentionArgs<'_, B>, out: Mat) -> Result<()> {
+    const OP: &str = "attention";
+    let (dims, rows) = (args.dims, args.queries.geo.rows);
+    float(OP, "queries", args.queries.geo.dtype)?;
+    cache(OP, "k_cache", args.k_cache.geo.dtype)?;
+    float(OP, "out", out.dtype)?;
+    let left_over = dims.heads.checked_rem(dims.kv_heads).unwrap_or(dims.heads.max(1));
+    check_extent(OP, "heads that kv_heads do not divide", left_over, 0)?;
+    for (what, given) in [("window", args.window), ("block", Some(args.tokens_per_block))] {
+        if given == Some(0) {
+            return Err(Error::Shape { op: OP, what, found: 0, expected: 1 });
+        }
+    }
+    check_extent(OP, "columns of queries", args.queries.geo.cols, dims.q_cols())?;
+    check_extent(OP, "rows of out", out.rows, rows)?;
+    check_extent(OP, "columns of out", out.cols, dims.q_cols())?;
+    check_extent(OP, "row stride of out", out.row_stride, dims.q_cols())?;
+    check_extent(OP, "columns of k_cache", args.k_cache.geo.cols, dims.kv_cols())?;
+    check_extent(OP, "columns of v_cache", args.v_cache.geo.cols, dims.kv_cols())?;
+    check_extent(OP, "rows of v_cache", args.v_cache.geo.rows, args.k_cache.geo.rows)?;
+    if args.v_cache.geo.dtype != args.k_cache.geo.dtype {
+        let (found, allowed) = (args.v_cache.geo.dtype, "the dtype of k_cache");
+        return Err(Error::DType { op: OP, what: "v_cache", found, allowed });
+    }
+    dtype(OP, "block_tables", args.block_tables.geo.dtype, DType::I32)?;
+    check_extent(OP, "positions", id_row(OP, "positions", args.positions.geo)?, rows)?;
+    let sequences = id_row(OP, "sequence_of_row", args.sequence_of_row.geo)?;
+    check_extent(OP, "sequence_of_row", sequences, rows)
+}
+
+/// Checks positions, sequences and the KV blocks that are read in [`Backend::attention`]; `table`
+/// gives the blocks of a sequence.
+///
+/// # Errors
+/// [`Error::OutOfRange`].
+pub fn attention_ids<'t, B: Backend>(
+    args: &AttentionArgs<'_, B>,
+    positions: &[i32],
+    sequences: &[i32],
+    table: impl Fn(usize) -> &'t [i32],
+) -> Result<()> {
+    const OP: &str = "attention";
+    let tables = args.block_tables.geo;
+    let blocks = args.k_cache.geo.rows / args.tokens_per_block;
+    for (position, sequence) in positions.iter().zip(sequences) {
+        let covered = tables.cols * args.tokens_per_block;
+        let position = index(OP, "position", *position, covered)?;
+        let sequence = index(OP, "sequence", *sequence, tables.rows)?;
+        ids(OP, "KV block", &table(sequence)[..=position / args.tokens_per_block], blocks)?;
+    }
+    Ok(())
+}
+
+/// Checks [`Backend::sample`].
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+pub fn sample<B: Backend>(args: &SampleArgs<'_, B>, out: Mat) -> Result<()> {
+    const OP: &str = "sample";
+    let (rows, vocab) = (args.logits.geo.rows, args.logits.geo.cols);
+    dtype(OP, "logits", args.logits.geo.dtype, DType::F32)?;
+    for (what, geo) in
+        [("params", args.params.geo), ("history", args.history.geo), ("masks", args.masks.geo)]
+    {
+        dtype(OP, what, geo.dtype, DType::I32)?;
+    }
+    if vocab == 0 && rows > 0 {
+        return Err(Error::Shape { op: OP, what: "columns of logits", found: 0, expected: 1 });
+    }
+    check_extent(OP, "rows of params", args.params.geo.rows, rows)?;
+    check_extent(OP, "columns of params", args.params.geo.cols, SampleRow::WORDS)?;
+    check_extent(OP, "tokens of out", id_row(OP, "out", out)?, rows)?;
+    check_extent(OP, "columns of history", args.history.geo.cols, 2)?;
+    check_extent(OP, "columns of masks", args.masks.geo.cols, mask_words(vocab))?;
+    id_row(OP, "banned", args.banned.geo).map(drop)
+}
+
+/// Checks where a row of [`Backend::sample`] points, and its seen tokens; `seen` gives the token of
+/// an entry.
+///
+/// # Errors
+/// [`Error::OutOfRange`].
+pub fn sample_ids<B: Backend>(
+    args: &SampleArgs<'_, B>,
+    row: &SampleRow,
+    seen: impl Fn(usize) -> i32,
+) -> Result<()> {
+    const OP: &str = "sample";
+    let range = |what, [from, count]: [u32; 2], limit: usize| {
+        let (from, count) = (from as usize, count as usize);
+        match from.checked_add(count).filter(|end| *end <= limit) {
+            Some(end) => Ok(from..end),
+            None => Err(Error::OutOfRange { op: OP, what, found: (from + count) as i64, limit }),
+        }
+    };
+    for entry in range("history entry", row.history, args.history.geo.rows)? {
+        index(OP, "seen token", seen(entry), args.logits.geo.cols)?;
+    }
+    range("banned entry", row.banned, args.banned.geo.cols)?;
+    if row.mask != SampleRow::UNMASKED {
+        index(OP, "mask", row.mask, args.masks.geo.rows)?;
+    }
+    Ok(())
+}
+
+/// Checks [`Backend::logprobs`].
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`], [`Error::OutOfRange`].
+pub fn logprobs<B: Backend>(args: &LogprobArgs<'_, B>, out: &LogprobOut<'_, B>) -> Result<()> {
+    const OP: &str = "logprobs";
+    let (rows, vocab, k) = (args.logits.geo.rows, args.logits.geo.cols, out.top_ids.geo.cols);
+    for (what, found, wanted) in [
+        ("logits", args.logits.geo.dtype, DType::F32),
+        ("target", out.target.geo.dtype, DType::F32),
+        ("rank", out.rank.geo.dtype, DType::I32),
+        ("top_ids", out.top_ids.geo.dtype, DType::I32),
+        ("top", out.top.geo.dtype, DType::F32),
+    ] {
+        dtype(OP, what, found, wanted)?;
+    }
+    check_extent(OP, "targets", id_row(OP, "targets", args.targets.geo)?, rows)?;
+    for (what, geo) in [("target", out.target.geo), ("rank", out.rank.geo)] {
+        check_extent(OP, what, geo.rows, 1)?;
+        check_extent(OP, what, geo.cols, rows)?;
+    }
+    check_extent(OP, "rows of top_ids", out.top_ids.geo.rows, rows)?;
+    check_extent(OP, "rows of top", out.top.geo.rows, rows)?;
+    check_extent(OP, "columns of top", out.top.geo.cols, k)?;
+    if k > vocab {
+        return Err(Error::OutOfRange { op: OP, what: "k", found: k as i64, limit: vocab + 1 });
+    }
+    Ok(())
+}
+
+/// Checks what is written to a slot of a site, slice by slice.
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`], and [`Error::OutOfRange`] for the slot.
+pub fn write_slot(
+    spec: &SiteSpec,
+    slots: usize,
+    slot: usize,
+    slices: &[Option<SlotSlice>],
+) -> Result<()> {
+    const OP: &str = "write_slot";
+    index(OP, "slot", i32::try_from(slot).unwrap_or(i32::MAX), slots)?;
+    check_extent(OP, "slices", slices.len(), spec.slices.len())?;
+    for (slice, columns) in slices.iter().zip(&spec.slices) {
+        if let Some(slice) = slice {
+            slot_slice(OP, spec, slice, columns.len())?;
+        }
+    }
+    Ok(())
+}
+
+fn slot_slice(op: &'static str, spec: &SiteSpec, slice: &SlotSlice, out: usize) -> Result<()> {
+    for (what, vector) in [("gain", &slice.gain), ("shift", &slice.shift)] {
+        if let Some(vector) = vector {
+            check_extent(op, what, vector.len(), out)?;
+        }
+    }
+    let matrix = |what, tensor: &HostTensor| {
+        float(op, what, tensor.dtype())?;
+        let found = tensor.shape().len();
+        let dims = tensor.matrix_dims().filter(|_| found == 2);
+        dims.ok_or(Error::Shape { op, what, found, expected: 2 })
+    };
+    if let Some(w) = &slice.replacement {
+        let (rows, cols) = matrix("replacement", w)?;
+        let expected = match spec.kind {
+            SiteKind::Linear => (out, spec.in_dim),
+            SiteKind::Embedding => (spec.in_dim, out),
+        };
+        check_extent(op, "rows of replacement", rows, expected.0)?;
+        check_extent(op, "columns of replacement", cols, expected.1)?;
+    }
+    if let Some(low) = &slice.low_rank {
+        let (rank, columns) = matrix("a", &low.a)?;
+        check_extent(op, "columns of a", columns, spec.in_dim)?;
+        let (rows, ranks) = matrix("b", &low.b)?;
+        check_extent(op, "rows of b", rows, out)?;
+        check_extent(op, "columns of b", ranks, rank)?;
+    }
+    Ok(())
+}
+
+/// Checks that a site is of `kind`, and an output of it.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a site of the other kind; [`Error::DType`], [`Error::Shape`].
+pub fn site_output<B: Backend>(
+    op: &'static str,
+    spec: &SiteSpec,
+    kind: SiteKind,
+    out: Mat,
+) -> Result<()> {
+    if spec.kind != kind {
+        let what = format!("a site of kind {:?}", spec.kind);
+        return Err(Error::Unsupported { op, backend: B::NAME, what });
+    }
+    float(op, "out", out.dtype)?;
+    check_extent(op, "columns of out", out.cols, spec.out_dim())
+}

@@ -1,0 +1,83 @@
+// Causal attention over paged keys and values, by online softmax (Milakov & Gimelshein, 2018).
+#include "common.cuh"
+
+// Laid out as `AttentionArgs` of `ops/attention.rs`.
+struct AttentionArgs {
+    Mat queries, k_cache, v_cache, out;
+    const int32_t *sequences, *positions, *tables;
+    int64_t table_stride;
+    float scale, v_scale; // The scale of the keys is part of `scale`.
+    int32_t tokens_per_block, window; // window 0: none
+    int32_t heads, kv_heads, head_dim;
+};
+
+constexpr int WARPS = 4;
+constexpr int MAX_HEAD_DIM = 256;
+constexpr int PER_LANE = MAX_HEAD_DIM / WARP;
+
+// Keys `first + warp`, `first + warp + WARPS`, ...: running maximum, sum and weighted values.
+template <class C>
+__device__ void attend(const AttentionArgs &a, const float *query, int64_t sequence, int first,
+                       int last, int column, float &best, float &total, float *sum) {
+    int lane = threadIdx.x % WARP;
+    const int32_t *table = a.tables + sequence * a.table_stride;
+    for (int p = first + threadIdx.x / WARP; p <= last; p += WARPS) {
+        int64_t place = static_cast<int64_t>(table[p / a.tokens_per_block]) * a.tokens_per_block +
+                        p % a.tokens_per_block;
+        const C *key = a.k_cache.row<C>(place) + column;
+        float score = 0.0f;
+#pragma unroll
+        for (int e = 0; e < PER_LANE; e++)
+            if (lane + e * WARP < a.head_dim) score += query[e] * to_float(key[lane + e * WARP]);
+        score = warp_reduce(score, Sum());
+        float larger = fmaxf(best, score), fade = expf(best - larger), weight = expf(score - larger);
+        const C *value = a.v_cache.row<C>(place) + column;
+        total = total * fade + weight;
+#pragma unroll
+        for (int e = 0; e < PER_LANE; e++)
+            if (lane + e * WARP < a.head_dim)
+                sum[e] = sum[e] * fade + weight * to_float(value[lane + e * WARP]);
+        best = larger;
+    }
+}
+
+// One block for a row and a head; its warps share the keys, and are combined in their order.
+extern "C" __global__ void attention(AttentionArgs a) {
+    __shared__ float bests[WARPS], totals[WARPS], sums[WARPS][MAX_HEAD_DIM];
+    int64_t r = blockIdx.x;
+    int head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, dim = a.head_dim;
+    int last = a.positions[r];
+    int first = a.window > 0 ? max(last + 1 - a.window, 0) : 0;
+    int column = head / (a.heads / a.kv_heads) * dim;
+    float query[PER_LANE], sum[PER_LANE] = {}, best = -INFINITY, total = 0.0f;
+    with_float(a.queries.dtype, [&](auto t) {
+        using T = decltype(t);
+        const T *row = a.queries.row<T>(r) + head * dim;
+#pragma unroll
+        for (int e = 0; e < PER_LANE; e++)
+            query[e] = lane + e * WARP < dim ? to_float(row[lane + e * WARP]) * a.scale : 0.0f;
+    });
+    with_any(a.k_cache.dtype, [&](auto c) {
+        attend<decltype(c)>(a, query, a.sequences[r], first, last, column, best, total, sum);
+    });
+    if (lane == 0) bests[warp] = best, totals[warp] = total;
+#pragma unroll
+    for (int e = 0; e < PER_LANE; e++)
+        if (lane + e * WARP < dim) sums[warp][lane + e * WARP] = sum[e];
+    __syncthreads();
+    float most = bests[0], all = 0.0f, fades[WARPS];
+    for (int w = 1; w < WARPS; w++) most = fmaxf(most, bests[w]);
+    for (int w = 0; w < WARPS; w++) {
+        fades[w] = expf(bests[w] - most);
+        all += totals[w] * fades[w];
+    }
+    with_float(a.out.dtype, [&](auto o) {
+        using O = decltype(o);
+        O *out = a.out.row<O>(r) + head * dim;
+        for (int i = threadIdx.x; i < dim; i += blockDim.x) {
+            float value = 0.0f;
+            for (int w = 0; w < WARPS; w++) value += sums[w][i] * fades[w];
+            out[i] = from_float<O>(value / all * a.v_scale);
+        }
+    });
+}

@@ -1,0 +1,90 @@
+// Products with weight matrices in any dtype and alignment, for the shapes that cuBLASLt does not
+// take; rounding of activations to e4m3; norms of adapted rows.
+#include "common.cuh"
+
+// Laid out as `LinearArgs` of `ops/linear.rs`.
+struct LinearArgs {
+    Mat x, w, out;
+    const float *x_scales; // Of each row; null: 1.
+    const float *w_scales; // Of each output; null: 1.
+    const float *bias;     // Of each output; null: 0.
+};
+
+constexpr int ROWS = 8;
+
+// One warp for an output and up to ROWS rows; a row is summed in the same order in any batch.
+extern "C" __global__ void linear(LinearArgs a) {
+    int lane = threadIdx.x % WARP;
+    int64_t n = static_cast<int64_t>(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
+    int from = blockIdx.y * ROWS, rows = min(ROWS, a.x.rows - from);
+    if (n >= a.w.rows) return;
+    float sums[ROWS] = {};
+    with_any(a.w.dtype, [&](auto t) {
+        using W = decltype(t);
+        const W *w = a.w.row<W>(n);
+        with_any(a.x.dtype, [&](auto u) {
+            using X = decltype(u);
+            for (int k = lane; k < a.x.cols; k += WARP) {
+                float weight = to_float(w[k]);
+#pragma unroll
+                for (int r = 0; r < ROWS; r++)
+                    if (r < rows) sums[r] += weight * to_float(a.x.row<X>(from + r)[k]);
+            }
+        });
+    });
+    with_float(a.out.dtype, [&](auto o) {
+        using O = decltype(o);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            float value = warp_reduce(sums[r], Sum());
+            if (r >= rows || lane != 0) continue;
+            float scale = (a.x_scales ? a.x_scales[from + r] : 1.0f) *
+                          (a.w_scales ? a.w_scales[n] : 1.0f);
+            value = value * scale + (a.bias ? a.bias[n] : 0.0f);
+            a.out.row<O>(from + r)[n] = from_float<O>(value);
+        }
+    });
+}
+
+// codes = e4m3(x / scale) with the scale given, or that of the row's largest element where it is
+// 0; `scales` gets what each row was divided by. One block a row.
+extern "C" __global__ void quantise_rows(Mat x, float scale, Mat codes, float *scales) {
+    int64_t r = blockIdx.x;
+    with_float(x.dtype, [&](auto t) {
+        using X = decltype(t);
+        const X *row = x.row<X>(r);
+        float divisor = scale;
+        if (scale == 0.0f) {
+            float largest = 0.0f;
+            for (int c = threadIdx.x; c < x.cols; c += blockDim.x)
+                largest = fmaxf(largest, fabsf(to_float(row[c])));
+            divisor = block_reduce(largest, 0.0f, Max()) / 448.0f;
+            // Numbers too small to be divided by 448 are as good as zero.
+            if (!(divisor >= 1.17549435e-38f && divisor < INFINITY)) divisor = 1.0f;
+        }
+        for (int c = threadIdx.x; c < x.cols; c += blockDim.x)
+            codes.row<f8>(r)[c] = from_float<f8>(to_float(row[c]) / divisor);
+        if (threadIdx.x == 0) scales[r] = divisor;
+    });
+}
+
+// norms[i] = |w[from + i] * its scale + scale * b[i] a|. One warp a row; a and b are f32.
+extern "C" __global__ void row_norms(Mat w, const float *w_scales, int32_t from, Mat a, Mat b,
+                                     float scale, float *norms) {
+    int lane = threadIdx.x % WARP;
+    int64_t i = static_cast<int64_t>(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (i >= b.rows) return;
+    with_any(w.dtype, [&](auto t) {
+        using W = decltype(t);
+        const W *row = w.row<W>(from + i);
+        const float *factors = b.row<float>(i);
+        float own = w_scales ? w_scales[from + i] : 1.0f, square = 0.0f;
+        for (int k = lane; k < w.cols; k += WARP) {
+            float value = to_float(row[k]) * own;
+            for (int j = 0; j < a.rows; j++) value += scale * factors[j] * a.row<float>(j)[k];
+            square += value * value;
+        }
+        square = warp_reduce(square, Sum());
+        if (lane == 0) norms[i] = sqrtf(square);
+    });
+}

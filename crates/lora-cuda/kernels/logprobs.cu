@@ -1,0 +1,57 @@
+// Log-softmax of raw logits: of a given token, and of the likeliest ones.
+#include "common.cuh"
+
+using u64 = unsigned long long;
+
+// Laid out as `LogprobArgs` of `ops/logprobs.rs`.
+struct LogprobArgs {
+    Mat logits, top_ids, top;
+    const int32_t *targets;
+    float *target;
+    int32_t *rank;
+};
+
+// Ordered as the logits are, lower ids before higher ones among equals.
+__device__ u64 place_of(float logit, int token) {
+    uint32_t bits = __float_as_uint(logit + 0.0f);
+    uint32_t key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return static_cast<u64>(key) << 32 | (0xffffffffu - token);
+}
+
+// One block a row.
+extern "C" __global__ void logprobs(LogprobArgs a) {
+    int64_t r = blockIdx.x;
+    int vocab = a.logits.cols;
+    const float *logits = a.logits.row<float>(r);
+    float best = -INFINITY, target = logits[a.targets[r]];
+    int likelier = 0;
+    for (int t = threadIdx.x; t < vocab; t += blockDim.x) {
+        best = fmaxf(best, logits[t]);
+        likelier += logits[t] > target;
+    }
+    best = block_reduce(best, -INFINITY, Max());
+    likelier = block_reduce(likelier, 0, Sum());
+    double total = 0.0;
+    for (int t = threadIdx.x; t < vocab; t += blockDim.x)
+        total += exp(static_cast<double>(logits[t] - best));
+    total = block_reduce(total, 0.0, Sum());
+    float normaliser = best + static_cast<float>(log(total));
+    if (threadIdx.x == 0) {
+        a.target[r] = target - normaliser;
+        a.rank[r] = likelier + 1;
+    }
+    u64 previous = ~0ull;
+    for (int i = 0; i < a.top_ids.cols; i++) {
+        u64 next = 0;
+        for (int t = threadIdx.x; t < vocab; t += blockDim.x) {
+            u64 place = place_of(logits[t], t);
+            if (place < previous) next = max(next, place);
+        }
+        previous = block_reduce(next, u64{0}, Max());
+        if (threadIdx.x == 0) {
+            int token = static_cast<int>(0xffffffffu - static_cast<uint32_t>(previous));
+            a.top_ids.row<int32_t>(r)[i] = token;
+            a.top.row<float>(r)[i] = logits[token] - normaliser;
+        }
+    }
+}

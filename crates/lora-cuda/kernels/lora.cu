@@ -1,0 +1,114 @@
+// Adapters: z = A x of each row, then y = gain * (y + scale * B z) + shift.
+#include "common.cuh"
+
+// What one adapter does to one slice. Laid out as `SlotRow` of `lora_table.rs`.
+struct SlotRow {
+    const void *a, *b, *replacement;
+    const float *gain, *shift;
+    float scale;
+    int32_t rank, a_dtype, b_dtype, replacement_dtype, active;
+};
+
+// Laid out as `LoraArgs` of `ops/lora.rs`.
+struct LoraArgs {
+    Mat x;              // Input of the base layer; of an embedding, `ids` stands for it.
+    Mat out;
+    const int32_t *ids; // Null unless the site is an embedding.
+    const SlotRow *table;
+    const int32_t *order, *starts, *slots, *columns; // columns: where slices begin, and the end
+    float *z;           // [rows, slices, max_rank]
+    int32_t segments, slices, max_rank, in_dim;
+};
+
+// The row of the batch and the adapter's part that block (i, slice) works on; false: none.
+__device__ bool find(const LoraArgs &a, int i, int slice, int &row, SlotRow &part) {
+    if (i >= a.starts[a.segments]) return false;
+    int low = 0, high = a.segments - 1;
+    while (low < high) {
+        int middle = (low + high + 1) / 2;
+        if (a.starts[middle] <= i) low = middle;
+        else high = middle - 1;
+    }
+    row = a.order[i];
+    part = a.table[a.slots[low] * a.slices + slice];
+    return part.active != 0;
+}
+
+template <class X, class W> __device__ float dot(const X *x, const W *w, int count) {
+    float sum = 0.0f;
+    for (int k = threadIdx.x % WARP; k < count; k += WARP) sum += to_float(x[k]) * to_float(w[k]);
+    return warp_reduce(sum, Sum());
+}
+
+// Blocks (row of the plan, slice); one warp for each rank.
+extern "C" __global__ void lora_shrink(LoraArgs a) {
+    int row;
+    SlotRow part;
+    if (!find(a, blockIdx.x, blockIdx.y, row, part)) return;
+    float *z = a.z + (static_cast<int64_t>(blockIdx.x) * a.slices + blockIdx.y) * a.max_rank;
+    with_float(part.a_dtype, [&](auto t) {
+        using A = decltype(t);
+        const A *factor = static_cast<const A *>(part.a);
+        if (a.ids) {
+            for (int j = threadIdx.x; j < part.rank; j += blockDim.x)
+                z[j] = to_float(factor[static_cast<int64_t>(j) * a.in_dim + a.ids[row]]);
+            return;
+        }
+        with_float(a.x.dtype, [&](auto u) {
+            using X = decltype(u);
+            const X *x = a.x.row<X>(row);
+            for (int j = threadIdx.x / WARP; j < part.rank; j += blockDim.x / WARP) {
+                float sum = dot(x, factor + static_cast<int64_t>(j) * a.in_dim, a.in_dim);
+                if (threadIdx.x % WARP == 0) z[j] = sum;
+            }
+        });
+    });
+}
+
+// What the replaced base layer gives for one output, in every lane.
+__device__ float replaced(const LoraArgs &a, const SlotRow &part, int row, int n, int width) {
+    float base = 0.0f;
+    with_float(part.replacement_dtype, [&](auto t) {
+        using W = decltype(t);
+        const W *w = static_cast<const W *>(part.replacement);
+        if (a.ids) {
+            base = to_float(w[static_cast<int64_t>(a.ids[row]) * width + n]);
+            return;
+        }
+        with_float(a.x.dtype, [&](auto u) {
+            using X = decltype(u);
+            base = dot(a.x.row<X>(row), w + static_cast<int64_t>(n) * a.in_dim, a.in_dim);
+        });
+    });
+    return base;
+}
+
+// Blocks (row of the plan, slice, part of its outputs); one warp for an output.
+extern "C" __global__ void lora_expand(LoraArgs a) {
+    int row;
+    SlotRow part;
+    if (!find(a, blockIdx.x, blockIdx.y, row, part)) return;
+    int from = a.columns[blockIdx.y], width = a.columns[blockIdx.y + 1] - from;
+    const float *z = a.z + (static_cast<int64_t>(blockIdx.x) * a.slices + blockIdx.y) * a.max_rank;
+    int warps = blockDim.x / WARP;
+    for (int n = blockIdx.z * warps + threadIdx.x / WARP; n < width; n += gridDim.z * warps) {
+        float delta = 0.0f;
+        if (part.rank > 0)
+            with_float(part.b_dtype, [&](auto t) {
+                using B = decltype(t);
+                delta = dot(z, static_cast<const B *>(part.b) + static_cast<int64_t>(n) * part.rank,
+                            part.rank);
+            });
+        float base = part.replacement ? replaced(a, part, row, n, width) : 0.0f;
+        if (threadIdx.x % WARP != 0) continue;
+        with_float(a.out.dtype, [&](auto o) {
+            using O = decltype(o);
+            O *place = a.out.row<O>(row) + from + n;
+            float value = part.replacement ? base : to_float(*place);
+            value += part.scale * delta;
+            if (part.gain) value *= part.gain[n];
+            if (part.shift) value += part.shift[n];
+            *place = from_float<O>(value);
+        });
+    }
+}

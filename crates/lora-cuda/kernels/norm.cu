@@ -1,0 +1,46 @@
+// RMS norms (Zhang & Sennrich, 2019). One block a row.
+#include "common.cuh"
+
+template <class X, class O>
+__device__ void normalise(const X *x, const float *w, float eps, O *out, int cols) {
+    float square = 0.0f;
+    for (int c = threadIdx.x; c < cols; c += blockDim.x) {
+        float v = to_float(x[c]);
+        square += v * v;
+    }
+    square = block_reduce(square, 0.0f, Sum());
+    float root = sqrtf(square / cols + eps);
+    for (int c = threadIdx.x; c < cols; c += blockDim.x)
+        out[c] = from_float<O>(to_float(x[c]) / root * w[c]);
+}
+
+extern "C" __global__ void rms_norm(Mat x, const float *w, float eps, Mat out) {
+    int64_t r = blockIdx.x;
+    with_float(x.dtype, [&](auto t) {
+        using X = decltype(t);
+        with_float(out.dtype, [&](auto o) {
+            using O = decltype(o);
+            normalise(x.row<X>(r), w, eps, out.row<O>(r), x.cols);
+        });
+    });
+}
+
+// residual += x; out = norm(residual) of what was stored.
+extern "C" __global__ void add_rms_norm(Mat x, Mat residual, const float *w, float eps, Mat out) {
+    int64_t r = blockIdx.x;
+    with_float(residual.dtype, [&](auto t) {
+        using R = decltype(t);
+        R *sum = residual.row<R>(r);
+        with_float(x.dtype, [&](auto u) {
+            using X = decltype(u);
+            const X *summand = x.row<X>(r);
+            for (int c = threadIdx.x; c < x.cols; c += blockDim.x)
+                sum[c] = from_float<R>(to_float(sum[c]) + to_float(summand[c]));
+        });
+        // Each thread reads back what it wrote itself.
+        with_float(out.dtype, [&](auto o) {
+            using O = decltype(o);
+            normalise(sum, w, eps, out.row<O>(r), x.cols);
+        });
+    });
+}
