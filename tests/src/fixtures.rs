@@ -39,9 +39,11 @@ pub struct Fixtures {
     logits: Vec<u8>,
 }
 
-/// The folder of the fixtures.
+/// The folder of the fixtures: that of the checkout, unless `POLYLORA_FIXTURES` names another, as
+/// where a packed test runs.
 pub fn fixtures_dir() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+    let checkout = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    std::env::var_os("POLYLORA_FIXTURES").map_or_else(checkout, PathBuf::from)
 }
 
 /// The folder of a fixture model.

@@ -3,6 +3,9 @@
 mod bench_cpu;
 mod bench_load;
 mod docs;
+mod kernels;
+mod nvcc;
+mod test_gpu;
 
 use clap::{Parser, Subcommand};
 
@@ -23,6 +26,10 @@ enum Command {
     /// One measurement of `bench-load`.
     #[command(hide = true)]
     BenchLoadOnce(bench_load::OnceArgs),
+    /// Compiles the CUDA kernels, with nvcc from PyPI where none is installed.
+    Kernels(kernels::Args),
+    /// Runs the tests of the CUDA backend, or packs them for a machine without a toolchain.
+    TestGpu(test_gpu::Args),
     /// Writes the pages under `docs` that are made of tables in the code.
     Docs,
 }
@@ -32,6 +39,8 @@ fn main() -> anyhow::Result<()> {
         Command::BenchCpu(args) => bench_cpu::run(&args),
         Command::BenchLoad(args) => bench_load::run(&args),
         Command::BenchLoadOnce(args) => bench_load::run_once(&args),
+        Command::Kernels(args) => kernels::run(&args),
+        Command::TestGpu(args) => test_gpu::run(&args),
         Command::Docs => docs::write(),
     }
 }

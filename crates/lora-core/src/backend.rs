@@ -34,6 +34,9 @@ pub struct Caps {
     /// The device's memory is the host's, which others need, too: no large share of it is taken
     /// unless the user asks for that.
     pub shares_host_memory: bool,
+    /// Which sums products take depends on the shape of the row alone, not on the number of rows, so
+    /// that a row's bits are the same in any batch. Otherwise they differ by rounding.
+    pub batch_invariant: bool,
 }
 
 /// One device.
@@ -44,7 +47,8 @@ pub struct Caps {
 ///   be recorded as a graph;
 /// - it accumulates in `f32` and rounds to the out-param's dtype once, when it stores;
 /// - a row of the result depends only on that row of the inputs: never on the other rows of the
-///   batch, nor on how many there are;
+///   batch, nor on how many there are, but for the rounding of [`Backend::linear`] where
+///   [`Caps::batch_invariant`] is false;
 /// - it checks shapes and dtypes first and, if they are wrong, returns an error without writing.
 ///
 /// A backend lives on the thread that drives it and need not be `Send`.

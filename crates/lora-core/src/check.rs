@@ -3,6 +3,8 @@
 //! Functions named as an op check shapes and dtypes; those that end in `_ids` check numbers that
 //! point into tables, wherever a backend has them at hand.
 
+use std::ops::Range;
+
 use crate::lora::{SiteKind, SiteSpec, SlotSlice};
 use crate::ops::{
     AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs, SampleRow, mask_words,
@@ -66,6 +68,47 @@ pub fn id_row(op: &'static str, what: &'static str, geo: Mat) -> Result<usize> {
     dtype(op, what, geo.dtype, DType::I32)?;
     check_extent(op, what, geo.rows, 1)?;
     Ok(geo.cols)
+}
+
+/// Checks that a matrix has so many bytes.
+///
+/// # Errors
+/// [`Error::Shape`].
+pub fn bytes(op: &'static str, geo: Mat, host: usize) -> Result<()> {
+    check_extent(op, "bytes on the host", host, geo.rows * geo.cols * geo.dtype.size())
+}
+
+/// Checks that a matrix has so many bytes and no gaps between its rows.
+///
+/// # Errors
+/// [`Error::Shape`].
+pub fn dense_bytes(op: &'static str, geo: Mat, host: usize) -> Result<()> {
+    if geo.rows > 1 {
+        check_extent(op, "row stride", geo.row_stride, geo.cols)?;
+    }
+    bytes(op, geo, host)
+}
+
+/// Checks [`Backend::copy_rows`].
+///
+/// # Errors
+/// [`Error::Shape`] if rows lie outside of the matrix, or overlap.
+pub fn copy_rows(geo: Mat, from: &Range<usize>, to: usize) -> Result<()> {
+    const OP: &str = "copy_rows";
+    let count = from.len();
+    let target = to..to.saturating_add(count);
+    for rows in [from, &target] {
+        if rows.start > rows.end || rows.end > geo.rows {
+            let (what, found) = ("end of rows", rows.end);
+            return Err(Error::Shape { op: OP, what, expected: geo.rows, found });
+        }
+    }
+    let apart = from.start.abs_diff(to);
+    if apart < count {
+        let what = "rows between source and target";
+        return Err(Error::Shape { op: OP, what, expected: count, found: apart });
+    }
+    Ok(())
 }
 
 /// Checks [`Backend::embed`] from a table `[rows, cols]`, and [`Backend::gather_rows`].
@@ -164,7 +207,7 @@ pub fn weight_parts(
 /// [`Error::Shape`], [`Error::OutOfRange`].
 pub fn row_norms(
     [n, k]: [usize; 2],
-    rows: &std::ops::Range<usize>,
+    rows: &Range<usize>,
     a: &HostTensor,
     b: &HostTensor,
 ) -> Result<usize> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use lora_core::fp8::Fp8Scales;
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs};
-use lora_core::{Backend, Caps, Error, HostTensor, Mat, Pool, Result, check_extent};
+use lora_core::{Backend, Caps, Error, HostTensor, Pool, Result, check};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sysinfo::System;
 
@@ -59,26 +59,6 @@ impl Default for CpuRef {
     }
 }
 
-/// The bytes of a dense matrix in its buffer.
-fn dense_bytes(op: &'static str, geo: Mat, host: usize) -> Result<Range<usize>> {
-    if geo.rows > 1 {
-        check_extent(op, "row stride", geo.row_stride, geo.cols)?;
-    }
-    let size = geo.dtype.size();
-    check_extent(op, "bytes on the host", host, geo.rows * geo.cols * size)?;
-    let start = geo.offset * size;
-    Ok(start..start + host)
-}
-
-/// Fails unless the rows lie in the matrix.
-fn check_rows(geo: Mat, rows: &Range<usize>) -> Result<()> {
-    if rows.start <= rows.end && rows.end <= geo.rows {
-        return Ok(());
-    }
-    let (op, what) = ("copy_rows", "end of rows");
-    Err(Error::Shape { op, what, expected: geo.rows, found: rows.end })
-}
-
 impl Backend for CpuRef {
     const NAME: &'static str = crate::NAME;
     type Buf = CpuBuf;
@@ -90,7 +70,12 @@ impl Backend for CpuRef {
     type Comm = ThreadComm;
 
     fn caps(&self) -> Caps {
-        Caps { graphs: false, wide_activations: true, shares_host_memory: true }
+        Caps {
+            graphs: false,
+            wide_activations: true,
+            shares_host_memory: true,
+            batch_invariant: true,
+        }
     }
 
     fn queue(&self) -> Result<()> {
@@ -111,14 +96,15 @@ impl Backend for CpuRef {
     }
 
     fn upload(&self, (): &mut (), src: &[u8], dst: ViewMut<'_>) -> Result<()> {
-        let range = dense_bytes("upload", dst.geo, src.len())?;
-        dst.buf.as_mut_slice::<u8>()[range].copy_from_slice(src);
+        check::dense_bytes("upload", dst.geo, src.len())?;
+        let start = dst.geo.offset * dst.geo.dtype.size();
+        dst.buf.as_mut_slice::<u8>()[start..start + src.len()].copy_from_slice(src);
         Ok(())
     }
 
     fn download(&self, (): &mut (), src: View<'_>, dst: &mut [u8]) -> Result<()> {
         let (geo, size) = (src.geo, src.geo.dtype.size());
-        check_extent("download", "bytes on the host", dst.len(), geo.rows * geo.cols * size)?;
+        check::bytes("download", geo, dst.len())?;
         let bytes = src.buf.as_slice::<u8>();
         for (r, row) in dst.chunks_exact_mut((geo.cols * size).max(1)).enumerate() {
             let start = (geo.offset + r * geo.row_stride) * size;
@@ -130,13 +116,7 @@ impl Backend for CpuRef {
     fn copy_rows(&self, (): &mut (), t: ViewMut<'_>, from: Range<usize>, to: usize) -> Result<()> {
         let (geo, size) = (t.geo, t.geo.dtype.size());
         let count = from.len();
-        check_rows(geo, &from)?;
-        check_rows(geo, &(to..to + count))?;
-        let apart = from.start.abs_diff(to);
-        if apart < count {
-            let (op, what) = ("copy_rows", "rows between source and target");
-            return Err(Error::Shape { op, what, expected: count, found: apart });
-        }
+        check::copy_rows(geo, &from, to)?;
         let start = |row: usize| (geo.offset + row * geo.row_stride) * size;
         let bytes = t.buf.as_mut_slice::<u8>();
         for row in 0..count {

@@ -46,15 +46,23 @@ extern "C" __global__ void linear(LinearArgs a) {
     });
 }
 
+// Laid out as `QuantiseArgs` of `ops/linear.rs`.
+struct QuantiseArgs {
+    Mat x, codes;
+    float *scales;
+    float scale;
+};
+
 // codes = e4m3(x / scale) with the scale given, or that of the row's largest element where it is
 // 0; `scales` gets what each row was divided by. One block a row.
-extern "C" __global__ void quantise_rows(Mat x, float scale, Mat codes, float *scales) {
+extern "C" __global__ void quantise_rows(QuantiseArgs a) {
     int64_t r = blockIdx.x;
+    const Mat &x = a.x;
     with_float(x.dtype, [&](auto t) {
         using X = decltype(t);
         const X *row = x.row<X>(r);
-        float divisor = scale;
-        if (scale == 0.0f) {
+        float divisor = a.scale;
+        if (divisor == 0.0f) {
             float largest = 0.0f;
             for (int c = threadIdx.x; c < x.cols; c += blockDim.x)
                 largest = fmaxf(largest, fabsf(to_float(row[c])));
@@ -63,14 +71,24 @@ extern "C" __global__ void quantise_rows(Mat x, float scale, Mat codes, float *s
             if (!(divisor >= 1.17549435e-38f && divisor < INFINITY)) divisor = 1.0f;
         }
         for (int c = threadIdx.x; c < x.cols; c += blockDim.x)
-            codes.row<f8>(r)[c] = from_float<f8>(to_float(row[c]) / divisor);
-        if (threadIdx.x == 0) scales[r] = divisor;
+            a.codes.row<f8>(r)[c] = from_float<f8>(to_float(row[c]) / divisor);
+        if (threadIdx.x == 0) a.scales[r] = divisor;
     });
 }
 
+// Laid out as `RowNormArgs` of `ops/linear.rs`.
+struct RowNormArgs {
+    Mat w, a, b;
+    const float *w_scales;
+    float *norms;
+    int64_t from;
+    float scale;
+};
+
 // norms[i] = |w[from + i] * its scale + scale * b[i] a|. One warp a row; a and b are f32.
-extern "C" __global__ void row_norms(Mat w, const float *w_scales, int32_t from, Mat a, Mat b,
-                                     float scale, float *norms) {
+extern "C" __global__ void row_norms(RowNormArgs args) {
+    const Mat &w = args.w, &a = args.a, &b = args.b;
+    int64_t from = args.from;
     int lane = threadIdx.x % WARP;
     int64_t i = static_cast<int64_t>(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (i >= b.rows) return;
@@ -78,13 +96,13 @@ extern "C" __global__ void row_norms(Mat w, const float *w_scales, int32_t from,
         using W = decltype(t);
         const W *row = w.row<W>(from + i);
         const float *factors = b.row<float>(i);
-        float own = w_scales ? w_scales[from + i] : 1.0f, square = 0.0f;
+        float own = args.w_scales ? args.w_scales[from + i] : 1.0f, square = 0.0f;
         for (int k = lane; k < w.cols; k += WARP) {
             float value = to_float(row[k]) * own;
-            for (int j = 0; j < a.rows; j++) value += scale * factors[j] * a.row<float>(j)[k];
+            for (int j = 0; j < a.rows; j++) value += args.scale * factors[j] * a.row<float>(j)[k];
             square += value * value;
         }
         square = warp_reduce(square, Sum());
-        if (lane == 0) norms[i] = sqrtf(square);
+        if (lane == 0) args.norms[i] = sqrtf(square);
     });
 }

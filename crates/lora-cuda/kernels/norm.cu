@@ -14,20 +14,29 @@ __device__ void normalise(const X *x, const float *w, float eps, O *out, int col
         out[c] = from_float<O>(to_float(x[c]) / root * w[c]);
 }
 
-extern "C" __global__ void rms_norm(Mat x, const float *w, float eps, Mat out) {
+// Laid out as `NormArgs` of `ops/norm.rs`.
+struct NormArgs {
+    Mat x, residual, out; // `rms_norm` has no residual.
+    const float *w;
+    float eps;
+};
+
+extern "C" __global__ void rms_norm(NormArgs a) {
     int64_t r = blockIdx.x;
+    const Mat &x = a.x, &out = a.out;
     with_float(x.dtype, [&](auto t) {
         using X = decltype(t);
         with_float(out.dtype, [&](auto o) {
             using O = decltype(o);
-            normalise(x.row<X>(r), w, eps, out.row<O>(r), x.cols);
+            normalise(x.row<X>(r), a.w, a.eps, out.row<O>(r), x.cols);
         });
     });
 }
 
 // residual += x; out = norm(residual) of what was stored.
-extern "C" __global__ void add_rms_norm(Mat x, Mat residual, const float *w, float eps, Mat out) {
+extern "C" __global__ void add_rms_norm(NormArgs a) {
     int64_t r = blockIdx.x;
+    const Mat &x = a.x, &residual = a.residual, &out = a.out;
     with_float(residual.dtype, [&](auto t) {
         using R = decltype(t);
         R *sum = residual.row<R>(r);
@@ -40,7 +49,7 @@ extern "C" __global__ void add_rms_norm(Mat x, Mat residual, const float *w, flo
         // Each thread reads back what it wrote itself.
         with_float(out.dtype, [&](auto o) {
             using O = decltype(o);
-            normalise(sum, w, eps, out.row<O>(r), x.cols);
+            normalise(sum, a.w, a.eps, out.row<O>(r), x.cols);
         });
     });
 }

@@ -1,12 +1,19 @@
 // Looking rows up, and the gate of an MLP.
 #include "common.cuh"
 
+// Laid out as `GatherArgs` of `ops/rows.rs`.
+struct GatherArgs {
+    Mat table, out;
+    const int32_t *ids;
+};
+
 // out[i] = table[ids[i]]. One block a row.
-extern "C" __global__ void gather_rows(Mat table, const int32_t *ids, Mat out) {
+extern "C" __global__ void gather_rows(GatherArgs a) {
     int64_t i = blockIdx.x;
+    const Mat &table = a.table, &out = a.out;
     with_float(table.dtype, [&](auto t) {
         using T = decltype(t);
-        const T *source = table.row<T>(ids[i]);
+        const T *source = table.row<T>(a.ids[i]);
         with_float(out.dtype, [&](auto o) {
             using O = decltype(o);
             O *target = out.row<O>(i);
@@ -16,10 +23,16 @@ extern "C" __global__ void gather_rows(Mat table, const int32_t *ids, Mat out) {
     });
 }
 
-// out = silu(gate) * up, gate in the left half of `gate_up`. Blocks of a row, in x.
-extern "C" __global__ void silu_mul(Mat gate_up, Mat out) {
-    int64_t r = blockIdx.y;
-    int c = blockIdx.x * blockDim.x + threadIdx.x;
+// Laid out as `GateArgs` of `ops/rows.rs`.
+struct GateArgs {
+    Mat gate_up, out;
+};
+
+// out = silu(gate) * up, gate in the left half of `gate_up`. Blocks (row, part of its columns).
+extern "C" __global__ void silu_mul(GateArgs a) {
+    int64_t r = blockIdx.x;
+    const Mat &gate_up = a.gate_up, &out = a.out;
+    int c = blockIdx.y * blockDim.x + threadIdx.x;
     if (c >= out.cols) return;
     with_float(gate_up.dtype, [&](auto g) {
         using G = decltype(g);

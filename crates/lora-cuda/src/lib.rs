@@ -1,4 +1,29 @@
-//! The backend of NVIDIA GPUs will live here.
+//! The [`Backend`](lora_core::Backend) trait on NVIDIA GPUs of compute capability 9.0.
 //!
-//! There is no code yet: polylora runs on the CPU alone, by `lora-cpu-ref`.
+//! The crate compiles on any machine. The driver, cuBLASLt and the kernels, which
+//! `cargo xtask kernels` compiles, are looked up when a [`Cuda`] is made; whatever is missing is a
+//! [`CudaError`] that says what to do.
 #![warn(missing_docs)]
+
+mod args;
+mod backend;
+mod buffer;
+mod comm;
+mod device;
+mod error;
+pub mod kernels;
+mod lt;
+mod modules;
+mod ops;
+mod queue;
+
+pub use buffer::CudaBuf;
+pub use comm::OneRank;
+pub use device::Cuda;
+pub use error::CudaError;
+pub use ops::linear::CudaLinear;
+pub use ops::lora_table::CudaLoraTable;
+pub use queue::CudaQueue;
+
+type View<'a> = lora_core::View<'a, Cuda>;
+type ViewMut<'a> = lora_core::ViewMut<'a, Cuda>;

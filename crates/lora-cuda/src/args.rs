@@ -1,0 +1,122 @@
+//! What kernels are called with. Every kernel takes one struct, which it declares with the same
+//! fields in the same order.
+#![allow(unsafe_code)]
+
+use lora_core::{DType, Mat};
+
+use crate::{CudaBuf, View, ViewMut};
+
+/// Arguments of one kernel.
+///
+/// # Safety
+/// The type must be `repr(C)` and have the fields of the kernel's struct, pointers as [`Address`];
+/// a kernel called with pointers and extents that belong together stays inside of them.
+pub unsafe trait KernelArgs: Copy {
+    /// The kernel.
+    const KERNEL: Kernel;
+}
+
+macro_rules! kernels {
+    ($($variant:ident: $name:literal in $unit:literal),* $(,)?) => {
+        /// A kernel.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum Kernel { $(#[doc = $name] $variant),* }
+
+        impl Kernel {
+            /// Every kernel.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// Its name in the source.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+
+            /// The source file.
+            pub const fn unit(self) -> &'static str {
+                match self { $(Self::$variant => $unit),* }
+            }
+        }
+    };
+}
+
+kernels! {
+    GatherRows: "gather_rows" in "rows.cu",
+    SiluMul: "silu_mul" in "rows.cu",
+    RmsNorm: "rms_norm" in "norm.cu",
+    AddRmsNorm: "add_rms_norm" in "norm.cu",
+    QkNormRopeAppend: "qk_norm_rope_append" in "rope.cu",
+    Attention: "attention" in "attention.cu",
+    Linear: "linear" in "linear.cu",
+    QuantiseRows: "quantise_rows" in "linear.cu",
+    RowNorms: "row_norms" in "linear.cu",
+    LoraShrink: "lora_shrink" in "lora.cu",
+    LoraExpand: "lora_expand" in "lora.cu",
+    Sample: "sample" in "sample.cu",
+    Logprobs: "logprobs" in "logprobs.cu",
+}
+
+/// An address in device memory; 0 is null.
+pub type Address = u64;
+
+/// `Mat` of `common.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct MatArg {
+    data: Address,
+    row_stride: i64,
+    rows: i32,
+    cols: i32,
+    dtype: i32,
+    padding: i32,
+}
+
+impl MatArg {
+    /// No matrix, where a kernel does not look at one.
+    pub const NONE: Self = Self { data: 0, row_stride: 0, rows: 0, cols: 0, dtype: 0, padding: 0 };
+
+    /// A matrix in `buf`.
+    pub fn new(buf: &CudaBuf, geo: Mat) -> Self {
+        Self::at(buf.address() + (geo.offset * geo.dtype.size()) as u64, geo)
+    }
+
+    /// A matrix whose first element is at `data`.
+    pub fn at(data: Address, geo: Mat) -> Self {
+        Self {
+            data,
+            row_stride: geo.row_stride as i64,
+            rows: geo.rows as i32,
+            cols: geo.cols as i32,
+            dtype: dtype_number(geo.dtype),
+            padding: 0,
+        }
+    }
+
+    /// Where its first element is.
+    pub fn data(&self) -> Address {
+        self.data
+    }
+}
+
+impl From<View<'_>> for MatArg {
+    fn from(view: View<'_>) -> Self {
+        Self::new(view.buf, view.geo)
+    }
+}
+
+impl From<&ViewMut<'_>> for MatArg {
+    fn from(view: &ViewMut<'_>) -> Self {
+        Self::new(view.buf, view.geo)
+    }
+}
+
+/// The number of a dtype in `common.cuh`.
+pub fn dtype_number(dtype: DType) -> i32 {
+    match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Bf16 => 2,
+        DType::I32 => 3,
+        // Ops refuse what they do not know before they come here.
+        _ => 4,
+    }
+}

@@ -1,0 +1,230 @@
+//! The way from the trait to the ops.
+
+use std::convert::Infallible;
+use std::ops::Range;
+
+use cudarc::driver::result;
+use lora_core::fp8::Fp8Scales;
+use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
+use lora_core::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs};
+use lora_core::{Backend, Caps, HostTensor, Pool, Result, check};
+
+use crate::error::failed;
+use crate::{Cuda, CudaBuf, CudaLinear, CudaLoraTable, CudaQueue, OneRank, View, ViewMut};
+
+impl Backend for Cuda {
+    const NAME: &'static str = "cuda";
+    type Buf = CudaBuf;
+    type Queue = CudaQueue;
+    type Event = ();
+    type Graph = Infallible;
+    type Linear = CudaLinear;
+    type LoraTable = CudaLoraTable;
+    type Comm = OneRank;
+
+    fn caps(&self) -> Caps {
+        Caps {
+            graphs: false,
+            wide_activations: false,
+            shares_host_memory: false,
+            batch_invariant: false,
+        }
+    }
+
+    fn queue(&self) -> Result<CudaQueue> {
+        CudaQueue::new(&self.context)
+    }
+
+    fn alloc(&self, pool: Pool, bytes: usize) -> Result<CudaBuf> {
+        CudaBuf::zeroed(&self.context, pool, bytes)
+    }
+
+    fn free_memory(&self) -> Result<Option<usize>> {
+        let (free, _) = result::mem_get_info().map_err(failed("cuMemGetInfo"))?;
+        Ok(Some(free))
+    }
+
+    fn upload(&self, q: &mut CudaQueue, src: &[u8], dst: ViewMut<'_>) -> Result<()> {
+        check::dense_bytes("upload", dst.geo, src.len())?;
+        q.upload(src, &dst)
+    }
+
+    fn download(&self, q: &mut CudaQueue, src: View<'_>, dst: &mut [u8]) -> Result<()> {
+        check::bytes("download", src.geo, dst.len())?;
+        q.download(src, dst)
+    }
+
+    fn copy_rows(
+        &self,
+        q: &mut CudaQueue,
+        t: ViewMut<'_>,
+        from: Range<usize>,
+        to: usize,
+    ) -> Result<()> {
+        check::copy_rows(t.geo, &from, to)?;
+        q.copy_rows(&t, from.start, to, from.len())
+    }
+
+    /// Downloads have been waited for when they return.
+    fn wait(&self, (): ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn capture(
+        &self,
+        _: &mut CudaQueue,
+        _: impl FnOnce(&mut CudaQueue) -> Result<()>,
+    ) -> Result<Option<Infallible>> {
+        Ok(None)
+    }
+
+    fn replay(&self, _: &mut CudaQueue, graph: &Infallible) -> Result<()> {
+        match *graph {}
+    }
+
+    fn prepare_linear(&self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<CudaLinear> {
+        self.hold_linear(parts, bias)
+    }
+
+    fn prepare_fp8_linear(
+        &self,
+        parts: &[HostTensor],
+        scales: &Fp8Scales,
+        bias: Option<&[f32]>,
+    ) -> Result<CudaLinear> {
+        self.hold_fp8_linear(parts, scales, bias)
+    }
+
+    fn row_norms(
+        &self,
+        w: &CudaLinear,
+        rows: Range<usize>,
+        low_rank: (&HostTensor, &HostTensor, f32),
+    ) -> Result<Vec<f32>> {
+        self.norms_of_rows(w, &rows, low_rank)
+    }
+
+    fn embed(
+        &self,
+        q: &mut CudaQueue,
+        table: &CudaLinear,
+        ids: View<'_>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        self.embed_rows(q, table, ids, &out)
+    }
+
+    fn rms_norm(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: View<'_>,
+        eps: f32,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        self.norm(q, (x, w), eps, &out)
+    }
+
+    fn add_rms_norm(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        residual: ViewMut<'_>,
+        w: View<'_>,
+        eps: f32,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        self.add_norm(q, (x, w), eps, [&residual, &out])
+    }
+
+    fn linear(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        self.multiply(q, x, w, &out)
+    }
+
+    fn qk_norm_rope_append(&self, q: &mut CudaQueue, args: QkvArgs<'_, Self>) -> Result<()> {
+        self.rotate(q, &args)
+    }
+
+    fn attention(
+        &self,
+        q: &mut CudaQueue,
+        args: AttentionArgs<'_, Self>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        self.attend(q, &args, &out)
+    }
+
+    fn silu_mul(&self, q: &mut CudaQueue, gate_up: View<'_>, out: ViewMut<'_>) -> Result<()> {
+        self.gate(q, gate_up, &out)
+    }
+
+    fn gather_rows(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        rows: View<'_>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        self.pick_rows(q, x, rows, &out)
+    }
+
+    fn sample(
+        &self,
+        q: &mut CudaQueue,
+        args: SampleArgs<'_, Self>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        self.draw(q, &args, &out)
+    }
+
+    fn logprobs(
+        &self,
+        q: &mut CudaQueue,
+        args: LogprobArgs<'_, Self>,
+        out: LogprobOut<'_, Self>,
+    ) -> Result<()> {
+        self.log_softmax(q, &args, &out)
+    }
+
+    fn lora_table(&self, spec: &SiteSpec, slots: usize) -> Result<CudaLoraTable> {
+        self.empty_table(spec, slots)
+    }
+
+    fn write_slot(
+        &self,
+        q: &mut CudaQueue,
+        site: &mut LoraSite<Self>,
+        slot: usize,
+        slices: &[Option<SlotSlice>],
+    ) -> Result<()> {
+        self.fill_slot(q, site, slot, slices)
+    }
+
+    fn lora_add(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        site: &LoraSite<Self>,
+        batch: &LoraBatch<Self>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        self.add_lora(q, x, site, batch, &out)
+    }
+
+    fn lora_embed(
+        &self,
+        q: &mut CudaQueue,
+        ids: View<'_>,
+        site: &LoraSite<Self>,
+        batch: &LoraBatch<Self>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        self.add_lora_rows(q, ids, site, batch, &out)
+    }
+}

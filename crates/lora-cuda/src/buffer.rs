@@ -1,0 +1,73 @@
+//! Blocks of device memory.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, result, sys};
+use lora_core::{Error, Pool, Result};
+
+use crate::error::failed;
+
+/// A block of device memory; dropping it waits for the device and frees it.
+pub struct CudaBuf {
+    address: sys::CUdeviceptr,
+    bytes: usize,
+    context: Arc<CudaContext>,
+}
+
+impl CudaBuf {
+    /// A block of `bytes` zeros.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn zeroed(context: &Arc<CudaContext>, pool: Pool, bytes: usize) -> Result<Self> {
+        context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        // SAFETY: the context is current, and an empty block is asked for as one byte.
+        let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|_| {
+            let available = result::mem_get_info().map_or(0, |(free, _)| free);
+            Error::OutOfMemory { pool, requested: bytes, available }
+        })?;
+        let buf = Self { address, bytes, context: context.clone() };
+        // SAFETY: the block has that many bytes and nobody else knows it.
+        let zeroed = unsafe { sys::cuMemsetD8_v2(address, 0, bytes.max(1)).result() };
+        zeroed.map_err(failed("cuMemsetD8"))?;
+        context.synchronize().map_err(failed("cuCtxSynchronize"))?;
+        Ok(buf)
+    }
+
+    /// A block with the bytes of `data`, which are there when this returns.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Device`].
+    pub(crate) fn holding(context: &Arc<CudaContext>, pool: Pool, data: &[u8]) -> Result<Self> {
+        let buf = Self::zeroed(context, pool, data.len())?;
+        // SAFETY: the block has as many bytes as `data`.
+        unsafe { result::memcpy_htod_sync(buf.address, data) }.map_err(failed("cuMemcpyHtoD"))?;
+        context.synchronize().map_err(failed("cuCtxSynchronize"))?;
+        Ok(buf)
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> sys::CUdeviceptr {
+        self.address
+    }
+
+    /// Its size in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+}
+
+impl Drop for CudaBuf {
+    fn drop(&mut self) {
+        // Neither failure can be told to anyone; both mean that the device is lost.
+        let _ = self.context.bind_to_thread();
+        // SAFETY: the address came from `malloc_sync` and is freed once.
+        let _ = unsafe { result::free_sync(self.address) };
+    }
+}

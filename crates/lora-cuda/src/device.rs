@@ -1,0 +1,104 @@
+//! [`Cuda`]: one device with its kernels.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, sys};
+use lora_core::{Mat, Pool, Result, check};
+
+use crate::error::CudaError;
+use crate::lt::Lt;
+use crate::modules::Modules;
+use crate::{CudaBuf, CudaQueue, View, kernels};
+
+/// A GPU. It is driven by the thread that made it.
+pub struct Cuda {
+    pub(crate) context: Arc<CudaContext>,
+    pub(crate) modules: Modules,
+    pub(crate) lt: RefCell<Lt>,
+    checked: bool,
+}
+
+impl Cuda {
+    /// Device number `ordinal` of those that the driver shows.
+    ///
+    /// # Errors
+    /// [`CudaError`] saying what is missing: driver, device, cuBLASLt, or the kernels.
+    pub fn new(ordinal: usize) -> std::result::Result<Self, CudaError> {
+        // SAFETY: loading the libraries runs NVIDIA's initialisation code, as every use of them does.
+        if !unsafe { sys::is_culib_present() } {
+            let remedy = "install NVIDIA's driver";
+            return Err(CudaError::Library { library: "libcuda", remedy });
+        }
+        // SAFETY: as above.
+        if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
+            let remedy = "install cuBLAS of CUDA 13";
+            return Err(CudaError::Library { library: "libcublasLt", remedy });
+        }
+        let count = CudaContext::device_count().map_err(CudaError::driver("cuDeviceGetCount"))?;
+        let count = usize::try_from(count).unwrap_or(0);
+        if ordinal >= count {
+            return Err(CudaError::NoDevice { ordinal, count });
+        }
+        let context =
+            CudaContext::new(ordinal).map_err(CudaError::driver("cuDevicePrimaryCtxRetain"))?;
+        let found = context.compute_capability();
+        let (major, minor) = found.map_err(CudaError::driver("cuDeviceGetAttribute"))?;
+        let found = format!("{major}.{minor}");
+        if found != kernels::CAPABILITY {
+            let name = context.name().unwrap_or_default();
+            return Err(CudaError::Capability { ordinal, name, found });
+        }
+        let modules = Modules::load(&kernels::find()?)?;
+        let lt = RefCell::new(Lt::new(&context)?);
+        Ok(Self { context, modules, lt, checked: false })
+    }
+
+    /// The same device, which checks numbers that point into tables before it uses them. Each such
+    /// op then waits for the device; an engine makes these numbers itself and needs no check.
+    #[must_use]
+    pub fn checked(self) -> Self {
+        Self { checked: true, ..self }
+    }
+
+    /// Name of the device, as the driver gives it.
+    pub fn device_name(&self) -> String {
+        self.context.name().unwrap_or_default()
+    }
+
+    /// The integers of a matrix, row by row, where they are to be checked.
+    pub(crate) fn ints(&self, q: &mut CudaQueue, view: View<'_>) -> Result<Option<Vec<i32>>> {
+        if !self.checked {
+            return Ok(None);
+        }
+        let mut values = vec![0i32; view.geo.rows * view.geo.cols];
+        q.download(view, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(Some(values))
+    }
+
+    /// Checks ids that lie in a row of device memory.
+    pub(crate) fn check_ids(
+        &self,
+        q: &mut CudaQueue,
+        [op, what]: [&'static str; 2],
+        view: View<'_>,
+        limit: usize,
+    ) -> Result<()> {
+        match self.ints(q, view)? {
+            Some(ids) => check::ids(op, what, &ids, limit),
+            None => Ok(()),
+        }
+    }
+
+    /// A block with these bytes.
+    pub(crate) fn hold(&self, pool: Pool, bytes: &[u8]) -> Result<CudaBuf> {
+        CudaBuf::holding(&self.context, pool, bytes)
+    }
+}
+
+/// Whether all rows of a matrix begin at multiples of 16 bytes.
+pub(crate) fn is_aligned(geo: Mat) -> bool {
+    let size = geo.dtype.size();
+    (geo.offset * size).is_multiple_of(16) && (geo.row_stride * size).is_multiple_of(16)
+}

@@ -1,0 +1,104 @@
+//! Why there is no device to work with, or why it failed.
+
+use std::path::PathBuf;
+
+use cudarc::driver::DriverError;
+use thiserror::Error;
+
+/// A GPU that cannot be had, or kernels that do not fit it.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// A library of NVIDIA is not installed.
+    #[error("{library} cannot be loaded; {remedy}, or use the CPU")]
+    Library {
+        /// Its name.
+        library: &'static str,
+        /// What to install.
+        remedy: &'static str,
+    },
+    /// There is no device of that number.
+    #[error("there is no CUDA device {ordinal}: the driver shows {count}")]
+    NoDevice {
+        /// The number asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The device is of another generation than the kernels.
+    #[error(
+        "CUDA device {ordinal} ({name}) has compute capability {found}; allowed: {}, as of an \
+         H100 or H200",
+        crate::kernels::CAPABILITY
+    )]
+    Capability {
+        /// Number of the device.
+        ordinal: usize,
+        /// Its name.
+        name: String,
+        /// What it has.
+        found: String,
+    },
+    /// The kernels are in none of the places where they are looked for.
+    #[error(
+        "no compiled kernels in {}; run `cargo xtask kernels`, or set {} to their folder",
+        list(.searched),
+        crate::kernels::FOLDER_VARIABLE
+    )]
+    NoKernels {
+        /// The places.
+        searched: Vec<PathBuf>,
+    },
+    /// The kernels were compiled from other sources.
+    #[error(
+        "the kernels in {} are of version {found}; this program needs {wanted}: run `cargo xtask \
+         kernels` again", .folder.display()
+    )]
+    KernelVersion {
+        /// Where they are.
+        folder: PathBuf,
+        /// Their version.
+        found: String,
+        /// The version of this crate's sources.
+        wanted: String,
+    },
+    /// A file of the kernels cannot be used.
+    #[error("{}: {cause}; run `cargo xtask kernels` again", .path.display())]
+    KernelFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// A call of the driver failed.
+    #[error("{call}: {cause:?}")]
+    Driver {
+        /// The call.
+        call: &'static str,
+        /// What the driver said.
+        cause: DriverError,
+    },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    names.join(", ")
+}
+
+impl CudaError {
+    /// An error of the driver in `call`.
+    pub(crate) fn driver(call: &'static str) -> impl Fn(DriverError) -> Self {
+        move |cause| Self::Driver { call, cause }
+    }
+}
+
+impl From<CudaError> for lora_core::Error {
+    fn from(error: CudaError) -> Self {
+        Self::Device(error.to_string())
+    }
+}
+
+/// An error of the driver in `call`, as the trait's.
+pub(crate) fn failed(call: &'static str) -> impl Fn(DriverError) -> lora_core::Error {
+    move |cause| CudaError::Driver { call, cause }.into()
+}

@@ -1,0 +1,50 @@
+//! Loaded kernels, by name.
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::path::Path;
+
+use cudarc::driver::{result, sys};
+
+use crate::CudaError;
+use crate::args::Kernel;
+use crate::kernels::{UNITS, compiled_name};
+
+/// All kernels, in the context that is current. They stay loaded as long as the context lives,
+/// which is until the process ends.
+pub struct Modules {
+    functions: HashMap<Kernel, sys::CUfunction>,
+}
+
+impl Modules {
+    /// Loads the kernels of a folder into the current context.
+    ///
+    /// # Errors
+    /// [`CudaError::KernelFile`] for a file that cannot be read or loaded, or lacks a kernel.
+    pub fn load(folder: &Path) -> Result<Self, CudaError> {
+        let mut functions = HashMap::new();
+        for unit in &UNITS {
+            let path = folder.join(compiled_name(unit));
+            let broken = |cause: String| CudaError::KernelFile { path: path.clone(), cause };
+            let image = std::fs::read(&path).map_err(|e| broken(e.to_string()))?;
+            // SAFETY: the driver reads a fatbin by the lengths in its header; that the file is one
+            // of this crate's was checked by the folder's manifest.
+            let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+            let module = module.map_err(|e| broken(format!("{e:?}")))?;
+            for kernel in Kernel::ALL.iter().filter(|kernel| kernel.unit() == unit.name) {
+                let name = CString::new(kernel.name()).map_err(|e| broken(e.to_string()))?;
+                // SAFETY: the module was loaded above and is never unloaded.
+                let function = unsafe { result::module::get_function(module, name) };
+                let missing = |e| broken(format!("kernel {}: {e:?}", kernel.name()));
+                functions.insert(*kernel, function.map_err(missing)?);
+            }
+        }
+        Ok(Self { functions })
+    }
+
+    /// A kernel.
+    pub fn get(&self, kernel: Kernel) -> Option<sys::CUfunction> {
+        self.functions.get(&kernel).copied()
+    }
+}

@@ -1,0 +1,258 @@
+//! Products with weight matrices.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use lora_core::fp8::{Fp8Scales, InputScale};
+use lora_core::{DType, Error, HostTensor, Mat, Pool, Result, check, check_extent};
+
+use super::{ROW_THREADS, WARP};
+use crate::args::{Address, Kernel, KernelArgs, MatArg};
+use crate::device::is_aligned;
+use crate::queue::Launch;
+use crate::{Cuda, CudaBuf, CudaQueue, View, ViewMut};
+
+/// A weight matrix `[out, in]` in device memory.
+pub struct CudaLinear {
+    weights: CudaBuf,
+    geo: Mat,
+    bias: Option<CudaBuf>,
+    fp8: Option<Fp8>,
+}
+
+/// Scales of weights in e4m3.
+struct Fp8 {
+    /// Of each output.
+    of_outputs: CudaBuf,
+    input: InputScale,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LinearArgs {
+    x: MatArg,
+    w: MatArg,
+    out: MatArg,
+    x_scales: Address,
+    w_scales: Address,
+    bias: Address,
+}
+
+// SAFETY: laid out as `LinearArgs` of `linear.cu`.
+unsafe impl KernelArgs for LinearArgs {
+    const KERNEL: Kernel = Kernel::Linear;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct QuantiseArgs {
+    x: MatArg,
+    codes: MatArg,
+    scales: Address,
+    scale: f32,
+}
+
+// SAFETY: laid out as `QuantiseArgs` of `linear.cu`.
+unsafe impl KernelArgs for QuantiseArgs {
+    const KERNEL: Kernel = Kernel::QuantiseRows;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RowNormArgs {
+    w: MatArg,
+    a: MatArg,
+    b: MatArg,
+    w_scales: Address,
+    norms: Address,
+    from: i64,
+    scale: f32,
+}
+
+// SAFETY: laid out as `RowNormArgs` of `linear.cu`.
+unsafe impl KernelArgs for RowNormArgs {
+    const KERNEL: Kernel = Kernel::RowNorms;
+}
+
+/// Rows that a warp of the kernel takes together, as in `linear.cu`.
+const ROWS: usize = 8;
+
+impl CudaLinear {
+    /// The weights, to compute with.
+    pub(crate) fn weights(&self) -> MatArg {
+        MatArg::new(&self.weights, self.geo)
+    }
+
+    /// Extents and dtype.
+    pub(crate) fn geo(&self) -> Mat {
+        self.geo
+    }
+
+    fn w_scales(&self) -> Address {
+        self.fp8.as_ref().map_or(0, |fp8| fp8.of_outputs.address())
+    }
+}
+
+impl Cuda {
+    /// See [`lora_core::Backend::prepare_linear`].
+    pub(crate) fn hold_linear(
+        &self,
+        parts: &[HostTensor],
+        bias: Option<&[f32]>,
+    ) -> Result<CudaLinear> {
+        let op = "prepare_linear";
+        let dims = check::weight_parts(op, parts, bias, |d| check::float(op, "weight", d))?;
+        self.hold_parts(parts, dims, bias)
+    }
+
+    /// See [`lora_core::Backend::prepare_fp8_linear`].
+    pub(crate) fn hold_fp8_linear(
+        &self,
+        parts: &[HostTensor],
+        scales: &Fp8Scales,
+        bias: Option<&[f32]>,
+    ) -> Result<CudaLinear> {
+        const OP: &str = "prepare_fp8_linear";
+        check_extent(OP, "scales", scales.parts.len(), parts.len())?;
+        let codes = |found| match found {
+            DType::F8E4m3 => Ok(()),
+            _ => Err(Error::DType { op: OP, what: "weight", found, allowed: "float8_e4m3fn" }),
+        };
+        let dims = check::weight_parts(OP, parts, bias, codes)?;
+        let mut linear = self.hold_parts(parts, dims, bias)?;
+        let rows = parts.iter().map(|part| part.shape().first().copied().unwrap_or(0));
+        let of_part = |(rows, scale): (usize, &f32)| vec![*scale; rows];
+        let of_outputs: Vec<f32> = rows.zip(&scales.parts).flat_map(of_part).collect();
+        let of_outputs = self.hold(Pool::Weights, bytemuck::cast_slice(&of_outputs))?;
+        linear.fp8 = Some(Fp8 { of_outputs, input: scales.input });
+        Ok(linear)
+    }
+
+    fn hold_parts(
+        &self,
+        parts: &[HostTensor],
+        [n, k]: [usize; 2],
+        bias: Option<&[f32]>,
+    ) -> Result<CudaLinear> {
+        let dtype = parts.first().map_or(DType::F32, HostTensor::dtype);
+        let weights = match parts {
+            [part] => self.hold(Pool::Weights, part.bytes())?,
+            _ => {
+                let all: Vec<&[u8]> = parts.iter().map(|part| &part.bytes()[..]).collect();
+                self.hold(Pool::Weights, &all.concat())?
+            }
+        };
+        let bias = bias.map(|b| self.hold(Pool::Weights, bytemuck::cast_slice(b))).transpose()?;
+        Ok(CudaLinear { weights, geo: Mat::dense(n, k, dtype), bias, fp8: None })
+    }
+
+    /// See [`lora_core::Backend::linear`].
+    pub(crate) fn multiply(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        check::linear(x.geo, [w.geo.rows, w.geo.cols], out.geo)?;
+        if x.geo.rows == 0 {
+            return Ok(());
+        }
+        if let Some(fp8) = &w.fp8 {
+            return self.multiply_fp8(q, x, w, fp8, out);
+        }
+        if w.bias.is_none() && suits_lt(x.geo, w.geo, out.geo) {
+            let operands = ((x.into(), x.geo), (w.weights(), w.geo), (out.into(), out.geo));
+            let (x, w, out) = operands;
+            if self.lt.borrow_mut().product(q, x, w, out)? {
+                return Ok(());
+            }
+        }
+        self.multiply_any(q, x.into(), 0, w, out)
+    }
+
+    /// The product by the kernel that takes any shape.
+    fn multiply_any(
+        &self,
+        q: &mut CudaQueue,
+        x: MatArg,
+        x_scales: Address,
+        w: &CudaLinear,
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        let bias = w.bias.as_ref().map_or(0, CudaBuf::address);
+        let args = LinearArgs {
+            x,
+            w: w.weights(),
+            out: out.into(),
+            x_scales,
+            w_scales: w.w_scales(),
+            bias,
+        };
+        let outputs = out.geo.cols.div_ceil(ROW_THREADS / WARP);
+        let launch = Launch::new([outputs, out.geo.rows.div_ceil(ROWS), 1], ROW_THREADS);
+        q.launch(&self.modules, launch, args)
+    }
+
+    fn multiply_fp8(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        fp8: &Fp8,
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        let (rows, cols) = (x.geo.rows, x.geo.cols);
+        let for_scales = rows * size_of::<f32>();
+        let scales = q.scratch(for_scales + rows * cols)?;
+        let codes = Mat::dense(rows, cols, DType::F8E4m3);
+        let codes = MatArg::at(scales + for_scales as u64, codes);
+        let scale = match fp8.input {
+            InputScale::Static(scale) => scale,
+            InputScale::Dynamic => 0.0,
+        };
+        let launch = Launch::new([rows, 1, 1], ROW_THREADS);
+        q.launch(&self.modules, launch, QuantiseArgs { x: x.into(), codes, scales, scale })?;
+        self.multiply_any(q, codes, scales, w, out)
+    }
+
+    /// See [`lora_core::Backend::row_norms`].
+    pub(crate) fn norms_of_rows(
+        &self,
+        w: &CudaLinear,
+        rows: &Range<usize>,
+        (a, b, scale): (&HostTensor, &HostTensor, f32),
+    ) -> Result<Vec<f32>> {
+        let rank = check::row_norms([w.geo.rows, w.geo.cols], rows, a, b)?;
+        let hold = |tensor: &HostTensor| {
+            self.hold(Pool::Activations, bytemuck::cast_slice(&tensor.to_f32()))
+        };
+        let (a, b) = (hold(a)?, hold(b)?);
+        let mut norms = vec![0f32; rows.len()];
+        let held = self.hold(Pool::Activations, bytemuck::cast_slice(&norms))?;
+        let mut q = CudaQueue::new(&self.context)?;
+        let args = RowNormArgs {
+            w: w.weights(),
+            a: MatArg::new(&a, Mat::dense(rank, w.geo.cols, DType::F32)),
+            b: MatArg::new(&b, Mat::dense(rows.len(), rank, DType::F32)),
+            w_scales: w.w_scales(),
+            norms: held.address(),
+            from: rows.start as i64,
+            scale,
+        };
+        let blocks = rows.len().div_ceil(ROW_THREADS / WARP);
+        q.launch(&self.modules, Launch::new([blocks, 1, 1], ROW_THREADS), args)?;
+        let geo = Mat::dense(1, norms.len(), DType::F32);
+        q.download(View { buf: &held, geo }, bytemuck::cast_slice_mut(&mut norms))?;
+        Ok(norms)
+    }
+}
+
+/// Whether cuBLASLt is asked: 16-bit operands of one dtype, at addresses that its kernels like.
+fn suits_lt(x: Mat, w: Mat, out: Mat) -> bool {
+    let narrow = matches!(w.dtype, DType::Bf16 | DType::F16);
+    let output = out.dtype == w.dtype || out.dtype == DType::F32;
+    let even = w.cols.is_multiple_of(8) && w.rows.is_multiple_of(8);
+    let aligned = is_aligned(x) && is_aligned(w) && is_aligned(out);
+    narrow && x.dtype == w.dtype && output && even && aligned
+}

@@ -1,0 +1,136 @@
+//! The adapters of a site in device memory.
+
+use bytemuck::{Pod, Zeroable};
+use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
+use lora_core::{DType, HostTensor, Mat, Pool, Result, ViewMut, check};
+
+use crate::args::{Address, dtype_number};
+use crate::{Cuda, CudaBuf, CudaQueue};
+
+/// The adapters of one site: a row per slot and slice, and the blocks that rows point into.
+pub struct CudaLoraTable {
+    rows: CudaBuf,
+    columns: CudaBuf,
+    slots: Vec<Slot>,
+}
+
+/// One resident adapter at this site.
+#[derive(Default)]
+struct Slot {
+    /// Its tensors, which the slot's rows point at.
+    _blocks: Vec<CudaBuf>,
+    max_rank: usize,
+}
+
+/// `SlotRow` of `lora.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, Pod, Zeroable)]
+struct SlotRow {
+    a: Address,
+    b: Address,
+    replacement: Address,
+    gain: Address,
+    shift: Address,
+    scale: f32,
+    rank: i32,
+    a_dtype: i32,
+    b_dtype: i32,
+    replacement_dtype: i32,
+    active: i32,
+}
+
+impl CudaLoraTable {
+    /// Where the rows are.
+    pub(super) fn rows(&self) -> Address {
+        self.rows.address()
+    }
+
+    /// Where the first columns of the slices are, and the end of the last.
+    pub(super) fn columns(&self) -> Address {
+        self.columns.address()
+    }
+
+    /// Number of slots.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The largest rank in any slot.
+    pub(super) fn max_rank(&self) -> usize {
+        self.slots.iter().map(|slot| slot.max_rank).max().unwrap_or(0)
+    }
+}
+
+impl Cuda {
+    /// See [`lora_core::Backend::lora_table`].
+    pub(crate) fn empty_table(&self, spec: &SiteSpec, slots: usize) -> Result<CudaLoraTable> {
+        let rows = vec![SlotRow::default(); slots * spec.slices.len()];
+        let starts = spec.slices.iter().map(|columns| columns.start);
+        let columns: Vec<i32> =
+            starts.chain([spec.out_dim()]).map(|column| column as i32).collect();
+        Ok(CudaLoraTable {
+            rows: self.hold(Pool::Adapters, bytemuck::cast_slice(&rows))?,
+            columns: self.hold(Pool::Adapters, bytemuck::cast_slice(&columns))?,
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+        })
+    }
+
+    /// See [`lora_core::Backend::write_slot`].
+    pub(crate) fn fill_slot(
+        &self,
+        q: &mut CudaQueue,
+        site: &mut LoraSite<Self>,
+        slot: usize,
+        slices: &[Option<SlotSlice>],
+    ) -> Result<()> {
+        check::write_slot(&site.spec, site.table.slots.len(), slot, slices)?;
+        let mut filled = Slot::default();
+        let mut rows = Vec::with_capacity(slices.len());
+        for slice in slices {
+            rows.push(match slice {
+                Some(slice) => self.row(&mut filled, slice)?,
+                None => SlotRow::default(),
+            });
+        }
+        let bytes: &[u8] = bytemuck::cast_slice(&rows);
+        let words = bytes.len() / DType::I32.size();
+        let mut geo = Mat::dense(1, words, DType::I32);
+        geo.offset = slot * words;
+        q.upload(bytes, &ViewMut { buf: &mut site.table.rows, geo })?;
+        // The old blocks go once nothing that was started before can read them.
+        q.synchronize()?;
+        site.table.slots[slot] = filled;
+        Ok(())
+    }
+
+    /// Puts the tensors of a slice into device memory.
+    fn row(&self, slot: &mut Slot, slice: &SlotSlice) -> Result<SlotRow> {
+        let mut row = SlotRow { active: 1, scale: 1.0, ..SlotRow::default() };
+        let mut hold = |bytes: &[u8]| {
+            let block = self.hold(Pool::Adapters, bytes)?;
+            let address = block.address();
+            slot._blocks.push(block);
+            Ok::<_, lora_core::Error>(address)
+        };
+        let mut tensor =
+            |t: &HostTensor| Ok::<_, lora_core::Error>((hold(t.bytes())?, dtype_number(t.dtype())));
+        if let Some(low) = &slice.low_rank {
+            (row.a, row.a_dtype) = tensor(&low.a)?;
+            (row.b, row.b_dtype) = tensor(&low.b)?;
+            row.rank = low.a.shape()[0] as i32;
+            row.scale = low.scale;
+        }
+        if let Some(w) = &slice.replacement {
+            (row.replacement, row.replacement_dtype) = tensor(w)?;
+        }
+        if let Some(gain) = &slice.gain {
+            row.gain = hold(bytemuck::cast_slice(gain))?;
+        }
+        if let Some(shift) = &slice.shift {
+            row.shift = hold(bytemuck::cast_slice(shift))?;
+        }
+        row.active = i32::from(row.rank > 0 || [row.replacement, row.gain, row.shift] != [0; 3]);
+        slot.max_rank = slot.max_rank.max(row.rank as usize);
+        Ok(row)
+    }
+}

@@ -1,0 +1,195 @@
+//! A stream of work, launches on it, and copies between host and device.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use lora_core::{Error, Mat, Pool, Result};
+
+use crate::args::KernelArgs;
+use crate::error::failed;
+use crate::modules::Modules;
+use crate::{CudaBuf, View, ViewMut};
+
+/// A stream with the scratch memory of its ops.
+pub struct CudaQueue {
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    scratch: Option<CudaBuf>,
+}
+
+/// Blocks and threads of a launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// Blocks in x, y and z; a launch without blocks does nothing.
+    pub grid: [usize; 3],
+    /// Threads of a block.
+    pub threads: usize,
+    /// Bytes of dynamic shared memory.
+    pub shared: usize,
+}
+
+impl Launch {
+    /// `blocks` blocks of `threads` threads.
+    pub fn new(grid: [usize; 3], threads: usize) -> Self {
+        Self { grid, threads, shared: 0 }
+    }
+}
+
+impl CudaQueue {
+    /// A new stream.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        Ok(Self { stream, context: context.clone(), scratch: None })
+    }
+
+    /// The stream's handle.
+    pub(crate) fn stream(&self) -> sys::CUstream {
+        self.stream.cu_stream()
+    }
+
+    /// Address of at least `bytes` bytes for the next op alone.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn scratch(&mut self, bytes: usize) -> Result<u64> {
+        let held = self.scratch.as_ref().map_or(0, CudaBuf::len);
+        if held < bytes {
+            // Freed first: freeing waits for the ops that use it.
+            self.scratch = None;
+            let size = bytes.next_power_of_two();
+            self.scratch = Some(CudaBuf::zeroed(&self.context, Pool::Activations, size)?);
+        }
+        Ok(self.scratch.as_ref().map_or(0, CudaBuf::address))
+    }
+
+    /// Starts a kernel.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) fn launch<A: KernelArgs>(
+        &mut self,
+        modules: &Modules,
+        launch: Launch,
+        args: A,
+    ) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        let name = A::KERNEL.name();
+        let function = modules.get(A::KERNEL);
+        let function = function.ok_or_else(|| Error::Device(format!("no kernel {name}")))?;
+        let [x, y, z] = launch.grid.map(|blocks| blocks as u32);
+        let mut params = [(&raw const args).cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel takes one struct that is laid out as `args` (see `KernelArgs`), which
+        // the driver copies before it returns.
+        let started = unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.threads as u32, 1, 1),
+                launch.shared as u32,
+                self.stream(),
+                &mut params,
+            )
+        };
+        started.map_err(failed(name))
+    }
+
+    /// Copies bytes from the host to the start of a dense matrix.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) fn upload(&mut self, src: &[u8], dst: &ViewMut<'_>) -> Result<()> {
+        if src.is_empty() {
+            return Ok(());
+        }
+        let address = dst.buf.address() + (dst.geo.offset * dst.geo.dtype.size()) as u64;
+        // SAFETY: the caller has checked that `dst` has as many bytes. `src` is pageable memory,
+        // which the driver has read when it returns.
+        let copied = unsafe { result::memcpy_htod_async(address, src, self.stream()) };
+        copied.map_err(failed("cuMemcpyHtoDAsync"))
+    }
+
+    /// Copies a matrix to the host, and waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) fn download(&mut self, src: View<'_>, dst: &mut [u8]) -> Result<()> {
+        if dst.is_empty() {
+            return Ok(());
+        }
+        let mut copy = rows_of(src.buf, src.geo, src.geo.rows);
+        copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
+        copy.dstHost = dst.as_mut_ptr().cast();
+        copy.dstPitch = copy.WidthInBytes;
+        self.copy(&copy)?;
+        self.stream.synchronize().map_err(failed("cuStreamSynchronize"))
+    }
+
+    /// Copies `count` rows of a matrix, from row `from` to row `to`.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) fn copy_rows(
+        &mut self,
+        t: &ViewMut<'_>,
+        from: usize,
+        to: usize,
+        count: usize,
+    ) -> Result<()> {
+        if count == 0 || t.geo.cols == 0 {
+            return Ok(());
+        }
+        let part = |start| t.geo.slice_rows(start..start + count);
+        let target = rows_of(t.buf, part(to), count);
+        let mut copy = rows_of(t.buf, part(from), count);
+        copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        copy.dstDevice = target.srcDevice;
+        copy.dstPitch = target.srcPitch;
+        self.copy(&copy)
+    }
+
+    fn copy(&mut self, copy: &sys::CUDA_MEMCPY2D) -> Result<()> {
+        // SAFETY: both sides have `Height` rows of `WidthInBytes` bytes, a pitch apart.
+        let copied = unsafe { sys::cuMemcpy2DAsync_v2(copy, self.stream()).result() };
+        copied.map_err(failed("cuMemcpy2DAsync"))
+    }
+
+    /// Waits until the work so far is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if any of it failed.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(failed("cuStreamSynchronize"))
+    }
+}
+
+/// A copy from a matrix; the other side is still to be filled in.
+fn rows_of(buf: &CudaBuf, geo: Mat, rows: usize) -> sys::CUDA_MEMCPY2D {
+    let size = geo.dtype.size();
+    // The pitch of a single row may be less than its width, and means nothing.
+    let pitch = geo.row_stride.max(geo.cols) * size;
+    sys::CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        srcHost: std::ptr::null(),
+        srcDevice: buf.address() + (geo.offset * size) as u64,
+        srcArray: std::ptr::null_mut(),
+        srcPitch: pitch,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        dstHost: std::ptr::null_mut(),
+        dstDevice: 0,
+        dstArray: std::ptr::null_mut(),
+        dstPitch: pitch,
+        WidthInBytes: geo.cols * size,
+        Height: rows,
+    }
+}
