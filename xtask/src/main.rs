@@ -1,6 +1,7 @@
 //! Development commands; run them as `cargo xtask COMMAND`.
 
 mod bench_cpu;
+mod bench_gpu;
 mod bench_load;
 mod docs;
 mod kernels;
@@ -30,6 +31,8 @@ enum Command {
     Kernels(kernels::Args),
     /// Runs the tests of the CUDA backend, or packs them for a machine without a toolchain.
     TestGpu(test_gpu::Args),
+    /// Measures what adapters add to a layer on the GPU, beside floors and peers.
+    BenchGpu(bench_gpu::Args),
     /// Writes the pages under `docs` that are made of tables in the code.
     Docs,
 }
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
         Command::BenchLoadOnce(args) => bench_load::run_once(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::TestGpu(args) => test_gpu::run(&args),
+        Command::BenchGpu(args) => bench_gpu::run(&args),
         Command::Docs => docs::write(),
     }
 }

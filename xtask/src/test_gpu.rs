@@ -18,12 +18,13 @@ pub struct Args {
 
 /// Runs the tests of a packed folder.
 const RUNNER: &str = r#"#!/usr/bin/env bash
-# Runs the tests of the CUDA backend that are packed in this folder; arguments go to the test program.
+# Runs the programs that are packed in this folder: `run cuda ARGUMENTS` the tests of the CUDA backend,
+# `run xtask bench-gpu` the benchmark.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export POLYLORA_KERNELS="$here/kernels" POLYLORA_FIXTURES="$here/fixtures"
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-"$here/cuda" "$@"
+"$here/$1" "${@:2}"
 "#;
 
 /// Compiles the kernels, then runs or packs the tests.
@@ -54,15 +55,21 @@ fn cargo() -> Command {
 fn pack(folder: &Path) -> Result<()> {
     kernels::compile(&folder.join("kernels"))?;
     let program = folder.join("cuda");
-    // Symbols of debuggers make up most of a program, and are of no use on the other machine.
-    let strip = Command::new("strip").arg("-o").arg(&program).arg(build()?).status();
-    ensure!(strip.context("cannot run strip")?.success(), "strip failed");
+    stripped(&build()?, &program)?;
+    stripped(&std::env::current_exe()?, &folder.join("xtask"))?;
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
     copy_folder(&fixtures, &folder.join("fixtures"))?;
     let runner = folder.join("run");
     fs::write(&runner, RUNNER)?;
     fs::set_permissions(&runner, fs::metadata(&program)?.permissions())?;
     println!("run {} on a machine with a GPU", runner.display());
+    Ok(())
+}
+
+/// Copies a program without the symbols of debuggers, which make up most of it.
+fn stripped(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("strip").arg("-o").arg(to).arg(from).status();
+    ensure!(status.context("cannot run strip")?.success(), "strip failed");
     Ok(())
 }
 

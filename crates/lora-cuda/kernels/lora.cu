@@ -1,29 +1,11 @@
 // Adapters: z = A x of each row, then y = gain * (y + scale * B z) + shift.
 #include "common.cuh"
-
-// What one adapter does to one slice. Laid out as `SlotRow` of `lora_table.rs`.
-struct SlotRow {
-    const void *a, *b, *replacement;
-    const float *gain, *shift;
-    float scale;
-    int32_t rank, a_dtype, b_dtype, replacement_dtype, active;
-};
-
-// Laid out as `LoraArgs` of `ops/lora.rs`.
-struct LoraArgs {
-    Mat x;              // Input of the base layer; of an embedding, `ids` stands for it.
-    Mat out;
-    const int32_t *ids; // Null unless the site is an embedding.
-    const SlotRow *table;
-    const int32_t *order, *starts, *slots, *columns; // columns: where slices begin, and the end
-    float *z;           // [rows, slices, max_rank]
-    int32_t segments, slices, max_rank, in_dim;
-};
+#include "lora.cuh"
 
 // The row of the batch and the adapter's part that block (i, slice) works on; false: none.
 __device__ bool find(const LoraArgs &a, int i, int slice, int &row, SlotRow &part) {
-    if (i >= a.starts[a.segments]) return false;
-    int low = 0, high = a.segments - 1;
+    if (i >= a.sizes[1]) return false;
+    int low = 0, high = a.sizes[0] - 1;
     while (low < high) {
         int middle = (low + high + 1) / 2;
         if (a.starts[middle] <= i) low = middle;

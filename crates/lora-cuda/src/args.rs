@@ -51,6 +51,8 @@ kernels! {
     RowNorms: "row_norms" in "linear.cu",
     LoraShrink: "lora_shrink" in "lora.cu",
     LoraExpand: "lora_expand" in "lora.cu",
+    LoraShrinkMma: "lora_shrink_mma" in "lora_mma.cu",
+    LoraExpandMma: "lora_expand_mma" in "lora_mma.cu",
     Sample: "sample" in "sample.cu",
     Logprobs: "logprobs" in "logprobs.cu",
 }

@@ -217,6 +217,20 @@ impl Backend for Cuda {
         self.add_lora(q, x, site, batch, &out)
     }
 
+    fn linear_lora(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        lora: Option<(&LoraSite<Self>, &LoraBatch<Self>)>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        match lora {
+            Some(lora) => self.multiply_and_add(q, x, w, lora, &out),
+            None => self.multiply(q, x, w, &out),
+        }
+    }
+
     fn lora_embed(
         &self,
         q: &mut CudaQueue,

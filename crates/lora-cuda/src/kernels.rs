@@ -43,14 +43,15 @@ macro_rules! sources {
 }
 
 /// Headers, which are not compiled by themselves.
-pub const HEADERS: [Source; 1] = sources!["common.cuh"];
+pub const HEADERS: [Source; 2] = sources!["common.cuh", "lora.cuh"];
 
 /// Files that become a fatbin each.
-pub const UNITS: [Source; 8] = sources![
+pub const UNITS: [Source; 9] = sources![
     "attention.cu",
     "linear.cu",
     "logprobs.cu",
     "lora.cu",
+    "lora_mma.cu",
     "norm.cu",
     "rope.cu",
     "rows.cu",

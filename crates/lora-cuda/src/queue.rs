@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use lora_core::{Error, Mat, Pool, Result};
 
 use crate::args::KernelArgs;
@@ -17,6 +17,14 @@ pub struct CudaQueue {
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     scratch: Option<CudaBuf>,
+    /// A second stream for what runs beside the base layer, and the events where it leaves the first
+    /// one and comes back.
+    side: Arc<CudaStream>,
+    fork: CudaEvent,
+    join: CudaEvent,
+    /// Sums of adapters between their two products.
+    lora_scratch: Option<CudaBuf>,
+    recording: bool,
 }
 
 /// Blocks and threads of a launch.
@@ -44,7 +52,18 @@ impl CudaQueue {
     /// [`Error::Device`].
     pub(crate) fn new(context: &Arc<CudaContext>) -> Result<Self> {
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
-        Ok(Self { stream, context: context.clone(), scratch: None })
+        let side = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        let event = || context.new_event(None).map_err(failed("cuEventCreate"));
+        Ok(Self {
+            stream,
+            context: context.clone(),
+            scratch: None,
+            side,
+            fork: event()?,
+            join: event()?,
+            lora_scratch: None,
+            recording: false,
+        })
     }
 
     /// The stream's handle.
@@ -57,14 +76,54 @@ impl CudaQueue {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub(crate) fn scratch(&mut self, bytes: usize) -> Result<u64> {
-        let held = self.scratch.as_ref().map_or(0, CudaBuf::len);
-        if held < bytes {
-            // Freed first: freeing waits for the ops that use it.
-            self.scratch = None;
-            let size = bytes.next_power_of_two();
-            self.scratch = Some(CudaBuf::zeroed(&self.context, Pool::Activations, size)?);
-        }
-        Ok(self.scratch.as_ref().map_or(0, CudaBuf::address))
+        grown(&mut self.scratch, &self.context, bytes)
+    }
+
+    /// Address of at least `bytes` bytes that the ops of the base layer do not touch.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn lora_scratch(&mut self, bytes: usize) -> Result<u64> {
+        grown(&mut self.lora_scratch, &self.context, bytes)
+    }
+
+    /// Runs `beside` on the second stream while `main` runs on this one; what comes after waits for
+    /// both.
+    ///
+    /// # Errors
+    /// Those of the two.
+    pub(crate) fn beside(
+        &mut self,
+        beside: impl FnOnce(&mut Self) -> Result<()>,
+        main: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        self.mark(&self.fork)?;
+        self.side.wait(&self.fork).map_err(failed("cuStreamWaitEvent"))?;
+        std::mem::swap(&mut self.stream, &mut self.side);
+        let started = beside(self);
+        let joined = self.mark(&self.join);
+        std::mem::swap(&mut self.stream, &mut self.side);
+        let done = main(self);
+        self.stream.wait(&self.join).map_err(failed("cuStreamWaitEvent"))?;
+        started.and(joined).and(done)
+    }
+
+    /// Whether ops are recorded rather than run.
+    pub(crate) fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// See [`CudaQueue::is_recording`].
+    pub(crate) fn set_recording(&mut self, recording: bool) {
+        self.recording = recording;
+    }
+
+    /// Marks the point that the work has reached.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) fn mark(&self, event: &CudaEvent) -> Result<()> {
+        event.record(&self.stream).map_err(failed("cuEventRecord"))
     }
 
     /// Starts a kernel.
@@ -167,6 +226,17 @@ impl CudaQueue {
     pub(crate) fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(failed("cuStreamSynchronize"))
     }
+}
+
+/// Makes a block of scratch memory large enough, and returns where it is.
+fn grown(block: &mut Option<CudaBuf>, context: &Arc<CudaContext>, bytes: usize) -> Result<u64> {
+    if block.as_ref().is_none_or(|held| held.len() < bytes) {
+        // Freed first: freeing waits for the ops that use it.
+        *block = None;
+        let size = bytes.next_power_of_two();
+        *block = Some(CudaBuf::zeroed(context, Pool::Activations, size)?);
+    }
+    Ok(block.as_ref().map_or(0, CudaBuf::address))
 }
 
 /// A copy from a matrix; the other side is still to be filled in.

@@ -46,6 +46,9 @@ pub struct LoraBatch<B: Backend> {
     pub starts: Tensor<B>,
     /// Slot of each segment: `[1, capacity]` i32.
     pub slots: Tensor<B>,
+    /// Number of segments, and of rows in the row order: `[1, 2]` i32. A recorded step reads it
+    /// where it cannot know [`LoraBatch::segments`].
+    pub sizes: Tensor<B>,
     /// Number of segments of the current step.
     pub segments: usize,
 }
@@ -61,6 +64,7 @@ impl<B: Backend> LoraBatch<B> {
             row_order: array(capacity)?,
             starts: array(capacity + 1)?,
             slots: array(capacity)?,
+            sizes: array(2)?,
             segments: 0,
         })
     }
@@ -74,10 +78,12 @@ impl<B: Backend> LoraBatch<B> {
     /// If the plan has more rows than the capacity.
     pub fn fill(&mut self, be: &B, q: &mut B::Queue, plan: &RowPlan) -> Result<()> {
         self.segments = plan.slots.len();
+        let sizes = vec![plan.slots.len() as i32, plan.row_order.len() as i32];
         for (tensor, values) in [
             (&mut self.row_order, &plan.row_order),
             (&mut self.starts, &plan.starts),
             (&mut self.slots, &plan.slots),
+            (&mut self.sizes, &sizes),
         ] {
             let mut view = tensor.view_mut();
             view.geo = view.geo.slice_cols(0..values.len());

@@ -2,10 +2,12 @@
 #![allow(unsafe_code)]
 
 use lora_core::lora::{LoraBatch, LoraSite, SiteKind};
-use lora_core::{Error, Result, check, check_extent};
+use lora_core::{DType, Error, Mat, Result, check, check_extent};
 
+use super::linear::CudaLinear;
 use super::{ROW_THREADS, WARP};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
+use crate::device::is_aligned;
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, View, ViewMut};
 
@@ -19,12 +21,14 @@ struct LoraArgs {
     order: Address,
     starts: Address,
     slots: Address,
+    sizes: Address,
     columns: Address,
     z: Address,
-    segments: i32,
     slices: i32,
     max_rank: i32,
     in_dim: i32,
+    chunk: i32,
+    planes: i32,
 }
 
 /// [`LoraArgs`] for `z = A x`.
@@ -37,14 +41,70 @@ struct Shrink(LoraArgs);
 #[derive(Clone, Copy)]
 struct Expand(LoraArgs);
 
-// SAFETY: laid out as `LoraArgs` of `lora.cu`.
+// SAFETY: laid out as `LoraArgs` of `lora.cuh`.
 unsafe impl KernelArgs for Shrink {
     const KERNEL: Kernel = Kernel::LoraShrink;
 }
 
-// SAFETY: laid out as `LoraArgs` of `lora.cu`.
+// SAFETY: laid out as `LoraArgs` of `lora.cuh`.
 unsafe impl KernelArgs for Expand {
     const KERNEL: Kernel = Kernel::LoraExpand;
+}
+
+/// [`LoraArgs`] for `z = A x` by tensor cores.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct ShrinkMma(LoraArgs);
+
+/// [`LoraArgs`] for `y += B z` by tensor cores.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct ExpandMma(LoraArgs);
+
+// SAFETY: laid out as `LoraArgs` of `lora.cuh`.
+unsafe impl KernelArgs for ShrinkMma {
+    const KERNEL: Kernel = Kernel::LoraShrinkMma;
+}
+
+// SAFETY: laid out as `LoraArgs` of `lora.cuh`.
+unsafe impl KernelArgs for ExpandMma {
+    const KERNEL: Kernel = Kernel::LoraExpandMma;
+}
+
+/// Rows of a tile, ranks of a tile of the shrink, and outputs of a block of the expand, as in
+/// `lora_mma.cu`.
+const TILE: usize = 8;
+const RANKS: usize = 16;
+const OUTPUTS: usize = 512;
+
+/// The largest rank of `lora_mma.cu`.
+const MMA_MAX_RANK: usize = 256;
+
+/// Columns of K that one block of the shrink sums: small enough to give every multiprocessor work,
+/// large enough that planes are few.
+fn chunk(in_dim: usize) -> usize {
+    if in_dim > 8192 { 1024 } else { 512 }
+}
+
+/// The two products of a batch at a site.
+struct Plan {
+    args: LoraArgs,
+    by_mma: bool,
+    rows: usize,
+    tiles: usize,
+    slices: usize,
+    max_rank: usize,
+    planes: usize,
+    widest: usize,
+}
+
+/// Checks input and output of a linear site.
+fn check_linear(x: &View<'_>, site: &LoraSite<Cuda>, out: &ViewMut<'_>) -> Result<()> {
+    const OP: &str = "lora_add";
+    check::site_output::<Cuda>(OP, &site.spec, SiteKind::Linear, out.geo)?;
+    check::float(OP, "x", x.geo.dtype)?;
+    check_extent(OP, "columns of x", x.geo.cols, site.spec.in_dim)?;
+    check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)
 }
 
 impl Cuda {
@@ -57,12 +117,8 @@ impl Cuda {
         batch: &LoraBatch<Self>,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        const OP: &str = "lora_add";
-        check::site_output::<Self>(OP, &site.spec, SiteKind::Linear, out.geo)?;
-        check::float(OP, "x", x.geo.dtype)?;
-        check_extent(OP, "columns of x", x.geo.cols, site.spec.in_dim)?;
-        check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
-        self.apply(OP, q, (x.into(), 0), site, batch, out)
+        check_linear(&x, site, out)?;
+        self.apply("lora_add", q, (x.into(), x.geo, 0), site, batch, out)
     }
 
     /// See [`lora_core::Backend::lora_embed`].
@@ -78,24 +134,66 @@ impl Cuda {
         check::site_output::<Self>(OP, &site.spec, SiteKind::Embedding, out.geo)?;
         check_extent(OP, "rows of out", out.geo.rows, check::id_row(OP, "ids", ids.geo)?)?;
         self.check_ids(q, [OP, "token id"], ids, site.spec.in_dim)?;
-        self.apply(OP, q, (MatArg::NONE, MatArg::from(ids).data()), site, batch, out)
+        self.apply(OP, q, (MatArg::NONE, ids.geo, MatArg::from(ids).data()), site, batch, out)
     }
 
     fn apply(
         &self,
         op: &'static str,
         q: &mut CudaQueue,
-        (x, ids): (MatArg, Address),
+        (x, x_geo, ids): (MatArg, Mat, Address),
         site: &LoraSite<Self>,
         batch: &LoraBatch<Self>,
         out: &ViewMut<'_>,
     ) -> Result<()> {
+        let Some(plan) = self.plan(op, q, (x, x_geo, ids), site, batch, out)? else {
+            return Ok(());
+        };
+        self.shrink(q, &plan)?;
+        self.expand(q, &plan)
+    }
+
+    /// See [`lora_core::Backend::linear_lora`]: the shrink runs beside the base layer.
+    pub(crate) fn multiply_and_add(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        lora: (&LoraSite<Self>, &LoraBatch<Self>),
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        let (site, batch) = lora;
+        check_linear(&x, site, out)?;
+        match self.plan("linear_lora", q, (x.into(), x.geo, 0), site, batch, out)? {
+            Some(plan) => {
+                q.beside(|q| self.shrink(q, &plan), |q| self.multiply(q, x, w, out))?;
+                self.expand(q, &plan)
+            }
+            None => self.multiply(q, x, w, out),
+        }
+    }
+
+    /// What the two products will do; `None` if there is nothing to do.
+    fn plan(
+        &self,
+        op: &'static str,
+        q: &mut CudaQueue,
+        (x, x_geo, ids): (MatArg, Mat, Address),
+        site: &LoraSite<Self>,
+        batch: &LoraBatch<Self>,
+        out: &ViewMut<'_>,
+    ) -> Result<Option<Plan>> {
         self.check_batch(op, q, site, batch, out.geo.rows)?;
         let (rows, slices) = (out.geo.rows, site.spec.slices.len());
-        if batch.segments == 0 || rows == 0 {
-            return Ok(());
+        // What a recorded step finds when it runs is not known yet.
+        let most = if q.is_recording() { rows } else { batch.segments };
+        if most == 0 || rows == 0 {
+            return Ok(None);
         }
         let max_rank = site.table.max_rank();
+        let by_mma = ids == 0 && site.table.suits_mma() && suits_mma(x_geo, out.geo, max_rank);
+        let chunk = if by_mma { chunk(site.spec.in_dim) } else { site.spec.in_dim.max(1) };
+        let planes = if by_mma { site.spec.in_dim.div_ceil(chunk) } else { 1 };
         let args = LoraArgs {
             x,
             out: out.into(),
@@ -104,21 +202,43 @@ impl Cuda {
             order: MatArg::from(batch.row_order.view()).data(),
             starts: MatArg::from(batch.starts.view()).data(),
             slots: MatArg::from(batch.slots.view()).data(),
+            sizes: MatArg::from(batch.sizes.view()).data(),
             columns: site.table.columns(),
-            z: q.scratch(rows * slices * max_rank * size_of::<f32>())?,
-            segments: batch.segments as i32,
+            z: q.lora_scratch(planes * rows * slices * max_rank * size_of::<f32>())?,
             slices: slices as i32,
             max_rank: max_rank as i32,
             in_dim: site.spec.in_dim as i32,
+            chunk: chunk as i32,
+            planes: planes as i32,
         };
-        if max_rank > 0 {
-            let launch = Launch::new([rows, slices, 1], ROW_THREADS);
-            q.launch(&self.modules, launch, Shrink(args))?;
-        }
         let widest = site.spec.slices.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
+        // No more tiles than rows, nor than full ones and one that is not for each segment.
+        let tiles = rows.min(rows / TILE + most);
+        Ok(Some(Plan { args, by_mma, rows, tiles, slices, max_rank, planes, widest }))
+    }
+
+    /// `z = A x`.
+    fn shrink(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
+        if plan.by_mma {
+            let ranks = plan.slices * plan.max_rank.div_ceil(RANKS);
+            let launch = Launch::new([plan.tiles, ranks, plan.planes], ROW_THREADS);
+            return q.launch(&self.modules, launch, ShrinkMma(plan.args));
+        }
+        // Without a rank there are only gains, shifts and replaced matrices.
+        let slices = if plan.max_rank == 0 { 0 } else { plan.slices };
+        let launch = Launch::new([plan.rows, slices, 1], ROW_THREADS);
+        q.launch(&self.modules, launch, Shrink(plan.args))
+    }
+
+    /// `y = gain * (y + scale * B z) + shift`.
+    fn expand(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
+        if plan.by_mma {
+            let blocks = [plan.tiles, plan.slices, plan.widest.div_ceil(OUTPUTS)];
+            return q.launch(&self.modules, Launch::new(blocks, ROW_THREADS), ExpandMma(plan.args));
+        }
         // Each warp takes some outputs, so that blocks are not too many.
-        let parts = widest.div_ceil(ROW_THREADS / WARP * 8);
-        q.launch(&self.modules, Launch::new([rows, slices, parts], ROW_THREADS), Expand(args))
+        let blocks = [plan.rows, plan.slices, plan.widest.div_ceil(ROW_THREADS / WARP * 8)];
+        q.launch(&self.modules, Launch::new(blocks, ROW_THREADS), Expand(plan.args))
     }
 
     /// Checks what the batch points at.
@@ -150,4 +270,11 @@ impl Cuda {
         }
         Ok(())
     }
+}
+
+/// Whether operands are as the tensor cores' kernels take them.
+fn suits_mma(x: Mat, out: Mat, max_rank: usize) -> bool {
+    let bf16 = x.dtype == DType::Bf16 && out.dtype == DType::Bf16;
+    let ranks = (1..=MMA_MAX_RANK).contains(&max_rank);
+    bf16 && ranks && x.cols.is_multiple_of(8) && is_aligned(x)
 }

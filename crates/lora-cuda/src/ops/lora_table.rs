@@ -20,6 +20,9 @@ struct Slot {
     /// Its tensors, which the slot's rows point at.
     _blocks: Vec<CudaBuf>,
     max_rank: usize,
+    /// Whether a slice has something that the tensor cores' kernels do not take: factors in another
+    /// dtype than bf16, or a matrix in the base layer's place.
+    is_general: bool,
 }
 
 /// `SlotRow` of `lora.cu`.
@@ -53,6 +56,11 @@ impl CudaLoraTable {
     /// Number of slots.
     pub(super) fn slots(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Whether all adapters are as the tensor cores' kernels take them.
+    pub(super) fn suits_mma(&self) -> bool {
+        !self.slots.iter().any(|slot| slot.is_general)
     }
 
     /// The largest rank in any slot.
@@ -131,6 +139,9 @@ impl Cuda {
         }
         row.active = i32::from(row.rank > 0 || [row.replacement, row.gain, row.shift] != [0; 3]);
         slot.max_rank = slot.max_rank.max(row.rank as usize);
+        let narrow = |t: &HostTensor| t.dtype() == DType::Bf16;
+        let factors = slice.low_rank.as_ref().is_none_or(|low| narrow(&low.a) && narrow(&low.b));
+        slot.is_general |= slice.replacement.is_some() || !factors;
         Ok(row)
     }
 }

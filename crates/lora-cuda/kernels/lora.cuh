@@ -1,0 +1,26 @@
+// The adapters of a site, and which rows use them.
+#pragma once
+
+#include "common.cuh"
+
+// What one adapter does to one slice. Laid out as `SlotRow` of `ops/lora_table.rs`.
+struct SlotRow {
+    const void *a, *b, *replacement;
+    const float *gain, *shift;
+    float scale;
+    int32_t rank, a_dtype, b_dtype, replacement_dtype, active;
+};
+
+// Laid out as `LoraArgs` of `ops/lora.rs`.
+struct LoraArgs {
+    Mat x;              // Input of the base layer; of an embedding, `ids` stands for it.
+    Mat out;
+    const int32_t *ids; // Null unless the site is an embedding.
+    const SlotRow *table;
+    const int32_t *order, *starts, *slots;
+    const int32_t *sizes;   // Number of segments and of rows in `order`.
+    const int32_t *columns; // Where slices begin, and the end.
+    float *z;               // [planes, rows, slices, max_rank]
+    int32_t slices, max_rank, in_dim;
+    int32_t chunk, planes;  // Columns of K that a plane sums, and their number.
+};

@@ -1,0 +1,113 @@
+//! `cargo xtask bench-gpu`: what adapters add to a layer on the GPU, beside floors and peers.
+
+mod layer;
+mod report;
+
+use anyhow::Result;
+use lora_core::Backend;
+use lora_cuda::Cuda;
+
+use layer::{Batch, Layer};
+use report::{Measured, Row};
+
+/// Arguments of `cargo xtask bench-gpu`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Replays of each recorded layer, of which the median counts
+    #[arg(long, default_value_t = 21)]
+    replays: usize,
+    /// Only cases with this rank
+    #[arg(long)]
+    rank: Option<usize>,
+}
+
+/// One row of the table: a batch on one layer of Llama-3-8B, with what others add to it.
+struct Case {
+    rank: usize,
+    tokens: usize,
+    adapters: usize,
+    /// Microseconds that vLLM 0.26.0 and SGLang 0.5.23 add on an H100, and what is to be reached.
+    vllm: f32,
+    sglang: Option<f32>,
+    target: f32,
+}
+
+const fn case(dims: [usize; 3], vllm: f32, sglang: Option<f32>, target: f32) -> Case {
+    let [rank, tokens, adapters] = dims;
+    Case { rank, tokens, adapters, vllm, sglang, target }
+}
+
+const CASES: [Case; 11] = [
+    case([16, 1, 1], 46.0, Some(73.0), 9.0),
+    case([16, 64, 1], 42.0, Some(101.0), 12.0),
+    case([16, 64, 8], 129.0, Some(95.0), 18.0),
+    case([16, 64, 64], 881.0, Some(176.0), 80.0),
+    case([16, 256, 8], 202.0, Some(192.0), 40.0),
+    case([16, 256, 64], 950.0, Some(204.0), 100.0),
+    case([16, 2048, 1], 550.0, Some(1780.0), 80.0),
+    case([16, 2048, 8], 739.0, Some(1799.0), 90.0),
+    case([64, 64, 8], 210.0, Some(151.0), 50.0),
+    case([64, 64, 64], 1785.0, Some(628.0), 290.0),
+    case([64, 2048, 8], 758.0, Some(1982.0), 130.0),
+];
+
+/// Layers with weights of their own, so that one finds none of its own in the cache.
+const LAYERS: usize = 2;
+
+/// Measures every case and prints a JSON line for each, then the table.
+///
+/// # Errors
+/// If there is no GPU, or a result is wrong.
+pub fn run(args: &Args) -> Result<()> {
+    let cuda = Cuda::new(0)?;
+    println!("{}, kernels {}", cuda.device_name(), lora_cuda::kernels::version());
+    let mut q = cuda.queue()?;
+    let mut layers = (0..LAYERS).map(|_| Layer::new(&cuda)).collect::<Result<Vec<_>>>()?;
+    let mut rows = Vec::new();
+    for case in CASES.iter().filter(|case| args.rank.is_none_or(|rank| rank == case.rank)) {
+        let mut batch = Batch::new(&cuda, &mut q, case.tokens, case.adapters)?;
+        for layer in &mut layers {
+            layer.load_adapters(&cuda, &mut q, case.adapters, case.rank)?;
+            layer.check(&cuda, &mut q, &mut batch)?;
+        }
+        let measured = measure(&cuda, &mut q, &layers, &mut batch, args.replays)?;
+        let row = Row::new(case, measured);
+        println!("{}", serde_json::to_string(&row)?);
+        rows.push(row);
+    }
+    println!("{}", report::table(&rows));
+    Ok(())
+}
+
+/// The medians of replays without and with adapters, in turn, in microseconds a layer.
+fn measure(
+    cuda: &Cuda,
+    q: &mut <Cuda as Backend>::Queue,
+    layers: &[Layer],
+    batch: &mut Batch,
+    replays: usize,
+) -> Result<Measured> {
+    let mut graphs = Vec::new();
+    for with_adapters in [false, true] {
+        let graph = cuda.record(q, |q| {
+            layers.iter().try_for_each(|layer| layer.run(cuda, q, batch, with_adapters))
+        })?;
+        graphs.push(graph);
+    }
+    let mut times = [Vec::new(), Vec::new()];
+    for replay in 0..replays + 3 {
+        for (graph, times) in graphs.iter().zip(&mut times) {
+            let ms = cuda.time(q, |q| graph.replay(q))?;
+            if replay >= 3 {
+                times.push(ms * 1e3 / layers.len() as f32);
+            }
+        }
+    }
+    let [base, with_adapters] = times.map(median);
+    Ok(Measured { base, with_adapters })
+}
+
+fn median(mut values: Vec<f32>) -> f32 {
+    values.sort_by(f32::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
