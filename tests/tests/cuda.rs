@@ -31,7 +31,7 @@ struct Class {
 }
 
 const EXACT: Class = Class { dtype: DType::F32, logits: 2e-3, tie: 0.01 };
-const BF16: Class = Class { dtype: DType::Bf16, logits: 3e-2, tie: 0.2 };
+const BF16: Class = Class { dtype: DType::Bf16, logits: 1e-1, tie: 0.05 };
 
 fn logits(answer: &RequestOutput) -> Vec<f32> {
     answer.context_logits.iter().flatten().flatten().copied().collect()

@@ -5,12 +5,13 @@ use std::path::Path;
 use engine::{KvCacheConfig, Llm, LlmBuilder, LlmError};
 use lora_core::{LoraConfig, QuantConfig};
 use lora_cpu_ref::CpuRef;
+use lora_cuda::Cuda;
 
-use crate::args::EngineSettings;
+use crate::args::{Device, EngineSettings};
 use crate::exit::{Exit, Failure};
 use crate::progress;
 
-/// Loads the model and starts an engine on the CPU, with LoRA if `lora` is given.
+/// Loads the model and starts an engine on the device that the settings name, with LoRA if `lora` is given.
 ///
 /// # Errors
 /// [`Exit::Usage`] if a setting is out of range for the model or the adapter in `lora_dir` cannot
@@ -31,13 +32,39 @@ pub(crate) fn start(
         layers.set_length(all as u64);
         layers.set_position(done as u64);
     });
-    let threads = settings.threads;
-    let llm = builder.build(move || CpuRef::with_threads(threads));
+    let llm = match on_gpu(settings.device) {
+        true => builder.build(|| Cuda::new(GPU).map_err(Into::into)),
+        false => {
+            let threads = settings.threads;
+            builder.build(move || CpuRef::with_threads(threads))
+        }
+    };
     bar.finish_and_clear();
     llm.map_err(|error| {
         let exit = exit_of(&error);
         Failure { exit, error: anyhow::Error::new(error).context("cannot start the engine") }
     })
+}
+
+/// Number of the GPU.
+const GPU: usize = 0;
+
+/// Whether the GPU is taken; if it was left to us, the log says what was taken and why.
+fn on_gpu(device: Device) -> bool {
+    match device {
+        Device::Cpu => false,
+        Device::Cuda => true,
+        Device::Auto => match Cuda::probe(GPU) {
+            Ok(name) => {
+                tracing::info!("device: {name}; --device cpu takes the CPU");
+                true
+            }
+            Err(reason) => {
+                tracing::info!("device: the CPU, as there is no GPU to use: {reason}");
+                false
+            }
+        },
+    }
 }
 
 fn configure(builder: LlmBuilder, settings: &EngineSettings) -> LlmBuilder {

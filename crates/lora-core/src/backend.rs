@@ -34,8 +34,9 @@ pub struct Caps {
     /// The device's memory is the host's, which others need, too: no large share of it is taken
     /// unless the user asks for that.
     pub shares_host_memory: bool,
-    /// Which sums products take depends on the shape of the row alone, not on the number of rows, so
-    /// that a row's bits are the same in any batch. Otherwise they differ by rounding.
+    /// Which sums products take depends on the shape of the row alone, neither on the number of rows
+    /// nor on where they lie, so that a row's bits are the same in any batch. Otherwise they differ by
+    /// rounding.
     pub batch_invariant: bool,
 }
 

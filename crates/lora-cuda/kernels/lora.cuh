@@ -18,7 +18,8 @@ struct LoraArgs {
     const int32_t *ids; // Null unless the site is an embedding.
     const SlotRow *table;
     const int32_t *order, *starts, *slots;
-    const int32_t *sizes;   // Number of segments and of rows in `order`.
+    const int4 *tiles;      // Rows of one adapter: start in `order`, number, slot.
+    const int32_t *sizes;   // Number of segments, of rows in `order`, and of tiles.
     const int32_t *columns; // Where slices begin, and the end.
     float *z;               // [planes, rows, slices, max_rank]
     int32_t slices, max_rank, in_dim;

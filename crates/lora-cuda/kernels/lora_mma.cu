@@ -1,4 +1,4 @@
-// Adapters in bf16 by tensor cores: rows of one adapter share its factors, eight rows to a tile.
+// Adapters in bf16 by tensor cores: rows of one adapter share its factors, a tile of them a block.
 //
 // Shrink cuts K into chunks of a fixed size, a block each, and leaves a plane of partial sums for
 // every chunk; expand adds the planes in their order. So nothing is zeroed, nothing is added
@@ -6,49 +6,25 @@
 #include "common.cuh"
 #include "lora.cuh"
 
-constexpr int TILE = 8;     // rows of the batch in a tile
+constexpr int EIGHT = 8;    // rows that one instruction takes
 constexpr int RANKS = 16;   // ranks in a tile of the shrink
 constexpr int WARPS = 8;
 constexpr int OUTPUTS = 64; // outputs of a warp in the expand
 constexpr int MAX_RANK = 256;
 
-// What block x works on: rows `from` to `from + count` of the row order, and their adapter's part.
+// Rows `from` to `from + count` of the row order, and their adapter's part.
 struct Tile {
     int from, count;
     SlotRow part;
 };
 
-// Finds tile number `index`; false if there are fewer. All threads of the block must call it.
-__device__ bool find_tile(const LoraArgs &a, int index, int slice, Tile &tile) {
-    __shared__ int found_from, found_count, found_segment;
-    if (threadIdx.x == 0) found_segment = -1;
-    __syncthreads();
-    if (threadIdx.x < WARP) {
-        int lane = threadIdx.x, segments = a.sizes[0], before = 0;
-        for (int base = 0; base < segments && before <= index; base += WARP) {
-            int segment = base + lane, start = 0, rows = 0;
-            if (segment < segments) {
-                start = a.starts[segment];
-                rows = a.starts[segment + 1] - start;
-            }
-            int tiles = (rows + TILE - 1) / TILE, last = tiles;
-            for (int step = 1; step < WARP; step *= 2) {
-                int other = __shfl_up_sync(ALL_LANES, last, step);
-                if (lane >= step) last += other;
-            }
-            int first = before + last - tiles;
-            if (first <= index && index < first + tiles) {
-                int skipped = (index - first) * TILE;
-                found_from = start + skipped, found_count = min(TILE, rows - skipped);
-                found_segment = segment;
-            }
-            before += __shfl_sync(ALL_LANES, last, WARP - 1);
-        }
-    }
-    __syncthreads();
-    if (found_segment < 0) return false;
-    tile.from = found_from, tile.count = found_count;
-    tile.part = a.table[a.slots[found_segment] * a.slices + slice];
+// Reads tile number `index`; false if there are fewer, or the adapter leaves the slice alone.
+__device__ bool read_tile(const LoraArgs &a, int index, int slice, Tile &tile) {
+    // Read before the number is known, as there is room for a tile of every row.
+    int4 found = a.tiles[index];
+    if (index >= a.sizes[2]) return false;
+    tile.from = found.x, tile.count = found.y;
+    tile.part = a.table[found.z * a.slices + slice];
     return tile.part.active != 0;
 }
 
@@ -63,19 +39,24 @@ __device__ void mma(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uin
 
 // Blocks (tile, slice and 16 of its ranks, chunk of K). Fragments take eight neighbours of K from a
 // thread where the instruction has them elsewhere; as both operands do, the sum is the same.
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma(LoraArgs a) {
-    __shared__ float partial[WARPS][RANKS][TILE];
+template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
+    __shared__ float partial[WARPS][RANKS][EIGHTS * EIGHT];
     Tile tile;
     int rank_tiles = (a.max_rank + RANKS - 1) / RANKS;
     int slice = blockIdx.y / rank_tiles, first_rank = blockIdx.y % rank_tiles * RANKS;
-    if (!find_tile(a, blockIdx.x, slice, tile) || first_rank >= tile.part.rank) return;
+    if (!read_tile(a, blockIdx.x, slice, tile) || first_rank >= tile.part.rank) return;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, quad = lane % 4;
     const bf16 *factor = static_cast<const bf16 *>(tile.part.a);
     int ranks = tile.part.rank - first_rank;
     const bf16 *low = group < ranks ? factor + int64_t(first_rank + group) * a.in_dim : nullptr;
     const bf16 *high = group + 8 < ranks ? factor + int64_t(first_rank + group + 8) * a.in_dim : nullptr;
-    const bf16 *x = group < tile.count ? a.x.row<bf16>(a.order[tile.from + group]) : nullptr;
-    float sums[4] = {};
+    const bf16 *x[EIGHTS];
+#pragma unroll
+    for (int e = 0; e < EIGHTS; e++) {
+        int row = e * EIGHT + group;
+        x[e] = row < tile.count ? a.x.row<bf16>(a.order[tile.from + row]) : nullptr;
+    }
+    float sums[EIGHTS][4] = {};
     const uint4 zero = make_uint4(0, 0, 0, 0);
     int end = min(int(blockIdx.z + 1) * a.chunk, a.in_dim);
     // All lanes take every turn, as the instruction needs all of them.
@@ -85,22 +66,39 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma(LoraA
         bool inside = k < end;
         uint4 p = low && inside ? __ldg(reinterpret_cast<const uint4 *>(low + k)) : zero;
         uint4 r = high && inside ? __ldg(reinterpret_cast<const uint4 *>(high + k)) : zero;
-        uint4 v = x && inside ? *reinterpret_cast<const uint4 *>(x + k) : zero;
-        mma(sums, p.x, r.x, p.y, r.y, v.x, v.y);
-        mma(sums, p.z, r.z, p.w, r.w, v.z, v.w);
+#pragma unroll
+        for (int e = 0; e < EIGHTS; e++) {
+            uint4 v = x[e] && inside ? *reinterpret_cast<const uint4 *>(x[e] + k) : zero;
+            mma(sums[e], p.x, r.x, p.y, r.y, v.x, v.y);
+            mma(sums[e], p.z, r.z, p.w, r.w, v.z, v.w);
+        }
     }
-    partial[warp][group][2 * quad] = sums[0];
-    partial[warp][group][2 * quad + 1] = sums[1];
-    partial[warp][group + 8][2 * quad] = sums[2];
-    partial[warp][group + 8][2 * quad + 1] = sums[3];
+#pragma unroll
+    for (int e = 0; e < EIGHTS; e++) {
+        int row = e * EIGHT + 2 * quad;
+        partial[warp][group][row] = sums[e][0];
+        partial[warp][group][row + 1] = sums[e][1];
+        partial[warp][group + 8][row] = sums[e][2];
+        partial[warp][group + 8][row + 1] = sums[e][3];
+    }
     __syncthreads();
-    int rank = threadIdx.x % RANKS, row = threadIdx.x / RANKS;
-    if (threadIdx.x >= RANKS * TILE || row >= tile.count || rank >= ranks) return;
-    float z = 0.0f;
-    for (int w = 0; w < WARPS; w++) z += partial[w][rank][row];
     int64_t columns = int64_t(a.slices) * a.max_rank;
-    int64_t place = (int64_t(blockIdx.z) * a.x.rows + tile.from + row) * columns;
-    a.z[place + slice * a.max_rank + first_rank + rank] = z;
+    for (int i = threadIdx.x; i < RANKS * tile.count; i += blockDim.x) {
+        int rank = i % RANKS, row = i / RANKS;
+        if (rank >= ranks) continue;
+        float z = 0.0f;
+        for (int w = 0; w < WARPS; w++) z += partial[w][rank][row];
+        int64_t place = (int64_t(blockIdx.z) * a.x.rows + tile.from + row) * columns;
+        a.z[place + slice * a.max_rank + first_rank + rank] = z;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma8(LoraArgs a) {
+    shrink<1>(a);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma32(LoraArgs a) {
+    shrink<4>(a);
 }
 
 // A pair of neighbours as one register.
@@ -117,66 +115,138 @@ __device__ uint2 load_four(const bf16 *row, int from, int rank) {
     return make_uint2(pair(v[0], v[1]), pair(v[2], v[3]));
 }
 
-// Blocks (tile, slice, 512 of its outputs). z goes through the tensor cores as a sum of two bf16, so
-// that it keeps 16 bits.
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_expand_mma(LoraArgs a) {
-    __shared__ bf16 coarse[TILE][MAX_RANK + 8], fine[TILE][MAX_RANK + 8];
-    Tile tile;
-    int slice = blockIdx.y;
-    if (!find_tile(a, blockIdx.x, slice, tile)) return;
-    int begin = a.columns[slice], width = a.columns[slice + 1] - begin, rank = tile.part.rank;
-    if (int(blockIdx.z) * WARPS * OUTPUTS >= width) return;
-    int64_t columns = int64_t(a.slices) * a.max_rank, plane = columns * a.x.rows;
-    int padded = (rank + 15) / 16 * 16;
-    for (int i = threadIdx.x; i < TILE * padded; i += blockDim.x) {
-        int row = i / padded, j = i % padded;
-        float z = 0.0f;
-        if (row < tile.count && j < rank) {
-            const float *from = a.z + (tile.from + row) * columns + slice * a.max_rank + j;
-            for (int p = 0; p < a.planes; p++) z += from[p * plane];
-        }
-        bf16 high = __float2bfloat16_rn(z);
-        coarse[row][j] = high;
-        fine[row][j] = __float2bfloat16_rn(z - __bfloat162float(high));
+// Eight neighbouring outputs of a row.
+struct Outputs {
+    bf16 *place; // null: there is no such row
+    bf16 values[8];
+
+    __device__ bool whole(int left) const {
+        return left >= 8 && reinterpret_cast<uint64_t>(place) % 16 == 0;
     }
-    __syncthreads();
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, quad = lane % 4;
-    // A thread's outputs are eight neighbours: two of each of the warp's four tiles.
-    int n = (blockIdx.z * WARPS + warp) * OUTPUTS + group * 8;
-    const bf16 *factor = static_cast<const bf16 *>(tile.part.b);
-    float sums[4][4] = {};
-    for (int k = 0; k < padded; k += 16) {
-        uint2 c = *reinterpret_cast<const uint2 *>(&coarse[group][k + quad * 4]);
-        uint2 f = *reinterpret_cast<const uint2 *>(&fine[group][k + quad * 4]);
-#pragma unroll
-        for (int t = 0; t < 4; t++) {
-            const bf16 *even = n + 2 * t < width ? factor + int64_t(n + 2 * t) * rank : nullptr;
-            const bf16 *odd = n + 2 * t + 1 < width ? factor + int64_t(n + 2 * t + 1) * rank : nullptr;
-            uint2 p = load_four(even, k + quad * 4, rank), r = load_four(odd, k + quad * 4, rank);
-            mma(sums[t], p.x, r.x, p.y, r.y, c.x, c.y);
-            mma(sums[t], p.x, r.x, p.y, r.y, f.x, f.y);
+    __device__ void load(int left) {
+        if (!place) return;
+        if (whole(left)) {
+            *reinterpret_cast<uint4 *>(values) = *reinterpret_cast<const uint4 *>(place);
+            return;
         }
-    }
 #pragma unroll
-    for (int side = 0; side < 2; side++) {
-        int row = 2 * quad + side;
-        if (row >= tile.count || n >= width) continue;
-        bf16 *out = a.out.row<bf16>(a.order[tile.from + row]) + begin + n;
-        bf16 values[8];
-        bool whole = n + 8 <= width && reinterpret_cast<uint64_t>(out) % 16 == 0;
-        if (whole) *reinterpret_cast<uint4 *>(values) = *reinterpret_cast<const uint4 *>(out);
-        else
-            for (int i = 0; i < 8 && n + i < width; i++) values[i] = out[i];
+        for (int i = 0; i < 8; i++)
+            if (i < left) values[i] = place[i];
+    }
+    __device__ void store(int left) const {
+        if (whole(left)) {
+            *reinterpret_cast<uint4 *>(place) = *reinterpret_cast<const uint4 *>(values);
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (i < left) place[i] = values[i];
+    }
+    __device__ void add(const SlotRow &part, int n, int left, const float (&sums)[8]) {
+        if (!place) return;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            if (n + i >= width) break;
-            float v = __bfloat162float(values[i]) + tile.part.scale * sums[i / 2][side + i % 2 * 2];
-            if (tile.part.gain) v *= tile.part.gain[n + i];
-            if (tile.part.shift) v += tile.part.shift[n + i];
+            if (i >= left) continue;
+            float v = __bfloat162float(values[i]) + part.scale * sums[i];
+            if (part.gain) v *= part.gain[n + i];
+            if (part.shift) v += part.shift[n + i];
             values[i] = __float2bfloat16_rn(v);
         }
-        if (whole) *reinterpret_cast<uint4 *>(out) = *reinterpret_cast<const uint4 *>(values);
-        else
-            for (int i = 0; i < 8 && n + i < width; i++) out[i] = values[i];
+        store(left);
     }
+};
+
+// Two rows of B for each of the four instructions: what a thread needs for 16 ranks.
+struct Factors {
+    uint2 even[4], odd[4];
+
+    __device__ void load(const bf16 *first, int rank, int left, int from) {
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            const bf16 *row = first + int64_t(2 * t) * rank;
+            even[t] = load_four(2 * t < left ? row : nullptr, from, rank);
+            odd[t] = load_four(2 * t + 1 < left ? row + rank : nullptr, from, rank);
+        }
+    }
+};
+
+// z of the tile's rows as a sum of two bf16, so that it keeps 16 bits on its way through the tensor
+// cores.
+template <int ROWS> struct Bridge {
+    bf16 coarse[ROWS][MAX_RANK + 8], fine[ROWS][MAX_RANK + 8];
+
+    __device__ void fill(const LoraArgs &a, const Tile &tile, int slice, int padded) {
+        int64_t columns = int64_t(a.slices) * a.max_rank, plane = columns * a.x.rows;
+        for (int i = threadIdx.x; i < ROWS * padded; i += blockDim.x) {
+            int row = i / padded, j = i % padded;
+            float z = 0.0f;
+            if (row < tile.count && j < tile.part.rank) {
+                const float *from = a.z + (tile.from + row) * columns + slice * a.max_rank + j;
+#pragma unroll 8
+                for (int p = 0; p < a.planes; p++) z += from[p * plane];
+            }
+            bf16 high = __float2bfloat16_rn(z);
+            coarse[row][j] = high;
+            fine[row][j] = __float2bfloat16_rn(z - __bfloat162float(high));
+        }
+    }
+};
+
+// Blocks (tile, slice, 512 of its outputs). Everything that does not depend on z is asked for before
+// z is read.
+template <int EIGHTS> __device__ void expand(const LoraArgs &a) {
+    __shared__ Bridge<EIGHTS * EIGHT> z;
+    Tile tile;
+    int slice = blockIdx.y;
+    if (!read_tile(a, blockIdx.x, slice, tile)) return;
+    int begin = a.columns[slice], width = a.columns[slice + 1] - begin, rank = tile.part.rank;
+    if (int(blockIdx.z) * WARPS * OUTPUTS >= width) return;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, quad = lane % 4;
+    // A thread's outputs are eight neighbours: two of each of the warp's four instructions.
+    int n = (blockIdx.z * WARPS + warp) * OUTPUTS + group * 8, left = width - n;
+    const bf16 *first = static_cast<const bf16 *>(tile.part.b) + int64_t(n) * rank;
+    Factors next;
+    next.load(first, rank, left, quad * 4);
+    Outputs out[EIGHTS * 2];
+#pragma unroll
+    for (int i = 0; i < EIGHTS * 2; i++) {
+        int row = i / 2 * EIGHT + 2 * quad + i % 2;
+        bool there = row < tile.count && left > 0;
+        out[i].place = there ? a.out.row<bf16>(a.order[tile.from + row]) + begin + n : nullptr;
+    }
+#pragma unroll
+    for (int i = 0; i < EIGHTS * 2; i++) out[i].load(left);
+    int padded = (rank + 15) / 16 * 16;
+    z.fill(a, tile, slice, padded);
+    __syncthreads();
+    float sums[EIGHTS * 2][8] = {};
+    for (int k = 0; k < padded; k += 16) {
+        Factors b = next;
+        next.load(first, rank, left, k + 16 + quad * 4);
+#pragma unroll
+        for (int e = 0; e < EIGHTS; e++) {
+            int row = e * EIGHT + group;
+            uint2 c = *reinterpret_cast<const uint2 *>(&z.coarse[row][k + quad * 4]);
+            uint2 f = *reinterpret_cast<const uint2 *>(&z.fine[row][k + quad * 4]);
+            float(&low)[8] = sums[2 * e], (&high)[8] = sums[2 * e + 1];
+#pragma unroll
+            for (int t = 0; t < 4; t++) {
+                float sum[4] = {low[2 * t], high[2 * t], low[2 * t + 1], high[2 * t + 1]};
+                mma(sum, b.even[t].x, b.odd[t].x, b.even[t].y, b.odd[t].y, c.x, c.y);
+                mma(sum, b.even[t].x, b.odd[t].x, b.even[t].y, b.odd[t].y, f.x, f.y);
+                low[2 * t] = sum[0], high[2 * t] = sum[1];
+                low[2 * t + 1] = sum[2], high[2 * t + 1] = sum[3];
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < EIGHTS * 2; i++) out[i].add(tile.part, n, left, sums[i]);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_expand_mma8(LoraArgs a) {
+    expand<1>(a);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_expand_mma32(LoraArgs a) {
+    expand<4>(a);
 }

@@ -51,8 +51,10 @@ kernels! {
     RowNorms: "row_norms" in "linear.cu",
     LoraShrink: "lora_shrink" in "lora.cu",
     LoraExpand: "lora_expand" in "lora.cu",
-    LoraShrinkMma: "lora_shrink_mma" in "lora_mma.cu",
-    LoraExpandMma: "lora_expand_mma" in "lora_mma.cu",
+    LoraShrinkMma8: "lora_shrink_mma8" in "lora_mma.cu",
+    LoraShrinkMma32: "lora_shrink_mma32" in "lora_mma.cu",
+    LoraExpandMma8: "lora_expand_mma8" in "lora_mma.cu",
+    LoraExpandMma32: "lora_expand_mma32" in "lora_mma.cu",
     Sample: "sample" in "sample.cu",
     Logprobs: "logprobs" in "logprobs.cu",
 }

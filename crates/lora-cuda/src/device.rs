@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, sys};
@@ -26,33 +27,19 @@ impl Cuda {
     /// # Errors
     /// [`CudaError`] saying what is missing: driver, device, cuBLASLt, or the kernels.
     pub fn new(ordinal: usize) -> std::result::Result<Self, CudaError> {
-        // SAFETY: loading the libraries runs NVIDIA's initialisation code, as every use of them does.
-        if !unsafe { sys::is_culib_present() } {
-            let remedy = "install NVIDIA's driver";
-            return Err(CudaError::Library { library: "libcuda", remedy });
-        }
-        // SAFETY: as above.
-        if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
-            let remedy = "install cuBLAS of CUDA 13";
-            return Err(CudaError::Library { library: "libcublasLt", remedy });
-        }
-        let count = CudaContext::device_count().map_err(CudaError::driver("cuDeviceGetCount"))?;
-        let count = usize::try_from(count).unwrap_or(0);
-        if ordinal >= count {
-            return Err(CudaError::NoDevice { ordinal, count });
-        }
-        let context =
-            CudaContext::new(ordinal).map_err(CudaError::driver("cuDevicePrimaryCtxRetain"))?;
-        let found = context.compute_capability();
-        let (major, minor) = found.map_err(CudaError::driver("cuDeviceGetAttribute"))?;
-        let found = format!("{major}.{minor}");
-        if found != kernels::CAPABILITY {
-            let name = context.name().unwrap_or_default();
-            return Err(CudaError::Capability { ordinal, name, found });
-        }
-        let modules = Modules::load(&kernels::find()?)?;
+        let (context, kernels) = find(ordinal)?;
+        let modules = Modules::load(&kernels)?;
         let lt = RefCell::new(Lt::new(&context)?);
         Ok(Self { context, modules, lt, checked: false })
+    }
+
+    /// The name of a device that could be used, by all that can be told without loading anything.
+    ///
+    /// # Errors
+    /// Those of [`Cuda::new`].
+    pub fn probe(ordinal: usize) -> std::result::Result<String, CudaError> {
+        let (context, _) = find(ordinal)?;
+        context.name().map_err(CudaError::driver("cuDeviceGetName"))
     }
 
     /// The same device, which checks numbers that point into tables before it uses them. Each such
@@ -95,6 +82,35 @@ impl Cuda {
     pub(crate) fn hold(&self, pool: Pool, bytes: &[u8]) -> Result<CudaBuf> {
         CudaBuf::holding(&self.context, pool, bytes)
     }
+}
+
+/// A device's context, and the folder of the kernels.
+fn find(ordinal: usize) -> std::result::Result<(Arc<CudaContext>, PathBuf), CudaError> {
+    // SAFETY: loading the libraries runs NVIDIA's initialisation code, as every use of them does.
+    if !unsafe { sys::is_culib_present() } {
+        let remedy = "install NVIDIA's driver";
+        return Err(CudaError::Library { library: "libcuda", remedy });
+    }
+    // SAFETY: as above.
+    if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
+        let remedy = "install cuBLAS of CUDA 13";
+        return Err(CudaError::Library { library: "libcublasLt", remedy });
+    }
+    let count = CudaContext::device_count().map_err(CudaError::driver("cuDeviceGetCount"))?;
+    let count = usize::try_from(count).unwrap_or(0);
+    if ordinal >= count {
+        return Err(CudaError::NoDevice { ordinal, count });
+    }
+    let context = CudaContext::new(ordinal);
+    let context = context.map_err(CudaError::driver("cuDevicePrimaryCtxRetain"))?;
+    let found = context.compute_capability();
+    let (major, minor) = found.map_err(CudaError::driver("cuDeviceGetAttribute"))?;
+    let found = format!("{major}.{minor}");
+    if found != kernels::CAPABILITY {
+        let name = context.name().unwrap_or_default();
+        return Err(CudaError::Capability { ordinal, name, found });
+    }
+    Ok((context, kernels::find()?))
 }
 
 /// Whether all rows of a matrix begin at multiples of 16 bytes.

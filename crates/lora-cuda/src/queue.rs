@@ -51,14 +51,15 @@ impl CudaQueue {
     /// # Errors
     /// [`Error::Device`].
     pub(crate) fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
-        let side = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        // Lower numbers come first: the base layer must not wait for what runs beside it.
+        let stream =
+            |priority| context.new_stream_with_priority(priority).map_err(failed("cuStreamCreate"));
         let event = || context.new_event(None).map_err(failed("cuEventCreate"));
         Ok(Self {
-            stream,
+            stream: stream(-1)?,
             context: context.clone(),
             scratch: None,
-            side,
+            side: stream(0)?,
             fork: event()?,
             join: event()?,
             lora_scratch: None,

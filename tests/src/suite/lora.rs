@@ -3,13 +3,14 @@
 use lora_core::lora::{LoraSite, SiteKind, SiteSpec};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
 
 use super::compare::{Class, close, exact};
 use super::draw::Fill;
-use super::lora_case::{Case, added, batch, embedding_cases, linear_cases};
+use super::lora_case::{Case, added, batch, embedding_cases, linear_cases, prompt_cases};
 use super::misuse::{Misuse, refusals};
 use super::reference::{Input, adapted, linear};
-use super::rig::{Gaps, Matrix};
+use super::rig::{Gaps, Matrix, Rig};
 use super::{Types, for_all};
 
 const NONE: [Gaps; 2] = [Gaps { outer_rows: 0, left: 0, right: 0 }; 2];
@@ -24,18 +25,20 @@ fn operands(case: &Case, types: Types) -> [Matrix; 2] {
 /// Each slice of each row becomes `gain * (y + scale * B (A x)) + shift`, with `W x` in the place
 /// of `y` where the adapter replaces the matrix; what an adapter leaves alone keeps its bits.
 pub fn an_adapter_does_what_its_formula_says<B: Backend>(make: &dyn Fn() -> B, types: Types) {
-    for_all(make, 192, linear_cases(), |rig, case| {
-        let [x, y] = operands(case, types);
-        let site = case.site(rig, SiteKind::Linear, types)?;
-        let found = added(rig, &site.site, &case.slot_of_row, [&x, &y], case.gaps)?;
-        case.check(
-            "lora_add",
-            &site.slots,
-            SiteKind::Linear,
-            |r| Input::Row(x.nums(r)),
-            [&y, &found],
-        )
-    });
+    for_all(make, 192, linear_cases(), |rig, case| meets_the_formula(rig, case, types));
+}
+
+/// The same for as many rows as a long prompt has, which a device may treat in another way.
+pub fn long_prompts_get_their_adapters<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 6, prompt_cases(), |rig, case| meets_the_formula(rig, case, types));
+}
+
+fn meets_the_formula<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types) -> TestCaseResult {
+    let [x, y] = operands(case, types);
+    let site = case.site(rig, SiteKind::Linear, types)?;
+    let found = added(rig, &site.site, &case.slot_of_row, [&x, &y], case.gaps)?;
+    let input = |r: usize| Input::Row(x.nums(r));
+    case.check("lora_add", &site.slots, SiteKind::Linear, input, [&y, &found])
 }
 
 /// As for projections where `x` is the one-hot row of the token id.
@@ -108,8 +111,12 @@ pub fn a_row_gets_its_adapter_as_if_it_were_alone<B: Backend>(make: &dyn Fn() ->
         let together = added(rig, &site, &case.slot_of_row, [&x, &y], case.gaps)?;
         for (r, slot) in case.slot_of_row.iter().enumerate().take(9) {
             let [x, y] = [&x, &y].map(|m| m.pick(&[r]));
-            let alone = added(rig, &site, &[*slot], [&x, &y], NONE)?;
-            exact("lora_add of one row", &alone, &together.pick(&[r]))?;
+            // Another alignment may ask for other sums.
+            let placements = if rig.be.caps().batch_invariant { vec![NONE] } else { vec![] };
+            for gaps in placements.into_iter().chain([case.gaps]) {
+                let alone = added(rig, &site, &[*slot], [&x, &y], gaps)?;
+                exact("lora_add of one row", &alone, &together.pick(&[r]))?;
+            }
         }
         Ok(())
     });

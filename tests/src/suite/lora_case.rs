@@ -51,11 +51,15 @@ fn parts() -> impl Strategy<Value = Parts> {
         .prop_map(|(rank, gain, shift, replacement)| Parts { rank, gain, shift, replacement })
 }
 
-fn with_widths(widths: Vec<usize>, in_dim: usize) -> impl Strategy<Value = Case> {
+fn with_widths(
+    widths: Vec<usize>,
+    in_dim: usize,
+    rows: impl Strategy<Value = usize>,
+) -> impl Strategy<Value = Case> {
     let slice = prop::option::weighted(0.8, parts());
     let adapter = prop::collection::vec(slice, widths.len());
     let adapters = prop::collection::vec(adapter, 1..5);
-    (adapters, rows(), [gaps(), gaps()], any::<u64>()).prop_flat_map(
+    (adapters, rows, [gaps(), gaps()], any::<u64>()).prop_flat_map(
         move |(adapters, rows, gaps, seed)| {
             let slots = adapters.len() as i32;
             let widths = widths.clone();
@@ -77,12 +81,19 @@ fn with_widths(widths: Vec<usize>, in_dim: usize) -> impl Strategy<Value = Case>
 /// Cases of a projection with one to three slices.
 pub fn linear_cases() -> impl Strategy<Value = Case> {
     (prop::collection::vec(cols(), 1..4), cols())
-        .prop_flat_map(|(widths, in_dim)| with_widths(widths, in_dim))
+        .prop_flat_map(|(widths, in_dim)| with_widths(widths, in_dim, rows()))
+}
+
+/// Cases of a small projection with as many rows as a long prompt has.
+pub fn prompt_cases() -> impl Strategy<Value = Case> {
+    let widths = prop::collection::vec(1usize..=24, 1..3);
+    (widths, prop::sample::select(vec![8usize, 13, 40]))
+        .prop_flat_map(|(widths, in_dim)| with_widths(widths, in_dim, 512usize..700))
 }
 
 /// Cases of an embedding.
 pub fn embedding_cases() -> impl Strategy<Value = Case> {
-    (cols(), 1usize..60).prop_flat_map(|(hidden, vocab)| with_widths(vec![hidden], vocab))
+    (cols(), 1usize..60).prop_flat_map(|(hidden, vocab)| with_widths(vec![hidden], vocab, rows()))
 }
 
 impl Case {

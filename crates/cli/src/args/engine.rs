@@ -16,6 +16,8 @@ pub struct EngineSettings {
     pub dtype: Option<DType>,
     /// Where weights come from.
     pub load_format: LoadFormat,
+    /// What computes.
+    pub device: Device,
     /// CPU threads.
     pub threads: Option<usize>,
     /// Sequences that run at a time.
@@ -32,12 +34,27 @@ pub struct EngineSettings {
     pub quant_algo: Option<QuantAlgo>,
 }
 
+/// What computes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, ValueEnum)]
+pub enum Device {
+    /// The GPU where there is one that can be used, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first GPU.
+    Cuda,
+}
+
 /// How the model computes.
 #[derive(Args)]
 pub(super) struct ComputeArgs {
     /// Dtype of the activations; weights stay as they are stored. auto: the checkpoint's
     #[arg(long, value_enum, default_value_t = DTypeArg::Auto, help_heading = "Engine")]
     dtype: DTypeArg,
+    /// What computes. auto: the GPU if there is one that polylora can use, else the CPU
+    #[arg(long, value_enum, default_value_t = Device::Auto, help_heading = "Engine")]
+    device: Device,
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     threads: Option<NonZeroUsize>,
@@ -48,6 +65,7 @@ impl ComputeArgs {
     pub fn settings(&self) -> EngineSettings {
         EngineSettings {
             dtype: self.dtype.into(),
+            device: self.device,
             threads: self.threads.map(NonZeroUsize::get),
             ..EngineSettings::default()
         }

@@ -19,7 +19,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 pub use convert::{ConvertJob, Target};
 pub use demo::DemoJob;
 pub use diff::DiffJob;
-pub use engine::EngineSettings;
+pub use engine::{Device, EngineSettings};
 pub use generate::{GenerateJob, Sink, Source};
 pub use inspect::InspectJob;
 pub use lora::LoraSettings;

@@ -13,7 +13,18 @@ pub struct RowPlan {
     pub starts: Vec<i32>,
     /// Slot of each segment, ascending.
     pub slots: Vec<i32>,
+    /// Segments cut into tiles of up to [`RowPlan::tile_rows`] rows, for kernels that share an
+    /// adapter's factors among them: first entry in `row_order`, number of entries, slot, and 0.
+    pub tiles: Vec<[i32; 4]>,
+    /// Rows of a full tile.
+    pub tile_rows: usize,
 }
+
+/// Rows of a tile where rows are few, as when sequences decode, and where they are many.
+const TILE_ROWS: [usize; 2] = [8, 32];
+
+/// Rows from which on they are many: tiles of either size then keep a device busy.
+const MANY_ROWS: usize = 512;
 
 impl RowPlan {
     /// Groups rows by slot; `slot_of_row[i] < 0` means that row `i` has no adapter.
@@ -34,7 +45,19 @@ impl RowPlan {
         if !plan.slots.is_empty() {
             plan.starts.push(plan.row_order.len() as i32);
         }
+        plan.tile_rows = TILE_ROWS[usize::from(plan.row_order.len() >= MANY_ROWS)];
+        plan.tiles = plan.cut(plan.tile_rows as i32);
         plan
+    }
+
+    fn cut(&self, rows: i32) -> Vec<[i32; 4]> {
+        let segments = self.starts.windows(2).zip(&self.slots);
+        let tiles = |(ends, slot): (&[i32], &i32)| {
+            let (start, end, slot) = (ends[0], ends[1], *slot);
+            let starts = (start..end).step_by(rows as usize);
+            starts.map(move |from| [from, rows.min(end - from), slot, 0])
+        };
+        segments.flat_map(tiles).collect()
     }
 }
 
@@ -46,9 +69,13 @@ pub struct LoraBatch<B: Backend> {
     pub starts: Tensor<B>,
     /// Slot of each segment: `[1, capacity]` i32.
     pub slots: Tensor<B>,
-    /// Number of segments, and of rows in the row order: `[1, 2]` i32. A recorded step reads it
-    /// where it cannot know [`LoraBatch::segments`].
+    /// Tiles of the plan: `[1, 4 * capacity]` i32.
+    pub tiles: Tensor<B>,
+    /// Number of segments, of rows in the row order, and of tiles: `[1, 3]` i32. A recorded step
+    /// reads it where it cannot know [`LoraBatch::segments`].
     pub sizes: Tensor<B>,
+    /// Rows of a full tile.
+    pub tile_rows: usize,
     /// Number of segments of the current step.
     pub segments: usize,
 }
@@ -64,7 +91,9 @@ impl<B: Backend> LoraBatch<B> {
             row_order: array(capacity)?,
             starts: array(capacity + 1)?,
             slots: array(capacity)?,
-            sizes: array(2)?,
+            tiles: array(4 * capacity)?,
+            sizes: array(3)?,
+            tile_rows: TILE_ROWS[0],
             segments: 0,
         })
     }
@@ -78,11 +107,13 @@ impl<B: Backend> LoraBatch<B> {
     /// If the plan has more rows than the capacity.
     pub fn fill(&mut self, be: &B, q: &mut B::Queue, plan: &RowPlan) -> Result<()> {
         self.segments = plan.slots.len();
-        let sizes = vec![plan.slots.len() as i32, plan.row_order.len() as i32];
+        self.tile_rows = plan.tile_rows;
+        let sizes = [plan.slots.len(), plan.row_order.len(), plan.tiles.len()].map(|n| n as i32);
         for (tensor, values) in [
-            (&mut self.row_order, &plan.row_order),
+            (&mut self.row_order, &plan.row_order[..]),
             (&mut self.starts, &plan.starts),
             (&mut self.slots, &plan.slots),
+            (&mut self.tiles, plan.tiles.as_flattened()),
             (&mut self.sizes, &sizes),
         ] {
             let mut view = tensor.view_mut();
@@ -100,8 +131,10 @@ mod tests {
 
     #[test]
     fn rows_without_an_adapter_are_left_out() {
-        assert_eq!(RowPlan::new(&[-1, -1]), RowPlan::default());
-        assert_eq!(RowPlan::new(&[]), RowPlan::default());
+        for rows in [&[-1, -1][..], &[]] {
+            let plan = RowPlan::new(rows);
+            assert!(plan.row_order.is_empty() && plan.starts.is_empty() && plan.tiles.is_empty());
+        }
     }
 
     #[test]
@@ -115,7 +148,10 @@ mod tests {
     proptest! {
         #[test]
         fn every_row_with_an_adapter_appears_once_under_its_slot(
-            slots in prop::collection::vec(-1i32..5, 0..40)
+            slots in prop_oneof![
+                prop::collection::vec(-1i32..5, 0..40),
+                prop::collection::vec(-1i32..5, 500..700),
+            ]
         ) {
             let plan = RowPlan::new(&slots);
             let mut seen = vec![-1; slots.len()];
@@ -127,7 +163,16 @@ mod tests {
                     seen[*row as usize] = *slot;
                 }
             }
-            prop_assert_eq!(seen, slots);
+            prop_assert_eq!(&seen, &slots);
+            let mut next = 0;
+            for [from, count, slot, _] in &plan.tiles {
+                prop_assert!(*from == next && (1..=plan.tile_rows as i32).contains(count));
+                next = from + count;
+                for row in &plan.row_order[*from as usize..next as usize] {
+                    prop_assert_eq!(slots[*row as usize], *slot);
+                }
+            }
+            prop_assert_eq!(next as usize, plan.row_order.len());
         }
     }
 }

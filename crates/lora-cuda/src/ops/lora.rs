@@ -21,6 +21,7 @@ struct LoraArgs {
     order: Address,
     starts: Address,
     slots: Address,
+    tiles: Address,
     sizes: Address,
     columns: Address,
     z: Address,
@@ -31,49 +32,32 @@ struct LoraArgs {
     planes: i32,
 }
 
-/// [`LoraArgs`] for `z = A x`.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Shrink(LoraArgs);
+macro_rules! kernel_args {
+    ($($name:ident: $kernel:ident),* $(,)?) => {
+        $(
+            #[doc = concat!("[`LoraArgs`] for [`Kernel::", stringify!($kernel), "`].")]
+            #[repr(transparent)]
+            #[derive(Clone, Copy)]
+            struct $name(LoraArgs);
 
-/// [`LoraArgs`] for `y += B z`.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Expand(LoraArgs);
-
-// SAFETY: laid out as `LoraArgs` of `lora.cuh`.
-unsafe impl KernelArgs for Shrink {
-    const KERNEL: Kernel = Kernel::LoraShrink;
+            // SAFETY: laid out as `LoraArgs` of `lora.cuh`.
+            unsafe impl KernelArgs for $name {
+                const KERNEL: Kernel = Kernel::$kernel;
+            }
+        )*
+    };
 }
 
-// SAFETY: laid out as `LoraArgs` of `lora.cuh`.
-unsafe impl KernelArgs for Expand {
-    const KERNEL: Kernel = Kernel::LoraExpand;
+kernel_args! {
+    Shrink: LoraShrink,
+    Expand: LoraExpand,
+    ShrinkMma8: LoraShrinkMma8,
+    ShrinkMma32: LoraShrinkMma32,
+    ExpandMma8: LoraExpandMma8,
+    ExpandMma32: LoraExpandMma32,
 }
 
-/// [`LoraArgs`] for `z = A x` by tensor cores.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct ShrinkMma(LoraArgs);
-
-/// [`LoraArgs`] for `y += B z` by tensor cores.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct ExpandMma(LoraArgs);
-
-// SAFETY: laid out as `LoraArgs` of `lora.cuh`.
-unsafe impl KernelArgs for ShrinkMma {
-    const KERNEL: Kernel = Kernel::LoraShrinkMma;
-}
-
-// SAFETY: laid out as `LoraArgs` of `lora.cuh`.
-unsafe impl KernelArgs for ExpandMma {
-    const KERNEL: Kernel = Kernel::LoraExpandMma;
-}
-
-/// Rows of a tile, ranks of a tile of the shrink, and outputs of a block of the expand, as in
-/// `lora_mma.cu`.
-const TILE: usize = 8;
+/// Ranks of a tile of the shrink, and outputs of a block of the expand, as in `lora_mma.cu`.
 const RANKS: usize = 16;
 const OUTPUTS: usize = 512;
 
@@ -89,7 +73,8 @@ fn chunk(in_dim: usize) -> usize {
 /// The two products of a batch at a site.
 struct Plan {
     args: LoraArgs,
-    by_mma: bool,
+    /// Rows of a tile where tensor cores do the work.
+    by_mma: Option<usize>,
     rows: usize,
     tiles: usize,
     slices: usize,
@@ -202,6 +187,7 @@ impl Cuda {
             order: MatArg::from(batch.row_order.view()).data(),
             starts: MatArg::from(batch.starts.view()).data(),
             slots: MatArg::from(batch.slots.view()).data(),
+            tiles: MatArg::from(batch.tiles.view()).data(),
             sizes: MatArg::from(batch.sizes.view()).data(),
             columns: site.table.columns(),
             z: q.lora_scratch(planes * rows * slices * max_rank * size_of::<f32>())?,
@@ -213,16 +199,21 @@ impl Cuda {
         };
         let widest = site.spec.slices.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
         // No more tiles than rows, nor than full ones and one that is not for each segment.
-        let tiles = rows.min(rows / TILE + most);
+        let tile_rows = batch.tile_rows;
+        let tiles = rows.min(rows / tile_rows + most);
+        let by_mma = by_mma.then_some(tile_rows);
         Ok(Some(Plan { args, by_mma, rows, tiles, slices, max_rank, planes, widest }))
     }
 
     /// `z = A x`.
     fn shrink(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
-        if plan.by_mma {
+        if let Some(tile_rows) = plan.by_mma {
             let ranks = plan.slices * plan.max_rank.div_ceil(RANKS);
             let launch = Launch::new([plan.tiles, ranks, plan.planes], ROW_THREADS);
-            return q.launch(&self.modules, launch, ShrinkMma(plan.args));
+            return match tile_rows {
+                8 => q.launch(&self.modules, launch, ShrinkMma8(plan.args)),
+                _ => q.launch(&self.modules, launch, ShrinkMma32(plan.args)),
+            };
         }
         // Without a rank there are only gains, shifts and replaced matrices.
         let slices = if plan.max_rank == 0 { 0 } else { plan.slices };
@@ -232,9 +223,13 @@ impl Cuda {
 
     /// `y = gain * (y + scale * B z) + shift`.
     fn expand(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
-        if plan.by_mma {
+        if let Some(tile_rows) = plan.by_mma {
             let blocks = [plan.tiles, plan.slices, plan.widest.div_ceil(OUTPUTS)];
-            return q.launch(&self.modules, Launch::new(blocks, ROW_THREADS), ExpandMma(plan.args));
+            let launch = Launch::new(blocks, ROW_THREADS);
+            return match tile_rows {
+                8 => q.launch(&self.modules, launch, ExpandMma8(plan.args)),
+                _ => q.launch(&self.modules, launch, ExpandMma32(plan.args)),
+            };
         }
         // Each warp takes some outputs, so that blocks are not too many.
         let blocks = [plan.rows, plan.slices, plan.widest.div_ceil(ROW_THREADS / WARP * 8)];
