@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma8(Lora
     shrink<1>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma32(LoraArgs a) {
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_shrink_mma32(LoraArgs a) {
     shrink<4>(a);
 }
 
@@ -192,8 +192,8 @@ template <int ROWS> struct Bridge {
     }
 };
 
-// Blocks (tile, slice, 512 of its outputs). Everything that does not depend on z is asked for before
-// z is read.
+// Blocks (tile, slice, 512 of its outputs). What does not depend on z is asked for before z is read,
+// but for the outputs of many rows: registers for them would leave fewer blocks to a multiprocessor.
 template <int EIGHTS> __device__ void expand(const LoraArgs &a) {
     __shared__ Bridge<EIGHTS * EIGHT> z;
     Tile tile;
@@ -207,15 +207,17 @@ template <int EIGHTS> __device__ void expand(const LoraArgs &a) {
     const bf16 *first = static_cast<const bf16 *>(tile.part.b) + int64_t(n) * rank;
     Factors next;
     next.load(first, rank, left, quad * 4);
-    Outputs out[EIGHTS * 2];
-#pragma unroll
-    for (int i = 0; i < EIGHTS * 2; i++) {
+    auto place_of = [&](int i) -> bf16 * {
         int row = i / 2 * EIGHT + 2 * quad + i % 2;
         bool there = row < tile.count && left > 0;
-        out[i].place = there ? a.out.row<bf16>(a.order[tile.from + row]) + begin + n : nullptr;
-    }
+        return there ? a.out.row<bf16>(a.order[tile.from + row]) + begin + n : nullptr;
+    };
+    Outputs out[2];
 #pragma unroll
-    for (int i = 0; i < EIGHTS * 2; i++) out[i].load(left);
+    for (int i = 0; i < 2; i++) {
+        out[i].place = place_of(i);
+        out[i].load(left);
+    }
     int padded = (rank + 15) / 16 * 16;
     z.fill(a, tile, slice, padded);
     __syncthreads();
@@ -240,13 +242,20 @@ template <int EIGHTS> __device__ void expand(const LoraArgs &a) {
         }
     }
 #pragma unroll
-    for (int i = 0; i < EIGHTS * 2; i++) out[i].add(tile.part, n, left, sums[i]);
+    for (int i = 0; i < EIGHTS * 2; i++) {
+        out[i % 2].add(tile.part, n, left, sums[i]);
+        // The next but one, while the next is added.
+        if (i + 2 < EIGHTS * 2) {
+            out[i % 2].place = place_of(i + 2);
+            out[i % 2].load(left);
+        }
+    }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_expand_mma8(LoraArgs a) {
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_expand_mma8(LoraArgs a) {
     expand<1>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_expand_mma32(LoraArgs a) {
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) lora_expand_mma32(LoraArgs a) {
     expand<4>(a);
 }

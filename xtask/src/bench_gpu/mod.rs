@@ -19,6 +19,16 @@ pub struct Args {
     /// Only cases with this rank
     #[arg(long)]
     rank: Option<usize>,
+    /// Only cases with this number of tokens
+    #[arg(long)]
+    tokens: Option<usize>,
+}
+
+impl Args {
+    fn wants(&self, case: &Case) -> bool {
+        let is = |wanted: Option<usize>, found| wanted.is_none_or(|wanted| wanted == found);
+        is(self.rank, case.rank) && is(self.tokens, case.tokens)
+    }
 }
 
 /// One row of the table: a batch on one layer of Llama-3-8B, with what others add to it.
@@ -64,7 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut q = cuda.queue()?;
     let mut layers = (0..LAYERS).map(|_| Layer::new(&cuda)).collect::<Result<Vec<_>>>()?;
     let mut rows = Vec::new();
-    for case in CASES.iter().filter(|case| args.rank.is_none_or(|rank| rank == case.rank)) {
+    for case in CASES.iter().filter(|case| args.wants(case)) {
         let mut batch = Batch::new(&cuda, &mut q, case.tokens, case.adapters)?;
         for layer in &mut layers {
             layer.load_adapters(&cuda, &mut q, case.adapters, case.rank)?;

@@ -20,11 +20,11 @@ pub struct RowPlan {
     pub tile_rows: usize,
 }
 
-/// Rows of a tile where rows are few, as when sequences decode, and where they are many.
+/// Rows of a tile where adapters have few rows, as when sequences decode, and where they have many.
 const TILE_ROWS: [usize; 2] = [8, 32];
 
-/// Rows from which on they are many: tiles of either size then keep a device busy.
-const MANY_ROWS: usize = 512;
+/// Rows from which on large tiles keep a device busy, and rows an adapter that fill half of one.
+const MANY_ROWS: [usize; 2] = [512, 16];
 
 impl RowPlan {
     /// Groups rows by slot; `slot_of_row[i] < 0` means that row `i` has no adapter.
@@ -45,7 +45,9 @@ impl RowPlan {
         if !plan.slots.is_empty() {
             plan.starts.push(plan.row_order.len() as i32);
         }
-        plan.tile_rows = TILE_ROWS[usize::from(plan.row_order.len() >= MANY_ROWS)];
+        let (rows, segments, [least, of_each]) =
+            (plan.row_order.len(), plan.slots.len(), MANY_ROWS);
+        plan.tile_rows = TILE_ROWS[usize::from(rows >= least && rows >= of_each * segments)];
         plan.tiles = plan.cut(plan.tile_rows as i32);
         plan
     }

@@ -66,8 +66,12 @@ const MMA_MAX_RANK: usize = 256;
 
 /// Columns of K that one block of the shrink sums: small enough to give every multiprocessor work,
 /// large enough that planes are few.
-fn chunk(in_dim: usize) -> usize {
-    if in_dim > 8192 { 1024 } else { 512 }
+fn chunk(in_dim: usize, tile_rows: usize) -> usize {
+    match (tile_rows, in_dim) {
+        (8, ..=8192) => 512,
+        (8, _) => 1024,
+        _ => 2048,
+    }
 }
 
 /// The two products of a batch at a site.
@@ -81,6 +85,13 @@ struct Plan {
     max_rank: usize,
     planes: usize,
     widest: usize,
+}
+
+impl Plan {
+    /// Whether rows are few.
+    fn tiles_are_small(&self) -> bool {
+        self.by_mma == Some(8)
+    }
 }
 
 /// Checks input and output of a linear site.
@@ -150,8 +161,14 @@ impl Cuda {
         let (site, batch) = lora;
         check_linear(&x, site, out)?;
         match self.plan("linear_lora", q, (x.into(), x.geo, 0), site, batch, out)? {
-            Some(plan) => {
+            Some(plan) if plan.tiles_are_small() => {
                 q.beside(|q| self.shrink(q, &plan), |q| self.multiply(q, x, w, out))?;
+                self.expand(q, &plan)
+            }
+            // The base layer of many rows leaves nothing of the device to others.
+            Some(plan) => {
+                self.shrink(q, &plan)?;
+                self.multiply(q, x, w, out)?;
                 self.expand(q, &plan)
             }
             None => self.multiply(q, x, w, out),
@@ -177,7 +194,8 @@ impl Cuda {
         }
         let max_rank = site.table.max_rank();
         let by_mma = ids == 0 && site.table.suits_mma() && suits_mma(x_geo, out.geo, max_rank);
-        let chunk = if by_mma { chunk(site.spec.in_dim) } else { site.spec.in_dim.max(1) };
+        let chunk =
+            if by_mma { chunk(site.spec.in_dim, batch.tile_rows) } else { site.spec.in_dim.max(1) };
         let planes = if by_mma { site.spec.in_dim.div_ceil(chunk) } else { 1 };
         let args = LoraArgs {
             x,
