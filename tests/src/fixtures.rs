@@ -2,9 +2,9 @@
 //! `tests/fixtures/README.md`.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use engine::{GenerateRequest, Llm, Prompt, RequestOutput, SamplingParams};
+use engine::{GenerateRequest, Llm, LlmBuilder, Prompt, RequestOutput, SamplingParams};
 use lora_core::{
     CkptSource, DType, HostTensor, LoraConfig, LoraRequest, ModelGeometry, TargetModule,
 };
@@ -154,14 +154,19 @@ impl Case {
     }
 }
 
+/// Settings for an engine over a model, with room for every adapter of the fixtures at once.
+pub fn builder(model: &Path, dtype: DType) -> LlmBuilder {
+    Llm::builder(model)
+        .dtype(Some(dtype))
+        .lora_config(LoraConfig { max_loras: Some(16), ..LoraConfig::default() })
+}
+
 /// An engine over a fixture model on the CPU, with room for every adapter at once.
 ///
 /// # Panics
 /// If it cannot start.
 pub fn engine(model: &str, dtype: DType) -> Llm {
-    Llm::builder(model_path(model))
-        .dtype(Some(dtype))
-        .lora_config(LoraConfig { max_loras: Some(16), ..LoraConfig::default() })
+    builder(&model_path(model), dtype)
         .build(|| CpuRef::with_threads(None))
         .expect("the fixture model loads")
 }

@@ -4,13 +4,16 @@
 
 mod adapter_files;
 mod compare;
+mod fixture_class;
 mod fixtures;
 pub mod suite;
 
 pub use adapter_files::{AdapterFiles, FileTensor};
 pub use compare::{assert_greedy, relative_error};
+pub use fixture_class::{Class, context_logits};
 pub use fixtures::{
-    Case, Fixtures, adapter_path, ckpt_source, engine, fixtures_dir, geometry, model_path, run,
+    Case, Fixtures, adapter_path, builder, ckpt_source, engine, fixtures_dir, geometry, model_path,
+    run,
 };
 
 /// Compiles the README's example.

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use engine::{KvCacheConfig, KvCacheDtype, Llm, LlmBuilder, LoadFormat, RequestOutput};
-use lora_core::{DType, LoraConfig, QuantAlgo, QuantConfig};
+use lora_core::{DType, QuantAlgo, QuantConfig};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{Case, Fixtures, model_path, relative_error, run};
+use polylora_tests::{Case, Fixtures, builder, context_logits, model_path, relative_error, run};
 use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView, serialize};
 use serde_json::{Value, json};
@@ -16,10 +16,9 @@ use serde_json::{Value, json};
 /// What the logits of the FP8 fixture may be off by.
 const TOLERANCE: f32 = 2e-2;
 
-fn builder(model: &Path) -> LlmBuilder {
-    Llm::builder(model)
-        .dtype(Some(DType::F32))
-        .lora_config(LoraConfig { max_loras: Some(16), ..LoraConfig::default() })
+/// Exact settings over a model.
+fn exact(model: &Path) -> LlmBuilder {
+    builder(model, DType::F32)
 }
 
 fn start(builder: LlmBuilder) -> Llm {
@@ -30,16 +29,12 @@ fn fp8() -> QuantConfig {
     QuantConfig { quant_algo: Some(QuantAlgo::Fp8), ..QuantConfig::default() }
 }
 
-fn logits(answer: &RequestOutput) -> Vec<f32> {
-    answer.context_logits.iter().flatten().flatten().copied().collect()
-}
-
 /// The largest error of the fixture's logits, each case alone and all in one batch.
 fn worst_error(dtype: DType) -> f32 {
     let fixtures = Fixtures::load();
     let cases = fixtures.of_model("llama-fp8");
     assert_eq!(cases.len(), 9);
-    let llm = start(builder(&model_path("llama-fp8")).dtype(Some(dtype)));
+    let llm = start(builder(&model_path("llama-fp8"), dtype));
     assert_eq!(llm.info().quant_algo, Some(QuantAlgo::Fp8));
     assert_eq!(llm.info().kv_dtype, DType::F8E4m3);
     let requests = Case::requests(&cases);
@@ -48,7 +43,7 @@ fn worst_error(dtype: DType) -> f32 {
         let alone = run(&llm, vec![request]).remove(0);
         assert_eq!(alone.context_logits, mixed.context_logits, "{}: the batch matters", case.id);
         assert_eq!(alone.outputs, mixed.outputs, "{}: the batch matters", case.id);
-        let error = relative_error(&logits(mixed), &fixtures.logits(case));
+        let error = relative_error(&context_logits(mixed), &fixtures.logits(case));
         println!("{} in {dtype}: {error}", case.id);
         // Of the tokens those that no rounding of an activation to a neighbouring code turns.
         if error < TOLERANCE {
@@ -76,11 +71,11 @@ fn quantising_on_loading_is_close_to_the_model_and_not_it() {
     let fixtures = Fixtures::load();
     let cases = fixtures.of_model("llama");
     let config = QuantConfig { kv_cache_quant_algo: Some(QuantAlgo::Fp8), ..fp8() };
-    let llm = start(builder(&model_path("llama")).quant_config(config));
+    let llm = start(exact(&model_path("llama")).quant_config(config));
     assert_eq!(llm.info().quant_algo, Some(QuantAlgo::Fp8));
     assert_eq!(llm.info().kv_dtype, DType::F8E4m3);
     for (case, answer) in cases.iter().zip(run(&llm, Case::requests(&cases))) {
-        let error = relative_error(&logits(&answer), &fixtures.logits(case));
+        let error = relative_error(&context_logits(&answer), &fixtures.logits(case));
         // Measured: 0.07 to 0.19. A part without its scale would be off by 1 or more.
         assert!((1e-4..0.3).contains(&error), "{}: {error}", case.id);
     }
@@ -92,11 +87,12 @@ fn the_kv_cache_can_be_in_fp8_by_itself() {
     let cases = fixtures.of_model("qwen3");
     let tokens = |dtype| {
         let kv = KvCacheConfig { dtype, max_tokens: Some(4096), ..KvCacheConfig::default() };
-        let llm = start(builder(&model_path("qwen3")).kv_cache_config(kv));
+        let llm = start(exact(&model_path("qwen3")).kv_cache_config(kv));
         assert_eq!(llm.info().quant_algo, None);
         let answers = run(&llm, Case::requests(&cases));
         let errors = cases.iter().zip(&answers);
-        let error = |(case, answer)| relative_error(&logits(answer), &fixtures.logits(case));
+        let error =
+            |(case, answer)| relative_error(&context_logits(answer), &fixtures.logits(case));
         (llm.info().kv_dtype, errors.map(error).fold(0.0, f32::max))
     };
     let (dtype, error) = tokens(KvCacheDtype::Auto);
@@ -107,7 +103,7 @@ fn the_kv_cache_can_be_in_fp8_by_itself() {
 
 #[test]
 fn an_fp8_config_works_with_random_weights() {
-    let llm = start(builder(&model_path("llama-fp8")).load_format(LoadFormat::Dummy));
+    let llm = start(exact(&model_path("llama-fp8")).load_format(LoadFormat::Dummy));
     assert_eq!(llm.info().quant_algo, Some(QuantAlgo::Fp8));
 }
 
@@ -120,8 +116,8 @@ fn refusal(change: impl FnOnce(&Path), config: Option<QuantConfig>) -> String {
     }
     change(dir.path());
     let builder = match config {
-        Some(config) => builder(dir.path()).quant_config(config),
-        None => builder(dir.path()),
+        Some(config) => exact(dir.path()).quant_config(config),
+        None => exact(dir.path()),
     };
     match builder.build(|| CpuRef::with_threads(None)) {
         Ok(_) => "it loads".to_owned(),

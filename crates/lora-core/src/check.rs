@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::fp8::Fp8Scales;
 use crate::lora::{SiteKind, SiteSpec, SlotSlice};
 use crate::ops::{
     AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs, SampleRow, mask_words,
@@ -199,6 +200,23 @@ pub fn weight_parts(
         check_extent(op, "bias", bias.len(), n)?;
     }
     Ok([n, k.unwrap_or(0)])
+}
+
+/// Checks [`Backend::prepare_fp8_linear`], and returns the `[n, k]` of the matrix.
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+pub fn fp8_parts(
+    parts: &[HostTensor],
+    scales: &Fp8Scales,
+    bias: Option<&[f32]>,
+) -> Result<[usize; 2]> {
+    const OP: &str = "prepare_fp8_linear";
+    check_extent(OP, "scales", scales.parts.len(), parts.len())?;
+    weight_parts(OP, parts, bias, |found| match found {
+        DType::F8E4m3 => Ok(()),
+        _ => Err(Error::DType { op: OP, what: "weight", found, allowed: "float8_e4m3fn" }),
+    })
 }
 
 /// Checks [`Backend::row_norms`] of `rows` of a matrix `[n, k]`, and returns the rank.

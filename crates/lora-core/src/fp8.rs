@@ -29,16 +29,16 @@ pub fn encode(value: f32) -> u8 {
     F8E4M3::from_f32(value).to_bits()
 }
 
-/// The scale at which values up to `largest` fill the format; 1 where all are zero.
-pub fn scale_of(largest: f32) -> f32 {
+/// The scale at which the largest of `values` fills the format; 1 where all are zero.
+pub fn scale_of(values: impl IntoIterator<Item = f32>) -> f32 {
+    let largest = values.into_iter().fold(0f32, |most, value| most.max(value.abs()));
     // Numbers too small to be divided by 448 are as good as zero.
     Some(largest / MAX).filter(|scale| scale.is_normal()).unwrap_or(1.0)
 }
 
 /// A tensor in e4m3 and its scale, which is that of its largest element; `None` for integers.
 pub fn quantise(tensor: &HostTensor) -> Option<(HostTensor, f32)> {
-    let largest = tensor.iter_f32().fold(0f32, |most, v| most.max(v.abs()));
-    let scale = scale_of(largest);
+    let scale = scale_of(tensor.iter_f32());
     let codes: Vec<u8> = tensor.iter_f32().map(|v| encode(v / scale)).collect();
     let quantised = HostTensor::new(DType::F8E4m3, tensor.shape().to_vec(), codes);
     quantised.filter(|_| tensor.dtype().is_float()).map(|quantised| (quantised, scale))

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::compare::{Class, Num, close, exact};
 use super::draw::{Fill, cols, gaps, rows};
-use super::linear::product;
+use super::linear::{Operands, product};
 use super::misuse::refusals;
 use super::reference;
 use super::rig::{Gaps, Matrix};
@@ -23,13 +23,6 @@ struct Case {
     bias: bool,
     gaps: [Gaps; 2],
     seed: u64,
-}
-
-/// Operands of a product.
-struct Operands {
-    x: Matrix,
-    parts: Vec<Matrix>,
-    bias: Option<Vec<f32>>,
 }
 
 fn cases(rows: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
@@ -77,9 +70,7 @@ impl Case {
             let x: Vec<f32> = (0..self.in_dim).map(|c| operands.x.at(r, c)).collect();
             let input = match self.input {
                 InputScale::Static(scale) => scale,
-                InputScale::Dynamic => {
-                    fp8::scale_of(x.iter().fold(0f32, |most, v| most.max(v.abs())))
-                }
+                InputScale::Dynamic => fp8::scale_of(x.iter().copied()),
             };
             let rounded = x.iter().map(|v| Num::of(fp8::decode(fp8::encode(v / input)).into()));
             let rounded: Vec<Num> = rounded.collect();

@@ -23,10 +23,13 @@ struct Case {
 }
 
 /// Operands of a product.
-struct Operands {
-    x: Matrix,
-    parts: Vec<Matrix>,
-    bias: Option<Vec<f32>>,
+pub struct Operands {
+    /// The input.
+    pub x: Matrix,
+    /// The matrices that are stacked.
+    pub parts: Vec<Matrix>,
+    /// Of all outputs.
+    pub bias: Option<Vec<f32>>,
 }
 
 fn cases(rows: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {

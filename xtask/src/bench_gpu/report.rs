@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{Case, layer};
 
-/// Bytes a second that the largest decode product of the device reads.
+/// Bytes a second that floors are reckoned with: about what a copy moves on an H100.
 const BYTES_PER_SECOND: f64 = 3.0e12;
 
 /// Medians in microseconds a layer.

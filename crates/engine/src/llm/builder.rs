@@ -269,7 +269,7 @@ impl Start {
         let positions = batch.max_seq_len.unwrap_or(self.config.max_positions);
         let kv_dtype = if self.quantization.fp8_kv { DType::F8E4m3 } else { dtype };
         // What products round to e4m3 is not rounded before where that costs little: twice rounded,
-        // one number in sixteen would come out as another code.
+        // some numbers come out as another code.
         let exact = self.quantization.weights.is_some() && be.caps().wide_activations;
         let activations = if exact { DType::F32 } else { dtype };
         let quant_algo = self.quantization.algorithm();

@@ -1,6 +1,6 @@
 //! Looking rows up.
 
-use lora_core::{DType, Error, Result, check};
+use lora_core::{DType, Result, check};
 
 use crate::CpuLinear;
 use crate::inner::Isa;
@@ -11,8 +11,7 @@ use crate::{View, ViewMut};
 pub fn embed(isa: Isa, table: &CpuLinear, ids: View<'_>, mut out: ViewMut<'_>) -> Result<()> {
     const OP: &str = "embed";
     if table.fp8.is_some() {
-        let (what, found, allowed) = ("table", DType::F8E4m3, "float32, float16, bfloat16");
-        return Err(Error::DType { op: OP, what, found, allowed });
+        check::float(OP, "table", DType::F8E4m3)?;
     }
     let table = &table.packed;
     check::gather(OP, table.k(), ids.geo, out.geo)?;

@@ -2,7 +2,7 @@
 
 use half::bf16;
 use lora_core::fp8::{self, Fp8Scales, InputScale};
-use lora_core::{DType, Error, HostTensor, Result, check_extent};
+use lora_core::{DType, HostTensor, Result, check};
 
 use super::linear::{self, CpuLinear, misfit};
 use crate::inner::{Isa, Out, Rows, matmul};
@@ -29,18 +29,8 @@ pub fn prepare(
     scales: &Fp8Scales,
     bias: Option<&[f32]>,
 ) -> Result<CpuLinear> {
-    const OP: &str = "prepare_fp8_linear";
-    check_extent(OP, "scales", scales.parts.len(), parts.len())?;
-    let mut widened = Vec::with_capacity(parts.len());
-    for part in parts {
-        let exact = (part.dtype() == DType::F8E4m3).then(|| part.cast(DType::Bf16)).flatten();
-        widened.push(exact.ok_or(Error::DType {
-            op: OP,
-            what: "weight",
-            found: part.dtype(),
-            allowed: "float8_e4m3fn",
-        })?);
-    }
+    check::fp8_parts(parts, scales, bias)?;
+    let widened: Vec<HostTensor> = parts.iter().filter_map(|part| part.cast(DType::Bf16)).collect();
     let mut linear = linear::prepare(&widened, bias)?;
     let ends = parts.iter().scan(0, |end, part| {
         *end += part.shape().first().copied().unwrap_or(0);
@@ -88,9 +78,7 @@ fn round_rows(isa: Isa, x: &View<'_>, input: InputScale) -> (Vec<bf16>, Vec<f32>
         read_row(isa, x, r, &mut row);
         let scale = match input {
             InputScale::Static(scale) => scale,
-            InputScale::Dynamic => {
-                fp8::scale_of(row.iter().fold(0f32, |most, v| most.max(v.abs())))
-            }
+            InputScale::Dynamic => fp8::scale_of(row.iter().copied()),
         };
         let rounded = row.iter().map(|v| fp8::decode(fp8::encode(v / scale)));
         codes.extend(rounded.map(bf16::from_f32));

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use lora_core::fp8::{Fp8Scales, InputScale};
-use lora_core::{DType, Error, HostTensor, Mat, Pool, Result, check, check_extent};
+use lora_core::{DType, HostTensor, Mat, Pool, Result, check};
 
 use super::{ROW_THREADS, WARP};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
@@ -112,13 +112,7 @@ impl Cuda {
         scales: &Fp8Scales,
         bias: Option<&[f32]>,
     ) -> Result<CudaLinear> {
-        const OP: &str = "prepare_fp8_linear";
-        check_extent(OP, "scales", scales.parts.len(), parts.len())?;
-        let codes = |found| match found {
-            DType::F8E4m3 => Ok(()),
-            _ => Err(Error::DType { op: OP, what: "weight", found, allowed: "float8_e4m3fn" }),
-        };
-        let dims = check::weight_parts(OP, parts, bias, codes)?;
+        let dims = check::fp8_parts(parts, scales, bias)?;
         let mut linear = self.hold_parts(parts, dims, bias)?;
         let rows = parts.iter().map(|part| part.shape().first().copied().unwrap_or(0));
         let of_part = |(rows, scale): (usize, &f32)| vec![*scale; rows];

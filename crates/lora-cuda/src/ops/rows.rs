@@ -1,7 +1,7 @@
 //! Looking rows up, and the gate of an MLP.
 #![allow(unsafe_code)]
 
-use lora_core::{DType, Error, Result, check};
+use lora_core::{Result, check};
 
 use super::ROW_THREADS;
 use super::linear::CudaLinear;
@@ -45,10 +45,7 @@ impl Cuda {
     ) -> Result<()> {
         const OP: &str = "embed";
         let geo = table.geo();
-        if geo.dtype == DType::F8E4m3 {
-            let (found, allowed) = (geo.dtype, "float32, float16, bfloat16");
-            return Err(Error::DType { op: OP, what: "table", found, allowed });
-        }
+        check::float(OP, "table", geo.dtype)?;
         check::gather(OP, geo.cols, ids.geo, out.geo)?;
         self.check_ids(q, [OP, "token id"], ids, geo.rows)?;
         self.look_up(q, table.weights(), ids, out)
