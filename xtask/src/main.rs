@@ -6,6 +6,7 @@ mod bench_load;
 mod docs;
 mod kernels;
 mod nvcc;
+mod serving;
 mod test_gpu;
 
 use clap::{Parser, Subcommand};
@@ -31,7 +32,7 @@ enum Command {
     Kernels(kernels::Args),
     /// Runs the tests of the CUDA backend, or packs them for a machine without a toolchain.
     TestGpu(test_gpu::Args),
-    /// Measures what adapters add to a layer on the GPU, beside floors and peers.
+    /// Measures a layer and whole steps with adapters on the GPU, beside floors and peers.
     BenchGpu(bench_gpu::Args),
     /// Writes the pages under `docs` that are made of tables in the code.
     Docs,

@@ -59,6 +59,8 @@ fn pack(folder: &Path) -> Result<()> {
     stripped(&std::env::current_exe()?, &folder.join("xtask"))?;
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
     copy_folder(&fixtures, &folder.join("fixtures"))?;
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/models");
+    copy_folder(&models, &folder.join("models"))?;
     let runner = folder.join("run");
     fs::write(&runner, RUNNER)?;
     fs::set_permissions(&runner, fs::metadata(&program)?.permissions())?;

@@ -60,8 +60,8 @@ pub trait Backend: Sized + 'static {
     type Buf;
     /// An in-order stream of work, with the scratch memory its ops need.
     type Queue;
-    /// A point in a queue that the host can wait for.
-    type Event;
+    /// Bytes on their way to the host.
+    type Download;
     /// A recorded step; uninhabited where [`Caps::graphs`] is false.
     type Graph;
     /// A weight matrix `[out, in]` in the layout the device wants, with its bias if it has one.
@@ -98,16 +98,17 @@ pub trait Backend: Sized + 'static {
     /// [`crate::Error::Shape`] unless `src` has exactly the bytes of `dst`, which must be dense.
     fn upload(&self, q: &mut Self::Queue, src: &[u8], dst: ViewMut<'_, Self>) -> Result<()>;
 
-    /// Copies a matrix to the host, dense; `dst` is filled once the event has been waited for.
+    /// Starts to copy a matrix to the host; ops that are issued later may write it.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] unless `dst` has exactly the bytes of `src`.
-    fn download(
-        &self,
-        q: &mut Self::Queue,
-        src: View<'_, Self>,
-        dst: &mut [u8],
-    ) -> Result<Self::Event>;
+    /// [`crate::Error::Device`] if the device refuses.
+    fn download(&self, q: &mut Self::Queue, src: View<'_, Self>) -> Result<Self::Download>;
+
+    /// Blocks until the bytes are there, and returns them, dense.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if any work before the download failed.
+    fn wait(&self, download: Self::Download) -> Result<Vec<u8>>;
 
     /// Copies the rows `from` of `t` to the rows that begin at `to`; the two may not overlap.
     ///
@@ -121,14 +122,12 @@ pub trait Backend: Sized + 'static {
         to: usize,
     ) -> Result<()>;
 
-    /// Blocks until the work before the event is done.
+    /// Records the ops that `record` issues, which are not run. They must have run before, with
+    /// operands of the same extents. `Ok(None)`: they cannot be recorded, or not now, and the caller
+    /// runs them eagerly.
     ///
-    /// # Errors
-    /// [`crate::Error::Device`] if any of it failed.
-    fn wait(&self, event: Self::Event) -> Result<()>;
-
-    /// Records the ops that `record` issues. `Ok(None)`: this backend runs eagerly, and so must
-    /// the caller.
+    /// Of a [`LoraBatch`], the extents and whether any row has an adapter are recorded; which row has
+    /// which is read from the device at each replay.
     ///
     /// # Errors
     /// Those of the recorded ops.
@@ -138,11 +137,12 @@ pub trait Backend: Sized + 'static {
         record: impl FnOnce(&mut Self::Queue) -> Result<()>,
     ) -> Result<Option<Self::Graph>>;
 
-    /// Runs a recorded step again, on whatever its buffers now hold.
+    /// Runs a recorded step again, on whatever its buffers now hold. `false`: adapters that came
+    /// since need other work than was recorded; nothing was run, and the caller runs the ops.
     ///
     /// # Errors
     /// [`crate::Error::Device`].
-    fn replay(&self, q: &mut Self::Queue, graph: &Self::Graph) -> Result<()>;
+    fn replay(&self, q: &mut Self::Queue, graph: &Self::Graph) -> Result<bool>;
 
     /// Prepares the matrix made of `parts` (each `[out_i, in]`, a 16- or 32-bit float dtype)
     /// stacked by rows, with a bias over all `out` rows or none. Weights keep their dtype.

@@ -71,14 +71,6 @@ pub fn id_row(op: &'static str, what: &'static str, geo: Mat) -> Result<usize> {
     Ok(geo.cols)
 }
 
-/// Checks that a matrix has so many bytes.
-///
-/// # Errors
-/// [`Error::Shape`].
-pub fn bytes(op: &'static str, geo: Mat, host: usize) -> Result<()> {
-    check_extent(op, "bytes on the host", host, geo.rows * geo.cols * geo.dtype.size())
-}
-
 /// Checks that a matrix has so many bytes and no gaps between its rows.
 ///
 /// # Errors
@@ -87,7 +79,7 @@ pub fn dense_bytes(op: &'static str, geo: Mat, host: usize) -> Result<()> {
     if geo.rows > 1 {
         check_extent(op, "row stride", geo.row_stride, geo.cols)?;
     }
-    bytes(op, geo, host)
+    check_extent(op, "bytes on the host", host, geo.rows * geo.cols * geo.dtype.size())
 }
 
 /// Checks [`Backend::copy_rows`].

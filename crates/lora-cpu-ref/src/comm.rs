@@ -74,9 +74,7 @@ mod tests {
                 let mine = [1.0f32, 2.0, 3.0, 4.0].map(|v| v * (comm.rank() + 1) as f32);
                 be.upload(&mut (), bytemuck::bytes_of(&mine), t.view_mut()).unwrap();
                 comm.all_reduce_sum(&be, &mut (), t.view_mut()).unwrap();
-                let mut sum = [0f32; 4];
-                be.download(&mut (), t.view(), bytemuck::bytes_of_mut(&mut sum)).unwrap();
-                sum
+                bytemuck::pod_collect_to_vec::<u8, f32>(&be.download(&mut (), t.view()).unwrap())
             })
         });
         for rank in ranks.collect::<Vec<_>>() {

@@ -57,9 +57,7 @@ fn ints(be: &CpuRef, rows: usize, values: &[i32]) -> Tensor<CpuRef> {
 }
 
 fn floats(be: &CpuRef, tensor: &Tensor<CpuRef>) -> Vec<f32> {
-    let mut values = vec![0f32; tensor.geo().rows * tensor.geo().cols];
-    be.download(&mut (), tensor.view(), bytemuck::cast_slice_mut(&mut values)).unwrap();
-    values
+    bytemuck::pod_collect_to_vec(&be.download(&mut (), tensor.view()).unwrap())
 }
 
 /// Checks that two results differ by rounding errors only, in proportion to the largest value.

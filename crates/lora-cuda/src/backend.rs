@@ -1,6 +1,5 @@
 //! The way from the trait to the ops.
 
-use std::convert::Infallible;
 use std::ops::Range;
 
 use cudarc::driver::result;
@@ -10,21 +9,24 @@ use lora_core::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs
 use lora_core::{Backend, Caps, HostTensor, Pool, Result, check};
 
 use crate::error::failed;
-use crate::{Cuda, CudaBuf, CudaLinear, CudaLoraTable, CudaQueue, OneRank, View, ViewMut};
+use crate::{
+    Cuda, CudaBuf, CudaDownload, CudaGraph, CudaLinear, CudaLoraTable, CudaQueue, OneRank, View,
+    ViewMut,
+};
 
 impl Backend for Cuda {
     const NAME: &'static str = "cuda";
     type Buf = CudaBuf;
     type Queue = CudaQueue;
-    type Event = ();
-    type Graph = Infallible;
+    type Download = CudaDownload;
+    type Graph = CudaGraph;
     type Linear = CudaLinear;
     type LoraTable = CudaLoraTable;
     type Comm = OneRank;
 
     fn caps(&self) -> Caps {
         Caps {
-            graphs: false,
+            graphs: true,
             wide_activations: false,
             shares_host_memory: false,
             batch_invariant: false,
@@ -49,9 +51,12 @@ impl Backend for Cuda {
         q.upload(src, &dst)
     }
 
-    fn download(&self, q: &mut CudaQueue, src: View<'_>, dst: &mut [u8]) -> Result<()> {
-        check::bytes("download", src.geo, dst.len())?;
-        q.download(src, dst)
+    fn download(&self, q: &mut CudaQueue, src: View<'_>) -> Result<CudaDownload> {
+        q.download(src)
+    }
+
+    fn wait(&self, download: CudaDownload) -> Result<Vec<u8>> {
+        download.wait()
     }
 
     fn copy_rows(
@@ -65,21 +70,16 @@ impl Backend for Cuda {
         q.copy_rows(&t, from.start, to, from.len())
     }
 
-    /// Downloads have been waited for when they return.
-    fn wait(&self, (): ()) -> Result<()> {
-        Ok(())
-    }
-
     fn capture(
         &self,
-        _: &mut CudaQueue,
-        _: impl FnOnce(&mut CudaQueue) -> Result<()>,
-    ) -> Result<Option<Infallible>> {
-        Ok(None)
+        q: &mut CudaQueue,
+        record: impl FnOnce(&mut CudaQueue) -> Result<()>,
+    ) -> Result<Option<CudaGraph>> {
+        self.record(q, record)
     }
 
-    fn replay(&self, _: &mut CudaQueue, graph: &Infallible) -> Result<()> {
-        match *graph {}
+    fn replay(&self, q: &mut CudaQueue, graph: &CudaGraph) -> Result<bool> {
+        self.start(q, graph)
     }
 
     fn prepare_linear(&self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<CudaLinear> {

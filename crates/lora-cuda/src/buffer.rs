@@ -35,14 +35,18 @@ impl CudaBuf {
         Ok(buf)
     }
 
-    /// A block with the bytes of `data`, which are there when this returns.
+    /// A block with the bytes of all `parts`, one after another, which are there when this returns.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Device`].
-    pub(crate) fn holding(context: &Arc<CudaContext>, pool: Pool, data: &[u8]) -> Result<Self> {
-        let buf = Self::zeroed(context, pool, data.len())?;
-        // SAFETY: the block has as many bytes as `data`.
-        unsafe { result::memcpy_htod_sync(buf.address, data) }.map_err(failed("cuMemcpyHtoD"))?;
+    pub(crate) fn holding(context: &Arc<CudaContext>, pool: Pool, parts: &[&[u8]]) -> Result<Self> {
+        let buf = Self::zeroed(context, pool, parts.iter().map(|part| part.len()).sum())?;
+        let mut address = buf.address;
+        for part in parts {
+            // SAFETY: the block has as many bytes as the parts together.
+            unsafe { result::memcpy_htod_sync(address, part) }.map_err(failed("cuMemcpyHtoD"))?;
+            address += part.len() as u64;
+        }
         context.synchronize().map_err(failed("cuCtxSynchronize"))?;
         Ok(buf)
     }

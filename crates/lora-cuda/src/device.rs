@@ -1,7 +1,7 @@
 //! [`Cuda`]: one device with its kernels.
 #![allow(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ pub struct Cuda {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) modules: Modules,
     pub(crate) lt: RefCell<Lt>,
+    /// Counts changes of what recorded steps take for granted about the adapters of sites.
+    pub(crate) adapters_changed: Cell<u64>,
     checked: bool,
 }
 
@@ -30,7 +32,7 @@ impl Cuda {
         let (context, kernels) = find(ordinal)?;
         let modules = Modules::load(&kernels)?;
         let lt = RefCell::new(Lt::new(&context)?);
-        Ok(Self { context, modules, lt, checked: false })
+        Ok(Self { context, modules, lt, adapters_changed: Cell::new(0), checked: false })
     }
 
     /// The name of a device that could be used, by all that can be told without loading anything.
@@ -56,12 +58,10 @@ impl Cuda {
 
     /// The integers of a matrix, row by row, where they are to be checked.
     pub(crate) fn ints(&self, q: &mut CudaQueue, view: View<'_>) -> Result<Option<Vec<i32>>> {
-        if !self.checked {
+        if !self.checked || q.is_recording() {
             return Ok(None);
         }
-        let mut values = vec![0i32; view.geo.rows * view.geo.cols];
-        q.download(view, bytemuck::cast_slice_mut(&mut values))?;
-        Ok(Some(values))
+        Ok(Some(bytemuck::pod_collect_to_vec(&q.download(view)?.wait()?)))
     }
 
     /// Checks ids that lie in a row of device memory.
@@ -80,7 +80,7 @@ impl Cuda {
 
     /// A block with these bytes.
     pub(crate) fn hold(&self, pool: Pool, bytes: &[u8]) -> Result<CudaBuf> {
-        CudaBuf::holding(&self.context, pool, bytes)
+        CudaBuf::holding(&self.context, pool, &[bytes])
     }
 }
 

@@ -4,46 +4,68 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result, sys};
-use lora_core::{Error, Result};
+use lora_core::Result;
 
 use crate::error::failed;
+use crate::queue::Recording;
 use crate::{Cuda, CudaQueue};
 
 /// Work that was recorded once and can be started as a whole.
 pub struct CudaGraph {
     graph: sys::CUgraph,
+    /// Null until the graph is ready to run.
     executable: sys::CUgraphExec,
+    /// [`Cuda::adapters_changed`] at the recording.
+    adapters_changed: u64,
     /// Keeps the context alive that the graph belongs to.
     _context: Arc<CudaContext>,
 }
 
 impl Cuda {
-    /// Records the ops that `record` issues, which are not run. They must have run before with the
-    /// same shapes, so that plans and scratch memory are there.
-    ///
-    /// # Errors
-    /// Those of the ops, or [`Error::Device`] for one that cannot be recorded.
-    pub fn record(
+    /// See [`lora_core::Backend::capture`].
+    pub(crate) fn record(
         &self,
         q: &mut CudaQueue,
         record: impl FnOnce(&mut CudaQueue) -> Result<()>,
-    ) -> Result<CudaGraph> {
+    ) -> Result<Option<CudaGraph>> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is the queue's own, and the capture is ended below, come what may.
         unsafe { result::stream::begin_capture(q.stream(), mode) }
             .map_err(failed("cuStreamBeginCapture"))?;
-        q.set_recording(true);
+        q.set_recording(Recording::Now);
         let recorded = record(q);
-        q.set_recording(false);
+        let outcome = q.set_recording(Recording::Before);
         // SAFETY: the capture was begun above.
         let graph = unsafe { result::stream::end_capture(q.stream()) };
+        // The graph is made an object first, so that it is freed where the rest fails.
+        let graph = graph.map_err(failed("cuStreamEndCapture")).map(|graph| CudaGraph {
+            graph,
+            executable: std::ptr::null_mut(),
+            adapters_changed: self.adapters_changed.get(),
+            _context: self.context.clone(),
+        });
+        if outcome == Recording::Failed {
+            return Ok(None);
+        }
         recorded?;
-        let graph = graph.map_err(failed("cuStreamEndCapture"))?;
-        let mut executable = std::ptr::null_mut();
+        let mut graph = graph?;
         // SAFETY: the graph was made above; `executable` is written if the call succeeds.
-        let made = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0) };
-        made.result().map_err(failed("cuGraphInstantiate"))?;
-        Ok(CudaGraph { graph, executable, _context: self.context.clone() })
+        unsafe { sys::cuGraphInstantiateWithFlags(&raw mut graph.executable, graph.graph, 0) }
+            .result()
+            .map_err(failed("cuGraphInstantiate"))?;
+        Ok(Some(graph))
+    }
+
+    /// See [`lora_core::Backend::replay`].
+    pub(crate) fn start(&self, q: &mut CudaQueue, graph: &CudaGraph) -> Result<bool> {
+        if graph.adapters_changed != self.adapters_changed.get() {
+            return Ok(false);
+        }
+        // SAFETY: the graph lives as long as the borrow; its operands are the caller's to keep.
+        unsafe { sys::cuGraphLaunch(graph.executable, q.stream()) }
+            .result()
+            .map_err(failed("cuGraphLaunch"))?;
+        Ok(true)
     }
 
     /// Milliseconds that the device takes from the first to the last op that `work` issues.
@@ -66,25 +88,16 @@ impl Cuda {
     }
 }
 
-impl CudaGraph {
-    /// Starts the recorded work.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub fn replay(&self, q: &mut CudaQueue) -> Result<()> {
-        // SAFETY: the graph lives as long as `self`; its operands are the caller's to keep.
-        unsafe { sys::cuGraphLaunch(self.executable, q.stream()) }
-            .result()
-            .map_err(|e| Error::Device(format!("cuGraphLaunch: {e:?}")))
-    }
-}
-
 impl Drop for CudaGraph {
     fn drop(&mut self) {
         // SAFETY: both were made by `record` and are destroyed once. Failures can be told to nobody.
         unsafe {
-            let _ = sys::cuGraphExecDestroy(self.executable);
-            let _ = sys::cuGraphDestroy(self.graph);
+            if !self.executable.is_null() {
+                let _ = sys::cuGraphExecDestroy(self.executable);
+            }
+            if !self.graph.is_null() {
+                let _ = sys::cuGraphDestroy(self.graph);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use lora_core::{Error, Mat, Pool, Result};
 
 use crate::args::KernelArgs;
+use crate::download::{CudaDownload, HostBlocks};
 use crate::error::failed;
 use crate::modules::Modules;
 use crate::{CudaBuf, View, ViewMut};
@@ -24,7 +25,24 @@ pub struct CudaQueue {
     join: CudaEvent,
     /// Sums of adapters between their two products.
     lora_scratch: Option<CudaBuf>,
-    recording: bool,
+    /// Scratch memory that was too small, which recorded work still uses.
+    outgrown: Vec<CudaBuf>,
+    recording: Recording,
+    host_blocks: HostBlocks,
+}
+
+/// Whether ops are recorded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Recording {
+    /// They never were.
+    #[default]
+    Never,
+    /// They are.
+    Now,
+    /// They are, and one of them lacked scratch memory, so that the recording is of no use.
+    Failed,
+    /// They were.
+    Before,
 }
 
 /// Blocks and threads of a launch.
@@ -63,7 +81,9 @@ impl CudaQueue {
             fork: event()?,
             join: event()?,
             lora_scratch: None,
-            recording: false,
+            outgrown: Vec::new(),
+            recording: Recording::Never,
+            host_blocks: HostBlocks::default(),
         })
     }
 
@@ -77,7 +97,7 @@ impl CudaQueue {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub(crate) fn scratch(&mut self, bytes: usize) -> Result<u64> {
-        grown(&mut self.scratch, &self.context, bytes)
+        self.grown(|q| &mut q.scratch, bytes)
     }
 
     /// Address of at least `bytes` bytes that the ops of the base layer do not touch.
@@ -85,7 +105,7 @@ impl CudaQueue {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub(crate) fn lora_scratch(&mut self, bytes: usize) -> Result<u64> {
-        grown(&mut self.lora_scratch, &self.context, bytes)
+        self.grown(|q| &mut q.lora_scratch, bytes)
     }
 
     /// Runs `beside` on the second stream while `main` runs on this one; what comes after waits for
@@ -111,12 +131,36 @@ impl CudaQueue {
 
     /// Whether ops are recorded rather than run.
     pub(crate) fn is_recording(&self) -> bool {
-        self.recording
+        matches!(self.recording, Recording::Now | Recording::Failed)
     }
 
-    /// See [`CudaQueue::is_recording`].
-    pub(crate) fn set_recording(&mut self, recording: bool) {
-        self.recording = recording;
+    /// See [`Recording`]; returns what was.
+    pub(crate) fn set_recording(&mut self, recording: Recording) -> Recording {
+        std::mem::replace(&mut self.recording, recording)
+    }
+
+    /// Makes a block of scratch memory large enough, and returns where it is.
+    fn grown(
+        &mut self,
+        block: impl Fn(&mut Self) -> &mut Option<CudaBuf>,
+        bytes: usize,
+    ) -> Result<u64> {
+        if block(self).as_ref().is_none_or(|held| held.len() < bytes) {
+            let held = block(self).take();
+            match self.recording {
+                // Freed before another is made: freeing waits for the ops that use it.
+                Recording::Never => drop(held),
+                Recording::Before => self.outgrown.extend(held),
+                Recording::Now | Recording::Failed => {
+                    *block(self) = held;
+                    self.recording = Recording::Failed;
+                    return Err(Error::Device("no memory can be had in a recording".to_owned()));
+                }
+            }
+            let size = bytes.next_power_of_two();
+            *block(self) = Some(CudaBuf::zeroed(&self.context, Pool::Activations, size)?);
+        }
+        Ok(block(self).as_ref().map_or(0, CudaBuf::address))
     }
 
     /// Marks the point that the work has reached.
@@ -175,20 +219,23 @@ impl CudaQueue {
         copied.map_err(failed("cuMemcpyHtoDAsync"))
     }
 
-    /// Copies a matrix to the host, and waits for it.
+    /// Starts to copy a matrix to the host.
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub(crate) fn download(&mut self, src: View<'_>, dst: &mut [u8]) -> Result<()> {
-        if dst.is_empty() {
-            return Ok(());
+    pub(crate) fn download(&mut self, src: View<'_>) -> Result<CudaDownload> {
+        let bytes = src.geo.rows * src.geo.cols * src.geo.dtype.size();
+        let block = self.host_blocks.take(&self.context, bytes.max(1))?;
+        if bytes > 0 {
+            let mut copy = rows_of(src.buf, src.geo, src.geo.rows);
+            copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
+            copy.dstHost = block.address().cast();
+            copy.dstPitch = copy.WidthInBytes;
+            self.copy(&copy)?;
         }
-        let mut copy = rows_of(src.buf, src.geo, src.geo.rows);
-        copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
-        copy.dstHost = dst.as_mut_ptr().cast();
-        copy.dstPitch = copy.WidthInBytes;
-        self.copy(&copy)?;
-        self.stream.synchronize().map_err(failed("cuStreamSynchronize"))
+        let done = self.context.new_event(None).map_err(failed("cuEventCreate"))?;
+        self.mark(&done)?;
+        Ok(CudaDownload::new(self.host_blocks.clone(), block, bytes, done))
     }
 
     /// Copies `count` rows of a matrix, from row `from` to row `to`.
@@ -227,17 +274,6 @@ impl CudaQueue {
     pub(crate) fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(failed("cuStreamSynchronize"))
     }
-}
-
-/// Makes a block of scratch memory large enough, and returns where it is.
-fn grown(block: &mut Option<CudaBuf>, context: &Arc<CudaContext>, bytes: usize) -> Result<u64> {
-    if block.as_ref().is_none_or(|held| held.len() < bytes) {
-        // Freed first: freeing waits for the ops that use it.
-        *block = None;
-        let size = bytes.next_power_of_two();
-        *block = Some(CudaBuf::zeroed(context, Pool::Activations, size)?);
-    }
-    Ok(block.as_ref().map_or(0, CudaBuf::address))
 }
 
 /// A copy from a matrix; the other side is still to be filled in.

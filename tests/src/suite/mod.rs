@@ -16,6 +16,7 @@ pub mod attention;
 pub mod compare;
 pub mod draw;
 pub mod fp8;
+pub mod graphs;
 pub mod linear;
 pub mod logprobs;
 pub mod lora;
@@ -122,6 +123,7 @@ macro_rules! backend_suite {
                     an_embedding_adapter_does_what_its_formula_says,
                     a_row_gets_its_adapter_as_if_it_were_alone, rows_without_an_adapter_keep_bits,
                     adapters_refuse_misfits, adapters_refuse_ids_out_of_range],
+                graphs: [a_replay_is_what_would_have_been_run],
                 slots: [a_slot_holds_what_was_written_last, a_refused_write_leaves_the_slot],
             );
         }

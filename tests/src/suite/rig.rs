@@ -158,10 +158,8 @@ impl<B: Backend> Rig<B> {
     /// # Errors
     /// Those of the backend.
     pub fn download(&mut self, view: View<'_, B>) -> lora_core::Result<Vec<u8>> {
-        let mut bytes = vec![0; view.geo.rows * view.geo.cols * view.geo.dtype.size()];
-        let event = self.be.download(&mut self.q, view, &mut bytes)?;
-        self.be.wait(event)?;
-        Ok(bytes)
+        let download = self.be.download(&mut self.q, view)?;
+        self.be.wait(download)
     }
 }
 

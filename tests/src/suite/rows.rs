@@ -178,10 +178,6 @@ pub fn row_ops_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
                 rig.be.silu_mul(&mut rig.q, input, out.view_mut())
             });
         }
-        m.refused("download: too few bytes", &mut out, |rig, [out]| {
-            let mut bytes = vec![0; 4 * 6 * types.out.size() - 1];
-            rig.be.download(&mut rig.q, out.view(), &mut bytes).map(drop)
-        });
         let bytes = vec![0; 4 * 5 * types.out.size()];
         m.refused("upload: too few bytes", &mut out, |rig, [out]| {
             rig.be.upload(&mut rig.q, &bytes, out.view_mut())

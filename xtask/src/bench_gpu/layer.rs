@@ -186,7 +186,6 @@ impl Site {
 
 fn download(cuda: &Cuda, q: &mut CudaQueue, tensor: &Tensor<Cuda>) -> Result<HostTensor> {
     let geo = tensor.geo();
-    let mut bytes = vec![0; geo.rows * geo.cols * geo.dtype.size()];
-    cuda.download(q, tensor.view(), &mut bytes)?;
+    let bytes = cuda.wait(cuda.download(q, tensor.view())?)?;
     HostTensor::new(geo.dtype, vec![geo.rows, geo.cols], bytes).context("an output")
 }

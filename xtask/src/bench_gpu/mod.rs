@@ -1,9 +1,10 @@
-//! `cargo xtask bench-gpu`: what adapters add to a layer on the GPU, beside floors and peers.
+//! `cargo xtask bench-gpu`: layers and whole steps with adapters on the GPU, beside floors and peers.
 
 mod layer;
 mod report;
+mod steps;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lora_core::Backend;
 use lora_cuda::Cuda;
 
@@ -13,6 +14,9 @@ use report::{Measured, Row};
 /// Arguments of `cargo xtask bench-gpu`.
 #[derive(clap::Args)]
 pub struct Args {
+    /// What to measure
+    #[arg(long, value_enum, default_value_t = What::Layers)]
+    what: What,
     /// Replays of each recorded layer, of which the median counts
     #[arg(long, default_value_t = 21)]
     replays: usize,
@@ -22,6 +26,17 @@ pub struct Args {
     /// Only cases with this number of tokens
     #[arg(long)]
     tokens: Option<usize>,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum What {
+    /// What adapters add to the products of one layer
+    Layers,
+    /// Steps of the engine with weights in bf16
+    Steps,
+    /// Steps of the engine with weights in FP8
+    StepsFp8,
 }
 
 impl Args {
@@ -64,11 +79,20 @@ const CASES: [Case; 11] = [
 /// Layers with weights of their own, so that one finds none of its own in the cache.
 const LAYERS: usize = 2;
 
-/// Measures every case and prints a JSON line for each, then the table.
+/// Measures what is asked for.
 ///
 /// # Errors
 /// If there is no GPU, or a result is wrong.
 pub fn run(args: &Args) -> Result<()> {
+    match args.what {
+        What::Layers => layers(args),
+        What::Steps => steps::run(false),
+        What::StepsFp8 => steps::run(true),
+    }
+}
+
+/// Measures every case and prints a JSON line for each, then the table.
+fn layers(args: &Args) -> Result<()> {
     let cuda = Cuda::new(0)?;
     println!("{}, kernels {}", cuda.device_name(), lora_cuda::kernels::version());
     let mut q = cuda.queue()?;
@@ -99,15 +123,15 @@ fn measure(
 ) -> Result<Measured> {
     let mut graphs = Vec::new();
     for with_adapters in [false, true] {
-        let graph = cuda.record(q, |q| {
+        let graph = cuda.capture(q, |q| {
             layers.iter().try_for_each(|layer| layer.run(cuda, q, batch, with_adapters))
         })?;
-        graphs.push(graph);
+        graphs.push(graph.context("the layers cannot be recorded")?);
     }
     let mut times = [Vec::new(), Vec::new()];
     for replay in 0..replays + 3 {
         for (graph, times) in graphs.iter().zip(&mut times) {
-            let ms = cuda.time(q, |q| graph.replay(q))?;
+            let ms = cuda.time(q, |q| cuda.replay(q, graph).map(drop))?;
             if replay >= 3 {
                 times.push(ms * 1e3 / layers.len() as f32);
             }

@@ -7,6 +7,7 @@ mod message;
 mod sampler;
 mod stats;
 mod step;
+mod step_array;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use lora_core::Backend;
@@ -18,7 +19,7 @@ pub use message::{
 pub use sampler::Sampler;
 pub use stats::{AdapterStats, EngineStats, KvStats};
 
-use crate::model::{DenseModel, KvCache, RunState};
+use crate::model::{DenseModel, KvCache, RunState, StepGraphs};
 use crate::scheduler::{Scheduler, Sequence};
 use history::History;
 
@@ -56,6 +57,7 @@ pub struct Core<B: Backend> {
     pub(crate) model: DenseModel<B>,
     pub(crate) kv: KvCache<B>,
     pub(crate) state: RunState<B>,
+    pub(crate) graphs: StepGraphs<B>,
     pub(crate) sampler: Sampler<B>,
     pub(crate) scheduler: Scheduler<Job>,
     pub(crate) adapters: AdapterStore,
@@ -190,6 +192,7 @@ impl<B: Backend> Core<B> {
             steps: counts.steps,
             generated_tokens: counts.generated_tokens,
             prompt_tokens: counts.prompt_tokens,
+            graphs: self.graphs.stats(),
             scheduler: scheduler.stats(),
             kv: KvStats {
                 blocks: scheduler.kv.plan().blocks,

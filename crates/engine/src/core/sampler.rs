@@ -5,7 +5,7 @@ use lora_core::ops::{LogprobArgs, LogprobOut, SampleArgs, SampleRow, mask_words}
 use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
 use super::message::{TokenLogprob, TokenLogprobs};
-use crate::model::state::StepArray;
+use super::step_array::StepArray;
 use crate::sampling::MAX_LOGPROBS;
 
 /// What the rows of a step's logits are drawn with.
@@ -114,10 +114,8 @@ impl<B: Backend> Sampler<B> {
             masks: self.masks.rows_of(mask_words(vocab)),
         };
         be.sample(q, args, out)?;
-        let mut tokens = vec![0; rows];
-        let view = self.tokens.view().slice_cols(0..rows);
-        let event = be.download(q, view, bytemuck::cast_slice_mut(&mut tokens))?;
-        Ok(Drawn { tokens, event })
+        let download = be.download(q, self.tokens.view().slice_cols(0..rows))?;
+        Ok(Drawn { download })
     }
 
     /// Log-probabilities of `targets` and of the `k` likeliest tokens in each row.
@@ -166,8 +164,7 @@ impl<B: Backend> Sampler<B> {
 
 /// Tokens on their way from the device.
 pub struct Drawn<B: Backend> {
-    tokens: Vec<i32>,
-    event: B::Event,
+    download: B::Download,
 }
 
 impl<B: Backend> Drawn<B> {
@@ -176,8 +173,7 @@ impl<B: Backend> Drawn<B> {
     /// # Errors
     /// [`lora_core::Error::Device`] if it failed.
     pub fn wait(self, be: &B) -> Result<Vec<i32>> {
-        be.wait(self.event)?;
-        Ok(self.tokens)
+        Ok(bytemuck::pod_collect_to_vec(&be.wait(self.download)?))
     }
 }
 
@@ -186,8 +182,6 @@ impl<B: Backend> Drawn<B> {
 /// # Errors
 /// Those of the backend.
 pub fn fetch<B: Backend, T: Pod>(be: &B, q: &mut B::Queue, view: View<'_, B>) -> Result<Vec<T>> {
-    let mut values = vec![T::zeroed(); view.geo.rows * view.geo.cols];
-    let event = be.download(q, view, bytemuck::cast_slice_mut(&mut values))?;
-    be.wait(event)?;
-    Ok(values)
+    let download = be.download(q, view)?;
+    Ok(bytemuck::pod_collect_to_vec(&be.wait(download)?))
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::adapters::{Tier, TierStats};
 use crate::kv::PrefixStats;
+use crate::model::GraphStats;
 use crate::scheduler::SchedulerStats;
 
 /// A picture of the engine, with counts since its start.
@@ -15,6 +16,8 @@ pub struct EngineStats {
     pub generated_tokens: u64,
     /// Prompt tokens computed; those found in the KV cache are not among them.
     pub prompt_tokens: u64,
+    /// Steps recorded and replayed.
+    pub graphs: GraphStats,
     /// Sequences waiting and running.
     pub scheduler: SchedulerStats,
     /// KV blocks.

@@ -50,14 +50,16 @@ impl<B: Backend> Core<B> {
     fn launch(&mut self, works: Vec<Work>) -> Result<Launched<B>> {
         let tokens_per_block = self.scheduler.kv.plan().tokens_per_block;
         let running = self.scheduler.running();
-        let rows = step_rows(running, &works, tokens_per_block);
-        let Self { be, queue, model, kv, state, sampler, scheduler, .. } = self;
+        let mut rows = step_rows(running, &works, tokens_per_block);
+        let wanted = rows.logit_rows.len();
+        let Self { be, queue, model, kv, state, graphs, sampler, scheduler, .. } = self;
+        graphs.pad(&mut rows);
         DenseModel::prepare(be, queue, state, &rows)?;
-        let logits = model.forward(be, queue, state, kv)?;
+        graphs.forward(model, be, queue, state, kv)?;
         // The device may still be computing.
         let masks = constraint::masks(scheduler.running_mut(), &works);
         let draws = draws(scheduler.running(), &works, &masks);
-        let drawn = sampler.draw(be, queue, logits, &draws)?;
+        let drawn = sampler.draw(be, queue, state.logits(wanted), &draws)?;
         Ok(Launched { works, drawn })
     }
 

@@ -22,7 +22,7 @@ use crate::adapters::{AdapterRegistry, AdapterTiers};
 use crate::core::{AdapterStore, Command, Core, Sampler};
 use crate::kv::KvBlocks;
 use crate::model::{
-    DenseModel, KvCache, LoadPlan, ModelConfig, Quantization, RunState, WeightSource,
+    DenseModel, KvCache, LoadPlan, ModelConfig, Quantization, RunState, StepGraphs, WeightSource,
 };
 use crate::scheduler::{Limits, Scheduler};
 
@@ -39,6 +39,7 @@ pub struct LlmBuilder {
     peft_cache_config: PeftCacheConfig,
     quant_config: Option<QuantConfig>,
     moe_backend: MoeBackend,
+    cuda_graphs: bool,
     kv_cache: KvCacheConfig,
     scheduler: SchedulerConfig,
     batch: BatchLimits,
@@ -56,6 +57,7 @@ impl LlmBuilder {
             peft_cache_config: PeftCacheConfig::default(),
             quant_config: None,
             moe_backend: MoeBackend::Auto,
+            cuda_graphs: true,
             kv_cache: KvCacheConfig::default(),
             scheduler: SchedulerConfig::default(),
             batch: BatchLimits::default(),
@@ -105,6 +107,14 @@ impl LlmBuilder {
     #[must_use]
     pub fn quant_config(mut self, config: QuantConfig) -> Self {
         self.quant_config = Some(config);
+        self
+    }
+
+    /// Whether steps in which every sequence decodes are recorded once and then replayed, where the
+    /// device can do that; true if not called.
+    #[must_use]
+    pub fn cuda_graphs(mut self, enabled: bool) -> Self {
+        self.cuda_graphs = enabled;
         self
     }
 
@@ -197,6 +207,7 @@ impl LlmBuilder {
             kv: self.kv_cache,
             scheduler: self.scheduler,
             batch: self.batch,
+            cuda_graphs: self.cuda_graphs,
             progress: self.progress,
             adapters,
             inbox,
@@ -254,6 +265,7 @@ struct Start {
     kv: KvCacheConfig,
     scheduler: SchedulerConfig,
     batch: BatchLimits,
+    cuda_graphs: bool,
     progress: Progress,
     adapters: AdapterStore,
     inbox: Receiver<Command>,
@@ -306,9 +318,9 @@ impl Start {
                 &be,
                 config,
                 activations,
-                limits.max_num_tokens,
-                limits.max_logit_rows,
+                &sizes::step_extents(&limits, max_seq_len, kv.tokens_per_block),
             )?,
+            graphs: StepGraphs::new(&be, self.cuda_graphs),
             sampler: Sampler::new(&be, limits.max_logit_rows, config.vocab)?,
             scheduler: Scheduler::new(limits, KvBlocks::new(kv), tiers),
             adapters: self.adapters,

@@ -6,7 +6,8 @@ use super::LlmError;
 use super::settings::{BatchLimits, KvCacheConfig};
 use crate::adapters::TierSize;
 use crate::kv::KvPlan;
-use crate::model::{ModelConfig, block_bytes};
+use crate::model::{Extents, ModelConfig, block_bytes, padded_rows};
+use crate::scheduler::Limits;
 
 /// Bytes of keys and values where memory is the host's and no share of it is given.
 const DEFAULT_KV_BYTES: usize = 2 << 30;
@@ -100,6 +101,21 @@ pub(super) fn kv_plan(
         partial_reuse: kv.enable_partial_reuse,
     };
     Ok((plan, longest.min(held)))
+}
+
+/// The largest step, padded as recorded steps are.
+pub(super) fn step_extents(
+    limits: &Limits,
+    max_seq_len: usize,
+    tokens_per_block: usize,
+) -> Extents {
+    let sequences = padded_rows(limits.max_batch_size);
+    Extents {
+        rows: limits.max_num_tokens.max(sequences),
+        logit_rows: limits.max_logit_rows.max(sequences),
+        sequences,
+        max_blocks: max_seq_len.div_ceil(tokens_per_block).next_power_of_two(),
+    }
 }
 
 /// Slots of the device tier.

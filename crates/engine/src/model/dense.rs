@@ -2,12 +2,12 @@
 //!
 //! The model knows sites, not adapters: which adapter a row uses is an argument of the ops.
 
-use lora_core::lora::{LoraBatch, LoraSite, RowPlan, SiteSpec};
+use lora_core::lora::{LoraBatch, LoraSite, SiteSpec};
 use lora_core::ops::{AttentionArgs, HeadDims, QkvArgs};
-use lora_core::{Backend, DType, Pool, Result, Tensor, View};
+use lora_core::{Backend, DType, Pool, Result, Tensor};
 
 use super::layers::{Layer, Loader};
-use super::state::{KvCache, RunState, StepInputs, StepRows};
+use super::state::{Extents, KvCache, RunState, StepRows};
 use super::{ModelConfig, ModelError, Quantization, WeightSource};
 
 /// A dense decoder in a backend's memory.
@@ -79,37 +79,25 @@ impl<B: Backend> DenseModel<B> {
         state: &mut RunState<B>,
         rows: &StepRows,
     ) -> Result<()> {
-        let inputs = &mut state.inputs;
-        inputs.rows = rows.ids.len();
-        inputs.max_blocks = rows.max_blocks;
-        inputs.ids.fill(be, q, &rows.ids)?;
-        inputs.positions.fill(be, q, &rows.positions)?;
-        inputs.kv_slots.fill(be, q, &rows.kv_slots)?;
-        inputs.sequences.fill(be, q, &rows.sequences)?;
-        inputs.block_tables.fill(be, q, &rows.block_tables)?;
-        inputs.logit_rows.fill(be, q, &rows.logit_rows)?;
-        inputs.lora.fill(be, q, &RowPlan::new(&rows.lora_slots))?;
-        let of_logits: Vec<i32> =
-            rows.logit_rows.iter().map(|r| rows.lora_slots[*r as usize]).collect();
-        inputs.logit_lora.fill(be, q, &RowPlan::new(&of_logits))
+        state.inputs.fill(be, q, rows)
     }
 
-    /// Runs the prepared rows and returns the logits asked for: `[logit rows, vocab]` f32.
+    /// Runs the prepared rows, and leaves the logits asked for in [`RunState::logits`].
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn forward<'s>(
+    pub fn forward(
         &self,
         be: &B,
         q: &mut B::Queue,
-        state: &'s mut RunState<B>,
+        state: &mut RunState<B>,
         kv: &mut KvCache<B>,
-    ) -> Result<View<'s, B>> {
-        let n = state.inputs.rows;
+    ) -> Result<()> {
+        let n = state.inputs.extents.rows;
         let lora = active(&state.inputs.lora);
-        be.embed(q, &self.embed, state.inputs.ids.view(), state.residual.head_mut(n))?;
+        be.embed(q, &self.embed, state.inputs.ids(), state.residual.head_mut(n))?;
         if let Some(batch) = lora {
-            let ids = state.inputs.ids.view();
+            let ids = state.inputs.ids();
             be.lora_embed(q, ids, &self.embed_site, batch, state.residual.head_mut(n))?;
         }
         let eps = self.config.rms_norm_eps;
@@ -142,7 +130,7 @@ impl<B: Backend> DenseModel<B> {
         tokens_per_block: usize,
     ) -> Result<()> {
         let inputs = &state.inputs;
-        let (n, lora, dims) = (inputs.rows, active(&inputs.lora), self.head_dims());
+        let (n, lora, dims) = (inputs.extents.rows, active(&inputs.lora), self.head_dims());
         layer.qkv.forward(be, q, state.normed.head(n), lora, state.qkv.head_mut(n))?;
         let norms = layer.head_norms.as_ref();
         be.qk_norm_rope_append(
@@ -151,9 +139,9 @@ impl<B: Backend> DenseModel<B> {
                 qkv: state.qkv.head_mut(n),
                 dims,
                 norms: norms.map(|(q, k)| (q.view(), k.view(), self.config.rms_norm_eps)),
-                positions: inputs.positions.view(),
+                positions: inputs.positions(),
                 rotations: self.rotations.view(),
-                kv_slots: inputs.kv_slots.view(),
+                kv_slots: inputs.kv_slots(),
                 k_cache: k_cache.view_mut(),
                 v_cache: v_cache.view_mut(),
                 kv_scales: layer.kv_scales,
@@ -165,9 +153,9 @@ impl<B: Backend> DenseModel<B> {
             k_cache: k_cache.view(),
             v_cache: v_cache.view(),
             kv_scales: layer.kv_scales,
-            sequence_of_row: inputs.sequences.view(),
-            positions: inputs.positions.view(),
-            block_tables: inputs.block_tables.rows_of(inputs.max_blocks),
+            sequence_of_row: inputs.sequences(),
+            positions: inputs.positions(),
+            block_tables: inputs.block_tables(),
             tokens_per_block,
             scale: (dims.head_dim as f32).sqrt().recip(),
             window: layer.window,
@@ -177,20 +165,14 @@ impl<B: Backend> DenseModel<B> {
     }
 
     /// `lm_head(normed)` of the rows asked for.
-    fn logits<'s>(
-        &self,
-        be: &B,
-        q: &mut B::Queue,
-        state: &'s mut RunState<B>,
-    ) -> Result<View<'s, B>> {
+    fn logits(&self, be: &B, q: &mut B::Queue, state: &mut RunState<B>) -> Result<()> {
         let inputs = &state.inputs;
-        let wanted = inputs.logit_rows.view();
-        let n = wanted.geo.cols;
-        be.gather_rows(q, state.normed.head(inputs.rows), wanted, state.gathered.head_mut(n))?;
+        let Extents { rows, logit_rows: n, .. } = inputs.extents;
+        let normed = state.normed.head(rows);
+        be.gather_rows(q, normed, inputs.logit_rows(), state.gathered.head_mut(n))?;
         let lora = active(&inputs.logit_lora).map(|batch| (&self.head_site, batch));
         let hidden = state.gathered.head(n);
-        be.linear_lora(q, hidden, self.head(), lora, state.logits.head_mut(n))?;
-        Ok(state.logits.head(n))
+        be.linear_lora(q, hidden, self.head(), lora, state.logits.head_mut(n))
     }
 
     fn head_dims(&self) -> HeadDims {
@@ -214,7 +196,7 @@ pub struct LoadPlan {
 
 /// The batch, if any of its rows has an adapter: rows without one must cost nothing.
 fn active<B: Backend>(batch: &LoraBatch<B>) -> Option<&LoraBatch<B>> {
-    (batch.segments > 0).then_some(batch)
+    (batch.segments() > 0).then_some(batch)
 }
 
 /// `x = down(silu(gate(normed)) * up(normed))`.
@@ -224,8 +206,7 @@ fn mlp<B: Backend>(
     layer: &Layer<B>,
     state: &mut RunState<B>,
 ) -> Result<()> {
-    let StepInputs { rows: n, lora, .. } = &state.inputs;
-    let (n, lora) = (*n, active(lora));
+    let (n, lora) = (state.inputs.extents.rows, active(&state.inputs.lora));
     layer.gate_up.forward(be, q, state.normed.head(n), lora, state.gate_up.head_mut(n))?;
     be.silu_mul(q, state.gate_up.head(n), state.activated.head_mut(n))?;
     layer.down.forward(be, q, state.activated.head(n), lora, state.x.head_mut(n))

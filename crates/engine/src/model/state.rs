@@ -1,7 +1,9 @@
 //! The memory of a forward pass: every activation a named buffer, allocated once.
 
-use bytemuck::{Pod, cast_slice};
-use lora_core::lora::LoraBatch;
+use std::ops::Range;
+
+use bytemuck::cast_slice;
+use lora_core::lora::{LoraBatch, RowPlan};
 use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
 use super::ModelConfig;
@@ -78,64 +80,142 @@ pub struct StepRows {
     pub logit_rows: Vec<i32>,
 }
 
-/// A `[1, capacity]` i32 array that is refilled for each step.
-pub struct StepArray<B: Backend> {
-    tensor: Tensor<B>,
-    len: usize,
+/// How many of what a step has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Extents {
+    /// Rows.
+    pub rows: usize,
+    /// Rows whose logits are wanted.
+    pub logit_rows: usize,
+    /// Block tables.
+    pub sequences: usize,
+    /// Entries of one block table.
+    pub max_blocks: usize,
 }
 
-impl<B: Backend> StepArray<B> {
-    /// Room for `capacity` entries.
-    ///
-    /// # Errors
-    /// [`lora_core::Error::OutOfMemory`].
-    pub fn new(be: &B, capacity: usize) -> Result<Self> {
-        let tensor = Tensor::zeros(be, Pool::StepInputs, 1, capacity, DType::I32)?;
-        Ok(Self { tensor, len: 0 })
-    }
-
-    /// Replaces the contents, growing the array if it must (only before a graph is captured).
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn fill<T: Pod>(&mut self, be: &B, q: &mut B::Queue, values: &[T]) -> Result<()> {
-        let words: &[i32] = cast_slice(values);
-        if words.len() > self.tensor.geo().cols {
-            *self = Self::new(be, words.len().next_power_of_two())?;
+impl StepRows {
+    /// How many of what there are.
+    pub fn extents(&self) -> Extents {
+        Extents {
+            rows: self.ids.len(),
+            logit_rows: self.logit_rows.len(),
+            sequences: self.block_tables.len() / self.max_blocks.max(1),
+            max_blocks: self.max_blocks,
         }
-        self.len = words.len();
-        let mut view = self.tensor.view_mut();
-        view.geo = view.geo.slice_cols(0..words.len());
-        be.upload(q, cast_slice(words), view)
     }
 
-    /// The current entries: `[1, len]`.
-    pub fn view(&self) -> View<'_, B> {
-        self.tensor.view().slice_cols(0..self.len)
+    /// Gives every block table `max_blocks` entries, which may not be fewer than it has.
+    pub fn widen_tables(&mut self, max_blocks: usize) {
+        let old = self.max_blocks.max(1);
+        let widened = |table: &[i32]| {
+            let more = std::iter::repeat_n(0, max_blocks - table.len());
+            table.iter().copied().chain(more).collect::<Vec<_>>()
+        };
+        self.block_tables = self.block_tables.chunks_exact(old).flat_map(widened).collect();
+        self.max_blocks = max_blocks;
     }
 
-    /// The current entries as rows of `cols`.
-    pub fn rows_of(&self, cols: usize) -> View<'_, B> {
-        let mut view = self.tensor.view();
-        view.geo.rows = self.len / cols.max(1);
-        view.geo.cols = cols;
-        view.geo.row_stride = cols;
-        view
+    /// Adds rows up to `rows`, each a sequence of its own that reads one token of block 0, stores
+    /// nothing, and has no adapter.
+    pub fn pad(&mut self, rows: usize) {
+        let Extents { rows: known, sequences, .. } = self.extents();
+        for (row, sequence) in (known..rows).zip(sequences..) {
+            self.ids.push(0);
+            self.positions.push(0);
+            self.kv_slots.push(-1);
+            self.sequences.push(sequence as i32);
+            self.block_tables.extend(std::iter::repeat_n(0, self.max_blocks));
+            self.lora_slots.push(-1);
+            self.logit_rows.push(row as i32);
+        }
     }
 }
 
-/// Inputs of a step in device memory.
+/// Inputs of a step in device memory, handed over at once. Where each lies depends on the extents
+/// alone, so that steps of the same extents find them in the same places.
 pub struct StepInputs<B: Backend> {
-    pub(super) rows: usize,
-    pub(super) ids: StepArray<B>,
-    pub(super) positions: StepArray<B>,
-    pub(super) kv_slots: StepArray<B>,
-    pub(super) sequences: StepArray<B>,
-    pub(super) block_tables: StepArray<B>,
-    pub(super) max_blocks: usize,
-    pub(super) logit_rows: StepArray<B>,
+    words: Tensor<B>,
+    pub(super) extents: Extents,
     pub(super) lora: LoraBatch<B>,
     pub(super) logit_lora: LoraBatch<B>,
+}
+
+/// Where ids, positions, KV slots, sequences, rows of logits and block tables lie, in words.
+fn places(of: &Extents) -> [Range<usize>; 6] {
+    let mut end = 0;
+    let lengths = [of.rows, of.rows, of.rows, of.rows, of.logit_rows, of.sequences * of.max_blocks];
+    lengths.map(|words| {
+        let start = end;
+        end += words;
+        start..end
+    })
+}
+
+impl<B: Backend> StepInputs<B> {
+    /// Room for steps of up to these extents.
+    fn new(be: &B, most: &Extents) -> Result<Self> {
+        let [.., last] = places(most);
+        Ok(Self {
+            words: Tensor::zeros(be, Pool::StepInputs, 1, last.end, DType::I32)?,
+            extents: Extents::default(),
+            lora: LoraBatch::new(be, most.rows)?,
+            logit_lora: LoraBatch::new(be, most.logit_rows)?,
+        })
+    }
+
+    /// Hands a step's rows to the device.
+    pub(super) fn fill(&mut self, be: &B, q: &mut B::Queue, rows: &StepRows) -> Result<()> {
+        self.extents = rows.extents();
+        let words = [
+            &rows.ids[..],
+            &rows.positions,
+            &rows.kv_slots,
+            &rows.sequences,
+            &rows.logit_rows,
+            &rows.block_tables,
+        ]
+        .concat();
+        let mut view = self.words.view_mut();
+        view.geo = view.geo.slice_cols(0..words.len());
+        be.upload(q, cast_slice(&words), view)?;
+        self.lora.fill(be, q, &RowPlan::new(&rows.lora_slots))?;
+        let of_logits: Vec<i32> =
+            rows.logit_rows.iter().map(|r| rows.lora_slots[*r as usize]).collect();
+        self.logit_lora.fill(be, q, &RowPlan::new(&of_logits))
+    }
+
+    fn part(&self, part: usize) -> View<'_, B> {
+        self.words.view().slice_cols(places(&self.extents)[part].clone())
+    }
+
+    pub(super) fn ids(&self) -> View<'_, B> {
+        self.part(0)
+    }
+
+    pub(super) fn positions(&self) -> View<'_, B> {
+        self.part(1)
+    }
+
+    pub(super) fn kv_slots(&self) -> View<'_, B> {
+        self.part(2)
+    }
+
+    pub(super) fn sequences(&self) -> View<'_, B> {
+        self.part(3)
+    }
+
+    pub(super) fn logit_rows(&self) -> View<'_, B> {
+        self.part(4)
+    }
+
+    /// The block tables: `[sequences, max_blocks]`.
+    pub(super) fn block_tables(&self) -> View<'_, B> {
+        let Extents { sequences, max_blocks, .. } = self.extents;
+        let mut view = self.part(5);
+        (view.geo.rows, view.geo.cols) = (sequences, max_blocks);
+        view.geo.row_stride = max_blocks;
+        view
+    }
 }
 
 /// Activations of a step; see [`super::DenseModel::forward`] for who writes what.
@@ -157,18 +237,14 @@ impl<B: Backend> RunState<B> {
     pub fn logits(&self, rows: usize) -> View<'_, B> {
         self.logits.head(rows)
     }
-    /// What products read (norms, attention, gated MLP) has the dtype asked for; what they write and
-    /// other ops read on is f32 where the backend prefers it. Buffers for steps of up to `rows` rows, of which up to `logit_rows` yield logits.
+
+    /// Buffers for steps of up to these extents. What products read (norms, attention, gated MLP) has
+    /// the dtype asked for; what they write and other ops read on is f32 where the backend prefers it.
     ///
     /// # Errors
     /// [`lora_core::Error::OutOfMemory`].
-    pub fn new(
-        be: &B,
-        config: &ModelConfig,
-        dtype: DType,
-        rows: usize,
-        logit_rows: usize,
-    ) -> Result<Self> {
+    pub fn new(be: &B, config: &ModelConfig, dtype: DType, most: &Extents) -> Result<Self> {
+        let Extents { rows, logit_rows, .. } = *most;
         let activations =
             |rows, cols, dtype| Tensor::zeros(be, Pool::Activations, rows, cols, dtype);
         let act = |cols| activations(rows, cols, dtype);
@@ -176,18 +252,7 @@ impl<B: Backend> RunState<B> {
         let wide = |cols| activations(rows, cols, wide_dtype);
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         Ok(Self {
-            inputs: StepInputs {
-                rows: 0,
-                ids: StepArray::new(be, rows)?,
-                positions: StepArray::new(be, rows)?,
-                kv_slots: StepArray::new(be, rows)?,
-                sequences: StepArray::new(be, rows)?,
-                block_tables: StepArray::new(be, rows)?,
-                max_blocks: 0,
-                logit_rows: StepArray::new(be, logit_rows)?,
-                lora: LoraBatch::new(be, rows)?,
-                logit_lora: LoraBatch::new(be, logit_rows)?,
-            },
+            inputs: StepInputs::new(be, most)?,
             residual: wide(config.hidden)?,
             x: wide(config.hidden)?,
             normed: act(config.hidden)?,

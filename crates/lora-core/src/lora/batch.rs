@@ -1,8 +1,10 @@
 //! Which adapter each row of a step uses, sorted once and shared by all layers.
 
+use std::ops::Range;
+
 use bytemuck::cast_slice;
 
-use crate::{Backend, DType, Pool, Result, Tensor};
+use crate::{Backend, DType, Pool, Result, Tensor, View};
 
 /// Rows of a batch grouped by the slot of their adapter; rows without an adapter are left out.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -18,6 +20,8 @@ pub struct RowPlan {
     pub tiles: Vec<[i32; 4]>,
     /// Rows of a full tile.
     pub tile_rows: usize,
+    /// Rows of the batch, those without an adapter included.
+    pub rows: usize,
 }
 
 /// Rows of a tile where adapters have few rows, as when sequences decode, and where they have many.
@@ -36,7 +40,7 @@ impl RowPlan {
             .map(|(s, r)| (*s, r))
             .collect();
         rows.sort_unstable();
-        let mut plan = Self::default();
+        let mut plan = Self { rows: slot_of_row.len(), ..Self::default() };
         for chunk in rows.chunk_by(|a, b| a.0 == b.0) {
             plan.slots.push(chunk[0].0);
             plan.starts.push(plan.row_order.len() as i32);
@@ -63,24 +67,28 @@ impl RowPlan {
     }
 }
 
-/// A [`RowPlan`] in device memory, at fixed addresses that are refilled for each step.
+/// A [`RowPlan`] in device memory, refilled for each step. Where its parts lie depends on the number
+/// of rows alone, so that steps with as many rows find them in the same places.
 pub struct LoraBatch<B: Backend> {
-    /// Row order of the plan: `[1, capacity]` i32.
-    pub row_order: Tensor<B>,
-    /// Segment starts: `[1, capacity + 1]` i32.
-    pub starts: Tensor<B>,
-    /// Slot of each segment: `[1, capacity]` i32.
-    pub slots: Tensor<B>,
-    /// Tiles of the plan: `[1, 4 * capacity]` i32.
-    pub tiles: Tensor<B>,
-    /// Number of segments, of rows in the row order, and of tiles: `[1, 3]` i32. A recorded step
-    /// reads it where it cannot know [`LoraBatch::segments`].
-    pub sizes: Tensor<B>,
-    /// Rows of a full tile.
-    pub tile_rows: usize,
-    /// Number of segments of the current step.
-    pub segments: usize,
+    words: Tensor<B>,
+    rows: usize,
+    tile_rows: usize,
+    segments: usize,
 }
+
+/// Where the parts of a batch of `rows` rows lie, in words. Tiles come first, as they are read 16
+/// bytes at a time.
+fn places(rows: usize) -> [Range<usize>; 5] {
+    let mut end = 0;
+    [4 * rows, SIZES, rows, rows + 1, rows].map(|words| {
+        let start = end;
+        end += words;
+        start..end
+    })
+}
+
+/// Words of [`LoraBatch::sizes`].
+const SIZES: usize = 3;
 
 impl<B: Backend> LoraBatch<B> {
     /// Room for `capacity` rows; empty until [`LoraBatch::fill`].
@@ -88,16 +96,9 @@ impl<B: Backend> LoraBatch<B> {
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
     pub fn new(be: &B, capacity: usize) -> Result<Self> {
-        let array = |cols| Tensor::zeros(be, Pool::StepInputs, 1, cols, DType::I32);
-        Ok(Self {
-            row_order: array(capacity)?,
-            starts: array(capacity + 1)?,
-            slots: array(capacity)?,
-            tiles: array(4 * capacity)?,
-            sizes: array(3)?,
-            tile_rows: TILE_ROWS[0],
-            segments: 0,
-        })
+        let [.., last] = places(capacity);
+        let words = Tensor::zeros(be, Pool::StepInputs, 1, last.end, DType::I32)?;
+        Ok(Self { words, rows: 0, tile_rows: TILE_ROWS[0], segments: 0 })
     }
 
     /// Uploads the plan of a step.
@@ -108,21 +109,58 @@ impl<B: Backend> LoraBatch<B> {
     /// # Panics
     /// If the plan has more rows than the capacity.
     pub fn fill(&mut self, be: &B, q: &mut B::Queue, plan: &RowPlan) -> Result<()> {
-        self.segments = plan.slots.len();
-        self.tile_rows = plan.tile_rows;
+        (self.rows, self.tile_rows, self.segments) = (plan.rows, plan.tile_rows, plan.slots.len());
         let sizes = [plan.slots.len(), plan.row_order.len(), plan.tiles.len()].map(|n| n as i32);
-        for (tensor, values) in [
-            (&mut self.row_order, &plan.row_order[..]),
-            (&mut self.starts, &plan.starts),
-            (&mut self.slots, &plan.slots),
-            (&mut self.tiles, plan.tiles.as_flattened()),
-            (&mut self.sizes, &sizes),
-        ] {
-            let mut view = tensor.view_mut();
-            view.geo = view.geo.slice_cols(0..values.len());
-            be.upload(q, cast_slice(values), view)?;
+        let parts: [&[i32]; 5] =
+            [plan.tiles.as_flattened(), &sizes, &plan.row_order, &plan.starts, &plan.slots];
+        let places = places(plan.rows);
+        let mut words = vec![0; places[4].end];
+        for (place, part) in places.into_iter().zip(parts) {
+            words[place][..part.len()].copy_from_slice(part);
         }
-        Ok(())
+        let mut view = self.words.view_mut();
+        view.geo = view.geo.slice_cols(0..words.len());
+        be.upload(q, cast_slice(&words), view)
+    }
+
+    /// Tiles of the plan: `[1, 4 * rows]` i32.
+    pub fn tiles(&self) -> View<'_, B> {
+        self.part(0)
+    }
+
+    /// Number of segments, of rows in the row order, and of tiles: `[1, 3]` i32. A recorded step
+    /// reads it where it cannot know [`LoraBatch::segments`].
+    pub fn sizes(&self) -> View<'_, B> {
+        self.part(1)
+    }
+
+    /// Row order of the plan: `[1, rows]` i32.
+    pub fn row_order(&self) -> View<'_, B> {
+        self.part(2)
+    }
+
+    /// Segment starts: `[1, rows + 1]` i32.
+    pub fn starts(&self) -> View<'_, B> {
+        self.part(3)
+    }
+
+    /// Slot of each segment: `[1, rows]` i32.
+    pub fn slots(&self) -> View<'_, B> {
+        self.part(4)
+    }
+
+    /// Rows of a full tile.
+    pub fn tile_rows(&self) -> usize {
+        self.tile_rows
+    }
+
+    /// Number of segments of the current step.
+    pub fn segments(&self) -> usize {
+        self.segments
+    }
+
+    fn part(&self, part: usize) -> View<'_, B> {
+        self.words.view().slice_cols(places(self.rows)[part].clone())
     }
 }
 

@@ -164,14 +164,14 @@ fn tasks<'a>(
     batch: &LoraBatch<CpuRef>,
     out: &'a mut ViewMut<'_>,
 ) -> Result<Vec<Task<'a>>> {
-    let (order, starts, slots) = (batch.row_order.view(), batch.starts.view(), batch.slots.view());
+    let (order, starts, slots) = (batch.row_order(), batch.starts(), batch.slots());
     let order = indices(op, "row order", &order)?;
     let starts = indices(op, "segment starts", &starts)?;
     let slots = indices(op, "slots", &slots)?;
     let limit = out.geo.rows;
     let mut rows = all_rows(isa, out);
     let mut tasks = Vec::new();
-    for i in 0..batch.segments {
+    for i in 0..batch.segments() {
         let (slot, places) = segment(i, [order, starts, slots]).ok_or(Error::OutOfRange {
             op,
             what: "segment",

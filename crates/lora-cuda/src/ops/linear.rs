@@ -129,13 +129,8 @@ impl Cuda {
         bias: Option<&[f32]>,
     ) -> Result<CudaLinear> {
         let dtype = parts.first().map_or(DType::F32, HostTensor::dtype);
-        let weights = match parts {
-            [part] => self.hold(Pool::Weights, part.bytes())?,
-            _ => {
-                let all: Vec<&[u8]> = parts.iter().map(|part| &part.bytes()[..]).collect();
-                self.hold(Pool::Weights, &all.concat())?
-            }
-        };
+        let parts: Vec<&[u8]> = parts.iter().map(|part| &part.bytes()[..]).collect();
+        let weights = CudaBuf::holding(&self.context, Pool::Weights, &parts)?;
         let bias = bias.map(|b| self.hold(Pool::Weights, bytemuck::cast_slice(b))).transpose()?;
         Ok(CudaLinear { weights, geo: Mat::dense(n, k, dtype), bias, fp8: None })
     }
@@ -222,8 +217,9 @@ impl Cuda {
             self.hold(Pool::Activations, bytemuck::cast_slice(&tensor.to_f32()))
         };
         let (a, b) = (hold(a)?, hold(b)?);
-        let mut norms = vec![0f32; rows.len()];
-        let held = self.hold(Pool::Activations, bytemuck::cast_slice(&norms))?;
+        let geo = Mat::dense(1, rows.len(), DType::F32);
+        let held =
+            CudaBuf::zeroed(&self.context, Pool::Activations, size_of::<f32>() * rows.len())?;
         let mut q = CudaQueue::new(&self.context)?;
         let args = RowNormArgs {
             w: w.weights(),
@@ -236,9 +232,8 @@ impl Cuda {
         };
         let blocks = rows.len().div_ceil(ROW_THREADS / WARP);
         q.launch(&self.modules, Launch::new([blocks, 1, 1], ROW_THREADS), args)?;
-        let geo = Mat::dense(1, norms.len(), DType::F32);
-        q.download(View { buf: &held, geo }, bytemuck::cast_slice_mut(&mut norms))?;
-        Ok(norms)
+        let norms = q.download(View { buf: &held, geo })?.wait()?;
+        Ok(bytemuck::pod_collect_to_vec(&norms))
     }
 }
 

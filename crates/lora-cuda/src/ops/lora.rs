@@ -5,6 +5,7 @@ use lora_core::lora::{LoraBatch, LoraSite, SiteKind};
 use lora_core::{DType, Error, Mat, Result, check, check_extent};
 
 use super::linear::CudaLinear;
+use super::lora_table::Work;
 use super::{ROW_THREADS, WARP};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
@@ -188,25 +189,30 @@ impl Cuda {
         self.check_batch(op, q, site, batch, out.geo.rows)?;
         let (rows, slices) = (out.geo.rows, site.spec.slices.len());
         // What a recorded step finds when it runs is not known yet.
-        let most = if q.is_recording() { rows } else { batch.segments };
-        if most == 0 || rows == 0 {
+        let most = if q.is_recording() { rows } else { batch.segments() };
+        let work = site.table.work();
+        if most == 0 || rows == 0 || work == Work::Nothing {
             return Ok(None);
         }
-        let max_rank = site.table.max_rank();
-        let by_mma = ids == 0 && site.table.suits_mma() && suits_mma(x_geo, out.geo, max_rank);
-        let chunk =
-            if by_mma { chunk(site.spec.in_dim, batch.tile_rows) } else { site.spec.in_dim.max(1) };
+        let max_rank = work.max_rank();
+        let suited = matches!(work, Work::Mma(_)) && suits_mma(x_geo, out.geo, max_rank);
+        let by_mma = ids == 0 && suited;
+        let chunk = if by_mma {
+            chunk(site.spec.in_dim, batch.tile_rows())
+        } else {
+            site.spec.in_dim.max(1)
+        };
         let planes = if by_mma { site.spec.in_dim.div_ceil(chunk) } else { 1 };
         let args = LoraArgs {
             x,
             out: out.into(),
             ids,
             table: site.table.rows(),
-            order: MatArg::from(batch.row_order.view()).data(),
-            starts: MatArg::from(batch.starts.view()).data(),
-            slots: MatArg::from(batch.slots.view()).data(),
-            tiles: MatArg::from(batch.tiles.view()).data(),
-            sizes: MatArg::from(batch.sizes.view()).data(),
+            order: MatArg::from(batch.row_order()).data(),
+            starts: MatArg::from(batch.starts()).data(),
+            slots: MatArg::from(batch.slots()).data(),
+            tiles: MatArg::from(batch.tiles()).data(),
+            sizes: MatArg::from(batch.sizes()).data(),
             columns: site.table.columns(),
             z: q.lora_scratch(planes * rows * slices * max_rank * size_of::<f32>())?,
             slices: slices as i32,
@@ -217,7 +223,7 @@ impl Cuda {
         };
         let widest = site.spec.slices.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
         // No more tiles than rows, nor than full ones and one that is not for each segment.
-        let tile_rows = batch.tile_rows;
+        let tile_rows = batch.tile_rows();
         let tiles = rows.min(rows / tile_rows + most);
         let by_mma = by_mma.then_some(tile_rows);
         Ok(Some(Plan { args, by_mma, rows, tiles, slices, max_rank, planes, widest }))
@@ -233,9 +239,7 @@ impl Cuda {
                 _ => q.launch(&self.modules, launch, ShrinkMma32(plan.args)),
             };
         }
-        // Without a rank there are only gains, shifts and replaced matrices.
-        let slices = if plan.max_rank == 0 { 0 } else { plan.slices };
-        let launch = Launch::new([plan.rows, slices, 1], ROW_THREADS);
+        let launch = Launch::new([plan.rows, plan.slices, 1], ROW_THREADS);
         q.launch(&self.modules, launch, Shrink(plan.args))
     }
 
@@ -263,20 +267,16 @@ impl Cuda {
         batch: &LoraBatch<Self>,
         rows: usize,
     ) -> Result<()> {
-        let [order, starts, slots] =
-            [&batch.row_order, &batch.starts, &batch.slots].map(|tensor| tensor.view());
+        let [order, starts, slots] = [batch.row_order(), batch.starts(), batch.slots()];
         let outside = |limit| {
-            let found = batch.segments as i64;
+            let found = batch.segments() as i64;
             Error::OutOfRange { op, what: "segment", found, limit }
         };
-        if batch.segments > slots.geo.cols || batch.segments >= starts.geo.cols {
-            return Err(outside(slots.geo.cols));
-        }
         let Some(order) = self.ints(q, order)? else { return Ok(()) };
         let starts = self.ints(q, starts)?.unwrap_or_default();
         let slots = self.ints(q, slots)?.unwrap_or_default();
-        check::ids(op, "slot", &slots[..batch.segments], site.table.slots())?;
-        for ends in starts[..=batch.segments].windows(2) {
+        check::ids(op, "slot", &slots[..batch.segments()], site.table.slots())?;
+        for ends in starts[..=batch.segments()].windows(2) {
             let segment = usize::try_from(ends[0]).ok().zip(usize::try_from(ends[1]).ok());
             let listed = segment.and_then(|(from, to)| order.get(from..to));
             check::ids(op, "row", listed.ok_or_else(|| outside(order.len()))?, rows)?;

@@ -12,7 +12,45 @@ pub struct CudaLoraTable {
     rows: CudaBuf,
     columns: CudaBuf,
     slots: Vec<Slot>,
+    work: Work,
 }
+
+/// What the adapters of a table need done, as far as launches depend on it. Recorded steps take it for
+/// granted, so it changes seldom: room for ranks is only ever added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Work {
+    /// Nothing: there never was an adapter.
+    #[default]
+    Nothing,
+    /// Products by tensor cores, for ranks up to this one.
+    Mma(usize),
+    /// Something that the tensor cores' kernels do not take, for ranks up to this one.
+    General(usize),
+}
+
+impl Work {
+    /// What these adapters need, who come after others that needed `self`.
+    fn after(self, slots: &[Slot]) -> Self {
+        let rank = slots.iter().map(|slot| slot.max_rank).max().unwrap_or(0);
+        let rank = rank.next_power_of_two().max(LEAST_RANK).max(self.max_rank());
+        match (slots.iter().any(|slot| slot.is_general), self) {
+            (true, _) => Self::General(rank),
+            (false, Self::Nothing) if slots.iter().all(|slot| !slot.is_active) => Self::Nothing,
+            (false, _) => Self::Mma(rank),
+        }
+    }
+
+    /// Room for ranks between the two products.
+    pub(super) fn max_rank(self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Mma(rank) | Self::General(rank) => rank,
+        }
+    }
+}
+
+/// Ranks that there is room for from the first adapter on: those of a tile of the shrink.
+const LEAST_RANK: usize = 16;
 
 /// One resident adapter at this site.
 #[derive(Default)]
@@ -20,12 +58,14 @@ struct Slot {
     /// Its tensors, which the slot's rows point at.
     _blocks: Vec<CudaBuf>,
     max_rank: usize,
+    /// Whether any slice has an effect.
+    is_active: bool,
     /// Whether a slice has something that the tensor cores' kernels do not take: factors in another
     /// dtype than bf16, or a matrix in the base layer's place.
     is_general: bool,
 }
 
-/// `SlotRow` of `lora.cu`.
+/// `SlotRow` of `lora.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, Pod, Zeroable)]
 struct SlotRow {
@@ -58,14 +98,9 @@ impl CudaLoraTable {
         self.slots.len()
     }
 
-    /// Whether all adapters are as the tensor cores' kernels take them.
-    pub(super) fn suits_mma(&self) -> bool {
-        !self.slots.iter().any(|slot| slot.is_general)
-    }
-
-    /// The largest rank in any slot.
-    pub(super) fn max_rank(&self) -> usize {
-        self.slots.iter().map(|slot| slot.max_rank).max().unwrap_or(0)
+    /// What the adapters need done.
+    pub(super) fn work(&self) -> Work {
+        self.work
     }
 }
 
@@ -80,6 +115,7 @@ impl Cuda {
             rows: self.hold(Pool::Adapters, bytemuck::cast_slice(&rows))?,
             columns: self.hold(Pool::Adapters, bytemuck::cast_slice(&columns))?,
             slots: (0..slots).map(|_| Slot::default()).collect(),
+            work: Work::Nothing,
         })
     }
 
@@ -107,7 +143,12 @@ impl Cuda {
         q.upload(bytes, &ViewMut { buf: &mut site.table.rows, geo })?;
         // The old blocks go once nothing that was started before can read them.
         q.synchronize()?;
-        site.table.slots[slot] = filled;
+        let table = &mut site.table;
+        table.slots[slot] = filled;
+        let work = table.work.after(&table.slots);
+        if std::mem::replace(&mut table.work, work) != work {
+            self.adapters_changed.set(self.adapters_changed.get() + 1);
+        }
         Ok(())
     }
 
@@ -138,6 +179,7 @@ impl Cuda {
             row.shift = hold(bytemuck::cast_slice(shift))?;
         }
         row.active = i32::from(row.rank > 0 || [row.replacement, row.gain, row.shift] != [0; 3]);
+        slot.is_active |= row.active != 0;
         slot.max_rank = slot.max_rank.max(row.rank as usize);
         let narrow = |t: &HostTensor| t.dtype() == DType::Bf16;
         let factors = slice.low_rank.as_ref().is_none_or(|low| narrow(&low.a) && narrow(&low.b));

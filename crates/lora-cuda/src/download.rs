@@ -1,0 +1,93 @@
+//! Copies to the host that run beside what comes after them.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaEvent, result};
+use lora_core::Result;
+
+use crate::error::failed;
+
+/// Blocks of host memory that the device can write by itself. They are kept, as to get one takes long.
+#[derive(Clone, Default)]
+pub struct HostBlocks(Rc<RefCell<Vec<HostBlock>>>);
+
+/// A block of page-locked host memory.
+pub struct HostBlock {
+    address: *mut u8,
+    bytes: usize,
+    context: Arc<CudaContext>,
+}
+
+/// Bytes on their way to the host.
+pub struct CudaDownload {
+    block: Option<HostBlock>,
+    blocks: HostBlocks,
+    bytes: usize,
+    done: CudaEvent,
+}
+
+impl HostBlocks {
+    /// A block of at least `bytes` bytes.
+    ///
+    /// # Errors
+    /// [`lora_core::Error::Device`].
+    pub(crate) fn take(&self, context: &Arc<CudaContext>, bytes: usize) -> Result<HostBlock> {
+        let mut free = self.0.borrow_mut();
+        if let Some(index) = free.iter().position(|block| block.bytes >= bytes) {
+            return Ok(free.swap_remove(index));
+        }
+        let bytes = bytes.next_power_of_two();
+        // SAFETY: nothing is assumed of the memory, which is freed once, when the block is dropped.
+        let address = unsafe { result::malloc_host(bytes, 0) }.map_err(failed("cuMemHostAlloc"))?;
+        Ok(HostBlock { address: address.cast(), bytes, context: context.clone() })
+    }
+}
+
+impl HostBlock {
+    /// Where it is.
+    pub(crate) fn address(&self) -> *mut u8 {
+        self.address
+    }
+}
+
+impl Drop for HostBlock {
+    fn drop(&mut self) {
+        // Failures can be told to nobody.
+        let _ = self.context.bind_to_thread();
+        // SAFETY: the address came from `malloc_host` and is freed once.
+        let _ = unsafe { result::free_host(self.address.cast()) };
+    }
+}
+
+impl CudaDownload {
+    /// `bytes` bytes that are in `block` once `done` has come.
+    pub(crate) fn new(blocks: HostBlocks, block: HostBlock, bytes: usize, done: CudaEvent) -> Self {
+        Self { block: Some(block), blocks, bytes, done }
+    }
+
+    /// Waits for the bytes.
+    ///
+    /// # Errors
+    /// [`lora_core::Error::Device`] if any of the work before failed.
+    pub(crate) fn wait(mut self) -> Result<Vec<u8>> {
+        self.done.synchronize().map_err(failed("cuEventSynchronize"))?;
+        let Some(block) = self.block.take() else { return Ok(Vec::new()) };
+        // SAFETY: the device has written that many bytes, and writes no more.
+        let bytes = unsafe { std::slice::from_raw_parts(block.address, self.bytes) }.to_vec();
+        self.blocks.0.borrow_mut().push(block);
+        Ok(bytes)
+    }
+}
+
+impl Drop for CudaDownload {
+    /// The device may still write to the block.
+    fn drop(&mut self) {
+        if self.block.is_some() {
+            // A lost device writes no more either.
+            let _ = self.done.synchronize();
+        }
+    }
+}

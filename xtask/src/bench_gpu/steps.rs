@@ -1,0 +1,151 @@
+//! Steps of a whole engine: Llama-3-8B's shape with random weights, prompts and answers of 128 tokens,
+//! adapters on all seven linear modules.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use comfy_table::Table;
+use lora_core::{QuantAlgo, QuantConfig};
+use lora_cuda::Cuda;
+use serde::Serialize;
+
+use crate::serving::{Load, Plan, Serving};
+
+/// A batch, with what vLLM 0.26.0 takes on an H100 and what is to be reached, in milliseconds.
+struct Case {
+    batch: usize,
+    adapters: usize,
+    prompt: usize,
+    vllm_base: f64,
+    vllm: f64,
+    target: f64,
+}
+
+const fn decode(batch: usize, adapters: usize, [vllm_base, vllm, target]: [f64; 3]) -> Case {
+    Case { batch, adapters, prompt: 128, vllm_base, vllm, target }
+}
+
+const fn prefill([vllm_base, vllm, target]: [f64; 3]) -> Case {
+    Case { batch: 1, adapters: 1, prompt: 2048, vllm_base, vllm, target }
+}
+
+const BF16: [Case; 7] = [
+    decode(1, 1, [6.42, 8.24, 6.4]),
+    decode(8, 1, [6.57, 8.11, 6.6]),
+    decode(8, 8, [6.57, 10.48, 7.0]),
+    decode(64, 1, [7.51, 9.34, 7.6]),
+    decode(64, 8, [7.51, 11.88, 8.0]),
+    decode(256, 8, [11.58, 17.85, 12.3]),
+    prefill([51.2, 67.6, 50.0]),
+];
+
+const FP8: [Case; 4] = [
+    decode(1, 1, [4.20, 5.90, 3.9]),
+    decode(8, 8, [4.20, 8.13, 4.4]),
+    decode(64, 8, [5.35, 9.76, 5.7]),
+    prefill([44.6, 83.4, 40.0]),
+];
+
+/// Rank of the adapters, and the most of them.
+const RANK: usize = 16;
+const ADAPTERS: usize = 8;
+
+/// Tokens generated for each prompt where steps of decoding are measured.
+const NEW_TOKENS: usize = 128;
+
+/// One case with its times in milliseconds.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    weights: &'static str,
+    batch: usize,
+    adapters: usize,
+    what: &'static str,
+    base: f64,
+    with_adapters: f64,
+    vllm_base: f64,
+    vllm: f64,
+    target: f64,
+}
+
+/// Measures every case with weights in bf16, or in FP8 if `fp8`, and prints a JSON line for each,
+/// then the table.
+///
+/// # Errors
+/// If there is no GPU, or a request fails.
+pub fn run(fp8: bool) -> Result<()> {
+    let (weights, cases): (_, &[Case]) = if fp8 { ("fp8", &FP8) } else { ("bf16", &BF16) };
+    let quant =
+        fp8.then(|| QuantConfig { quant_algo: Some(QuantAlgo::Fp8), ..QuantConfig::default() });
+    let plan = Plan {
+        model: "llama-3-8b",
+        quant,
+        batch: cases.iter().map(|case| case.batch).max().unwrap_or(1),
+        adapters: ADAPTERS,
+        rank: RANK,
+        length: 2048 + NEW_TOKENS,
+        step_tokens: 2048,
+    };
+    let start = Instant::now();
+    let serving = Serving::start(&plan, || Cuda::new(0).map_err(Into::into))?;
+    serving.measure(Load { batch: 1, adapters: 0, prompt: 128, new_tokens: 1 }, 1)?;
+    println!("{weights}: first token {:.1} s after the start", start.elapsed().as_secs_f64());
+    let rows = cases.iter().map(|case| measure(&serving, case, weights));
+    let rows = rows.collect::<Result<Vec<_>>>()?;
+    println!("{}", table(&rows));
+    Ok(())
+}
+
+fn measure(serving: &Serving, case: &Case, weights: &'static str) -> Result<Row> {
+    let is_prefill = case.prompt > 128;
+    let time = |adapters| {
+        let new_tokens = if is_prefill { 1 } else { NEW_TOKENS };
+        let load = Load { batch: case.batch, adapters, prompt: case.prompt, new_tokens };
+        let times = serving.measure(load, if is_prefill { 5 } else { 1 })?;
+        anyhow::Ok(if is_prefill { times.prefill_s * 1e3 } else { times.step_ms })
+    };
+    let row = Row {
+        weights,
+        batch: case.batch,
+        adapters: case.adapters,
+        what: if is_prefill { "prefill of 2048" } else { "decode step" },
+        base: time(0)?,
+        with_adapters: time(case.adapters)?,
+        vllm_base: case.vllm_base,
+        vllm: case.vllm,
+        target: case.target,
+    };
+    println!("{}", serde_json::to_string(&row)?);
+    Ok(row)
+}
+
+/// The table for people.
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.set_header([
+        "weights",
+        "batch",
+        "adapters",
+        "what",
+        "base ms",
+        "with adapters",
+        "%",
+        "vLLM base",
+        "vLLM with",
+        "at most",
+    ]);
+    for row in rows {
+        table.add_row([
+            row.weights.to_owned(),
+            row.batch.to_string(),
+            row.adapters.to_string(),
+            row.what.to_owned(),
+            format!("{:.2}", row.base),
+            format!("{:.2}", row.with_adapters),
+            format!("{:.1}", (row.with_adapters / row.base - 1.0) * 100.0),
+            format!("{:.2}", row.vllm_base),
+            format!("{:.2}", row.vllm),
+            format!("{:.1}", row.target),
+        ]);
+    }
+    table
+}
