@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use engine::{GenerateRequest, Llm, LoadFormat, Prompt, SamplingParams};
+use engine::{GenerateRequest, KvCacheConfig, Llm, LoadFormat, Prompt, SamplingParams};
 use lora_core::testkit::{Recipe, write_peft};
 use lora_core::{Backend, LoraConfig, LoraRequest, ModelGeometry, QuantConfig};
 
@@ -71,7 +71,12 @@ impl Serving {
             .lora_config(LoraConfig { max_loras, ..LoraConfig::default() })
             .max_num_tokens(plan.step_tokens)
             .max_batch_size(plan.batch)
-            .max_seq_len(plan.length);
+            .max_seq_len(plan.length)
+            // A prompt that comes again is computed again.
+            .kv_cache_config(KvCacheConfig {
+                enable_block_reuse: false,
+                ..KvCacheConfig::default()
+            });
         let builder = match plan.quant.clone() {
             Some(quant) => builder.quant_config(quant),
             None => builder,

@@ -34,7 +34,7 @@ pub struct Caps {
     /// The device's memory is the host's, which others need, too: no large share of it is taken
     /// unless the user asks for that.
     pub shares_host_memory: bool,
-    /// Which sums products take depends on the shape of the row alone, neither on the number of rows
+    /// Which sums products and attention take depends on the shape of the row alone, neither on the number of rows
     /// nor on where they lie, so that a row's bits are the same in any batch. Otherwise they differ by
     /// rounding.
     pub batch_invariant: bool,
@@ -48,8 +48,8 @@ pub struct Caps {
 ///   be recorded as a graph;
 /// - it accumulates in `f32` and rounds to the out-param's dtype once, when it stores;
 /// - a row of the result depends only on that row of the inputs: never on the other rows of the
-///   batch, nor on how many there are, but for the rounding of [`Backend::linear`] where
-///   [`Caps::batch_invariant`] is false;
+///   batch, nor on how many there are, but for the rounding of [`Backend::linear`] and
+///   [`Backend::attention`] where [`Caps::batch_invariant`] is false;
 /// - it checks shapes and dtypes first and, if they are wrong, returns an error without writing.
 ///
 /// A backend lives on the thread that drives it and need not be `Send`.
@@ -236,7 +236,8 @@ pub trait Backend: Sized + 'static {
     fn qk_norm_rope_append(&self, q: &mut Self::Queue, args: QkvArgs<'_, Self>) -> Result<()>;
 
     /// Causal attention over paged keys and values; see [`AttentionArgs`]. `out` is
-    /// `[rows, heads * head_dim]`, without gaps between rows.
+    /// `[rows, heads * head_dim]`, without gaps between rows. Where [`Caps::batch_invariant`] is
+    /// false, weights may be rounded to the queries' dtype before they meet the values.
     ///
     /// # Errors
     /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].

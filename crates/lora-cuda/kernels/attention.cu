@@ -1,15 +1,6 @@
-// Causal attention over paged keys and values, by online softmax (Milakov & Gimelshein, 2018).
-#include "common.cuh"
-
-// Laid out as `AttentionArgs` of `ops/attention.rs`.
-struct AttentionArgs {
-    Mat queries, k_cache, v_cache, out;
-    const int32_t *sequences, *positions, *tables;
-    int64_t table_stride;
-    float scale, v_scale; // The scale of the keys is part of `scale`.
-    int32_t tokens_per_block, window; // window 0: none
-    int32_t heads, kv_heads, head_dim;
-};
+// Causal attention over paged keys and values, by online softmax (Milakov & Gimelshein, 2018), for
+// heads of any size.
+#include "attention.cuh"
 
 constexpr int WARPS = 4;
 constexpr int MAX_HEAD_DIM = 256;
@@ -22,8 +13,7 @@ __device__ void attend(const AttentionArgs &a, const float *query, int64_t seque
     int lane = threadIdx.x % WARP;
     const int32_t *table = a.tables + sequence * a.table_stride;
     for (int p = first + threadIdx.x / WARP; p <= last; p += WARPS) {
-        int64_t place = static_cast<int64_t>(table[p / a.tokens_per_block]) * a.tokens_per_block +
-                        p % a.tokens_per_block;
+        int64_t place = cache_row(a, table, p);
         const C *key = a.k_cache.row<C>(place) + column;
         float score = 0.0f;
 #pragma unroll
@@ -47,7 +37,7 @@ extern "C" __global__ void attention(AttentionArgs a) {
     int64_t r = blockIdx.x;
     int head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, dim = a.head_dim;
     int last = a.positions[r];
-    int first = a.window > 0 ? max(last + 1 - a.window, 0) : 0;
+    int first = first_key(a, last);
     int column = head / (a.heads / a.kv_heads) * dim;
     float query[PER_LANE], sum[PER_LANE] = {}, best = -INFINITY, total = 0.0f;
     with_float(a.queries.dtype, [&](auto t) {

@@ -6,14 +6,14 @@ use lora_core::{DType, Mat};
 
 use crate::{CudaBuf, View, ViewMut};
 
-/// Arguments of one kernel.
+/// Arguments of kernels.
 ///
 /// # Safety
-/// The type must be `repr(C)` and have the fields of the kernel's struct, pointers as [`Address`];
+/// The type must be `repr(C)` and have the fields of the kernels' struct, pointers as [`Address`];
 /// a kernel called with pointers and extents that belong together stays inside of them.
 pub unsafe trait KernelArgs: Copy {
-    /// The kernel.
-    const KERNEL: Kernel;
+    /// The kernels that take them.
+    const KERNELS: &'static [Kernel];
 }
 
 macro_rules! kernels {
@@ -46,6 +46,11 @@ kernels! {
     AddRmsNorm: "add_rms_norm" in "norm.cu",
     QkNormRopeAppend: "qk_norm_rope_append" in "rope.cu",
     Attention: "attention" in "attention.cu",
+    AttentionDecode64: "attention_decode_64" in "attention_decode.cu",
+    AttentionDecode128: "attention_decode_128" in "attention_decode.cu",
+    AttentionDecode256: "attention_decode_256" in "attention_decode.cu",
+    AttentionPrefill64: "attention_prefill_64" in "attention_prefill.cu",
+    AttentionPrefill128: "attention_prefill_128" in "attention_prefill.cu",
     Linear: "linear" in "linear.cu",
     QuantiseRows: "quantise_rows" in "linear.cu",
     RowNorms: "row_norms" in "linear.cu",

@@ -31,7 +31,7 @@ impl CudaBuf {
         // SAFETY: the block has that many bytes and nobody else knows it.
         let zeroed = unsafe { sys::cuMemsetD8_v2(address, 0, bytes.max(1)).result() };
         zeroed.map_err(failed("cuMemsetD8"))?;
-        context.synchronize().map_err(failed("cuCtxSynchronize"))?;
+        wait()?;
         Ok(buf)
     }
 
@@ -47,7 +47,7 @@ impl CudaBuf {
             unsafe { result::memcpy_htod_sync(address, part) }.map_err(failed("cuMemcpyHtoD"))?;
             address += part.len() as u64;
         }
-        context.synchronize().map_err(failed("cuCtxSynchronize"))?;
+        wait()?;
         Ok(buf)
     }
 
@@ -65,6 +65,14 @@ impl CudaBuf {
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
+}
+
+/// Waits for the default stream, on which blocks are filled. To wait for the whole context would spoil
+/// what other engines record.
+fn wait() -> Result<()> {
+    // SAFETY: null names the default stream of the current context.
+    unsafe { result::stream::synchronize(std::ptr::null_mut()) }
+        .map_err(failed("cuStreamSynchronize"))
 }
 
 impl Drop for CudaBuf {

@@ -103,6 +103,9 @@ fn find(ordinal: usize) -> std::result::Result<(Arc<CudaContext>, PathBuf), Cuda
     }
     let context = CudaContext::new(ordinal);
     let context = context.map_err(CudaError::driver("cuDevicePrimaryCtxRetain"))?;
+    // SAFETY: no slices of cudarc are used, whose events this is about. Without them, a new stream does
+    // not wait for the whole context, which would spoil what other engines record.
+    unsafe { context.disable_event_tracking() };
     let found = context.compute_capability();
     let (major, minor) = found.map_err(CudaError::driver("cuDeviceGetAttribute"))?;
     let found = format!("{major}.{minor}");

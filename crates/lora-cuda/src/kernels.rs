@@ -43,11 +43,13 @@ macro_rules! sources {
 }
 
 /// Headers, which are not compiled by themselves.
-pub const HEADERS: [Source; 2] = sources!["common.cuh", "lora.cuh"];
+pub const HEADERS: [Source; 3] = sources!["attention.cuh", "common.cuh", "lora.cuh"];
 
 /// Files that become a fatbin each.
-pub const UNITS: [Source; 9] = sources![
+pub const UNITS: [Source; 11] = sources![
     "attention.cu",
+    "attention_decode.cu",
+    "attention_prefill.cu",
     "linear.cu",
     "logprobs.cu",
     "lora.cu",

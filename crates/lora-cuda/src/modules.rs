@@ -11,6 +11,9 @@ use crate::CudaError;
 use crate::args::Kernel;
 use crate::kernels::{UNITS, compiled_name};
 
+/// Bytes of dynamic shared memory that a launch may ask for.
+const MOST_SHARED: i32 = 96 << 10;
+
 /// All kernels, in the context that is current. They stay loaded as long as the context lives,
 /// which is until the process ends.
 pub struct Modules {
@@ -37,7 +40,13 @@ impl Modules {
                 // SAFETY: the module was loaded above and is never unloaded.
                 let function = unsafe { result::module::get_function(module, name) };
                 let missing = |e| broken(format!("kernel {}: {e:?}", kernel.name()));
-                functions.insert(*kernel, function.map_err(missing)?);
+                let function = function.map_err(missing)?;
+                let limit =
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the function was found above.
+                unsafe { result::function::set_function_attribute(function, limit, MOST_SHARED) }
+                    .map_err(missing)?;
+                functions.insert(*kernel, function);
             }
         }
         Ok(Self { functions })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use lora_core::{Error, Mat, Pool, Result};
 
-use crate::args::KernelArgs;
+use crate::args::{Kernel, KernelArgs};
 use crate::download::{CudaDownload, HostBlocks};
 use crate::error::failed;
 use crate::modules::Modules;
@@ -54,12 +54,14 @@ pub struct Launch {
     pub threads: usize,
     /// Bytes of dynamic shared memory.
     pub shared: usize,
+    /// Blocks along z that make a cluster; divides their number.
+    pub cluster: usize,
 }
 
 impl Launch {
     /// `blocks` blocks of `threads` threads.
     pub fn new(grid: [usize; 3], threads: usize) -> Self {
-        Self { grid, threads, shared: 0 }
+        Self { grid, threads, shared: 0, cluster: 1 }
     }
 }
 
@@ -178,30 +180,37 @@ impl CudaQueue {
     pub(crate) fn launch<A: KernelArgs>(
         &mut self,
         modules: &Modules,
+        kernel: Kernel,
         launch: Launch,
         args: A,
     ) -> Result<()> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        let name = A::KERNEL.name();
-        let function = modules.get(A::KERNEL);
+        let name = kernel.name();
+        let function = modules.get(kernel).filter(|_| A::KERNELS.contains(&kernel));
         let function = function.ok_or_else(|| Error::Device(format!("no kernel {name}")))?;
         let [x, y, z] = launch.grid.map(|blocks| blocks as u32);
+        let mut cluster = in_clusters(launch.cluster as u32);
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared as u32,
+            hStream: self.stream(),
+            attrs: &raw mut cluster,
+            numAttrs: u32::from(launch.cluster > 1),
+        };
         let mut params = [(&raw const args).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one struct that is laid out as `args` (see `KernelArgs`), which
-        // the driver copies before it returns.
+        // the driver copies before it returns, as it does the configuration.
         let started = unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (launch.threads as u32, 1, 1),
-                launch.shared as u32,
-                self.stream(),
-                &mut params,
-            )
+            sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut())
         };
-        started.map_err(failed(name))
+        started.result().map_err(failed(name))
     }
 
     /// Copies bytes from the host to the start of a dense matrix.
@@ -274,6 +283,14 @@ impl CudaQueue {
     pub(crate) fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(failed("cuStreamSynchronize"))
     }
+}
+
+/// The attribute of a launch by which `blocks` blocks along z make a cluster.
+fn in_clusters(blocks: u32) -> sys::CUlaunchAttribute {
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    let size = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: 1, z: blocks };
+    let value = sys::CUlaunchAttributeValue { clusterDim: size };
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
 }
 
 /// A copy from a matrix; the other side is still to be filled in.

@@ -40,7 +40,7 @@ struct LinearArgs {
 
 // SAFETY: laid out as `LinearArgs` of `linear.cu`.
 unsafe impl KernelArgs for LinearArgs {
-    const KERNEL: Kernel = Kernel::Linear;
+    const KERNELS: &'static [Kernel] = &[Kernel::Linear];
 }
 
 #[repr(C)]
@@ -54,7 +54,7 @@ struct QuantiseArgs {
 
 // SAFETY: laid out as `QuantiseArgs` of `linear.cu`.
 unsafe impl KernelArgs for QuantiseArgs {
-    const KERNEL: Kernel = Kernel::QuantiseRows;
+    const KERNELS: &'static [Kernel] = &[Kernel::QuantiseRows];
 }
 
 #[repr(C)]
@@ -71,7 +71,7 @@ struct RowNormArgs {
 
 // SAFETY: laid out as `RowNormArgs` of `linear.cu`.
 unsafe impl KernelArgs for RowNormArgs {
-    const KERNEL: Kernel = Kernel::RowNorms;
+    const KERNELS: &'static [Kernel] = &[Kernel::RowNorms];
 }
 
 /// Rows that a warp of the kernel takes together, as in `linear.cu`.
@@ -180,7 +180,7 @@ impl Cuda {
         };
         let outputs = out.geo.cols.div_ceil(ROW_THREADS / WARP);
         let launch = Launch::new([outputs, out.geo.rows.div_ceil(ROWS), 1], ROW_THREADS);
-        q.launch(&self.modules, launch, args)
+        q.launch(&self.modules, Kernel::Linear, launch, args)
     }
 
     fn multiply_fp8(
@@ -201,7 +201,8 @@ impl Cuda {
             InputScale::Dynamic => 0.0,
         };
         let launch = Launch::new([rows, 1, 1], ROW_THREADS);
-        q.launch(&self.modules, launch, QuantiseArgs { x: x.into(), codes, scales, scale })?;
+        let args = QuantiseArgs { x: x.into(), codes, scales, scale };
+        q.launch(&self.modules, Kernel::QuantiseRows, launch, args)?;
         self.multiply_any(q, codes, scales, w, out)
     }
 
@@ -231,7 +232,8 @@ impl Cuda {
             scale,
         };
         let blocks = rows.len().div_ceil(ROW_THREADS / WARP);
-        q.launch(&self.modules, Launch::new([blocks, 1, 1], ROW_THREADS), args)?;
+        let launch = Launch::new([blocks, 1, 1], ROW_THREADS);
+        q.launch(&self.modules, Kernel::RowNorms, launch, args)?;
         let norms = q.download(View { buf: &held, geo })?.wait()?;
         Ok(bytemuck::pod_collect_to_vec(&norms))
     }

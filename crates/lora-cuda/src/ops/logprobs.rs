@@ -24,7 +24,7 @@ struct LogprobArgs {
 
 // SAFETY: laid out as `LogprobArgs` of `logprobs.cu`.
 unsafe impl KernelArgs for LogprobArgs {
-    const KERNEL: Kernel = Kernel::Logprobs;
+    const KERNELS: &'static [Kernel] = &[Kernel::Logprobs];
 }
 
 impl Cuda {
@@ -45,6 +45,11 @@ impl Cuda {
             target: MatArg::from(&out.target).data(),
             rank: MatArg::from(&out.rank).data(),
         };
-        q.launch(&self.modules, Launch::new([args.logits.geo.rows, 1, 1], THREADS), kernel)
+        q.launch(
+            &self.modules,
+            Kernel::Logprobs,
+            Launch::new([args.logits.geo.rows, 1, 1], THREADS),
+            kernel,
+        )
     }
 }

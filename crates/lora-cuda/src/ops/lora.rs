@@ -33,29 +33,16 @@ struct LoraArgs {
     planes: i32,
 }
 
-macro_rules! kernel_args {
-    ($($name:ident: $kernel:ident),* $(,)?) => {
-        $(
-            #[doc = concat!("[`LoraArgs`] for [`Kernel::", stringify!($kernel), "`].")]
-            #[repr(transparent)]
-            #[derive(Clone, Copy)]
-            struct $name(LoraArgs);
-
-            // SAFETY: laid out as `LoraArgs` of `lora.cuh`.
-            unsafe impl KernelArgs for $name {
-                const KERNEL: Kernel = Kernel::$kernel;
-            }
-        )*
-    };
-}
-
-kernel_args! {
-    Shrink: LoraShrink,
-    Expand: LoraExpand,
-    ShrinkMma8: LoraShrinkMma8,
-    ShrinkMma32: LoraShrinkMma32,
-    ExpandMma8: LoraExpandMma8,
-    ExpandMma32: LoraExpandMma32,
+// SAFETY: laid out as `LoraArgs` of `lora.cuh`.
+unsafe impl KernelArgs for LoraArgs {
+    const KERNELS: &'static [Kernel] = &[
+        Kernel::LoraShrink,
+        Kernel::LoraExpand,
+        Kernel::LoraShrinkMma8,
+        Kernel::LoraShrinkMma32,
+        Kernel::LoraExpandMma8,
+        Kernel::LoraExpandMma32,
+    ];
 }
 
 /// Ranks of a tile of the shrink, and outputs of a block of the expand, as in `lora_mma.cu`.
@@ -234,13 +221,14 @@ impl Cuda {
         if let Some(tile_rows) = plan.by_mma {
             let ranks = plan.slices * plan.max_rank.div_ceil(RANKS);
             let launch = Launch::new([plan.tiles, ranks, plan.planes], ROW_THREADS);
-            return match tile_rows {
-                8 => q.launch(&self.modules, launch, ShrinkMma8(plan.args)),
-                _ => q.launch(&self.modules, launch, ShrinkMma32(plan.args)),
+            let kernel = match tile_rows {
+                8 => Kernel::LoraShrinkMma8,
+                _ => Kernel::LoraShrinkMma32,
             };
+            return q.launch(&self.modules, kernel, launch, plan.args);
         }
         let launch = Launch::new([plan.rows, plan.slices, 1], ROW_THREADS);
-        q.launch(&self.modules, launch, Shrink(plan.args))
+        q.launch(&self.modules, Kernel::LoraShrink, launch, plan.args)
     }
 
     /// `y = gain * (y + scale * B z) + shift`.
@@ -248,14 +236,16 @@ impl Cuda {
         if let Some(tile_rows) = plan.by_mma {
             let blocks = [plan.tiles, plan.slices, plan.widest.div_ceil(OUTPUTS)];
             let launch = Launch::new(blocks, ROW_THREADS);
-            return match tile_rows {
-                8 => q.launch(&self.modules, launch, ExpandMma8(plan.args)),
-                _ => q.launch(&self.modules, launch, ExpandMma32(plan.args)),
+            let kernel = match tile_rows {
+                8 => Kernel::LoraExpandMma8,
+                _ => Kernel::LoraExpandMma32,
             };
+            return q.launch(&self.modules, kernel, launch, plan.args);
         }
         // Each warp takes some outputs, so that blocks are not too many.
         let blocks = [plan.rows, plan.slices, plan.widest.div_ceil(ROW_THREADS / WARP * 8)];
-        q.launch(&self.modules, Launch::new(blocks, ROW_THREADS), Expand(plan.args))
+        let launch = Launch::new(blocks, ROW_THREADS);
+        q.launch(&self.modules, Kernel::LoraExpand, launch, plan.args)
     }
 
     /// Checks what the batch points at.

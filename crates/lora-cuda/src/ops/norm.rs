@@ -18,24 +18,9 @@ struct NormArgs {
     eps: f32,
 }
 
-/// [`NormArgs`] for the kernel without a residual.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct PlainNorm(NormArgs);
-
-/// [`NormArgs`] for the kernel with a residual.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct AddNorm(NormArgs);
-
 // SAFETY: laid out as `NormArgs` of `norm.cu`.
-unsafe impl KernelArgs for PlainNorm {
-    const KERNEL: Kernel = Kernel::RmsNorm;
-}
-
-// SAFETY: laid out as `NormArgs` of `norm.cu`.
-unsafe impl KernelArgs for AddNorm {
-    const KERNEL: Kernel = Kernel::AddRmsNorm;
+unsafe impl KernelArgs for NormArgs {
+    const KERNELS: &'static [Kernel] = &[Kernel::RmsNorm, Kernel::AddRmsNorm];
 }
 
 impl Cuda {
@@ -50,7 +35,8 @@ impl Cuda {
         check::norm("rms_norm", x.geo, w.geo, &[("out", out.geo)])?;
         let (residual, w) = (MatArg::NONE, MatArg::from(w).data());
         let args = NormArgs { x: x.into(), residual, out: out.into(), w, eps };
-        q.launch(&self.modules, Launch::new([x.geo.rows, 1, 1], ROW_THREADS), PlainNorm(args))
+        let launch = Launch::new([x.geo.rows, 1, 1], ROW_THREADS);
+        q.launch(&self.modules, Kernel::RmsNorm, launch, args)
     }
 
     /// See [`lora_core::Backend::add_rms_norm`].
@@ -65,6 +51,7 @@ impl Cuda {
         check::norm("add_rms_norm", x.geo, w.geo, &outs)?;
         let w = MatArg::from(w).data();
         let args = NormArgs { x: x.into(), residual: residual.into(), out: out.into(), w, eps };
-        q.launch(&self.modules, Launch::new([x.geo.rows, 1, 1], ROW_THREADS), AddNorm(args))
+        let launch = Launch::new([x.geo.rows, 1, 1], ROW_THREADS);
+        q.launch(&self.modules, Kernel::AddRmsNorm, launch, args)
     }
 }

@@ -33,7 +33,7 @@ struct RopeArgs {
 
 // SAFETY: laid out as `RopeArgs` of `rope.cu`.
 unsafe impl KernelArgs for RopeArgs {
-    const KERNEL: Kernel = Kernel::QkNormRopeAppend;
+    const KERNELS: &'static [Kernel] = &[Kernel::QkNormRopeAppend];
 }
 
 impl Cuda {
@@ -66,7 +66,8 @@ impl Cuda {
             grid: [args.qkv.geo.rows, 1, 1],
             threads: WARPS * WARP,
             shared: WARPS * dims.head_dim * size_of::<f32>(),
+            cluster: 1,
         };
-        q.launch(&self.modules, launch, kernel)
+        q.launch(&self.modules, Kernel::QkNormRopeAppend, launch, kernel)
     }
 }

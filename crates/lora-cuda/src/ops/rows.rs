@@ -19,7 +19,7 @@ struct GatherArgs {
 
 // SAFETY: laid out as `GatherArgs` of `rows.cu`.
 unsafe impl KernelArgs for GatherArgs {
-    const KERNEL: Kernel = Kernel::GatherRows;
+    const KERNELS: &'static [Kernel] = &[Kernel::GatherRows];
 }
 
 #[repr(C)]
@@ -31,7 +31,7 @@ struct GateArgs {
 
 // SAFETY: laid out as `GateArgs` of `rows.cu`.
 unsafe impl KernelArgs for GateArgs {
-    const KERNEL: Kernel = Kernel::SiluMul;
+    const KERNELS: &'static [Kernel] = &[Kernel::SiluMul];
 }
 
 impl Cuda {
@@ -75,7 +75,7 @@ impl Cuda {
     ) -> Result<()> {
         let launch = Launch::new([out.geo.rows, 1, 1], ROW_THREADS);
         let args = GatherArgs { table, out: out.into(), ids: MatArg::from(ids).data() };
-        q.launch(&self.modules, launch, args)
+        q.launch(&self.modules, Kernel::GatherRows, launch, args)
     }
 
     /// See [`lora_core::Backend::silu_mul`].
@@ -88,6 +88,7 @@ impl Cuda {
         check::silu_mul(gate_up.geo, out.geo)?;
         let blocks = out.geo.cols.div_ceil(ROW_THREADS);
         let launch = Launch::new([out.geo.rows, blocks, 1], ROW_THREADS);
-        q.launch(&self.modules, launch, GateArgs { gate_up: gate_up.into(), out: out.into() })
+        let args = GateArgs { gate_up: gate_up.into(), out: out.into() };
+        q.launch(&self.modules, Kernel::SiluMul, launch, args)
     }
 }

@@ -25,7 +25,7 @@ struct SampleArgs {
 
 // SAFETY: laid out as `SampleArgs` of `sample.cu`.
 unsafe impl KernelArgs for SampleArgs {
-    const KERNEL: Kernel = Kernel::Sample;
+    const KERNELS: &'static [Kernel] = &[Kernel::Sample];
 }
 
 impl Cuda {
@@ -49,7 +49,7 @@ impl Cuda {
             banned: MatArg::from(args.banned).data(),
             out: MatArg::from(out).data(),
         };
-        q.launch(&self.modules, Launch::new([rows, 1, 1], THREADS), kernel)
+        q.launch(&self.modules, Kernel::Sample, Launch::new([rows, 1, 1], THREADS), kernel)
     }
 
     fn check_rows(&self, q: &mut CudaQueue, args: &Args<'_, Self>) -> Result<()> {
