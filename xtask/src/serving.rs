@@ -64,6 +64,7 @@ impl Serving {
         plan: &Plan<'_>,
         backend: impl FnOnce() -> lora_core::Result<B> + Send + 'static,
     ) -> anyhow::Result<Self> {
+        let start = Instant::now();
         let (path, format) = locate(plan.model)?;
         let max_loras = Some(plan.adapters.max(1));
         let builder = Llm::builder(&path)
@@ -83,6 +84,7 @@ impl Serving {
         };
         let llm = builder.build(backend);
         let llm = llm.with_context(|| format!("loading {}", path.display()))?;
+        eprintln!("{} loaded in {:.1} s", plan.model, start.elapsed().as_secs_f64());
         let dir = tempfile::tempdir()?;
         let geometry = &llm.info().geometry;
         let adapters = (0..plan.adapters)

@@ -8,7 +8,6 @@
 constexpr int WARPS = 4;
 constexpr int GROUP = 4; // query heads of a block
 constexpr int TURN = 4;  // keys that a lane has under way at a time
-constexpr int EIGHT = 8; // neighbouring elements of a lane
 
 // Eight neighbours as f32.
 __device__ void load_eight(const float *from, float (&to)[EIGHT]) {
@@ -17,8 +16,7 @@ __device__ void load_eight(const float *from, float (&to)[EIGHT]) {
 }
 
 template <class T> __device__ void load_eight(const T *from, float (&to)[EIGHT]) {
-    struct alignas(EIGHT * sizeof(T)) Eight { T v[EIGHT]; };
-    Eight eight = *reinterpret_cast<const Eight *>(from);
+    Eight<T> eight = Eight<T>::load(from);
 #pragma unroll
     for (int i = 0; i < EIGHT; i++) to[i] = to_float(eight.v[i]);
 }

@@ -1,14 +1,11 @@
 // Attention of many rows of a sequence by tensor cores (Dao, FlashAttention-2, 2023): a block takes a
 // tile of rows and the query heads that share their keys, and brings tiles of keys and values into
 // shared memory, the next ones while it computes.
-#include <type_traits>
-
 #include "attention.cuh"
 
 constexpr int WARPS = 4;
 constexpr int M = 16 * WARPS; // pairs of row and head of a block
 constexpr int KEYS = 64;      // keys of a tile
-constexpr int EIGHT = 8;      // elements that are moved together: 16 bytes
 
 // Place of eight neighbours in a tile of shared memory, in elements. Neighbouring rows have theirs
 // in other banks.
@@ -89,15 +86,15 @@ template <class T> __device__ void bring(T *to, const T *from) {
 
 // From e4m3, which both 16-bit types hold exactly.
 template <class T> __device__ void bring(T *to, const f8 *from) {
-    alignas(16) T eight[EIGHT];
+    Eight<T> eight;
     uint2 codes = from ? *reinterpret_cast<const uint2 *>(from) : make_uint2(0, 0);
 #pragma unroll
     for (int i = 0; i < EIGHT; i++) {
         f8 code;
         code.__x = (i < 4 ? codes.x : codes.y) >> (i % 4 * 8) & 0xff;
-        eight[i] = from_float<T>(to_float(code));
+        eight.v[i] = from_float<T>(to_float(code));
     }
-    *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(eight);
+    eight.store(to);
 }
 
 // Starts to bring the tile of keys and values that begins at `base`. What is masked must be zero, as

@@ -54,6 +54,21 @@ template <class F> __device__ inline void with_any(int dtype, F &&f) {
     with_float(dtype, f);
 }
 
+// Eight neighbours that are loaded and stored together; their address must be a multiple of their size.
+constexpr int EIGHT = 8;
+template <class T> struct alignas(EIGHT * sizeof(T)) Eight {
+    T v[EIGHT];
+
+    __device__ static Eight load(const T *from) { return *reinterpret_cast<const Eight *>(from); }
+    __device__ void store(T *to) const { *reinterpret_cast<Eight *>(to) = *this; }
+};
+
+// Calls `f` with a value of the 16-bit type that `dtype` names.
+template <class F> __device__ inline void with_narrow(int dtype, F &&f) {
+    if (dtype == DTYPE_BF16) f(bf16{});
+    else f(f16{});
+}
+
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 

@@ -6,7 +6,6 @@
 #include "common.cuh"
 #include "lora.cuh"
 
-constexpr int EIGHT = 8;    // rows that one instruction takes
 constexpr int RANKS = 16;   // ranks in a tile of the shrink
 constexpr int WARPS = 8;
 constexpr int OUTPUTS = 64; // outputs of a warp in the expand

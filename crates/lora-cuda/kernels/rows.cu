@@ -28,6 +28,8 @@ struct GateArgs {
     Mat gate_up, out;
 };
 
+__device__ float gated(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+
 // out = silu(gate) * up, gate in the left half of `gate_up`. Blocks (row, part of its columns).
 extern "C" __global__ void silu_mul(GateArgs a) {
     int64_t r = blockIdx.x;
@@ -37,11 +39,25 @@ extern "C" __global__ void silu_mul(GateArgs a) {
     with_float(gate_up.dtype, [&](auto g) {
         using G = decltype(g);
         const G *row = gate_up.row<G>(r);
-        float gate = to_float(row[c]), up = to_float(row[out.cols + c]);
-        float value = gate / (1.0f + expf(-gate)) * up;
+        float value = gated(to_float(row[c]), to_float(row[out.cols + c]));
         with_float(out.dtype, [&](auto o) {
             using O = decltype(o);
             out.row<O>(r)[c] = from_float<O>(value);
         });
+    });
+}
+
+// As `silu_mul`, eight columns a thread, for 16-bit numbers.
+extern "C" __global__ void silu_mul_eights(GateArgs a) {
+    int64_t r = blockIdx.x;
+    int c = (blockIdx.y * blockDim.x + threadIdx.x) * EIGHT;
+    if (c >= a.out.cols) return;
+    with_narrow(a.out.dtype, [&](auto t) {
+        using T = decltype(t);
+        const T *row = a.gate_up.row<T>(r) + c;
+        Eight<T> gate = Eight<T>::load(row), up = Eight<T>::load(row + a.out.cols), out;
+        for (int i = 0; i < EIGHT; i++)
+            out.v[i] = from_float<T>(gated(to_float(gate.v[i]), to_float(up.v[i])));
+        out.store(a.out.row<T>(r) + c);
     });
 }

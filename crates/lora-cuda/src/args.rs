@@ -42,8 +42,10 @@ macro_rules! kernels {
 kernels! {
     GatherRows: "gather_rows" in "rows.cu",
     SiluMul: "silu_mul" in "rows.cu",
+    SiluMulEights: "silu_mul_eights" in "rows.cu",
     RmsNorm: "rms_norm" in "norm.cu",
     AddRmsNorm: "add_rms_norm" in "norm.cu",
+    RmsNormEights: "rms_norm_eights" in "norm.cu",
     QkNormRopeAppend: "qk_norm_rope_append" in "rope.cu",
     Attention: "attention" in "attention.cu",
     AttentionDecode64: "attention_decode_64" in "attention_decode.cu",

@@ -10,8 +10,10 @@ use cudarc::cublaslt::{result, sys};
 use cudarc::driver::CudaContext;
 use lora_core::{DType, Error, Mat, Pool, Result};
 
-use crate::args::MatArg;
+use crate::args::{Address, MatArg};
 use crate::{CudaBuf, CudaError, CudaQueue};
+
+use sys::cublasLtMatmulDescAttributes_t as Attribute;
 
 /// Bytes of scratch that plans may use; NVIDIA recommends 32 MiB for Hopper.
 const WORKSPACE: usize = 32 << 20;
@@ -28,6 +30,16 @@ struct Shape {
     x_stride: usize,
     out_stride: usize,
     dtypes: [DType; 2],
+    bias: bool,
+}
+
+/// What a product is given besides its operands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extras {
+    /// Of operands in e4m3: a scale for each output, and one for each row of the input, both f32.
+    pub scales: Option<[Address; 2]>,
+    /// Summand of each output, in the output's dtype.
+    pub bias: Option<Address>,
 }
 
 /// A handle of cuBLASLt with its plans.
@@ -38,9 +50,64 @@ pub struct Lt {
     plans: HashMap<Shape, Option<Plan>>,
 }
 
+/// The description of a product.
+struct Product(sys::cublasLtMatmulDesc_t);
+
+impl Product {
+    fn new() -> Result<Self> {
+        let f32_sums = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let product = result::create_matmul_desc(f32_sums, sys::cudaDataType::CUDA_R_32F);
+        product.map(Self).map_err(failed("cublasLtMatmulDescCreate"))
+    }
+
+    /// Sets what all products of a shape share.
+    fn describe(&self, shape: &Shape) -> Result<()> {
+        self.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T)?;
+        if shape.bias {
+            let bias = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+            self.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, bias)?;
+        }
+        if shape.dtypes[0] == DType::F8E4m3 {
+            use sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+            let of_each = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+            self.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, of_each)?;
+            self.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, of_each)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the addresses of one product.
+    fn point_at(&self, extras: Extras) -> Result<()> {
+        if let Some([of_outputs, of_rows]) = extras.scales {
+            self.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, of_outputs)?;
+            self.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, of_rows)?;
+        }
+        match extras.bias {
+            Some(bias) => self.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias),
+            None => Ok(()),
+        }
+    }
+
+    fn set<T: Copy>(&self, attribute: Attribute, value: T) -> Result<()> {
+        let bytes = size_of::<T>();
+        // SAFETY: the attribute is a value of that type, which is copied.
+        let set = unsafe {
+            result::set_matmul_desc_attribute(self.0, attribute, (&raw const value).cast(), bytes)
+        };
+        set.map_err(failed("cublasLtMatmulDescSetAttribute"))
+    }
+}
+
+impl Drop for Product {
+    fn drop(&mut self) {
+        // SAFETY: made by `new` and not used after this. A failure can be told to nobody.
+        let _ = unsafe { result::destroy_matmul_desc(self.0) };
+    }
+}
+
 /// A product ready to run.
 struct Plan {
-    product: sys::cublasLtMatmulDesc_t,
+    product: Product,
     w: sys::cublasLtMatrixLayout_t,
     x: sys::cublasLtMatrixLayout_t,
     out: sys::cublasLtMatrixLayout_t,
@@ -65,8 +132,8 @@ impl Lt {
         Ok(Self { handle, workspace, plans: HashMap::new() })
     }
 
-    /// `out = x wᵀ`, `w` being `[n, k]` without gaps; `false` where cuBLASLt cannot do it. Which
-    /// algorithm runs depends on the number of rows.
+    /// `out = x wᵀ`, `w` being `[n, k]` without gaps, times scales and plus a bias; `false` where
+    /// cuBLASLt cannot do it. Which algorithm runs depends on the number of rows.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -76,6 +143,7 @@ impl Lt {
         (x, x_geo): (MatArg, Mat),
         (w, w_geo): (MatArg, Mat),
         (out, out_geo): (MatArg, Mat),
+        extras: Extras,
     ) -> Result<bool> {
         let shape = Shape {
             rows: x_geo.rows,
@@ -84,13 +152,17 @@ impl Lt {
             x_stride: x_geo.row_stride,
             out_stride: out_geo.row_stride,
             dtypes: [x_geo.dtype, out_geo.dtype],
+            bias: extras.bias.is_some(),
         };
         let handle = self.handle;
         let plan = match self.plans.entry(shape) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => place.insert(Plan::new(handle, &shape)?),
+            Entry::Vacant(place) => {
+                place.insert(Plan::new(handle, &shape, self.workspace.address())?)
+            }
         };
         let Some(plan) = plan else { return Ok(false) };
+        plan.product.point_at(extras)?;
         let (one, zero) = (1f32, 0f32);
         let at = |address: u64| address as *mut c_void;
         // SAFETY: layouts and pointers describe the operands, whose extents the op has checked; the
@@ -98,7 +170,7 @@ impl Lt {
         let done = unsafe {
             result::matmul(
                 handle,
-                plan.product,
+                plan.product.0,
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
                 at(w.data()),
@@ -132,32 +204,32 @@ fn cuda_type(dtype: DType) -> Option<sys::cudaDataType> {
         DType::F32 => Some(sys::cudaDataType::CUDA_R_32F),
         DType::F16 => Some(sys::cudaDataType::CUDA_R_16F),
         DType::Bf16 => Some(sys::cudaDataType::CUDA_R_16BF),
+        DType::F8E4m3 => Some(sys::cudaDataType::CUDA_R_8F_E4M3),
         _ => None,
     }
 }
 
 impl Plan {
     /// Rows of ours are columns of theirs: `outᵀ [n, rows] = w [n, k] xᵀ [k, rows]`.
-    fn new(handle: sys::cublasLtHandle_t, shape: &Shape) -> Result<Option<Self>> {
+    /// `anywhere` is an address of the device, for algorithms are chosen by whether there is a scale or
+    /// a bias.
+    fn new(
+        handle: sys::cublasLtHandle_t,
+        shape: &Shape,
+        anywhere: Address,
+    ) -> Result<Option<Self>> {
         let [Some(input), Some(output)] = shape.dtypes.map(cuda_type) else { return Ok(None) };
         let layout = |dtype, rows: usize, cols: usize, stride: usize| {
             result::create_matrix_layout(dtype, rows as u64, cols as u64, stride as i64)
                 .map_err(failed("cublasLtMatrixLayoutCreate"))
         };
-        let f32_sums = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let product = result::create_matmul_desc(f32_sums, sys::cudaDataType::CUDA_R_32F);
-        let product = product.map_err(failed("cublasLtMatmulDescCreate"))?;
-        let transposed = CUBLAS_OP_T;
-        // SAFETY: the attribute is a value of that type.
-        let set = unsafe {
-            result::set_matmul_desc_attribute(
-                product,
-                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
-                (&raw const transposed).cast(),
-                size_of_val(&transposed),
-            )
-        };
-        set.map_err(failed("cublasLtMatmulDescSetAttribute"))?;
+        let product = Product::new()?;
+        product.describe(shape)?;
+        let codes = shape.dtypes[0] == DType::F8E4m3;
+        product.point_at(Extras {
+            scales: codes.then_some([anywhere; 2]),
+            bias: shape.bias.then_some(anywhere),
+        })?;
         let w = layout(input, shape.k, shape.n, shape.k)?;
         let x = layout(input, shape.k, shape.rows, shape.x_stride.max(shape.k))?;
         let out = layout(output, shape.n, shape.rows, shape.out_stride.max(shape.n))?;
@@ -174,19 +246,12 @@ impl Plan {
             )
             .map_err(failed("cublasLtMatmulPreferenceSetAttribute"))?;
             let best =
-                result::get_matmul_algo_heuristic(handle, product, w, x, out, out, preference);
+                result::get_matmul_algo_heuristic(handle, product.0, w, x, out, out, preference);
             let destroyed = result::destroy_matmul_pref(preference);
             destroyed.map_err(failed("cublasLtMatmulPreferenceDestroy"))?;
             best
         };
-        let plan = |found: sys::cublasLtMatmulHeuristicResult_t| Self {
-            product,
-            w,
-            x,
-            out,
-            algorithm: found.algo,
-        };
-        Ok(best.ok().map(plan))
+        Ok(best.ok().map(|found| Self { product, w, x, out, algorithm: found.algo }))
     }
 }
 
@@ -198,7 +263,6 @@ impl Drop for Plan {
             for layout in [self.w, self.x, self.out] {
                 let _ = result::destroy_matrix_layout(layout);
             }
-            let _ = result::destroy_matmul_desc(self.product);
         }
     }
 }

@@ -27,9 +27,12 @@ struct Case {
 
 fn cases(rows: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
     let scale = || prop::sample::select(vec![1.0f32, 0.5, 0.01, 0.037, 2.3]);
-    let parts = prop::collection::vec((cols(), scale()), 1..4);
+    // Multiples of 16 are what kernels of 16 bytes take.
+    let outputs = prop_oneof![cols(), prop::sample::select(vec![16usize, 48, 128])];
+    let parts = prop::collection::vec((outputs, scale()), 1..4);
     let input = prop_oneof![Just(InputScale::Dynamic), scale().prop_map(InputScale::Static)];
-    (rows, cols(), parts, input, any::<bool>(), [gaps(), gaps()], any::<u64>()).prop_map(
+    let inputs = prop_oneof![cols(), prop::sample::select(vec![16usize, 64, 512])];
+    (rows, inputs, parts, input, any::<bool>(), [gaps(), gaps()], any::<u64>()).prop_map(
         |(rows, in_dim, parts, input, bias, gaps, seed)| Case {
             rows,
             in_dim,
@@ -95,7 +98,12 @@ pub fn an_fp8_product_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Ty
         let operands = case.operands(types);
         let w = case.prepare(&rig.be, &operands)?;
         let found = product(rig, &operands.x, &w, (case.out_dim(), types.out), case.gaps)?;
-        close("fp8 linear", &found, &case.expected(&operands), Class::Dot(case.in_dim))
+        // Tensor cores of Hopper keep fewer bits of a sum of e4m3 products than f32 has.
+        let class = match rig.be.caps().batch_invariant {
+            true => Class::Dot(case.in_dim),
+            false => Class::Through(case.in_dim, DType::F16),
+        };
+        close("fp8 linear", &found, &case.expected(&operands), class)
     });
 }
 

@@ -85,10 +85,10 @@ pub fn run(fp8: bool) -> Result<()> {
         length: 2048 + NEW_TOKENS,
         step_tokens: 2048,
     };
-    let start = Instant::now();
     let serving = Serving::start(&plan, || Cuda::new(0).map_err(Into::into))?;
+    let start = Instant::now();
     serving.measure(Load { batch: 1, adapters: 0, prompt: 128, new_tokens: 1 }, 1)?;
-    println!("{weights}: first token {:.1} s after the start", start.elapsed().as_secs_f64());
+    println!("{weights}: two first tokens took {:.2} s", start.elapsed().as_secs_f64());
     let rows = cases.iter().map(|case| measure(&serving, case, weights));
     let rows = rows.collect::<Result<Vec<_>>>()?;
     println!("{}", table(&rows));

@@ -9,6 +9,7 @@ use lora_core::{DType, HostTensor, Mat, Pool, Result, check};
 use super::{ROW_THREADS, WARP};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
+use crate::lt::Extras;
 use crate::queue::Launch;
 use crate::{Cuda, CudaBuf, CudaQueue, View, ViewMut};
 
@@ -17,6 +18,8 @@ pub struct CudaLinear {
     weights: CudaBuf,
     geo: Mat,
     bias: Option<CudaBuf>,
+    /// The bias in bf16, if no value of it loses anything by that.
+    narrow_bias: Option<CudaBuf>,
     fp8: Option<Fp8>,
 }
 
@@ -73,6 +76,9 @@ struct RowNormArgs {
 unsafe impl KernelArgs for RowNormArgs {
     const KERNELS: &'static [Kernel] = &[Kernel::RowNorms];
 }
+
+/// Bytes that the first code of an input lies at a multiple of.
+const CODES_ALIGNMENT: usize = 256;
 
 /// Rows that a warp of the kernel takes together, as in `linear.cu`.
 const ROWS: usize = 8;
@@ -131,8 +137,15 @@ impl Cuda {
         let dtype = parts.first().map_or(DType::F32, HostTensor::dtype);
         let parts: Vec<&[u8]> = parts.iter().map(|part| &part.bytes()[..]).collect();
         let weights = CudaBuf::holding(&self.context, Pool::Weights, &parts)?;
-        let bias = bias.map(|b| self.hold(Pool::Weights, bytemuck::cast_slice(b))).transpose()?;
-        Ok(CudaLinear { weights, geo: Mat::dense(n, k, dtype), bias, fp8: None })
+        let narrow = bias.and_then(exactly_bf16);
+        let hold = |bytes: &[u8]| self.hold(Pool::Weights, bytes);
+        Ok(CudaLinear {
+            weights,
+            geo: Mat::dense(n, k, dtype),
+            bias: bias.map(|bias| hold(bytemuck::cast_slice(bias))).transpose()?,
+            narrow_bias: narrow.map(|tensor| hold(tensor.bytes())).transpose()?,
+            fp8: None,
+        })
     }
 
     /// See [`lora_core::Backend::linear`].
@@ -150,14 +163,28 @@ impl Cuda {
         if let Some(fp8) = &w.fp8 {
             return self.multiply_fp8(q, x, w, fp8, out);
         }
-        if w.bias.is_none() && suits_lt(x.geo, w.geo, out.geo) {
-            let operands = ((x.into(), x.geo), (w.weights(), w.geo), (out.into(), out.geo));
-            let (x, w, out) = operands;
-            if self.lt.borrow_mut().product(q, x, w, out)? {
-                return Ok(());
-            }
+        if self.multiply_by_lt(q, (x.into(), x.geo), None, w, out)? {
+            return Ok(());
         }
         self.multiply_any(q, x.into(), 0, w, out)
+    }
+
+    /// The product by cuBLASLt; `false` where it cannot do it.
+    fn multiply_by_lt(
+        &self,
+        q: &mut CudaQueue,
+        x: (MatArg, Mat),
+        scales: Option<[Address; 2]>,
+        w: &CudaLinear,
+        out: &ViewMut<'_>,
+    ) -> Result<bool> {
+        let bias = w.narrow_bias.as_ref().filter(|_| out.geo.dtype == DType::Bf16);
+        let bias = bias.map(CudaBuf::address);
+        if w.bias.is_some() != bias.is_some() || !suits_lt(x.1, w.geo, out.geo) {
+            return Ok(false);
+        }
+        let (w, out) = ((w.weights(), w.geo), (out.into(), out.geo));
+        self.lt.borrow_mut().product(q, x, w, out, Extras { scales, bias })
     }
 
     /// The product by the kernel that takes any shape.
@@ -192,10 +219,10 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<()> {
         let (rows, cols) = (x.geo.rows, x.geo.cols);
-        let for_scales = rows * size_of::<f32>();
+        let for_scales = (rows * size_of::<f32>()).next_multiple_of(CODES_ALIGNMENT);
         let scales = q.scratch(for_scales + rows * cols)?;
-        let codes = Mat::dense(rows, cols, DType::F8E4m3);
-        let codes = MatArg::at(scales + for_scales as u64, codes);
+        let geo = Mat::dense(rows, cols, DType::F8E4m3);
+        let codes = MatArg::at(scales + for_scales as u64, geo);
         let scale = match fp8.input {
             InputScale::Static(scale) => scale,
             InputScale::Dynamic => 0.0,
@@ -203,6 +230,10 @@ impl Cuda {
         let launch = Launch::new([rows, 1, 1], ROW_THREADS);
         let args = QuantiseArgs { x: x.into(), codes, scales, scale };
         q.launch(&self.modules, Kernel::QuantiseRows, launch, args)?;
+        let of_both = Some([fp8.of_outputs.address(), scales]);
+        if self.multiply_by_lt(q, (codes, geo), of_both, w, out)? {
+            return Ok(());
+        }
         self.multiply_any(q, codes, scales, w, out)
     }
 
@@ -239,11 +270,24 @@ impl Cuda {
     }
 }
 
-/// Whether cuBLASLt is asked: 16-bit operands of one dtype, at addresses that its kernels like.
+/// The same numbers in bf16, unless that changes any.
+fn exactly_bf16(values: &[f32]) -> Option<HostTensor> {
+    let tensor = HostTensor::from_f32(DType::Bf16, vec![values.len()], values)?;
+    let same = tensor.iter_f32().zip(values).all(|(narrow, wide)| narrow == *wide);
+    same.then_some(tensor)
+}
+
+/// Whether cuBLASLt is asked: operands of one 16-bit dtype or in e4m3, at addresses that its kernels
+/// like.
 fn suits_lt(x: Mat, w: Mat, out: Mat) -> bool {
-    let narrow = matches!(w.dtype, DType::Bf16 | DType::F16);
-    let output = out.dtype == w.dtype || out.dtype == DType::F32;
-    let even = w.cols.is_multiple_of(8) && w.rows.is_multiple_of(8);
+    let output = match w.dtype {
+        DType::Bf16 | DType::F16 => out.dtype == w.dtype || out.dtype == DType::F32,
+        DType::F8E4m3 => matches!(out.dtype, DType::Bf16 | DType::F16 | DType::F32),
+        _ => false,
+    };
+    // 16 bytes.
+    let step = 16 / w.dtype.size();
+    let even = w.cols.is_multiple_of(step) && w.rows.is_multiple_of(step);
     let aligned = is_aligned(x) && is_aligned(w) && is_aligned(out);
-    narrow && x.dtype == w.dtype && output && even && aligned
+    x.dtype == w.dtype && output && even && aligned
 }

@@ -1,9 +1,9 @@
 //! Root-mean-square norms.
 #![allow(unsafe_code)]
 
-use lora_core::{Result, check};
+use lora_core::{Mat, Result, check};
 
-use super::ROW_THREADS;
+use super::{EIGHT, ROW_THREADS, WARP, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, View, ViewMut};
@@ -20,7 +20,8 @@ struct NormArgs {
 
 // SAFETY: laid out as `NormArgs` of `norm.cu`.
 unsafe impl KernelArgs for NormArgs {
-    const KERNELS: &'static [Kernel] = &[Kernel::RmsNorm, Kernel::AddRmsNorm];
+    const KERNELS: &'static [Kernel] =
+        &[Kernel::RmsNorm, Kernel::AddRmsNorm, Kernel::RmsNormEights];
 }
 
 impl Cuda {
@@ -35,8 +36,8 @@ impl Cuda {
         check::norm("rms_norm", x.geo, w.geo, &[("out", out.geo)])?;
         let (residual, w) = (MatArg::NONE, MatArg::from(w).data());
         let args = NormArgs { x: x.into(), residual, out: out.into(), w, eps };
-        let launch = Launch::new([x.geo.rows, 1, 1], ROW_THREADS);
-        q.launch(&self.modules, Kernel::RmsNorm, launch, args)
+        let (kernel, launch) = choose(Kernel::RmsNorm, &[x.geo, out.geo]);
+        q.launch(&self.modules, kernel, launch, args)
     }
 
     /// See [`lora_core::Backend::add_rms_norm`].
@@ -51,7 +52,21 @@ impl Cuda {
         check::norm("add_rms_norm", x.geo, w.geo, &outs)?;
         let w = MatArg::from(w).data();
         let args = NormArgs { x: x.into(), residual: residual.into(), out: out.into(), w, eps };
-        let launch = Launch::new([x.geo.rows, 1, 1], ROW_THREADS);
-        q.launch(&self.modules, Kernel::AddRmsNorm, launch, args)
+        let (kernel, launch) = choose(Kernel::AddRmsNorm, &[x.geo, residual.geo, out.geo]);
+        q.launch(&self.modules, kernel, launch, args)
+    }
+}
+
+/// Threads of a block, at most.
+const MOST_THREADS: usize = 1024;
+
+/// The kernel that keeps rows in registers where they are short enough, else `general`.
+fn choose(general: Kernel, operands: &[Mat]) -> (Kernel, Launch) {
+    let (rows, cols) = operands.first().map_or((0, 0), |geo| (geo.rows, geo.cols));
+    let threads = cols.div_ceil(EIGHT).next_multiple_of(WARP);
+    let suited = in_eights(operands) && cols.is_multiple_of(EIGHT) && threads <= MOST_THREADS;
+    match suited {
+        true => (Kernel::RmsNormEights, Launch::new([rows, 1, 1], threads)),
+        false => (general, Launch::new([rows, 1, 1], ROW_THREADS)),
     }
 }

@@ -63,7 +63,7 @@ impl Cuda {
             head_dim: dims.head_dim as i32,
         };
         let launch = Launch {
-            grid: [args.qkv.geo.rows, 1, 1],
+            grid: [args.qkv.geo.rows, (dims.heads + 2 * dims.kv_heads).div_ceil(WARPS), 1],
             threads: WARPS * WARP,
             shared: WARPS * dims.head_dim * size_of::<f32>(),
             cluster: 1,

@@ -3,8 +3,8 @@
 
 use lora_core::{Result, check};
 
-use super::ROW_THREADS;
 use super::linear::CudaLinear;
+use super::{EIGHT, ROW_THREADS, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, View, ViewMut};
@@ -31,7 +31,7 @@ struct GateArgs {
 
 // SAFETY: laid out as `GateArgs` of `rows.cu`.
 unsafe impl KernelArgs for GateArgs {
-    const KERNELS: &'static [Kernel] = &[Kernel::SiluMul];
+    const KERNELS: &'static [Kernel] = &[Kernel::SiluMul, Kernel::SiluMulEights];
 }
 
 impl Cuda {
@@ -86,9 +86,14 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<()> {
         check::silu_mul(gate_up.geo, out.geo)?;
-        let blocks = out.geo.cols.div_ceil(ROW_THREADS);
+        let eights = in_eights(&[gate_up.geo, out.geo]) && out.geo.cols.is_multiple_of(EIGHT);
+        let (kernel, columns) = match eights {
+            true => (Kernel::SiluMulEights, EIGHT),
+            false => (Kernel::SiluMul, 1),
+        };
+        let blocks = out.geo.cols.div_ceil(columns * ROW_THREADS);
         let launch = Launch::new([out.geo.rows, blocks, 1], ROW_THREADS);
         let args = GateArgs { gate_up: gate_up.into(), out: out.into() };
-        q.launch(&self.modules, Kernel::SiluMul, launch, args)
+        q.launch(&self.modules, kernel, launch, args)
     }
 }
