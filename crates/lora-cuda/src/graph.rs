@@ -71,7 +71,7 @@ impl Cuda {
     /// Milliseconds that the device takes from the first to the last op that `work` issues.
     ///
     /// # Errors
-    /// Those of the ops, or [`Error::Device`].
+    /// Those of the ops, or [`lora_core::Error::Device`].
     pub fn time(
         &self,
         q: &mut CudaQueue,

@@ -23,7 +23,7 @@ pub struct Args {
     /// Only cases with this rank
     #[arg(long)]
     rank: Option<usize>,
-    /// Only cases with this number of tokens
+    /// Only cases with this number of tokens in a step, or sequences in a batch
     #[arg(long)]
     tokens: Option<usize>,
 }
@@ -86,8 +86,8 @@ const LAYERS: usize = 2;
 pub fn run(args: &Args) -> Result<()> {
     match args.what {
         What::Layers => layers(args),
-        What::Steps => steps::run(false),
-        What::StepsFp8 => steps::run(true),
+        What::Steps => steps::run(false, args.tokens),
+        What::StepsFp8 => steps::run(true, args.tokens),
     }
 }
 

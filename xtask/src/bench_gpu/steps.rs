@@ -67,12 +67,12 @@ struct Row {
     target: f64,
 }
 
-/// Measures every case with weights in bf16, or in FP8 if `fp8`, and prints a JSON line for each,
-/// then the table.
+/// Measures every case, or those with one batch size, with weights in bf16, or in FP8 if `fp8`, and
+/// prints a JSON line for each, then the table.
 ///
 /// # Errors
 /// If there is no GPU, or a request fails.
-pub fn run(fp8: bool) -> Result<()> {
+pub fn run(fp8: bool, batch: Option<usize>) -> Result<()> {
     let (weights, cases): (_, &[Case]) = if fp8 { ("fp8", &FP8) } else { ("bf16", &BF16) };
     let quant =
         fp8.then(|| QuantConfig { quant_algo: Some(QuantAlgo::Fp8), ..QuantConfig::default() });
@@ -89,7 +89,8 @@ pub fn run(fp8: bool) -> Result<()> {
     let start = Instant::now();
     serving.measure(Load { batch: 1, adapters: 0, prompt: 128, new_tokens: 1 }, 1)?;
     println!("{weights}: two first tokens took {:.2} s", start.elapsed().as_secs_f64());
-    let rows = cases.iter().map(|case| measure(&serving, case, weights));
+    let wanted = |case: &&Case| batch.is_none_or(|batch| case.batch == batch);
+    let rows = cases.iter().filter(wanted).map(|case| measure(&serving, case, weights));
     let rows = rows.collect::<Result<Vec<_>>>()?;
     println!("{}", table(&rows));
     Ok(())

@@ -58,7 +58,7 @@ impl Checkpoint {
     ) -> Result<Self, LlmError> {
         let source: Box<dyn WeightSource + Send> = match format {
             LoadFormat::Auto => Box::new(FolderSource::open(path)?),
-            LoadFormat::Dummy => Box::new(DummySource),
+            LoadFormat::Dummy => Box::new(DummySource::default()),
         };
         let config = ModelConfig::from_dir(path)?;
         let mut quantization = Quantization::from_dir(path)?;

@@ -1,8 +1,9 @@
 //! Where weights come from: a folder of safetensors files, or a generator for benchmarks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use half::bf16;
 use lora_core::formats::RawTensor;
 use lora_core::formats::safetensors::{self, Residence};
@@ -152,19 +153,43 @@ fn check_values(name: &str, tensor: &HostTensor, shape: &[usize]) -> Result<(), 
 
 /// Random weights of a config's shape, for benchmarks: norms are 1, biases 0, matrices uniform
 /// with the variance `1 / in`, so that activations keep their size.
-pub struct DummySource;
+///
+/// Matrices are parts of one block of random numbers for each input width, which begin at places
+/// that depend on their names: memory is filled once, not once for each of them.
+#[derive(Default)]
+pub struct DummySource {
+    blocks: HashMap<usize, Bytes>,
+}
+
+/// Places where matrices begin, and elements between two of them.
+const PLACES: u64 = 4096;
+const STEP: usize = 64;
+
+impl DummySource {
+    /// A matrix of `elements` random numbers with `cols` columns.
+    fn matrix(&mut self, name: &str, elements: usize, cols: usize) -> Bytes {
+        let size = size_of::<bf16>();
+        let room = elements + PLACES as usize * STEP;
+        let block = self.blocks.entry(cols).or_default();
+        if block.len() < room * size {
+            let mut values = vec![bf16::ZERO; room];
+            fill_uniform(&mut values, cols as u64, (3.0 / cols as f32).sqrt());
+            *block = bytemuck_bytes(values);
+        }
+        let seed = name.bytes().fold(0u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+        let start = (splitmix(seed) % PLACES) as usize * STEP * size;
+        block.slice(start..start + elements * size)
+    }
+}
 
 impl WeightSource for DummySource {
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
         let elements = shape.iter().product();
-        let mut values = vec![bf16::ZERO; elements];
-        if let [_, cols] = shape {
-            let seed = name.bytes().fold(0u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
-            fill_uniform(&mut values, seed, (3.0 / *cols as f32).sqrt());
-        } else if name.ends_with("norm.weight") {
-            values.fill(bf16::ONE);
-        }
-        let bytes = bytemuck_bytes(values);
+        let bytes = match shape {
+            [_, cols] => self.matrix(name, elements, *cols),
+            _ if name.ends_with("norm.weight") => bytemuck_bytes(vec![bf16::ONE; elements]),
+            _ => bytemuck_bytes(vec![bf16::ZERO; elements]),
+        };
         HostTensor::new(DType::Bf16, shape.to_vec(), bytes).ok_or_else(|| ModelError::Shape {
             name: name.to_owned(),
             found: Vec::new(),
@@ -206,8 +231,8 @@ fn splitmix(state: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn bytemuck_bytes(values: Vec<bf16>) -> bytes::Bytes {
-    bytes::Bytes::from_owner(Bf16Bytes(values))
+fn bytemuck_bytes(values: Vec<bf16>) -> Bytes {
+    Bytes::from_owner(Bf16Bytes(values))
 }
 
 /// Lets a vector of bf16 be handed over as bytes without a copy.
@@ -225,11 +250,11 @@ mod tests {
 
     #[test]
     fn dummy_weights_are_reproducible_and_differ_by_name() {
-        let take = |name| DummySource.take(name, &[3, 70_000]).unwrap();
+        let take = |name| DummySource::default().take(name, &[3, 70_000]).unwrap();
         assert_eq!(take("a.weight"), take("a.weight"));
         assert_ne!(take("a.weight"), take("b.weight"));
         assert!(take("a.weight").is_finite());
-        let norm = DummySource.take("model.norm.weight", &[4]).unwrap();
+        let norm = DummySource::default().take("model.norm.weight", &[4]).unwrap();
         assert_eq!(norm.to_f32(), [1.0; 4]);
     }
 }
