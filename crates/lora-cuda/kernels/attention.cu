@@ -33,6 +33,7 @@ __device__ void attend(const AttentionArgs &a, const float *query, int64_t seque
 
 // One block for a row and a head; its warps share the keys, and are combined in their order.
 extern "C" __global__ void attention(AttentionArgs a) {
+    enter();
     __shared__ float bests[WARPS], totals[WARPS], sums[WARPS][MAX_HEAD_DIM];
     int64_t r = blockIdx.x;
     int head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, dim = a.head_dim;

@@ -181,13 +181,16 @@ template <int DIM> __device__ void decode(const AttentionArgs &a) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP) attention_decode_64(AttentionArgs a) {
+    enter();
     decode<64>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP) attention_decode_128(AttentionArgs a) {
+    enter();
     decode<128>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP) attention_decode_256(AttentionArgs a) {
+    enter();
     decode<256>(a);
 }

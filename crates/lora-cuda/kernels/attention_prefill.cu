@@ -297,9 +297,11 @@ template <int DIM> __device__ void prefill_any(const AttentionArgs &a) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP) attention_prefill_64(AttentionArgs a) {
+    enter();
     prefill_any<64>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP) attention_prefill_128(AttentionArgs a) {
+    enter();
     prefill_any<128>(a);
 }

@@ -10,6 +10,12 @@ using bf16 = __nv_bfloat16;
 using f16 = __half;
 using f8 = __nv_fp8_e4m3;
 
+// What every kernel begins with: the next kernel of the stream may be made ready, and what the kernels
+// before this one wrote is waited for. Only what no kernel writes, such as weights, may be read before.
+__device__ inline void enter() {
+    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+}
+
 // The numbers of `DType` in the crate's `args.rs`.
 enum : int32_t { DTYPE_F32 = 0, DTYPE_F16 = 1, DTYPE_BF16 = 2, DTYPE_I32 = 3, DTYPE_F8 = 4 };
 

@@ -14,6 +14,7 @@ constexpr int ROWS = 8;
 
 // One warp for an output and up to ROWS rows; a row is summed in the same order in any batch.
 extern "C" __global__ void linear(LinearArgs a) {
+    enter();
     int lane = threadIdx.x % WARP;
     int64_t n = static_cast<int64_t>(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
     int from = blockIdx.y * ROWS, rows = min(ROWS, a.x.rows - from);
@@ -56,6 +57,7 @@ struct QuantiseArgs {
 // codes = e4m3(x / scale) with the scale given, or that of the row's largest element where it is
 // 0; `scales` gets what each row was divided by. One block a row.
 extern "C" __global__ void quantise_rows(QuantiseArgs a) {
+    enter();
     int64_t r = blockIdx.x;
     const Mat &x = a.x;
     with_float(x.dtype, [&](auto t) {
@@ -87,6 +89,7 @@ struct RowNormArgs {
 
 // norms[i] = |w[from + i] * its scale + scale * b[i] a|. One warp a row; a and b are f32.
 extern "C" __global__ void row_norms(RowNormArgs args) {
+    enter();
     const Mat &w = args.w, &a = args.a, &b = args.b;
     int64_t from = args.from;
     int lane = threadIdx.x % WARP;

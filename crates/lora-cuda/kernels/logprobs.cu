@@ -20,6 +20,7 @@ __device__ u64 place_of(float logit, int token) {
 
 // One block a row.
 extern "C" __global__ void logprobs(LogprobArgs a) {
+    enter();
     int64_t r = blockIdx.x;
     int vocab = a.logits.cols;
     const float *logits = a.logits.row<float>(r);

@@ -24,6 +24,7 @@ template <class X, class W> __device__ float dot(const X *x, const W *w, int cou
 
 // Blocks (row of the plan, slice); one warp for each rank.
 extern "C" __global__ void lora_shrink(LoraArgs a) {
+    enter();
     int row;
     SlotRow part;
     if (!find(a, blockIdx.x, blockIdx.y, row, part)) return;
@@ -67,6 +68,7 @@ __device__ float replaced(const LoraArgs &a, const SlotRow &part, int row, int n
 
 // Blocks (row of the plan, slice, part of its outputs); one warp for an output.
 extern "C" __global__ void lora_expand(LoraArgs a) {
+    enter();
     int row;
     SlotRow part;
     if (!find(a, blockIdx.x, blockIdx.y, row, part)) return;

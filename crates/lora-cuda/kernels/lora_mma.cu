@@ -93,10 +93,12 @@ template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma8(LoraArgs a) {
+    enter();
     shrink<1>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_shrink_mma32(LoraArgs a) {
+    enter();
     shrink<4>(a);
 }
 
@@ -252,9 +254,11 @@ template <int EIGHTS> __device__ void expand(const LoraArgs &a) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_expand_mma8(LoraArgs a) {
+    enter();
     expand<1>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) lora_expand_mma32(LoraArgs a) {
+    enter();
     expand<4>(a);
 }

@@ -22,6 +22,7 @@ struct NormArgs {
 };
 
 extern "C" __global__ void rms_norm(NormArgs a) {
+    enter();
     int64_t r = blockIdx.x;
     const Mat &x = a.x, &out = a.out;
     with_float(x.dtype, [&](auto t) {
@@ -35,6 +36,7 @@ extern "C" __global__ void rms_norm(NormArgs a) {
 
 // residual += x; out = norm(residual) of what was stored.
 extern "C" __global__ void add_rms_norm(NormArgs a) {
+    enter();
     int64_t r = blockIdx.x;
     const Mat &x = a.x, &residual = a.residual, &out = a.out;
     with_float(residual.dtype, [&](auto t) {
@@ -57,6 +59,7 @@ extern "C" __global__ void add_rms_norm(NormArgs a) {
 // As the other two, for rows of 16-bit numbers without gaps of up to 8 elements a thread: what a thread
 // reads once stays in its registers. Null for the residual: there is none.
 extern "C" __global__ void rms_norm_eights(NormArgs a) {
+    enter();
     with_narrow(a.out.dtype, [&](auto t) {
         using T = decltype(t);
         int64_t r = blockIdx.x;

@@ -19,6 +19,7 @@ __device__ void store_head(Mat cache, int64_t slot, int from, const T *head, int
 // Blocks (row, some of its heads), one warp a head, those of keys behind those of queries and those of
 // values last; `shared` holds a head of f32 for each warp.
 extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
+    enter();
     extern __shared__ float shared[];
     int64_t r = blockIdx.x, slot = a.slots[r];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, dim = a.head_dim, half = dim / 2;

@@ -9,6 +9,7 @@ struct GatherArgs {
 
 // out[i] = table[ids[i]]. One block a row.
 extern "C" __global__ void gather_rows(GatherArgs a) {
+    enter();
     int64_t i = blockIdx.x;
     const Mat &table = a.table, &out = a.out;
     with_float(table.dtype, [&](auto t) {
@@ -32,6 +33,7 @@ __device__ float gated(float gate, float up) { return gate / (1.0f + expf(-gate)
 
 // out = silu(gate) * up, gate in the left half of `gate_up`. Blocks (row, part of its columns).
 extern "C" __global__ void silu_mul(GateArgs a) {
+    enter();
     int64_t r = blockIdx.x;
     const Mat &gate_up = a.gate_up, &out = a.out;
     int c = blockIdx.y * blockDim.x + threadIdx.x;
@@ -49,6 +51,7 @@ extern "C" __global__ void silu_mul(GateArgs a) {
 
 // As `silu_mul`, eight columns a thread, for 16-bit numbers.
 extern "C" __global__ void silu_mul_eights(GateArgs a) {
+    enter();
     int64_t r = blockIdx.x;
     int c = (blockIdx.y * blockDim.x + threadIdx.x) * EIGHT;
     if (c >= a.out.cols) return;

@@ -185,6 +185,7 @@ __device__ u64 kept_weight(const Row &row, const SampleRow &p) {
 
 // One block a row.
 extern "C" __global__ void sample(SampleArgs a) {
+    enter();
     int64_t r = blockIdx.x;
     const SampleRow p = *reinterpret_cast<const SampleRow *>(a.params.row<int32_t>(r));
     float *logits = a.scratch.row<float>(r);

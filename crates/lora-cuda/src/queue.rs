@@ -18,11 +18,6 @@ pub struct CudaQueue {
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     scratch: Option<CudaBuf>,
-    /// A second stream for what runs beside the base layer, and the events where it leaves the first
-    /// one and comes back.
-    side: Arc<CudaStream>,
-    fork: CudaEvent,
-    join: CudaEvent,
     /// Sums of adapters between their two products.
     lora_scratch: Option<CudaBuf>,
     /// Scratch memory that was too small, which recorded work still uses.
@@ -71,17 +66,10 @@ impl CudaQueue {
     /// # Errors
     /// [`Error::Device`].
     pub(crate) fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        // Lower numbers come first: the base layer must not wait for what runs beside it.
-        let stream =
-            |priority| context.new_stream_with_priority(priority).map_err(failed("cuStreamCreate"));
-        let event = || context.new_event(None).map_err(failed("cuEventCreate"));
         Ok(Self {
-            stream: stream(-1)?,
+            stream: context.new_stream().map_err(failed("cuStreamCreate"))?,
             context: context.clone(),
             scratch: None,
-            side: stream(0)?,
-            fork: event()?,
-            join: event()?,
             lora_scratch: None,
             outgrown: Vec::new(),
             recording: Recording::Never,
@@ -108,27 +96,6 @@ impl CudaQueue {
     /// [`Error::OutOfMemory`].
     pub(crate) fn lora_scratch(&mut self, bytes: usize) -> Result<u64> {
         self.grown(|q| &mut q.lora_scratch, bytes)
-    }
-
-    /// Runs `beside` on the second stream while `main` runs on this one; what comes after waits for
-    /// both.
-    ///
-    /// # Errors
-    /// Those of the two.
-    pub(crate) fn beside(
-        &mut self,
-        beside: impl FnOnce(&mut Self) -> Result<()>,
-        main: impl FnOnce(&mut Self) -> Result<()>,
-    ) -> Result<()> {
-        self.mark(&self.fork)?;
-        self.side.wait(&self.fork).map_err(failed("cuStreamWaitEvent"))?;
-        std::mem::swap(&mut self.stream, &mut self.side);
-        let started = beside(self);
-        let joined = self.mark(&self.join);
-        std::mem::swap(&mut self.stream, &mut self.side);
-        let done = main(self);
-        self.stream.wait(&self.join).map_err(failed("cuStreamWaitEvent"))?;
-        started.and(joined).and(done)
     }
 
     /// Whether ops are recorded rather than run.
@@ -191,7 +158,7 @@ impl CudaQueue {
         let function = modules.get(kernel).filter(|_| A::KERNELS.contains(&kernel));
         let function = function.ok_or_else(|| Error::Device(format!("no kernel {name}")))?;
         let [x, y, z] = launch.grid.map(|blocks| blocks as u32);
-        let mut cluster = in_clusters(launch.cluster as u32);
+        let mut attributes = [early_start(), in_clusters(launch.cluster as u32)];
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -201,8 +168,8 @@ impl CudaQueue {
             blockDimZ: 1,
             sharedMemBytes: launch.shared as u32,
             hStream: self.stream(),
-            attrs: &raw mut cluster,
-            numAttrs: u32::from(launch.cluster > 1),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: 1 + u32::from(launch.cluster > 1),
         };
         let mut params = [(&raw const args).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one struct that is laid out as `args` (see `KernelArgs`), which
@@ -283,6 +250,14 @@ impl CudaQueue {
     pub(crate) fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(failed("cuStreamSynchronize"))
     }
+}
+
+/// The attribute of a launch by which a kernel is made ready while the one before it still runs, whose
+/// results it waits for itself (`enter` of `common.cuh`).
+fn early_start() -> sys::CUlaunchAttribute {
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
 }
 
 /// The attribute of a launch by which `blocks` blocks along z make a cluster.

@@ -75,13 +75,6 @@ struct Plan {
     widest: usize,
 }
 
-impl Plan {
-    /// Whether rows are few.
-    fn tiles_are_small(&self) -> bool {
-        self.by_mma == Some(8)
-    }
-}
-
 /// Checks input and output of a linear site.
 fn check_linear(x: &View<'_>, site: &LoraSite<Cuda>, out: &ViewMut<'_>) -> Result<()> {
     const OP: &str = "lora_add";
@@ -137,7 +130,7 @@ impl Cuda {
         self.expand(q, &plan)
     }
 
-    /// See [`lora_core::Backend::linear_lora`]: the shrink runs beside the base layer.
+    /// See [`lora_core::Backend::linear_lora`].
     pub(crate) fn multiply_and_add(
         &self,
         q: &mut CudaQueue,
@@ -149,11 +142,6 @@ impl Cuda {
         let (site, batch) = lora;
         check_linear(&x, site, out)?;
         match self.plan("linear_lora", q, (x.into(), x.geo, 0), site, batch, out)? {
-            Some(plan) if plan.tiles_are_small() => {
-                q.beside(|q| self.shrink(q, &plan), |q| self.multiply(q, x, w, out))?;
-                self.expand(q, &plan)
-            }
-            // The base layer of many rows leaves nothing of the device to others.
             Some(plan) => {
                 self.shrink(q, &plan)?;
                 self.multiply(q, x, w, out)?;
