@@ -54,6 +54,13 @@ struct QuantiseArgs {
     float scale;
 };
 
+// The scale of a row whose largest element is given.
+__device__ float divisor_of(float largest) {
+    float divisor = largest / 448.0f;
+    // Numbers too small to be divided by 448 are as good as zero.
+    return divisor >= 1.17549435e-38f && divisor < INFINITY ? divisor : 1.0f;
+}
+
 // codes = e4m3(x / scale) with the scale given, or that of the row's largest element where it is
 // 0; `scales` gets what each row was divided by. One block a row.
 extern "C" __global__ void quantise_rows(QuantiseArgs a) {
@@ -68,12 +75,42 @@ extern "C" __global__ void quantise_rows(QuantiseArgs a) {
             float largest = 0.0f;
             for (int c = threadIdx.x; c < x.cols; c += blockDim.x)
                 largest = fmaxf(largest, fabsf(to_float(row[c])));
-            divisor = block_reduce(largest, 0.0f, Max()) / 448.0f;
-            // Numbers too small to be divided by 448 are as good as zero.
-            if (!(divisor >= 1.17549435e-38f && divisor < INFINITY)) divisor = 1.0f;
+            divisor = divisor_of(block_reduce(largest, 0.0f, Max()));
         }
         for (int c = threadIdx.x; c < x.cols; c += blockDim.x)
             a.codes.row<f8>(r)[c] = from_float<f8>(to_float(row[c]) / divisor);
+        if (threadIdx.x == 0) a.scales[r] = divisor;
+    });
+}
+
+// As `quantise_rows`, for 16-bit numbers: what a thread reads once stays in its registers.
+extern "C" __global__ void quantise_rows_eights(QuantiseArgs a) {
+    enter();
+    constexpr int TURNS = 4;
+    int64_t r = blockIdx.x;
+    with_narrow(a.x.dtype, [&](auto t) {
+        using X = decltype(t);
+        Eight<X> row[TURNS];
+        float largest = 0.0f;
+#pragma unroll
+        for (int i = 0; i < TURNS; i++) {
+            int c = (i * blockDim.x + threadIdx.x) * EIGHT;
+            if (c < a.x.cols) row[i] = Eight<X>::load(a.x.row<X>(r) + c);
+            else row[i] = {};
+        }
+#pragma unroll
+        for (int i = 0; i < TURNS; i++)
+            for (int e = 0; e < EIGHT; e++) largest = fmaxf(largest, fabsf(to_float(row[i].v[e])));
+        float divisor = a.scale;
+        if (divisor == 0.0f) divisor = divisor_of(block_reduce(largest, 0.0f, Max()));
+#pragma unroll
+        for (int i = 0; i < TURNS; i++) {
+            int c = (i * blockDim.x + threadIdx.x) * EIGHT;
+            if (c >= a.x.cols) continue;
+            Eight<f8> codes;
+            for (int e = 0; e < EIGHT; e++) codes.v[e] = from_float<f8>(to_float(row[i].v[e]) / divisor);
+            codes.store(a.codes.row<f8>(r) + c);
+        }
         if (threadIdx.x == 0) a.scales[r] = divisor;
     });
 }

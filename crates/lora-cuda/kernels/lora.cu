@@ -28,7 +28,7 @@ extern "C" __global__ void lora_shrink(LoraArgs a) {
     int row;
     SlotRow part;
     if (!find(a, blockIdx.x, blockIdx.y, row, part)) return;
-    float *z = a.z + (static_cast<int64_t>(blockIdx.x) * a.slices + blockIdx.y) * a.max_rank;
+    float *z = z_of(a, row, blockIdx.y, 0);
     with_float(part.a_dtype, [&](auto t) {
         using A = decltype(t);
         const A *factor = static_cast<const A *>(part.a);
@@ -73,7 +73,7 @@ extern "C" __global__ void lora_expand(LoraArgs a) {
     SlotRow part;
     if (!find(a, blockIdx.x, blockIdx.y, row, part)) return;
     int from = a.columns[blockIdx.y], width = a.columns[blockIdx.y + 1] - from;
-    const float *z = a.z + (static_cast<int64_t>(blockIdx.x) * a.slices + blockIdx.y) * a.max_rank;
+    const float *z = z_of(a, row, blockIdx.y, 0);
     int warps = blockDim.x / WARP;
     for (int n = blockIdx.z * warps + threadIdx.x / WARP; n < width; n += gridDim.z * warps) {
         float delta = 0.0f;

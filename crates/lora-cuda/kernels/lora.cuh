@@ -18,10 +18,25 @@ struct LoraArgs {
     const int32_t *ids; // Null unless the site is an embedding.
     const SlotRow *table;
     const int32_t *order, *starts, *slots;
+    const int32_t *idle;    // Rows without an adapter.
     const int4 *tiles;      // Rows of one adapter: start in `order`, number, slot.
     const int32_t *sizes;   // Number of segments, of rows in `order`, and of tiles.
     const int32_t *columns; // Where slices begin, and the end.
-    float *z;               // [planes, rows, slices, max_rank]
+    float *z;               // A x of each row: [rows, slices, max_rank]
     int32_t slices, max_rank, in_dim;
-    int32_t chunk, planes;  // Columns of K that a plane sums, and their number.
+    int32_t chunk;          // Columns of K that a block of the shrink sums.
+    int32_t first;          // Whether the output is to be begun, as the base layer's comes later.
+};
+
+__device__ inline float *z_of(const LoraArgs &a, int64_t row, int slice, int rank) {
+    return a.z + (row * a.slices + slice) * a.max_rank + rank;
+}
+
+// The adapters of a site by the rows that use them. Laid out as `RowAdapters` of `ops/lora.rs`.
+struct RowAdapters {
+    const SlotRow *table;
+    const int32_t *slots;   // Of each row; -1: none.
+    const int32_t *columns; // Where slices begin, and the end.
+    const float *z;         // A x of each row: [rows, slices, max_rank]
+    int32_t slices, max_rank;
 };

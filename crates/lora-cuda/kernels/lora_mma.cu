@@ -1,9 +1,9 @@
 // Adapters in bf16 by tensor cores: rows of one adapter share its factors, a tile of them a block.
 //
-// Shrink cuts K into chunks of a fixed size, a block each, and leaves a plane of partial sums for
-// every chunk; expand adds the planes in their order. So nothing is zeroed, nothing is added
-// atomically, and a row's bits do not depend on the batch.
-#include "common.cuh"
+// Shrink cuts K into chunks of a fixed size, a block of a cluster each, whose sums the cluster adds in
+// their order. So nothing is zeroed, nothing is added atomically, and a row's bits do not depend on the
+// batch.
+#include "hopper.cuh"
 #include "lora.cuh"
 
 constexpr int RANKS = 16;   // ranks in a tile of the shrink
@@ -11,9 +11,10 @@ constexpr int WARPS = 8;
 constexpr int OUTPUTS = 64; // outputs of a warp in the expand
 constexpr int MAX_RANK = 256;
 
-// Rows `from` to `from + count` of the row order, and their adapter's part.
+// Some rows, and their adapter's part.
 struct Tile {
-    int from, count;
+    const int32_t *rows;
+    int count;
     SlotRow part;
 };
 
@@ -22,9 +23,19 @@ __device__ bool read_tile(const LoraArgs &a, int index, int slice, Tile &tile) {
     // Read before the number is known, as there is room for a tile of every row.
     int4 found = a.tiles[index];
     if (index >= a.sizes[2]) return false;
-    tile.from = found.x, tile.count = found.y;
+    tile.rows = a.order + found.x, tile.count = found.y;
     tile.part = a.table[found.z * a.slices + slice];
     return tile.part.active != 0;
+}
+
+// As `read_tile` where outputs are begun: tiles of all rows, as what no adapter changes begins as zero.
+__device__ bool read_first_tile(const LoraArgs &a, int index, int slice, int rows, Tile &tile) {
+    if (read_tile(a, index, slice, tile)) return true;
+    tile.part = {};
+    if (index < a.sizes[2]) return true;
+    int from = (index - a.sizes[2]) * rows;
+    tile.rows = a.idle + from, tile.count = min(a.out.rows - a.sizes[1] - from, rows);
+    return tile.count > 0;
 }
 
 // sums += a b for tiles [16, 16] and [16, 8] of bf16, in the fragments of `mma.m16n8k16`.
@@ -36,10 +47,29 @@ __device__ void mma(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uin
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Leaves the sums of all blocks of the cluster, each of which takes some of a tile's.
+template <int ROWS>
+__device__ void add_chunks(const LoraArgs &a, const Tile &tile, int slice, int first_rank,
+                           const float (&of_chunk)[RANKS][ROWS]) {
+    cluster_sync();
+    int chunks = cluster_size(), ranks = min(RANKS, tile.part.rank - first_rank);
+    for (int i = cluster_rank() * blockDim.x + threadIdx.x; i < RANKS * tile.count;
+         i += chunks * blockDim.x) {
+        int rank = i % RANKS, row = i / RANKS;
+        if (rank >= ranks) continue;
+        uint32_t address = shared_address(&of_chunk[rank][row]);
+        float z = 0.0f;
+        for (int chunk = 0; chunk < chunks; chunk++) z += load_at(address, chunk);
+        *z_of(a, tile.rows[row], slice, first_rank + rank) = z;
+    }
+    cluster_sync(); // Nobody leaves while others read its sums.
+}
+
 // Blocks (tile, slice and 16 of its ranks, chunk of K). Fragments take eight neighbours of K from a
 // thread where the instruction has them elsewhere; as both operands do, the sum is the same.
 template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
-    __shared__ float partial[WARPS][RANKS][EIGHTS * EIGHT];
+    constexpr int ROWS = EIGHTS * EIGHT;
+    __shared__ float partial[WARPS][RANKS][ROWS], sums_of_chunk[RANKS][ROWS];
     Tile tile;
     int rank_tiles = (a.max_rank + RANKS - 1) / RANKS;
     int slice = blockIdx.y / rank_tiles, first_rank = blockIdx.y % rank_tiles * RANKS;
@@ -53,7 +83,7 @@ template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
 #pragma unroll
     for (int e = 0; e < EIGHTS; e++) {
         int row = e * EIGHT + group;
-        x[e] = row < tile.count ? a.x.row<bf16>(a.order[tile.from + row]) : nullptr;
+        x[e] = row < tile.count ? a.x.row<bf16>(tile.rows[row]) : nullptr;
     }
     float sums[EIGHTS][4] = {};
     const uint4 zero = make_uint4(0, 0, 0, 0);
@@ -81,15 +111,12 @@ template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
         partial[warp][group + 8][row + 1] = sums[e][3];
     }
     __syncthreads();
-    int64_t columns = int64_t(a.slices) * a.max_rank;
-    for (int i = threadIdx.x; i < RANKS * tile.count; i += blockDim.x) {
-        int rank = i % RANKS, row = i / RANKS;
-        if (rank >= ranks) continue;
+    for (int i = threadIdx.x; i < RANKS * ROWS; i += blockDim.x) {
         float z = 0.0f;
-        for (int w = 0; w < WARPS; w++) z += partial[w][rank][row];
-        int64_t place = (int64_t(blockIdx.z) * a.x.rows + tile.from + row) * columns;
-        a.z[place + slice * a.max_rank + first_rank + rank] = z;
+        for (int w = 0; w < WARPS; w++) z += partial[w][i / ROWS][i % ROWS];
+        sums_of_chunk[i / ROWS][i % ROWS] = z;
     }
+    add_chunks<ROWS>(a, tile, slice, first_rank, sums_of_chunk);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma8(LoraArgs a) {
@@ -118,14 +145,18 @@ __device__ uint2 load_four(const bf16 *row, int from, int rank) {
 
 // Eight neighbouring outputs of a row.
 struct Outputs {
-    bf16 *place; // null: there is no such row
+    bf16 *place = nullptr; // null: there is no such row
     bf16 values[8];
 
     __device__ bool whole(int left) const {
         return left >= 8 && reinterpret_cast<uint64_t>(place) % 16 == 0;
     }
-    __device__ void load(int left) {
+    __device__ void load(int left, bool first) {
         if (!place) return;
+        if (first) {
+            for (bf16 &value : values) value = __float2bfloat16_rn(0.0f);
+            return;
+        }
         if (whole(left)) {
             *reinterpret_cast<uint4 *>(values) = *reinterpret_cast<const uint4 *>(place);
             return;
@@ -177,15 +208,10 @@ template <int ROWS> struct Bridge {
     bf16 coarse[ROWS][MAX_RANK + 8], fine[ROWS][MAX_RANK + 8];
 
     __device__ void fill(const LoraArgs &a, const Tile &tile, int slice, int padded) {
-        int64_t columns = int64_t(a.slices) * a.max_rank, plane = columns * a.x.rows;
         for (int i = threadIdx.x; i < ROWS * padded; i += blockDim.x) {
             int row = i / padded, j = i % padded;
-            float z = 0.0f;
-            if (row < tile.count && j < tile.part.rank) {
-                const float *from = a.z + (tile.from + row) * columns + slice * a.max_rank + j;
-#pragma unroll 8
-                for (int p = 0; p < a.planes; p++) z += from[p * plane];
-            }
+            bool there = row < tile.count && j < tile.part.rank;
+            float z = there ? *z_of(a, tile.rows[row], slice, j) : 0.0f;
             bf16 high = __float2bfloat16_rn(z);
             coarse[row][j] = high;
             fine[row][j] = __float2bfloat16_rn(z - __bfloat162float(high));
@@ -199,7 +225,9 @@ template <int EIGHTS> __device__ void expand(const LoraArgs &a) {
     __shared__ Bridge<EIGHTS * EIGHT> z;
     Tile tile;
     int slice = blockIdx.y;
-    if (!read_tile(a, blockIdx.x, slice, tile)) return;
+    bool there = a.first ? read_first_tile(a, blockIdx.x, slice, EIGHTS * EIGHT, tile)
+                         : read_tile(a, blockIdx.x, slice, tile);
+    if (!there) return;
     int begin = a.columns[slice], width = a.columns[slice + 1] - begin, rank = tile.part.rank;
     if (int(blockIdx.z) * WARPS * OUTPUTS >= width) return;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, quad = lane % 4;
@@ -211,13 +239,13 @@ template <int EIGHTS> __device__ void expand(const LoraArgs &a) {
     auto place_of = [&](int i) -> bf16 * {
         int row = i / 2 * EIGHT + 2 * quad + i % 2;
         bool there = row < tile.count && left > 0;
-        return there ? a.out.row<bf16>(a.order[tile.from + row]) + begin + n : nullptr;
+        return there ? a.out.row<bf16>(tile.rows[row]) + begin + n : nullptr;
     };
     Outputs out[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         out[i].place = place_of(i);
-        out[i].load(left);
+        out[i].load(left, a.first);
     }
     int padded = (rank + 15) / 16 * 16;
     z.fill(a, tile, slice, padded);
@@ -248,7 +276,7 @@ template <int EIGHTS> __device__ void expand(const LoraArgs &a) {
         // The next but one, while the next is added.
         if (i + 2 < EIGHTS * 2) {
             out[i % 2].place = place_of(i + 2);
-            out[i % 2].load(left);
+            out[i % 2].load(left, a.first);
         }
     }
 }

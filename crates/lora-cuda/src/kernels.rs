@@ -43,14 +43,16 @@ macro_rules! sources {
 }
 
 /// Headers, which are not compiled by themselves.
-pub const HEADERS: [Source; 3] = sources!["attention.cuh", "common.cuh", "lora.cuh"];
+pub const HEADERS: [Source; 4] =
+    sources!["attention.cuh", "common.cuh", "hopper.cuh", "lora.cuh"];
 
 /// Files that become a fatbin each.
-pub const UNITS: [Source; 11] = sources![
+pub const UNITS: [Source; 12] = sources![
     "attention.cu",
     "attention_decode.cu",
     "attention_prefill.cu",
     "linear.cu",
+    "linear_stream.cu",
     "logprobs.cu",
     "lora.cu",
     "lora_mma.cu",

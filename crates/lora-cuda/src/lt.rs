@@ -31,6 +31,7 @@ struct Shape {
     out_stride: usize,
     dtypes: [DType; 2],
     bias: bool,
+    adds: bool,
 }
 
 /// What a product is given besides its operands.
@@ -40,6 +41,8 @@ pub struct Extras {
     pub scales: Option<[Address; 2]>,
     /// Summand of each output, in the output's dtype.
     pub bias: Option<Address>,
+    /// Whether the product is added to what the output holds.
+    pub adds: bool,
 }
 
 /// A handle of cuBLASLt with its plans.
@@ -153,6 +156,7 @@ impl Lt {
             out_stride: out_geo.row_stride,
             dtypes: [x_geo.dtype, out_geo.dtype],
             bias: extras.bias.is_some(),
+            adds: extras.adds,
         };
         let handle = self.handle;
         let plan = match self.plans.entry(shape) {
@@ -163,7 +167,7 @@ impl Lt {
         };
         let Some(plan) = plan else { return Ok(false) };
         plan.product.point_at(extras)?;
-        let (one, zero) = (1f32, 0f32);
+        let (one, of_out) = (1f32, f32::from(u8::from(extras.adds)));
         let at = |address: u64| address as *mut c_void;
         // SAFETY: layouts and pointers describe the operands, whose extents the op has checked; the
         // factors are read before the call returns, as they lie on the host.
@@ -172,7 +176,7 @@ impl Lt {
                 handle,
                 plan.product.0,
                 (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const of_out).cast(),
                 at(w.data()),
                 plan.w,
                 at(x.data()),
@@ -229,6 +233,7 @@ impl Plan {
         product.point_at(Extras {
             scales: codes.then_some([anywhere; 2]),
             bias: shape.bias.then_some(anywhere),
+            adds: shape.adds,
         })?;
         let w = layout(input, shape.k, shape.n, shape.k)?;
         let x = layout(input, shape.k, shape.rows, shape.x_stride.max(shape.k))?;

@@ -10,9 +10,15 @@ use cudarc::driver::{result, sys};
 use crate::CudaError;
 use crate::args::Kernel;
 use crate::kernels::{UNITS, compiled_name};
+use crate::ops::linear_stream;
 
 /// Bytes of dynamic shared memory that a launch may ask for.
-const MOST_SHARED: i32 = 96 << 10;
+fn most_shared(kernel: Kernel) -> i32 {
+    match kernel {
+        Kernel::LinearStream => linear_stream::SHARED as i32,
+        _ => 96 << 10,
+    }
+}
 
 /// All kernels, in the context that is current. They stay loaded as long as the context lives,
 /// which is until the process ends.
@@ -44,8 +50,10 @@ impl Modules {
                 let limit =
                     sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // SAFETY: the function was found above.
-                unsafe { result::function::set_function_attribute(function, limit, MOST_SHARED) }
-                    .map_err(missing)?;
+                unsafe {
+                    result::function::set_function_attribute(function, limit, most_shared(*kernel))
+                }
+                .map_err(missing)?;
                 functions.insert(*kernel, function);
             }
         }

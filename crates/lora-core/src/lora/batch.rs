@@ -18,6 +18,8 @@ pub struct RowPlan {
     /// Segments cut into tiles of up to [`RowPlan::tile_rows`] rows, for kernels that share an
     /// adapter's factors among them: first entry in `row_order`, number of entries, slot, and 0.
     pub tiles: Vec<[i32; 4]>,
+    /// Slot of each row of the batch, -1 for none.
+    pub slot_of_row: Vec<i32>,
     /// Rows of a full tile.
     pub tile_rows: usize,
     /// Rows of the batch, those without an adapter included.
@@ -40,7 +42,9 @@ impl RowPlan {
             .map(|(s, r)| (*s, r))
             .collect();
         rows.sort_unstable();
-        let mut plan = Self { rows: slot_of_row.len(), ..Self::default() };
+        let slot_of = |slot: &i32| (*slot).max(-1);
+        let slot_of_row: Vec<i32> = slot_of_row.iter().map(slot_of).collect();
+        let mut plan = Self { rows: slot_of_row.len(), slot_of_row, ..Self::default() };
         for chunk in rows.chunk_by(|a, b| a.0 == b.0) {
             plan.slots.push(chunk[0].0);
             plan.starts.push(plan.row_order.len() as i32);
@@ -54,6 +58,12 @@ impl RowPlan {
         plan.tile_rows = TILE_ROWS[usize::from(rows >= least && rows >= of_each * segments)];
         plan.tiles = plan.cut(plan.tile_rows as i32);
         plan
+    }
+
+    /// Rows that have no adapter, in ascending order.
+    fn idle_rows(&self) -> Vec<i32> {
+        let rows = self.slot_of_row.iter().zip(0..);
+        rows.filter(|(slot, _)| **slot < 0).map(|(_, row)| row).collect()
     }
 
     fn cut(&self, rows: i32) -> Vec<[i32; 4]> {
@@ -78,9 +88,9 @@ pub struct LoraBatch<B: Backend> {
 
 /// Where the parts of a batch of `rows` rows lie, in words. Tiles come first, as they are read 16
 /// bytes at a time.
-fn places(rows: usize) -> [Range<usize>; 5] {
+fn places(rows: usize) -> [Range<usize>; 7] {
     let mut end = 0;
-    [4 * rows, SIZES, rows, rows + 1, rows].map(|words| {
+    [4 * rows, SIZES, rows, rows + 1, rows, rows, rows].map(|words| {
         let start = end;
         end += words;
         start..end
@@ -111,10 +121,18 @@ impl<B: Backend> LoraBatch<B> {
     pub fn fill(&mut self, be: &B, q: &mut B::Queue, plan: &RowPlan) -> Result<()> {
         (self.rows, self.tile_rows, self.segments) = (plan.rows, plan.tile_rows, plan.slots.len());
         let sizes = [plan.slots.len(), plan.row_order.len(), plan.tiles.len()].map(|n| n as i32);
-        let parts: [&[i32]; 5] =
-            [plan.tiles.as_flattened(), &sizes, &plan.row_order, &plan.starts, &plan.slots];
+        let idle: Vec<i32> = plan.idle_rows();
+        let parts: [&[i32]; 7] = [
+            plan.tiles.as_flattened(),
+            &sizes,
+            &plan.row_order,
+            &plan.starts,
+            &plan.slots,
+            &plan.slot_of_row,
+            &idle,
+        ];
         let places = places(plan.rows);
-        let mut words = vec![0; places[4].end];
+        let mut words = vec![0; places[6].end];
         for (place, part) in places.into_iter().zip(parts) {
             words[place][..part.len()].copy_from_slice(part);
         }
@@ -147,6 +165,16 @@ impl<B: Backend> LoraBatch<B> {
     /// Slot of each segment: `[1, rows]` i32.
     pub fn slots(&self) -> View<'_, B> {
         self.part(4)
+    }
+
+    /// Slot of each row, -1 for none: `[1, rows]` i32.
+    pub fn slot_of_row(&self) -> View<'_, B> {
+        self.part(5)
+    }
+
+    /// Rows that have no adapter, as many as the row order leaves: `[1, rows]` i32.
+    pub fn idle_rows(&self) -> View<'_, B> {
+        self.part(6)
     }
 
     /// Rows of a full tile.
@@ -204,6 +232,10 @@ mod tests {
                 }
             }
             prop_assert_eq!(&seen, &slots);
+            prop_assert_eq!(&plan.slot_of_row, &slots);
+            let idle = plan.idle_rows();
+            prop_assert!(idle.iter().all(|row| slots[*row as usize] < 0));
+            prop_assert_eq!(idle.len() + plan.row_order.len(), slots.len());
             let mut next = 0;
             for [from, count, slot, _] in &plan.tiles {
                 prop_assert!(*from == next && (1..=plan.tile_rows as i32).contains(count));

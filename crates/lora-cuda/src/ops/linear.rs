@@ -6,7 +6,8 @@ use std::ops::Range;
 use lora_core::fp8::{Fp8Scales, InputScale};
 use lora_core::{DType, HostTensor, Mat, Pool, Result, check};
 
-use super::{ROW_THREADS, WARP};
+use super::linear_stream::{TensorMap, tiles_of};
+use super::{EIGHT, ROW_THREADS, WARP, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
 use crate::lt::Extras;
@@ -21,6 +22,8 @@ pub struct CudaLinear {
     /// The bias in bf16, if no value of it loses anything by that.
     narrow_bias: Option<CudaBuf>,
     fp8: Option<Fp8>,
+    /// How the copy engine reads the weights, if it can.
+    tiles: Option<TensorMap>,
 }
 
 /// Scales of weights in e4m3.
@@ -57,7 +60,7 @@ struct QuantiseArgs {
 
 // SAFETY: laid out as `QuantiseArgs` of `linear.cu`.
 unsafe impl KernelArgs for QuantiseArgs {
-    const KERNELS: &'static [Kernel] = &[Kernel::QuantiseRows];
+    const KERNELS: &'static [Kernel] = &[Kernel::QuantiseRows, Kernel::QuantiseRowsEights];
 }
 
 #[repr(C)]
@@ -77,11 +80,28 @@ unsafe impl KernelArgs for RowNormArgs {
     const KERNELS: &'static [Kernel] = &[Kernel::RowNorms];
 }
 
+/// What a product reads.
+pub(super) struct Input {
+    /// The matrix, in e4m3 where the weights are.
+    pub mat: MatArg,
+    /// Its extents.
+    pub geo: Mat,
+    /// Of codes, the scale of each row.
+    pub scales: Address,
+    /// Whether sums must not be those of e4m3 by tensor cores.
+    pub exact: bool,
+}
+
 /// Bytes that the first code of an input lies at a multiple of.
 const CODES_ALIGNMENT: usize = 256;
 
 /// Rows that a warp of the kernel takes together, as in `linear.cu`.
 const ROWS: usize = 8;
+
+/// Times that a thread of `quantise_rows_eights` takes eight elements, as in `linear.cu`, and the
+/// threads of a block at most.
+const MOST_EIGHTS: usize = 4;
+const MOST_THREADS: usize = 1024;
 
 impl CudaLinear {
     /// The weights, to compute with.
@@ -94,8 +114,19 @@ impl CudaLinear {
         self.geo
     }
 
-    fn w_scales(&self) -> Address {
+    /// Scales of the outputs; null where there are none.
+    pub(super) fn w_scales(&self) -> Address {
         self.fp8.as_ref().map_or(0, |fp8| fp8.of_outputs.address())
+    }
+
+    /// The bias in f32; null where there is none.
+    pub(super) fn bias(&self) -> Address {
+        self.bias.as_ref().map_or(0, CudaBuf::address)
+    }
+
+    /// How the copy engine reads the weights, if it can.
+    pub(super) fn tiles(&self) -> Option<&TensorMap> {
+        self.tiles.as_ref()
     }
 }
 
@@ -139,9 +170,11 @@ impl Cuda {
         let weights = CudaBuf::holding(&self.context, Pool::Weights, &parts)?;
         let narrow = bias.and_then(exactly_bf16);
         let hold = |bytes: &[u8]| self.hold(Pool::Weights, bytes);
+        let geo = Mat::dense(n, k, dtype);
         Ok(CudaLinear {
+            tiles: tiles_of(MatArg::new(&weights, geo), geo)?,
             weights,
-            geo: Mat::dense(n, k, dtype),
+            geo,
             bias: bias.map(|bias| hold(bytemuck::cast_slice(bias))).transpose()?,
             narrow_bias: narrow.map(|tensor| hold(tensor.bytes())).transpose()?,
             fp8: None,
@@ -157,87 +190,97 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<()> {
         check::linear(x.geo, [w.geo.rows, w.geo.cols], out.geo)?;
-        if x.geo.rows == 0 {
-            return Ok(());
+        match self.input(q, x, w)? {
+            Some(input) => self.multiply_input(q, &input, w, out),
+            None => Ok(()),
         }
-        if let Some(fp8) = &w.fp8 {
-            return self.multiply_fp8(q, x, w, fp8, out);
-        }
-        if self.multiply_by_lt(q, (x.into(), x.geo), None, w, out)? {
-            return Ok(());
-        }
-        self.multiply_any(q, x.into(), 0, w, out)
     }
 
-    /// The product by cuBLASLt; `false` where it cannot do it.
-    fn multiply_by_lt(
+    /// The product, by what suits it best.
+    pub(super) fn multiply_input(
         &self,
         q: &mut CudaQueue,
-        x: (MatArg, Mat),
-        scales: Option<[Address; 2]>,
+        x: &Input,
         w: &CudaLinear,
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        if self.multiply_stream(q, x, w, None, out)? || self.multiply_by_lt(q, x, w, false, out)? {
+            return Ok(());
+        }
+        self.multiply_any(q, x, w, out)
+    }
+
+    /// The input as the product with `w` reads it; `None` if it has no rows.
+    pub(super) fn input(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+    ) -> Result<Option<Input>> {
+        if x.geo.rows == 0 {
+            return Ok(None);
+        }
+        let plain = || Input { mat: x.into(), geo: x.geo, scales: 0, exact: false };
+        w.fp8.as_ref().map_or_else(|| Ok(plain()), |fp8| self.quantise(q, x, fp8)).map(Some)
+    }
+
+    /// The product by cuBLASLt, added to `out` if `adds`; `false` where it cannot do it.
+    pub(super) fn multiply_by_lt(
+        &self,
+        q: &mut CudaQueue,
+        x: &Input,
+        w: &CudaLinear,
+        adds: bool,
         out: &ViewMut<'_>,
     ) -> Result<bool> {
         let bias = w.narrow_bias.as_ref().filter(|_| out.geo.dtype == DType::Bf16);
         let bias = bias.map(CudaBuf::address);
-        if w.bias.is_some() != bias.is_some() || !suits_lt(x.1, w.geo, out.geo) {
+        if x.exact || w.bias.is_some() != bias.is_some() || !suits_lt(x.geo, w.geo, out.geo) {
             return Ok(false);
         }
+        let scales = w.fp8.as_ref().map(|fp8| [fp8.of_outputs.address(), x.scales]);
         let (w, out) = ((w.weights(), w.geo), (out.into(), out.geo));
-        self.lt.borrow_mut().product(q, x, w, out, Extras { scales, bias })
+        self.lt.borrow_mut().product(q, (x.mat, x.geo), w, out, Extras { scales, bias, adds })
     }
 
     /// The product by the kernel that takes any shape.
     fn multiply_any(
         &self,
         q: &mut CudaQueue,
-        x: MatArg,
-        x_scales: Address,
+        x: &Input,
         w: &CudaLinear,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        let bias = w.bias.as_ref().map_or(0, CudaBuf::address);
         let args = LinearArgs {
-            x,
+            x: x.mat,
             w: w.weights(),
             out: out.into(),
-            x_scales,
+            x_scales: x.scales,
             w_scales: w.w_scales(),
-            bias,
+            bias: w.bias(),
         };
         let outputs = out.geo.cols.div_ceil(ROW_THREADS / WARP);
         let launch = Launch::new([outputs, out.geo.rows.div_ceil(ROWS), 1], ROW_THREADS);
         q.launch(&self.modules, Kernel::Linear, launch, args)
     }
 
-    fn multiply_fp8(
-        &self,
-        q: &mut CudaQueue,
-        x: View<'_>,
-        w: &CudaLinear,
-        fp8: &Fp8,
-        out: &ViewMut<'_>,
-    ) -> Result<()> {
+    /// Rounds an input to e4m3.
+    fn quantise(&self, q: &mut CudaQueue, x: View<'_>, fp8: &Fp8) -> Result<Input> {
         let (rows, cols) = (x.geo.rows, x.geo.cols);
         let for_scales = (rows * size_of::<f32>()).next_multiple_of(CODES_ALIGNMENT);
         let scales = q.scratch(for_scales + rows * cols)?;
         let geo = Mat::dense(rows, cols, DType::F8E4m3);
-        let codes = MatArg::at(scales + for_scales as u64, geo);
+        let mat = MatArg::at(scales + for_scales as u64, geo);
         let scale = match fp8.input {
             InputScale::Static(scale) => scale,
             InputScale::Dynamic => 0.0,
         };
-        let launch = Launch::new([rows, 1, 1], ROW_THREADS);
-        let args = QuantiseArgs { x: x.into(), codes, scales, scale };
-        q.launch(&self.modules, Kernel::QuantiseRows, launch, args)?;
+        let args = QuantiseArgs { x: x.into(), codes: mat, scales, scale };
+        let (kernel, launch) = choose_quantise(x.geo);
+        q.launch(&self.modules, kernel, launch, args)?;
         // Tensor cores of Hopper keep about 14 bits of a sum of e4m3 products: as good as 16-bit
         // activations are, but less than those who ask for f32 expect.
-        let of_both = Some([fp8.of_outputs.address(), scales]);
-        let narrow = x.geo.dtype != DType::F32;
-        if narrow && self.multiply_by_lt(q, (codes, geo), of_both, w, out)? {
-            return Ok(());
-        }
-        self.multiply_any(q, codes, scales, w, out)
+        Ok(Input { mat, geo, scales, exact: x.geo.dtype == DType::F32 })
     }
 
     /// See [`lora_core::Backend::row_norms`].
@@ -278,6 +321,16 @@ fn exactly_bf16(values: &[f32]) -> Option<HostTensor> {
     let tensor = HostTensor::from_f32(DType::Bf16, vec![values.len()], values)?;
     let same = tensor.iter_f32().zip(values).all(|(narrow, wide)| narrow == *wide);
     same.then_some(tensor)
+}
+
+/// The kernel that keeps rows in registers where they are short enough, else the one for all.
+fn choose_quantise(x: Mat) -> (Kernel, Launch) {
+    let threads = x.cols.div_ceil(EIGHT * MOST_EIGHTS).next_multiple_of(WARP).max(ROW_THREADS);
+    let suited = in_eights(&[x]) && x.cols.is_multiple_of(EIGHT) && threads <= MOST_THREADS;
+    match suited {
+        true => (Kernel::QuantiseRowsEights, Launch::new([x.rows, 1, 1], threads)),
+        false => (Kernel::QuantiseRows, Launch::new([x.rows, 1, 1], ROW_THREADS)),
+    }
 }
 
 /// Whether cuBLASLt is asked: operands of one 16-bit dtype or in e4m3, at addresses that its kernels

@@ -6,7 +6,7 @@ use lora_core::{DType, Error, Mat, Result, check, check_extent};
 
 use super::linear::CudaLinear;
 use super::lora_table::Work;
-use super::{ROW_THREADS, WARP};
+use super::{EIGHT, ROW_THREADS, WARP};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
 use crate::queue::Launch;
@@ -22,6 +22,7 @@ struct LoraArgs {
     order: Address,
     starts: Address,
     slots: Address,
+    idle: Address,
     tiles: Address,
     sizes: Address,
     columns: Address,
@@ -30,7 +31,7 @@ struct LoraArgs {
     max_rank: i32,
     in_dim: i32,
     chunk: i32,
-    planes: i32,
+    first: i32,
 }
 
 // SAFETY: laid out as `LoraArgs` of `lora.cuh`.
@@ -45,6 +46,28 @@ unsafe impl KernelArgs for LoraArgs {
     ];
 }
 
+/// The adapters of a site by the rows that use them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RowAdapters {
+    table: Address,
+    slots: Address,
+    columns: Address,
+    z: Address,
+    slices: i32,
+    max_rank: i32,
+}
+
+impl RowAdapters {
+    /// No adapters.
+    pub const NONE: Self = Self { table: 0, slots: 0, columns: 0, z: 0, slices: 0, max_rank: 0 };
+
+    /// How many slices the site has; 0 where there are no adapters.
+    pub fn slices(&self) -> usize {
+        self.slices as usize
+    }
+}
+
 /// Ranks of a tile of the shrink, and outputs of a block of the expand, as in `lora_mma.cu`.
 const RANKS: usize = 16;
 const OUTPUTS: usize = 512;
@@ -53,16 +76,15 @@ const OUTPUTS: usize = 512;
 const MMA_MAX_RANK: usize = 256;
 
 /// Columns of K that one block of the shrink sums: small enough to give every multiprocessor work,
-/// large enough that planes are few.
+/// large enough that the blocks that share a sum make a cluster.
 fn chunk(in_dim: usize, tile_rows: usize) -> usize {
-    match (tile_rows, in_dim) {
-        (8, ..=8192) => 512,
-        (8, _) => 1024,
-        _ => 2048,
-    }
+    const MOST_BLOCKS: usize = 8;
+    let wanted = if tile_rows == 8 { 512 } else { 2048 };
+    in_dim.div_ceil(MOST_BLOCKS).next_multiple_of(WARP).max(wanted)
 }
 
 /// The two products of a batch at a site.
+#[derive(Clone, Copy)]
 struct Plan {
     args: LoraArgs,
     /// Rows of a tile where tensor cores do the work.
@@ -71,8 +93,12 @@ struct Plan {
     tiles: usize,
     slices: usize,
     max_rank: usize,
-    planes: usize,
+    chunks: usize,
     widest: usize,
+    /// What the product of few rows adds by itself, if it can.
+    of_rows: Option<RowAdapters>,
+    /// Whether what adapters add may come before the base layer's output.
+    may_begin: bool,
 }
 
 /// Checks input and output of a linear site.
@@ -141,14 +167,27 @@ impl Cuda {
     ) -> Result<()> {
         let (site, batch) = lora;
         check_linear(&x, site, out)?;
-        match self.plan("linear_lora", q, (x.into(), x.geo, 0), site, batch, out)? {
-            Some(plan) => {
-                self.shrink(q, &plan)?;
-                self.multiply(q, x, w, out)?;
-                self.expand(q, &plan)
-            }
-            None => self.multiply(q, x, w, out),
+        check::linear(x.geo, [w.geo().rows, w.geo().cols], out.geo)?;
+        let Some(plan) = self.plan("linear_lora", q, (x.into(), x.geo, 0), site, batch, out)?
+        else {
+            return self.multiply(q, x, w, out);
+        };
+        self.shrink(q, &plan)?;
+        let Some(input) = self.input(q, x, w)? else { return Ok(()) };
+        if plan.of_rows.is_some() && self.multiply_stream(q, &input, w, plan.of_rows, out)? {
+            return Ok(());
         }
+        // What adapters add is written, and the product of many rows reads it while it computes:
+        // cheaper than to read and write the output once more.
+        if plan.may_begin {
+            let begun = LoraArgs { first: 1, ..plan.args };
+            self.expand(q, &Plan { args: begun, ..plan })?;
+            if self.multiply_by_lt(q, &input, w, true, out)? {
+                return Ok(());
+            }
+        }
+        self.multiply_input(q, &input, w, out)?;
+        self.expand(q, &plan)
     }
 
     /// What the two products will do; `None` if there is nothing to do.
@@ -170,45 +209,63 @@ impl Cuda {
             return Ok(None);
         }
         let max_rank = work.max_rank();
-        let suited = matches!(work, Work::Mma(_)) && suits_mma(x_geo, out.geo, max_rank);
+        let suited = matches!(work, Work::Mma { .. }) && suits_mma(x_geo, out.geo, max_rank);
         let by_mma = ids == 0 && suited;
-        let chunk = if by_mma {
-            chunk(site.spec.in_dim, batch.tile_rows())
-        } else {
-            site.spec.in_dim.max(1)
-        };
-        let planes = if by_mma { site.spec.in_dim.div_ceil(chunk) } else { 1 };
+        let chunk = chunk(site.spec.in_dim, batch.tile_rows());
+        let address = |view| MatArg::from(view).data();
         let args = LoraArgs {
             x,
             out: out.into(),
             ids,
             table: site.table.rows(),
-            order: MatArg::from(batch.row_order()).data(),
-            starts: MatArg::from(batch.starts()).data(),
-            slots: MatArg::from(batch.slots()).data(),
-            tiles: MatArg::from(batch.tiles()).data(),
-            sizes: MatArg::from(batch.sizes()).data(),
+            order: address(batch.row_order()),
+            starts: address(batch.starts()),
+            slots: address(batch.slots()),
+            idle: address(batch.idle_rows()),
+            tiles: address(batch.tiles()),
+            sizes: address(batch.sizes()),
             columns: site.table.columns(),
-            z: q.lora_scratch(planes * rows * slices * max_rank * size_of::<f32>())?,
+            z: q.lora_scratch(rows * slices * max_rank * size_of::<f32>())?,
             slices: slices as i32,
             max_rank: max_rank as i32,
             in_dim: site.spec.in_dim as i32,
             chunk: chunk as i32,
-            planes: planes as i32,
+            first: 0,
         };
+        let of_rows = RowAdapters {
+            table: args.table,
+            slots: address(batch.slot_of_row()),
+            columns: args.columns,
+            z: args.z,
+            slices: args.slices,
+            max_rank: args.max_rank,
+        };
+        let even = site.spec.slices.iter().all(|columns| columns.start.is_multiple_of(EIGHT));
         let widest = site.spec.slices.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
         // No more tiles than rows, nor than full ones and one that is not for each segment.
         let tile_rows = batch.tile_rows();
         let tiles = rows.min(rows / tile_rows + most);
-        let by_mma = by_mma.then_some(tile_rows);
-        Ok(Some(Plan { args, by_mma, rows, tiles, slices, max_rank, planes, widest }))
+        Ok(Some(Plan {
+            args,
+            by_mma: by_mma.then_some(tile_rows),
+            rows,
+            tiles,
+            slices,
+            max_rank,
+            chunks: site.spec.in_dim.div_ceil(chunk),
+            widest,
+            of_rows: (by_mma && even).then_some(of_rows),
+            may_begin: by_mma && matches!(work, Work::Mma { gains: false, .. }),
+        }))
     }
 
     /// `z = A x`.
     fn shrink(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
         if let Some(tile_rows) = plan.by_mma {
             let ranks = plan.slices * plan.max_rank.div_ceil(RANKS);
-            let launch = Launch::new([plan.tiles, ranks, plan.planes], ROW_THREADS);
+            let chunks = plan.chunks;
+            let blocks = Launch::new([plan.tiles, ranks, chunks], ROW_THREADS);
+            let launch = Launch { cluster: chunks, ..blocks };
             let kernel = match tile_rows {
                 8 => Kernel::LoraShrinkMma8,
                 _ => Kernel::LoraShrinkMma32,
@@ -222,7 +279,9 @@ impl Cuda {
     /// `y = gain * (y + scale * B z) + shift`.
     fn expand(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
         if let Some(tile_rows) = plan.by_mma {
-            let blocks = [plan.tiles, plan.slices, plan.widest.div_ceil(OUTPUTS)];
+            // Where outputs are begun, rows without an adapter have tiles, too.
+            let idle = plan.rows.div_ceil(tile_rows) * plan.args.first as usize;
+            let blocks = [plan.tiles + idle, plan.slices, plan.widest.div_ceil(OUTPUTS)];
             let launch = Launch::new(blocks, ROW_THREADS);
             let kernel = match tile_rows {
                 8 => Kernel::LoraExpandMma8,

@@ -22,8 +22,8 @@ pub(super) enum Work {
     /// Nothing: there never was an adapter.
     #[default]
     Nothing,
-    /// Products by tensor cores, for ranks up to this one.
-    Mma(usize),
+    /// Products by tensor cores, for ranks up to this one, and factors of outputs if there are `gains`.
+    Mma { rank: usize, gains: bool },
     /// Something that the tensor cores' kernels do not take, for ranks up to this one.
     General(usize),
 }
@@ -33,10 +33,11 @@ impl Work {
     fn after(self, slots: &[Slot]) -> Self {
         let rank = slots.iter().map(|slot| slot.max_rank).max().unwrap_or(0);
         let rank = rank.next_power_of_two().max(LEAST_RANK).max(self.max_rank());
+        let gains = slots.iter().any(|slot| slot.has_gain);
         match (slots.iter().any(|slot| slot.is_general), self) {
             (true, _) => Self::General(rank),
             (false, Self::Nothing) if slots.iter().all(|slot| !slot.is_active) => Self::Nothing,
-            (false, _) => Self::Mma(rank),
+            (false, _) => Self::Mma { rank, gains },
         }
     }
 
@@ -44,7 +45,7 @@ impl Work {
     pub(super) fn max_rank(self) -> usize {
         match self {
             Self::Nothing => 0,
-            Self::Mma(rank) | Self::General(rank) => rank,
+            Self::Mma { rank, .. } | Self::General(rank) => rank,
         }
     }
 }
@@ -60,6 +61,8 @@ struct Slot {
     max_rank: usize,
     /// Whether any slice has an effect.
     is_active: bool,
+    /// Whether any slice has factors of outputs.
+    has_gain: bool,
     /// Whether a slice has something that the tensor cores' kernels do not take: factors in another
     /// dtype than bf16, or a matrix in the base layer's place.
     is_general: bool,
@@ -180,6 +183,7 @@ impl Cuda {
         }
         row.active = i32::from(row.rank > 0 || [row.replacement, row.gain, row.shift] != [0; 3]);
         slot.is_active |= row.active != 0;
+        slot.has_gain |= row.gain != 0;
         slot.max_rank = slot.max_rank.max(row.rank as usize);
         let narrow = |t: &HostTensor| t.dtype() == DType::Bf16;
         let factors = slice.low_rank.as_ref().is_none_or(|low| narrow(&low.a) && narrow(&low.b));

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod linear;
+pub mod linear_stream;
 pub mod logprobs;
 pub mod lora;
 pub mod lora_table;

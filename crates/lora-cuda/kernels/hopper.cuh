@@ -1,0 +1,152 @@
+// Instructions of compute capability 9.0: barriers in shared memory, bulk copies of tiles, and products by
+// groups of four warps.
+#pragma once
+
+#include "common.cuh"
+
+constexpr int WARPGROUP = 4 * WARP;
+
+// Bytes of a row of a tile; the swizzle of copies and products works on eight such rows.
+constexpr int SWIZZLE = 128;
+constexpr int SWIZZLE_BLOCK = 8 * SWIZZLE;
+
+// A `CUtensorMap`, which only the copy engine reads.
+struct alignas(64) TensorMap {
+    uint64_t words[16];
+};
+
+__device__ inline uint32_t shared_address(const void *p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// The address of the same place in the shared memory of block `rank` of the cluster.
+__device__ inline uint32_t address_at(uint32_t address, uint32_t rank) {
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+
+__device__ inline uint32_t cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+__device__ inline uint32_t cluster_size() {
+    uint32_t size;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    return size;
+}
+
+// A number in the shared memory of block `rank` of the cluster.
+__device__ inline float load_at(uint32_t address, uint32_t rank) {
+    float v;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address_at(address, rank)));
+    return v;
+}
+
+// Waits for all threads of the cluster.
+__device__ inline void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// A barrier of shared memory; its phases end one after another.
+struct Barrier {
+    uint64_t state;
+
+    __device__ void init(uint32_t arrivals) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&state)),
+                     "r"(arrivals));
+    }
+    __device__ void arrive() {
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&state))
+                     : "memory");
+    }
+    // Arrives; the phase does not end before so many bytes were copied.
+    __device__ void expect(uint32_t bytes) {
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                         shared_address(&state)),
+                     "r"(bytes)
+                     : "memory");
+    }
+    // Arrives at the barrier of block `rank` of the cluster, for all that its block did before.
+    __device__ void arrive_at(uint32_t rank) {
+        asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                         address_at(shared_address(&state), rank))
+                     : "memory");
+    }
+    // Waits for the end of the phase of this parity.
+    __device__ void wait(uint32_t parity) {
+        asm volatile("{\n\t.reg .pred done;\n"
+                     "again:\n\t"
+                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
+                     "@!done bra again;\n\t}" ::"r"(shared_address(&state)),
+                     "r"(parity)
+                     : "memory");
+    }
+};
+
+// Makes initialised barriers known to the copy engine and to the cluster; a barrier of all threads
+// must follow.
+__device__ inline void publish_barriers() {
+    asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// How long the second cache keeps what is copied.
+enum class Keep : uint64_t { FIRST_OUT = 0x12f0000000000000ull, LAST_OUT = 0x14f0000000000000ull };
+
+// Copies the tile whose first element is at (column, row) to `to`; zeros where the matrix has none.
+__device__ inline void copy_tile(void *to, const TensorMap &map, int column, int row, Barrier &done,
+                                 Keep keep) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+                 "l"(&map), "r"(column), "r"(row), "r"(shared_address(&done.state)),
+                 "l"(static_cast<uint64_t>(keep))
+                 : "memory");
+}
+
+// Names a tile of rows of 128 bytes, swizzled, as an operand of a product.
+__device__ inline uint64_t operand(const void *tile) {
+    uint64_t address = (shared_address(tile) & 0x3ffff) >> 4;
+    return address | uint64_t{SWIZZLE_BLOCK >> 4} << 32 | uint64_t{1} << 62;
+}
+
+// To be called before the first of several products, after anything else used their sums.
+__device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void products_end() {
+    asm volatile("wgmma.commit_group.sync.aligned;\n\twgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+
+#define SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define SUMS_16(i) SUMS_4(i), SUMS_4(i + 4), SUMS_4(i + 8), SUMS_4(i + 12)
+#define PRODUCT(SHAPE, TYPES, FLAGS, LIST, A, B, ADD, ...)                                             \
+    asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, " ADD ", 0;\n\t"                            \
+                 "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES " {" LIST "}, " A ", " B         \
+                 ", add, 1, 1" FLAGS ";\n\t}"                                                          \
+                 : __VA_ARGS__                                                                         \
+                 : "l"(a), "l"(b), "r"(add))
+#define LIST_4 "%0, %1, %2, %3"
+#define LIST_8 LIST_4 ", %4, %5, %6, %7"
+#define LIST_16 LIST_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define LIST_32                                                                                        \
+    LIST_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+
+// sums (+)= a bᵀ for 64 rows of `a` and N rows of `b`, 32 bytes of each. A thread has of every 8 rows of
+// `b` four sums: rows lane / 4 and 8 more of its warp's 16 of `a`, two neighbours of `b` each.
+#define PRODUCTS_OF(T, K, TYPES, FLAGS)                                                                \
+    __device__ inline void product(T, float (&d)[4], uint64_t a, uint64_t b, int add) {                \
+        PRODUCT("m64n8" K, TYPES, FLAGS, LIST_4, "%4", "%5", "%6", SUMS_4(0));                         \
+    }                                                                                                  \
+    __device__ inline void product(T, float (&d)[8], uint64_t a, uint64_t b, int add) {                \
+        PRODUCT("m64n16" K, TYPES, FLAGS, LIST_8, "%8", "%9", "%10", SUMS_4(0), SUMS_4(4));            \
+    }                                                                                                  \
+    __device__ inline void product(T, float (&d)[16], uint64_t a, uint64_t b, int add) {               \
+        PRODUCT("m64n32" K, TYPES, FLAGS, LIST_16, "%16", "%17", "%18", SUMS_16(0));                   \
+    }                                                                                                  \
+    __device__ inline void product(T, float (&d)[32], uint64_t a, uint64_t b, int add) {               \
+        PRODUCT("m64n64" K, TYPES, FLAGS, LIST_32, "%32", "%33", "%34", SUMS_16(0), SUMS_16(16));      \
+    }
+
+PRODUCTS_OF(bf16, "k16", "bf16.bf16", ", 0, 0")
+PRODUCTS_OF(f16, "k16", "f16.f16", ", 0, 0")
+PRODUCTS_OF(f8, "k32", "e4m3.e4m3", "")

@@ -1,0 +1,216 @@
+//! Products of few rows, whose time goes into reading weights, with what adapters add.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+
+use cudarc::driver::sys;
+use lora_core::{DType, Mat, Result};
+
+use super::linear::{CudaLinear, Input};
+use super::lora::RowAdapters;
+use crate::args::{Address, Kernel, KernelArgs, MatArg, dtype_number};
+use crate::device::is_aligned;
+use crate::error::failed;
+use crate::queue::Launch;
+use crate::{Cuda, CudaQueue, ViewMut};
+
+/// Bytes of shared memory of a block: all that there is.
+pub const SHARED: usize = 227 << 10;
+
+/// The most rows that the kernel takes.
+const MOST_ROWS: usize = 128;
+
+/// As in `linear_stream.cu`: outputs of a group of consumers, tiles of inputs and of weights, rows that
+/// are staged together, and elements that keep their sums apart.
+const OUTPUTS: usize = 64;
+const X_STAGES: usize = 4;
+const MOST_STAGES: usize = 24;
+const STAGED: usize = 64;
+const SPREAD: usize = 4;
+
+/// Bytes of a row of a tile.
+const SWIZZLE: usize = 128;
+
+/// Bytes of a `Part` of `linear_stream.cu`, and enough for its `Control` and the alignment of tiles.
+const PART: usize = 48;
+const REST: usize = 2048;
+
+/// Multiprocessors of an H100 or H200.
+const MULTIPROCESSORS: usize = 132;
+
+/// How the copy engine reads a matrix: a `CUtensorMap`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct TensorMap([u64; 16]);
+
+impl TensorMap {
+    /// Tiles of `rows` rows by 128 bytes of a matrix.
+    ///
+    /// # Errors
+    /// [`lora_core::Error::Device`] if the driver refuses.
+    pub fn of(mat: MatArg, geo: Mat, rows: usize) -> Result<Self> {
+        let (dtype, size) = match geo.dtype {
+            DType::F16 => (sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2),
+            DType::Bf16 => (sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2),
+            _ => (sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8, 1),
+        };
+        let mut map = Self([0; 16]);
+        // SAFETY: the map has the size and alignment of a `CUtensorMap`; the arrays have the lengths of
+        // a matrix of two dimensions, of which one stride is not given.
+        let encoded = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                (&raw mut map).cast(),
+                dtype,
+                2,
+                mat.data() as *mut c_void,
+                [geo.cols as u64, geo.rows as u64].as_ptr(),
+                [(geo.row_stride.max(geo.cols) * size) as u64].as_ptr(),
+                [(SWIZZLE / size) as u32, rows as u32].as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        encoded.result().map_err(failed("cuTensorMapEncodeTiled"))?;
+        Ok(map)
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct StreamArgs {
+    w: TensorMap,
+    x: TensorMap,
+    out: MatArg,
+    x_scales: Address,
+    w_scales: Address,
+    bias: Address,
+    lora: RowAdapters,
+    dtype: i32,
+    steps: i32,
+    stages: i32,
+}
+
+// SAFETY: laid out as `StreamArgs` of `linear_stream.cu`.
+unsafe impl KernelArgs for StreamArgs {
+    const KERNELS: &'static [Kernel] = &[Kernel::LinearStream];
+}
+
+/// How a product is cut for the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Cut {
+    /// Rows of a tile of the input.
+    rows: usize,
+    /// Groups of consumers, of 64 outputs each.
+    groups: usize,
+    /// Blocks that share the terms of a sum.
+    cluster: usize,
+    /// Clusters.
+    clusters: usize,
+}
+
+impl Cut {
+    fn new(rows: usize, n: usize, steps: usize) -> Self {
+        let rows = rows.next_power_of_two().max(8);
+        let groups = if rows > 32 { 2 } else { 1 };
+        let tiles = n.div_ceil(groups * OUTPUTS);
+        let clusters = |cluster: usize| tiles.min(MULTIPROCESSORS / cluster);
+        // What of the device works when all work at the pace of the slowest.
+        let busy = |cluster: usize| {
+            let turns = tiles.div_ceil(clusters(cluster));
+            tiles as f64 * cluster as f64 / (turns * MULTIPROCESSORS) as f64
+        };
+        let better = |best: usize, next: usize| match next <= steps && busy(next) > busy(best) + 0.03 {
+            true => next,
+            false => best,
+        };
+        let cluster = [2, 4].into_iter().fold(1, better);
+        Self { rows, groups, cluster, clusters: clusters(cluster) }
+    }
+
+    /// Tiles of weights that shared memory has room for beside the rest.
+    fn stages(&self, slices: usize, rows: usize) -> usize {
+        let staged = self.rows.min(STAGED) * (self.groups * OUTPUTS + SPREAD) * size_of::<f32>();
+        let inputs = X_STAGES * self.rows * SWIZZLE;
+        let left = SHARED - staged - inputs - slices * rows * PART - REST;
+        (left / (self.groups * OUTPUTS * SWIZZLE)).min(MOST_STAGES)
+    }
+}
+
+/// How the copy engine reads these weights; `None` if the kernel does not take them.
+///
+/// # Errors
+/// Those of [`TensorMap::of`].
+pub fn tiles_of(weights: MatArg, geo: Mat) -> Result<Option<TensorMap>> {
+    let known = matches!(geo.dtype, DType::F16 | DType::Bf16 | DType::F8E4m3);
+    let even = (geo.cols * geo.dtype.size()).is_multiple_of(16) && geo.rows.is_multiple_of(16);
+    let suited = known && even && geo.rows > 0 && geo.cols > 0;
+    suited.then(|| TensorMap::of(weights, geo, OUTPUTS)).transpose()
+}
+
+impl Cuda {
+    /// `out = x wᵀ + bias` with what adapters add; `false` where the kernel does not suit.
+    pub(super) fn multiply_stream(
+        &self,
+        q: &mut CudaQueue,
+        x: &Input,
+        w: &CudaLinear,
+        lora: Option<RowAdapters>,
+        out: &ViewMut<'_>,
+    ) -> Result<bool> {
+        let geo = w.geo();
+        let aligned = is_aligned(x.geo) && is_aligned(out.geo);
+        let suited = x.geo.dtype == geo.dtype && x.geo.rows <= MOST_ROWS && aligned && !x.exact;
+        let Some(tiles) = w.tiles().filter(|_| suited) else { return Ok(false) };
+        let steps = (geo.cols * geo.dtype.size()).div_ceil(SWIZZLE);
+        let cut = Cut::new(x.geo.rows, geo.rows, steps);
+        let lora = lora.unwrap_or(RowAdapters::NONE);
+        let args = StreamArgs {
+            w: *tiles,
+            x: TensorMap::of(x.mat, x.geo, cut.rows)?,
+            out: out.into(),
+            x_scales: x.scales,
+            w_scales: w.w_scales(),
+            bias: w.bias(),
+            lora,
+            dtype: dtype_number(geo.dtype),
+            steps: steps as i32,
+            stages: cut.stages(lora.slices(), x.geo.rows) as i32,
+        };
+        let launch = Launch {
+            grid: [cut.clusters, 1, cut.cluster],
+            threads: 32 * (4 * cut.groups + 1),
+            shared: SHARED,
+            cluster: cut.cluster,
+        };
+        q.launch(&self.modules, Kernel::LinearStream, launch, args)?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_are_cut_to_fill_the_device() {
+        let cut = |rows, n, k: usize| Cut::new(rows, n, (2 * k).div_ceil(SWIZZLE));
+        let of = |rows, groups, cluster, clusters| Cut { rows, groups, cluster, clusters };
+        assert_eq!(cut(1, 4096, 14336), of(8, 1, 2, 64));
+        assert_eq!(cut(8, 6144, 4096), of(8, 1, 4, 33));
+        assert_eq!(cut(17, 28672, 4096), of(32, 1, 2, 66));
+        assert_eq!(cut(64, 4096, 4096), of(64, 2, 4, 32));
+        assert_eq!(cut(65, 128, 64), of(128, 2, 1, 1));
+    }
+
+    #[test]
+    fn shared_memory_holds_several_tiles_of_weights() {
+        for (rows, least) in [(1, 20), (32, 20), (64, 8), (128, 5)] {
+            let cut = Cut::new(rows, 4096, 64);
+            let stages = cut.stages(3, rows);
+            assert!((least..=MOST_STAGES).contains(&stages), "{rows} rows: {stages}");
+        }
+    }
+}
