@@ -10,6 +10,13 @@ struct RopeArgs {
     int32_t heads, kv_heads, head_dim;
 };
 
+// Turns a pair of elements. Which product is rounded first is written out: all kernels must agree.
+__device__ void turn(float &low, float &high, float cosine, float sine) {
+    float turned = __fmaf_rn(low, cosine, -__fmul_rn(high, sine));
+    high = __fmaf_rn(high, cosine, __fmul_rn(low, sine));
+    low = turned;
+}
+
 template <class C, class T>
 __device__ void store_head(Mat cache, int64_t slot, int from, const T *head, int dim, float scale) {
     for (int i = threadIdx.x % WARP; i < dim; i += WARP)
@@ -42,16 +49,12 @@ extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
         const float *w = keys < 0 ? a.q_norm : a.k_norm;
         if (w) {
             float square = 0.0f;
-            for (int i = lane; i < dim; i += WARP) square += head[i] * head[i];
+            for (int i = lane; i < dim; i += WARP) square = __fmaf_rn(head[i], head[i], square);
             float root = sqrtf(warp_reduce(square, Sum()) / dim + a.eps);
             for (int i = lane; i < dim; i += WARP) head[i] = head[i] / root * w[i];
             __syncwarp();
         }
-        for (int i = lane; i < half; i += WARP) {
-            float low = head[i], high = head[i + half];
-            head[i] = low * cosines[i] - high * sines[i];
-            head[i + half] = high * cosines[i] + low * sines[i];
-        }
+        for (int i = lane; i < half; i += WARP) turn(head[i], head[i + half], cosines[i], sines[i]);
         __syncwarp();
         for (int i = lane; i < dim; i += WARP) place[i] = from_float<T>(head[i]);
         if (keys < 0 || slot < 0) return;
@@ -59,4 +62,115 @@ extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
             store_head<decltype(c)>(a.k_cache, slot, keys * dim, head, dim, a.k_scale);
         });
     });
+}
+
+// Below, four lanes share a head: a lane has every fourth eight of its elements, so both elements of a
+// pair, and all that one sum of squares of the kernel above begins with.
+constexpr int LANES = 4;
+constexpr int STEP = LANES * EIGHT; // between the eights of a lane
+
+// Eight numbers at a multiple of 16 bytes.
+__device__ void load_floats(const float *from, float (&to)[EIGHT]) {
+    reinterpret_cast<float4 *>(to)[0] = reinterpret_cast<const float4 *>(from)[0];
+    reinterpret_cast<float4 *>(to)[1] = reinterpret_cast<const float4 *>(from)[1];
+}
+
+// The root mean square of a head, summed in the order of the kernel above. All lanes must call it.
+template <int EIGHTS> __device__ float root_of(const float (&head)[EIGHTS][EIGHT], const RopeArgs &a) {
+    float square[EIGHT];
+#pragma unroll
+    for (int i = 0; i < EIGHT; i++) {
+        square[i] = 0.0f;
+#pragma unroll
+        for (int e = 0; e < EIGHTS; e++) square[i] = __fmaf_rn(head[e][i], head[e][i], square[i]);
+#pragma unroll
+        for (int step = LANES / 2; step > 0; step /= 2)
+            square[i] += __shfl_xor_sync(ALL_LANES, square[i], step);
+    }
+#pragma unroll
+    for (int step = EIGHT / 2; step > 0; step /= 2)
+#pragma unroll
+        for (int i = 0; i < step; i++) square[i] += square[i + step];
+    return sqrtf(square[0] / a.head_dim + a.eps);
+}
+
+template <class C, int EIGHTS>
+__device__ void store_eights(C *to, const float (&head)[EIGHTS][EIGHT]) {
+#pragma unroll
+    for (int e = 0; e < EIGHTS; e++) {
+        Eight<C> out;
+#pragma unroll
+        for (int i = 0; i < EIGHT; i++) out.v[i] = from_float<C>(head[e][i]);
+        out.store(to + e * STEP);
+    }
+}
+
+// As `qk_norm_rope_append`, for 16-bit numbers and caches of the same type or of e4m3. The heads of all
+// rows follow each other.
+template <int DIM, class T> __device__ void rotate_and_append(const RopeArgs &a) {
+    constexpr int EIGHTS = DIM / STEP, PAIRS = EIGHTS / 2;
+    int column = threadIdx.x % LANES * EIGHT, heads = a.heads + 2 * a.kv_heads;
+    int place = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, last = a.qkv.rows * heads - 1;
+    // Lanes behind the last head read it too, as shuffles need all of them.
+    int64_t r = min(place, last) / heads, slot = a.slots[r];
+    int h = min(place, last) % heads, keys = h - a.heads, values = keys - a.kv_heads;
+    T *from = a.qkv.row<T>(r) + h * DIM + column;
+    const float *rotation = a.rotations.row<float>(a.positions[r]) + column;
+    float head[EIGHTS][EIGHT], cosines[PAIRS][EIGHT], sines[PAIRS][EIGHT];
+#pragma unroll
+    for (int e = 0; e < EIGHTS; e++) {
+        Eight<T> eight = Eight<T>::load(from + e * STEP);
+#pragma unroll
+        for (int i = 0; i < EIGHT; i++) head[e][i] = to_float(eight.v[i]);
+    }
+#pragma unroll
+    for (int e = 0; e < PAIRS; e++) {
+        load_floats(rotation + e * STEP, cosines[e]);
+        load_floats(rotation + DIM / 2 + e * STEP, sines[e]);
+    }
+    float root = a.q_norm ? root_of(head, a) : 1.0f;
+    if (place > last) return;
+    if (values < 0) {
+        const float *w = (keys < 0 ? a.q_norm : a.k_norm) + column;
+        if (a.q_norm)
+#pragma unroll
+            for (int e = 0; e < EIGHTS; e++) {
+                float weights[EIGHT];
+                load_floats(w + e * STEP, weights);
+#pragma unroll
+                for (int i = 0; i < EIGHT; i++) head[e][i] = head[e][i] / root * weights[i];
+            }
+#pragma unroll
+        for (int e = 0; e < PAIRS; e++)
+#pragma unroll
+            for (int i = 0; i < EIGHT; i++)
+                turn(head[e][i], head[e + PAIRS][i], cosines[e][i], sines[e][i]);
+        store_eights(from, head);
+    }
+    if (keys < 0 || slot < 0) return;
+    const Mat &cache = values < 0 ? a.k_cache : a.v_cache;
+    float scale = values < 0 ? a.k_scale : a.v_scale;
+    if (scale != 1.0f) // Divisions take long.
+#pragma unroll
+        for (int e = 0; e < EIGHTS; e++)
+#pragma unroll
+            for (int i = 0; i < EIGHT; i++) head[e][i] /= scale;
+    int to = (values < 0 ? keys : values) * DIM + column;
+    if (cache.dtype == DTYPE_F8) store_eights(cache.row<f8>(slot) + to, head);
+    else store_eights(cache.row<T>(slot) + to, head);
+}
+
+extern "C" __global__ void qk_norm_rope_append_64(RopeArgs a) {
+    enter();
+    with_narrow(a.qkv.dtype, [&](auto t) { rotate_and_append<64, decltype(t)>(a); });
+}
+
+extern "C" __global__ void qk_norm_rope_append_128(RopeArgs a) {
+    enter();
+    with_narrow(a.qkv.dtype, [&](auto t) { rotate_and_append<128, decltype(t)>(a); });
+}
+
+extern "C" __global__ void qk_norm_rope_append_256(RopeArgs a) {
+    enter();
+    with_narrow(a.qkv.dtype, [&](auto t) { rotate_and_append<256, decltype(t)>(a); });
 }

@@ -41,12 +41,16 @@ macro_rules! kernels {
 
 kernels! {
     GatherRows: "gather_rows" in "rows.cu",
+    GatherRowsEights: "gather_rows_eights" in "rows.cu",
     SiluMul: "silu_mul" in "rows.cu",
     SiluMulEights: "silu_mul_eights" in "rows.cu",
     RmsNorm: "rms_norm" in "norm.cu",
     AddRmsNorm: "add_rms_norm" in "norm.cu",
     RmsNormEights: "rms_norm_eights" in "norm.cu",
     QkNormRopeAppend: "qk_norm_rope_append" in "rope.cu",
+    QkNormRopeAppend64: "qk_norm_rope_append_64" in "rope.cu",
+    QkNormRopeAppend128: "qk_norm_rope_append_128" in "rope.cu",
+    QkNormRopeAppend256: "qk_norm_rope_append_256" in "rope.cu",
     Attention: "attention" in "attention.cu",
     AttentionDecode64: "attention_decode_64" in "attention_decode.cu",
     AttentionDecode128: "attention_decode_128" in "attention_decode.cu",

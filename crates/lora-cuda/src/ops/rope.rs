@@ -1,16 +1,21 @@
 //! Head norms, rotary positions and the store into the KV cache.
 #![allow(unsafe_code)]
 
-use lora_core::ops::QkvArgs;
-use lora_core::{Result, check};
+use lora_core::ops::{HeadDims, QkvArgs};
+use lora_core::{DType, Mat, Result, check};
 
-use super::WARP;
+use super::{WARP, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
+use crate::device::is_aligned;
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue};
 
 /// Heads that a block works on at a time.
 const WARPS: usize = 8;
+
+/// Threads of a block of the kernels that work in eights, and lanes that share a head there.
+const THREADS: usize = 128;
+const LANES: usize = 4;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -33,7 +38,12 @@ struct RopeArgs {
 
 // SAFETY: laid out as `RopeArgs` of `rope.cu`.
 unsafe impl KernelArgs for RopeArgs {
-    const KERNELS: &'static [Kernel] = &[Kernel::QkNormRopeAppend];
+    const KERNELS: &'static [Kernel] = &[
+        Kernel::QkNormRopeAppend,
+        Kernel::QkNormRopeAppend64,
+        Kernel::QkNormRopeAppend128,
+        Kernel::QkNormRopeAppend256,
+    ];
 }
 
 impl Cuda {
@@ -62,12 +72,63 @@ impl Cuda {
             kv_heads: dims.kv_heads as i32,
             head_dim: dims.head_dim as i32,
         };
-        let launch = Launch {
-            grid: [args.qkv.geo.rows, (dims.heads + 2 * dims.kv_heads).div_ceil(WARPS), 1],
-            threads: WARPS * WARP,
-            shared: WARPS * dims.head_dim * size_of::<f32>(),
-            cluster: 1,
-        };
-        q.launch(&self.modules, Kernel::QkNormRopeAppend, launch, kernel)
+        let weights = norms.into_iter().flat_map(|(q, k, _)| [q.geo, k.geo]);
+        let floats: Vec<Mat> = weights.chain([args.rotations.geo]).collect();
+        let caches = [args.k_cache.geo, args.v_cache.geo];
+        let (kind, launch) = choose(dims, args.qkv.geo, caches, &floats);
+        q.launch(&self.modules, kind, launch, kernel)
+    }
+}
+
+/// A kernel that works in eights where all operands let it, else the one for any operands. `floats`
+/// are those of f32.
+fn choose(dims: HeadDims, qkv: Mat, caches: [Mat; 2], floats: &[Mat]) -> (Kernel, Launch) {
+    let heads = dims.heads + 2 * dims.kv_heads;
+    let kernel = match dims.head_dim {
+        64 => Some(Kernel::QkNormRopeAppend64),
+        128 => Some(Kernel::QkNormRopeAppend128),
+        256 => Some(Kernel::QkNormRopeAppend256),
+        _ => None,
+    };
+    let cached = |cache: &Mat| match cache.dtype {
+        DType::F8E4m3 => is_aligned(*cache),
+        _ => in_eights(&[qkv, *cache]),
+    };
+    let suited =
+        in_eights(&[qkv]) && caches.iter().all(cached) && floats.iter().all(|geo| is_aligned(*geo));
+    if let Some(kernel) = kernel.filter(|_| suited) {
+        let blocks = (qkv.rows * heads).div_ceil(THREADS / LANES);
+        return (kernel, Launch::new([blocks, 1, 1], THREADS));
+    }
+    let grid = [qkv.rows, heads.div_ceil(WARPS), 1];
+    let shared = WARPS * dims.head_dim * size_of::<f32>();
+    (Kernel::QkNormRopeAppend, Launch { shared, ..Launch::new(grid, WARPS * WARP) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_rotated_in_eights_where_operands_let_them() {
+        let dims = HeadDims { heads: 32, kv_heads: 8, head_dim: 128 };
+        let (qkv, rotations) = (Mat::dense(3, 6144, DType::Bf16), Mat::dense(50, 128, DType::F32));
+        let cache = |dtype| Mat::dense(64, 1024, dtype);
+        for dtype in [DType::Bf16, DType::F8E4m3] {
+            let (kernel, launch) = choose(dims, qkv, [cache(dtype); 2], &[rotations]);
+            assert_eq!((kernel, launch.grid), (Kernel::QkNormRopeAppend128, [5, 1, 1]));
+        }
+        let same = [cache(DType::Bf16); 2];
+        for (dims, qkv, caches, rotations) in [
+            (HeadDims { head_dim: 96, ..dims }, qkv, same, rotations),
+            (dims, Mat { offset: 4, ..qkv }, same, rotations),
+            (dims, Mat { dtype: DType::F32, ..qkv }, same, rotations),
+            (dims, qkv, [cache(DType::F16); 2], rotations),
+            (dims, qkv, [cache(DType::F8E4m3), cache(DType::F32)], rotations),
+            (dims, qkv, same, Mat { offset: 2, ..rotations }),
+        ] {
+            let (kernel, launch) = choose(dims, qkv, caches, &[rotations]);
+            assert_eq!((kernel, launch.grid), (Kernel::QkNormRopeAppend, [3, 6, 1]));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Looking rows up, and the gate of an MLP.
 #![allow(unsafe_code)]
 
-use lora_core::{Result, check};
+use lora_core::{Mat, Result, check};
 
 use super::linear::CudaLinear;
 use super::{EIGHT, ROW_THREADS, in_eights};
@@ -19,7 +19,7 @@ struct GatherArgs {
 
 // SAFETY: laid out as `GatherArgs` of `rows.cu`.
 unsafe impl KernelArgs for GatherArgs {
-    const KERNELS: &'static [Kernel] = &[Kernel::GatherRows];
+    const KERNELS: &'static [Kernel] = &[Kernel::GatherRows, Kernel::GatherRowsEights];
 }
 
 #[repr(C)]
@@ -48,7 +48,7 @@ impl Cuda {
         check::float(OP, "table", geo.dtype)?;
         check::gather(OP, geo.cols, ids.geo, out.geo)?;
         self.check_ids(q, [OP, "token id"], ids, geo.rows)?;
-        self.look_up(q, table.weights(), ids, out)
+        self.look_up(q, (table.weights(), geo), ids, out)
     }
 
     /// See [`lora_core::Backend::gather_rows`].
@@ -63,19 +63,19 @@ impl Cuda {
         check::float(OP, "x", x.geo.dtype)?;
         check::gather(OP, x.geo.cols, rows.geo, out.geo)?;
         self.check_ids(q, [OP, "row"], rows, x.geo.rows)?;
-        self.look_up(q, x.into(), rows, out)
+        self.look_up(q, (x.into(), x.geo), rows, out)
     }
 
     fn look_up(
         &self,
         q: &mut CudaQueue,
-        table: MatArg,
+        (table, geo): (MatArg, Mat),
         ids: View<'_>,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        let launch = Launch::new([out.geo.rows, 1, 1], ROW_THREADS);
         let args = GatherArgs { table, out: out.into(), ids: MatArg::from(ids).data() };
-        q.launch(&self.modules, Kernel::GatherRows, launch, args)
+        let (kernel, launch) = choose_gather(geo, out.geo);
+        q.launch(&self.modules, kernel, launch, args)
     }
 
     /// See [`lora_core::Backend::silu_mul`].
@@ -86,14 +86,55 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<()> {
         check::silu_mul(gate_up.geo, out.geo)?;
-        let eights = in_eights(&[gate_up.geo, out.geo]) && out.geo.cols.is_multiple_of(EIGHT);
-        let (kernel, columns) = match eights {
-            true => (Kernel::SiluMulEights, EIGHT),
-            false => (Kernel::SiluMul, 1),
-        };
-        let blocks = out.geo.cols.div_ceil(columns * ROW_THREADS);
-        let launch = Launch::new([out.geo.rows, blocks, 1], ROW_THREADS);
+        let (kernel, launch) = choose_gate(gate_up.geo, out.geo);
         let args = GateArgs { gate_up: gate_up.into(), out: out.into() };
         q.launch(&self.modules, kernel, launch, args)
+    }
+}
+
+/// Whether rows can be worked on in eights from their beginning to their end.
+fn suited(input: Mat, out: Mat) -> bool {
+    in_eights(&[input, out]) && out.cols.is_multiple_of(EIGHT)
+}
+
+/// Blocks for all rows of `out`, with `columns` of them a thread.
+fn launch(out: Mat, columns: usize) -> Launch {
+    Launch::new([out.rows, out.cols.div_ceil(columns * ROW_THREADS), 1], ROW_THREADS)
+}
+
+fn choose_gather(table: Mat, out: Mat) -> (Kernel, Launch) {
+    match suited(table, out) {
+        true => (Kernel::GatherRowsEights, launch(out, EIGHT)),
+        false => (Kernel::GatherRows, Launch::new([out.rows, 1, 1], ROW_THREADS)),
+    }
+}
+
+fn choose_gate(gate_up: Mat, out: Mat) -> (Kernel, Launch) {
+    match suited(gate_up, out) {
+        true => (Kernel::SiluMulEights, launch(out, EIGHT)),
+        false => (Kernel::SiluMul, launch(out, 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lora_core::DType;
+
+    use super::*;
+
+    #[test]
+    fn rows_of_one_16_bit_dtype_are_gathered_in_eights() {
+        let table = Mat::dense(1000, 4096, DType::Bf16);
+        let out = Mat::dense(3, 4096, DType::Bf16);
+        let (kernel, launch) = choose_gather(table, out);
+        assert_eq!((kernel, launch.grid), (Kernel::GatherRowsEights, [3, 2, 1]));
+        for (table, out) in [
+            (table, Mat::dense(3, 4096, DType::F32)),
+            (Mat { offset: 4, ..table }, out),
+            (table.slice_cols(0..4092), out.slice_cols(0..4092)),
+        ] {
+            let (kernel, launch) = choose_gather(table, out);
+            assert_eq!((kernel, launch.grid), (Kernel::GatherRows, [3, 1, 1]));
+        }
     }
 }

@@ -8,8 +8,12 @@ use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, ViewMut};
 
-/// Threads of a block: a vocabulary is long.
-const THREADS: usize = 1024;
+/// Threads of a block, as in the kernel.
+const THREADS: usize = 512;
+
+/// Blocks that keep a device busy, and the most of them that a cluster may have on any device.
+const BLOCKS: usize = 256;
+const MOST_SPLITS: usize = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -49,7 +53,7 @@ impl Cuda {
             banned: MatArg::from(args.banned).data(),
             out: MatArg::from(out).data(),
         };
-        q.launch(&self.modules, Kernel::Sample, Launch::new([rows, 1, 1], THREADS), kernel)
+        q.launch(&self.modules, Kernel::Sample, launch(rows), kernel)
     }
 
     fn check_rows(&self, q: &mut CudaQueue, args: &Args<'_, Self>) -> Result<()> {
@@ -58,5 +62,27 @@ impl Cuda {
         self.check_ids(q, ["sample", "banned token"], args.banned, args.logits.geo.cols)?;
         let rows: &[SampleRow] = bytemuck::cast_slice(&params);
         rows.iter().try_for_each(|row| check::sample_ids(args, row, |entry| history[2 * entry]))
+    }
+}
+
+/// A cluster a row, of more blocks where rows are few.
+fn launch(rows: usize) -> Launch {
+    let enough = BLOCKS / rows.max(1);
+    let cluster = 1 << enough.clamp(1, MOST_SPLITS).ilog2();
+    Launch { cluster, ..Launch::new([rows, 1, cluster], THREADS) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_rows_are_split_among_more_blocks() {
+        for (rows, splits) in
+            [(0, 8), (1, 8), (32, 8), (33, 4), (64, 4), (128, 2), (129, 1), (999, 1)]
+        {
+            let launch = launch(rows);
+            assert_eq!((launch.grid, launch.cluster), ([rows, 1, splits], splits));
+        }
     }
 }
