@@ -10,10 +10,17 @@ using bf16 = __nv_bfloat16;
 using f16 = __half;
 using f8 = __nv_fp8_e4m3;
 
-// What every kernel begins with: the next kernel of the stream may be made ready, and what the kernels
-// before this one wrote is waited for. Only what no kernel writes, such as weights, may be read before.
+// Lets the next kernel of the stream be made ready, which waits for this one before it reads.
+__device__ inline void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+
+// Waits for what the kernels before this one wrote. Only what no kernel writes, such as weights, may be
+// read before.
+__device__ inline void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// What a kernel begins with.
 __device__ inline void enter() {
-    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+    let_next_start();
+    wait_for_inputs();
 }
 
 // The numbers of `DType` in the crate's `args.rs`.

@@ -45,6 +45,13 @@ __device__ inline float load_at(uint32_t address, uint32_t rank) {
     return v;
 }
 
+// As `load_at`, two neighbours.
+__device__ inline void load_at(uint32_t address, uint32_t rank, float &v, float &w) {
+    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(v), "=f"(w)
+                 : "r"(address_at(address, rank)));
+}
+
 // Waits for all threads of the cluster.
 __device__ inline void cluster_sync() {
     asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");

@@ -37,6 +37,11 @@ impl Cuda {
         let outcome = q.set_recording(Recording::Before);
         // SAFETY: the capture was begun above.
         let graph = unsafe { result::stream::end_capture(q.stream()) };
+        // What another engine of this process did at the same time may spoil a recording.
+        let spoiled = sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+        if matches!(&graph, Err(error) if error.0 == spoiled) {
+            return Ok(None);
+        }
         // The graph is made an object first, so that it is freed where the rest fails.
         let graph = graph.map_err(failed("cuStreamEndCapture")).map(|graph| CudaGraph {
             graph,

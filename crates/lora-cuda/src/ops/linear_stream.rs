@@ -6,6 +6,7 @@ use std::ffi::c_void;
 use cudarc::driver::sys;
 use lora_core::{DType, Mat, Result};
 
+use super::WARP;
 use super::linear::{CudaLinear, Input};
 use super::lora::RowAdapters;
 use crate::args::{Address, Kernel, KernelArgs, MatArg, dtype_number};
@@ -14,18 +15,19 @@ use crate::error::failed;
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, ViewMut};
 
-/// Bytes of shared memory of a block: all that there is.
-pub const SHARED: usize = 227 << 10;
+/// Bytes of shared memory of a block. The rest of a multiprocessor's is left to the kernels before the next
+/// product, so that they and with them the next product are made ready while this one runs.
+pub const SHARED: usize = 200 << 10;
 
 /// The most rows that the kernel takes.
-const MOST_ROWS: usize = 128;
+const MOST_ROWS: usize = 64;
 
-/// As in `linear_stream.cu`: outputs of a group of consumers, tiles of inputs and of weights, rows that
-/// are staged together, and elements that keep their sums apart.
+/// As in `linear_stream.cu`: outputs of a group of consumers, threads of the finishers, tiles of weights and
+/// of inputs, and elements that keep rows of sums apart.
 const OUTPUTS: usize = 64;
-const X_STAGES: usize = 4;
+const FINISHERS: usize = 128;
 const MOST_STAGES: usize = 24;
-const STAGED: usize = 64;
+const X_STAGES: usize = 8;
 const SPREAD: usize = 4;
 
 /// Bytes of a row of a tile.
@@ -35,8 +37,9 @@ const SWIZZLE: usize = 128;
 const PART: usize = 48;
 const REST: usize = 2048;
 
-/// Multiprocessors of an H100 or H200.
-const MULTIPROCESSORS: usize = 132;
+/// Blocks that may share the terms of a sum, and how many such clusters an H100 or H200 runs at once: the
+/// multiprocessors of its parts are not all a multiple of four.
+const CLUSTERS: [(usize, usize); 3] = [(1, 132), (2, 66), (4, 32)];
 
 /// How the copy engine reads a matrix: a `CUtensorMap`.
 #[repr(C, align(64))]
@@ -115,27 +118,30 @@ impl Cut {
     fn new(rows: usize, n: usize, steps: usize) -> Self {
         let rows = rows.next_power_of_two().max(8);
         let groups = if rows > 32 { 2 } else { 1 };
-        let tiles = n.div_ceil(groups * OUTPUTS);
-        let clusters = |cluster: usize| tiles.min(MULTIPROCESSORS / cluster);
-        // What of the device works when all work at the pace of the slowest.
-        let busy = |cluster: usize| {
-            let turns = tiles.div_ceil(clusters(cluster));
-            tiles as f64 * cluster as f64 / (turns * MULTIPROCESSORS) as f64
+        // What of the device works when all work at the pace of the slowest. It counts for both sizes of
+        // tiles, so that sums are shared alike whatever the rows.
+        let busy = |&(cluster, at_once): &(usize, usize)| {
+            let of_tiles = |tiles: usize| {
+                let turns = tiles.div_ceil(at_once).max(1);
+                (tiles * cluster) as f64 / (turns * CLUSTERS[0].1) as f64
+            };
+            of_tiles(n.div_ceil(OUTPUTS)) + of_tiles(n.div_ceil(2 * OUTPUTS))
         };
-        let better = |best: usize, next: usize| match next <= steps && busy(next) > busy(best) + 0.03 {
-            true => next,
-            false => best,
-        };
-        let cluster = [2, 4].into_iter().fold(1, better);
-        Self { rows, groups, cluster, clusters: clusters(cluster) }
+        let fits = CLUSTERS.iter().filter(|(cluster, _)| *cluster <= steps.max(1));
+        let better = |best, next| if busy(next) > busy(best) + 0.1 { next } else { best };
+        let (cluster, at_once) = *fits.fold(&CLUSTERS[0], better);
+        let clusters = n.div_ceil(groups * OUTPUTS).min(at_once);
+        Self { rows, groups, cluster, clusters }
     }
 
     /// Tiles of weights that shared memory has room for beside the rest.
     fn stages(&self, slices: usize, rows: usize) -> usize {
-        let staged = self.rows.min(STAGED) * (self.groups * OUTPUTS + SPREAD) * size_of::<f32>();
-        let inputs = X_STAGES * self.rows * SWIZZLE;
-        let left = SHARED - staged - inputs - slices * rows * PART - REST;
-        (left / (self.groups * OUTPUTS * SWIZZLE)).min(MOST_STAGES)
+        let width = self.groups * OUTPUTS;
+        let of_block = self.rows.div_ceil(self.cluster);
+        let sums = (self.rows * (width + SPREAD) + of_block * width) * size_of::<f32>();
+        let inputs = X_STAGES / self.groups * self.rows * SWIZZLE;
+        let left = SHARED - sums - inputs - slices * rows * PART - REST;
+        (left / (width * SWIZZLE)).min(MOST_STAGES)
     }
 }
 
@@ -181,7 +187,7 @@ impl Cuda {
         };
         let launch = Launch {
             grid: [cut.clusters, 1, cut.cluster],
-            threads: 32 * (4 * cut.groups + 1),
+            threads: cut.groups * 128 + FINISHERS + WARP,
             shared: SHARED,
             cluster: cut.cluster,
         };
@@ -198,16 +204,17 @@ mod tests {
     fn products_are_cut_to_fill_the_device() {
         let cut = |rows, n, k: usize| Cut::new(rows, n, (2 * k).div_ceil(SWIZZLE));
         let of = |rows, groups, cluster, clusters| Cut { rows, groups, cluster, clusters };
-        assert_eq!(cut(1, 4096, 14336), of(8, 1, 2, 64));
-        assert_eq!(cut(8, 6144, 4096), of(8, 1, 4, 33));
-        assert_eq!(cut(17, 28672, 4096), of(32, 1, 2, 66));
-        assert_eq!(cut(64, 4096, 4096), of(64, 2, 4, 32));
-        assert_eq!(cut(65, 128, 64), of(128, 2, 1, 1));
+        assert_eq!(cut(1, 4096, 14336), of(8, 1, 4, 32));
+        assert_eq!(cut(8, 6144, 4096), of(8, 1, 4, 32));
+        assert_eq!(cut(17, 28672, 4096), of(32, 1, 4, 32));
+        assert_eq!(cut(64, 28672, 4096), of(64, 2, 4, 32));
+        assert_eq!(cut(1, 128_256, 4096), of(8, 1, 1, 132));
+        assert_eq!(cut(33, 128, 64), of(64, 2, 1, 1));
     }
 
     #[test]
     fn shared_memory_holds_several_tiles_of_weights() {
-        for (rows, least) in [(1, 20), (32, 20), (64, 8), (128, 5)] {
+        for (rows, least) in [(1, 20), (32, 18), (64, 6)] {
             let cut = Cut::new(rows, 4096, 64);
             let stages = cut.stages(3, rows);
             assert!((least..=MOST_STAGES).contains(&stages), "{rows} rows: {stages}");
