@@ -49,6 +49,7 @@ kernels! {
     QkNormRopeAppend: "qk_norm_rope_append" in "rope.cu",
     Attention: "attention" in "attention.cu",
     AttentionDecode64: "attention_decode_64" in "attention_decode.cu",
+    AttentionDecode96: "attention_decode_96" in "attention_decode.cu",
     AttentionDecode128: "attention_decode_128" in "attention_decode.cu",
     AttentionDecode256: "attention_decode_256" in "attention_decode.cu",
     AttentionPrefill64: "attention_prefill_64" in "attention_prefill.cu",

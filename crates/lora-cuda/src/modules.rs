@@ -12,7 +12,7 @@ use crate::args::Kernel;
 use crate::kernels::{UNITS, compiled_name};
 
 /// Bytes of dynamic shared memory that a launch may ask for.
-const MOST_SHARED: i32 = 96 << 10;
+const MOST_SHARED: i32 = 128 << 10;
 
 /// All kernels, in the context that is current. They stay loaded as long as the context lives,
 /// which is until the process ends.
