@@ -1,196 +1,335 @@
-// Attention of rows that each have a sequence of their own: the keys of a row are read once for
-// the query heads that share them, and are split among the blocks of a cluster where rows are few
-// (Dao et al., Flash-Decoding, 2023), which read each other's sums from shared memory.
+// Attention of rows that each have a sequence of their own, by tensor cores: the keys of a row are
+// read once for up to eight query heads that share them, and are split among the blocks of a cluster
+// where rows are few (Dao et al., Flash-Decoding, 2023), which read each other's sums from shared
+// memory.
+//
+// Keys and values go from memory straight to the registers that the instructions take them from.
+// Their products do not depend on the order of what they sum over, nor on which row of a tile is
+// which, so a thread may have eight neighbours where the instruction has them elsewhere.
 #include <cooperative_groups.h>
 
 #include "attention.cuh"
 
 constexpr int WARPS = 4;
-constexpr int GROUP = 4; // query heads of a block
-constexpr int TURN = 4;  // keys that a lane has under way at a time
+constexpr int HEADS = 8; // query heads of a block
+constexpr int KEYS = 16; // keys of a tile, which a warp takes at a time
 
-// Eight neighbours as f32.
-__device__ void load_eight(const float *from, float (&to)[EIGHT]) {
-    reinterpret_cast<float4 *>(to)[0] = reinterpret_cast<const float4 *>(from)[0];
-    reinterpret_cast<float4 *>(to)[1] = reinterpret_cast<const float4 *>(from)[1];
+// sums += a b for tiles [16, 16] and [16, 8], in the fragments of `mma.m16n8k16`.
+__device__ void mma(bf16, float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-template <class T> __device__ void load_eight(const T *from, float (&to)[EIGHT]) {
-    Eight<T> eight = Eight<T>::load(from);
-#pragma unroll
-    for (int i = 0; i < EIGHT; i++) to[i] = to_float(eight.v[i]);
+__device__ void mma(f16, float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Running maximum, sum and weighted values of the heads of a block.
-struct State {
-    float best[GROUP], total[GROUP], sum[GROUP][EIGHT];
+// A matrix [8, 8] of 16 bits transposed; lane i has elements i % 4 * 2 and the next of row i / 4.
+__device__ uint32_t transposed(uint32_t v) {
+    uint32_t t;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(v));
+    return t;
+}
 
-    __device__ State() {
+// Loads of what is used once. They stay in the order of the program, well before their use.
+__device__ void fetch(uint4 &to, const void *from) {
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
+                 : "l"(from));
+}
+
+__device__ void fetch(uint2 &to, const void *from) {
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(to.x), "=r"(to.y)
+                 : "l"(from));
+}
+
+// Two neighbours of one row and two of another: the low ones as a register, and the high ones.
+__device__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
+__device__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
+
+// The query heads of a block, in eights. Rows begin 16 banks apart, so that two of them are read at
+// once.
+template <int DIM> struct Queries {
+    static constexpr int EIGHTS = DIM / EIGHT;
+    uint4 rows[HEADS][EIGHTS + 4];
+
+    // `from` is the first of `heads` heads.
+    __device__ void fill(const void *from, int heads) {
+        for (int i = threadIdx.x; i < HEADS * EIGHTS; i += WARPS * WARP)
+            rows[i / EIGHTS][i % EIGHTS] = i / EIGHTS < heads ? static_cast<const uint4 *>(from)[i]
+                                                              : make_uint4(0, 0, 0, 0);
+    }
+};
+
+// A thread's part of a tile of keys: eight of every 32 neighbours of two of them.
+template <int DIM, class C> struct Keys {
+    Raw<C> low[DIM / 32], high[DIM / 32];
+
+    // `row` is that of key `lane % KEYS`.
+    __device__ void load(const Mat &cache, int row, int column) {
+        int lane = threadIdx.x % WARP, at = column + lane % 4 * EIGHT;
+        const C *first = cache.row<C>(__shfl_sync(ALL_LANES, row, lane / 4)) + at;
+        const C *second = cache.row<C>(__shfl_sync(ALL_LANES, row, lane / 4 + 8)) + at;
 #pragma unroll
-        for (int g = 0; g < GROUP; g++) {
-            best[g] = LOWEST, total[g] = 0.0f;
-#pragma unroll
-            for (int i = 0; i < EIGHT; i++) sum[g][i] = 0.0f;
+        for (int k = 0; k < DIM / 32; k++) {
+            fetch(low[k], first + k * 32);
+            fetch(high[k], second + k * 32);
         }
     }
 
-    // Makes room for scores up to `larger`.
-    __device__ void raise(int g, float larger) {
-        float fade = exp2f(best[g] - larger);
-        best[g] = larger;
-        total[g] *= fade;
+    // Their products with the queries: keys `lane / 4` and that plus eight with two heads.
+    template <class T> __device__ void score(T, float (&scores)[4], const Queries<DIM> &queries) {
+        int lane = threadIdx.x % WARP;
 #pragma unroll
-        for (int i = 0; i < EIGHT; i++) sum[g][i] *= fade;
-    }
-
-    // Adds what lanes `step` apart have.
-    __device__ void merge(int step) {
+        for (int i = 0; i < 4; i++) scores[i] = 0.0f;
 #pragma unroll
-        for (int g = 0; g < GROUP; g++) {
-            raise(g, fmaxf(best[g], __shfl_xor_sync(ALL_LANES, best[g], step)));
-            total[g] += __shfl_xor_sync(ALL_LANES, total[g], step);
-#pragma unroll
-            for (int i = 0; i < EIGHT; i++) sum[g][i] += __shfl_xor_sync(ALL_LANES, sum[g][i], step);
+        for (int k = 0; k < DIM / 32; k++) {
+            uint4 q = queries.rows[lane / 4][k * 4 + lane % 4];
+            uint4 l = widened(T{}, low[k]), h = widened(T{}, high[k]);
+            mma(T{}, scores, {l.x, h.x, l.y, h.y}, q.x, q.y);
+            mma(T{}, scores, {l.z, h.z, l.w, h.w}, q.z, q.w);
         }
     }
 };
 
-// Keys `from` to `to` of a sequence; `LANES` neighbouring lanes share a key.
-template <int LANES, class C>
-__device__ void attend(const AttentionArgs &a, const float (&query)[GROUP][EIGHT],
-                       const int32_t *table, int from, int to, int column, State &state) {
-    constexpr int KEYS = WARP / LANES;
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    // All lanes take every turn, as shuffles need all of them.
-    for (int turn = from + warp * KEYS * TURN; turn < to; turn += WARPS * KEYS * TURN) {
-        int first = turn + lane / LANES * TURN;
-        float key[TURN][EIGHT], value[TURN][EIGHT], score[TURN][GROUP];
+// A thread's part of a tile of values: eight of every 64 neighbours of four of them.
+template <int DIM, class C> struct Values {
+    static constexpr int PARTS = (DIM + 63) / 64;
+    Raw<C> v[PARTS][4];
+
+    // Whether the row has a thread's neighbours of a part.
+    __device__ static bool has(int part) {
+        return DIM % 64 == 0 || part * 64 + threadIdx.x % WARP / 4 * EIGHT < DIM;
+    }
+
+    __device__ void load(const Mat &cache, int row, int column) {
+        int lane = threadIdx.x % WARP, at = column + lane / 4 * EIGHT;
 #pragma unroll
-        for (int u = 0; u < TURN; u++) {
-            // Behind the end there may be anything, which must not be read.
-            int64_t row = first + u < to ? cache_row(a, table, first + u) : -1;
-            if (row < 0) {
+        for (int i = 0; i < 4; i++) {
+            int key = lane % 4 * 2 + i / 2 * 8 + i % 2;
+            const C *from = cache.row<C>(__shfl_sync(ALL_LANES, row, key)) + at;
 #pragma unroll
-                for (int i = 0; i < EIGHT; i++) key[u][i] = value[u][i] = 0.0f;
-                continue;
-            }
-            load_eight(a.k_cache.row<C>(row) + column, key[u]);
-            load_eight(a.v_cache.row<C>(row) + column, value[u]);
-        }
-#pragma unroll
-        for (int u = 0; u < TURN; u++)
-#pragma unroll
-            for (int g = 0; g < GROUP; g++) {
-                float dot = 0.0f;
-#pragma unroll
-                for (int i = 0; i < EIGHT; i++) dot += query[g][i] * key[u][i];
-#pragma unroll
-                for (int step = LANES / 2; step > 0; step /= 2)
-                    dot += __shfl_xor_sync(ALL_LANES, dot, step);
-                score[u][g] = first + u < to ? dot : MASKED;
-            }
-#pragma unroll
-        for (int g = 0; g < GROUP; g++) {
-            float larger = state.best[g];
-#pragma unroll
-            for (int u = 0; u < TURN; u++) larger = fmaxf(larger, score[u][g]);
-            state.raise(g, larger);
-#pragma unroll
-            for (int u = 0; u < TURN; u++) {
-                float weight = exp2f(score[u][g] - larger);
-                state.total[g] += weight;
-#pragma unroll
-                for (int i = 0; i < EIGHT; i++) state.sum[g][i] += weight * value[u][i];
+            for (int p = 0; p < PARTS; p++) {
+                if (has(p)) fetch(v[p][i], from + p * 64);
+                else v[p][i] = {};
             }
         }
     }
-}
-
-// What the warps of a block leave for each other and for the other blocks of the cluster.
-template <int DIM> struct Parts {
-    float best[WARPS][GROUP], total[WARPS][GROUP], sum[WARPS][GROUP][DIM];
 };
 
-// Element `i` of head `g`: the sum of all parts, in their order.
-template <int DIM>
-__device__ float combined(const cooperative_groups::cluster_group &cluster, Parts<DIM> &mine, int g,
-                          int i) {
+// What the warps of a block leave for each other, and the blocks of a cluster.
+template <int DIM> struct Part {
+    float best[HEADS], total[HEADS], sum[HEADS][DIM];
+};
+
+template <int DIM> struct Shared {
+    Queries<DIM> queries;
+    Part<DIM> parts[WARPS], whole;
+};
+
+// Running maximum, sum and weighted values of two heads: of every 64 neighbours eight, two for an
+// instruction.
+template <int DIM, class T, class C> struct State {
+    static constexpr int PARTS = Values<DIM, C>::PARTS;
+    float best[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f}, sums[PARTS][4][4] = {};
+
+    // Turns scores into weights, and fades what was summed with a smaller maximum.
+    __device__ void weigh(float (&scores)[4]) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float larger = fmaxf(scores[h], scores[h + 2]);
+#pragma unroll
+            for (int step = 4; step < WARP; step *= 2)
+                larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, step));
+            larger = fmaxf(larger, best[h]);
+            float fade = power_of_two(best[h] - larger);
+            best[h] = larger;
+            scores[h] = power_of_two(scores[h] - larger);
+            scores[h + 2] = power_of_two(scores[h + 2] - larger);
+            total[h] = total[h] * fade + scores[h] + scores[h + 2];
+#pragma unroll
+            for (int p = 0; p < PARTS; p++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) sums[p][i][h] *= fade, sums[p][i][h + 2] *= fade;
+        }
+    }
+
+    __device__ void add(const float (&weights)[4], const Values<DIM, C> &values) {
+        uint32_t low = transposed(pair(T{}, weights[0], weights[1]));
+        uint32_t high = transposed(pair(T{}, weights[2], weights[3]));
+        auto product = [&](float (&to)[4], uint32_t v0, uint32_t v1, uint32_t v2, uint32_t v3) {
+            mma(T{}, to, {low_halves(v0, v1), high_halves(v0, v1), low_halves(v2, v3), high_halves(v2, v3)},
+                low, high);
+        };
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) {
+            uint4 v[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) v[i] = widened(T{}, values.v[p][i]);
+            product(sums[p][0], v[0].x, v[1].x, v[2].x, v[3].x);
+            product(sums[p][1], v[0].y, v[1].y, v[2].y, v[3].y);
+            product(sums[p][2], v[0].z, v[1].z, v[2].z, v[3].z);
+            product(sums[p][3], v[0].w, v[1].w, v[2].w, v[3].w);
+        }
+    }
+
+    __device__ void store(Part<DIM> &to) const {
+        int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int head = lane % 4 * 2 + h;
+            float all = total[h];
+#pragma unroll
+            for (int step = 4; step < WARP; step *= 2) all += __shfl_xor_sync(ALL_LANES, all, step);
+            if (lane < 4) to.best[head] = best[h], to.total[head] = all;
+#pragma unroll
+            for (int p = 0; p < PARTS; p++) {
+                if (!Values<DIM, C>::has(p)) continue;
+                float *sum = &to.sum[head][p * 64 + lane / 4 * EIGHT];
+#pragma unroll
+                for (int i = 0; i < 4; i++) sum[2 * i] = sums[p][i][h], sum[2 * i + 1] = sums[p][i][h + 2];
+            }
+        }
+    }
+};
+
+// The keys of a row that a warp takes: tiles `step` keys apart.
+struct Span {
+    int base, last, step;
+
+    // The warps of a cluster take tiles in turn, so that few of them are spread over its blocks.
+    __device__ Span(const AttentionArgs &a, int position) {
+        int turn = threadIdx.x / WARP * gridDim.z + blockIdx.z;
+        base = first_key(a, position) + turn * KEYS, last = position, step = WARPS * gridDim.z * KEYS;
+    }
+
+    // The row of the caches of key `lane % KEYS` of the tile at `from`. Behind the end there may be
+    // anything, which must not be read; the last key may, and its copies weigh nothing.
+    __device__ int row(const AttentionArgs &a, const int32_t *table, int from) const {
+        int p = min(from + int(threadIdx.x % KEYS), last);
+        return static_cast<int>(cache_row(a, table, p));
+    }
+};
+
+// A warp's tiles. The next keys and values are asked for as soon as registers are free.
+template <int DIM, class T, class C>
+__device__ void attend(const AttentionArgs &a, const Queries<DIM> &queries, Span span,
+                       const int32_t *table, int column, State<DIM, T, C> &state) {
+    Keys<DIM, C> keys;
+    Values<DIM, C> values;
+    int next = 0;
+    if (span.base <= span.last) {
+        int row = span.row(a, table, span.base);
+        next = span.row(a, table, span.base + span.step);
+        keys.load(a.k_cache, row, column);
+        values.load(a.v_cache, row, column);
+    }
+    __syncthreads(); // The queries are there.
+    for (; span.base <= span.last; span.base += span.step) {
+        bool more = span.base + span.step <= span.last;
+        float scores[4];
+        keys.score(T{}, scores, queries);
+        if (more) keys.load(a.k_cache, next, column);
+        int after = span.row(a, table, span.base + 2 * span.step);
+        int left = span.last - span.base - threadIdx.x % WARP / 4;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            scores[i] = left >= i / 2 * 8 ? scores[i] * (a.scale * LOG2_E) : MASKED;
+        state.weigh(scores);
+        state.add(scores, values);
+        if (more) values.load(a.v_cache, next, column);
+        next = after;
+    }
+}
+
+// Element `i` of head `g` of several parts, in their order.
+struct Merged {
     float best = LOWEST, total = 0.0f, sum = 0.0f;
-    for (unsigned b = 0; b < cluster.num_blocks(); b++) {
-        const Parts<DIM> *parts = cluster.map_shared_rank(&mine, b);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            float larger = fmaxf(best, parts->best[w][g]);
-            float fade = exp2f(best - larger), weight = exp2f(parts->best[w][g] - larger);
-            total = total * fade + parts->total[w][g] * weight;
-            sum = sum * fade + parts->sum[w][g][i] * weight;
-            best = larger;
+
+    template <class F> __device__ Merged(int count, int g, int i, F &&part) {
+#pragma unroll 4
+        for (int n = 0; n < count; n++) best = fmaxf(best, part(n)->best[g]);
+#pragma unroll 4
+        for (int n = 0; n < count; n++) {
+            float weight = power_of_two(part(n)->best[g] - best);
+            total += part(n)->total[g] * weight;
+            sum += part(n)->sum[g][i] * weight;
         }
     }
-    return sum / total;
-}
+};
 
 // Blocks (row, some heads that share keys, part of the keys); the blocks of a row's heads are a cluster.
-template <int DIM> __device__ void decode(const AttentionArgs &a) {
-    constexpr int LANES = DIM / EIGHT;
-    __shared__ Parts<DIM> parts;
-    auto cluster = cooperative_groups::this_cluster();
+template <int DIM, class T, class C> __device__ void decode(const AttentionArgs &a, Shared<DIM> &shared) {
     int64_t r = blockIdx.x;
-    int shared_by = a.heads / a.kv_heads, chunks = (shared_by + GROUP - 1) / GROUP;
-    int kv_head = blockIdx.y / chunks, first_head = blockIdx.y % chunks * GROUP;
-    int heads = min(GROUP, shared_by - first_head);
+    int shared_by = a.heads / a.kv_heads, chunks = (shared_by + HEADS - 1) / HEADS;
+    int kv_head = blockIdx.y / chunks, first_head = blockIdx.y % chunks * HEADS;
+    int heads = min(HEADS, shared_by - first_head);
     first_head += kv_head * shared_by;
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, column = lane % LANES * EIGHT;
-    float query[GROUP][EIGHT] = {};
-    with_float(a.queries.dtype, [&](auto t) {
-        using T = decltype(t);
-#pragma unroll
-        for (int g = 0; g < GROUP; g++) {
-            if (g >= heads) continue;
-            load_eight(a.queries.row<T>(r) + (first_head + g) * DIM + column, query[g]);
-#pragma unroll
-            for (int i = 0; i < EIGHT; i++) query[g][i] *= a.scale * LOG2_E;
-        }
-    });
-    int last = a.positions[r], first = first_key(a, last), keys = last + 1 - first;
-    int share = (keys + int(gridDim.z) - 1) / int(gridDim.z);
-    int from = first + int(blockIdx.z) * share, to = min(from + share, last + 1);
-    State state;
-    with_any(a.k_cache.dtype, [&](auto c) {
-        const int32_t *table = a.tables + a.sequences[r] * a.table_stride;
-        attend<LANES, decltype(c)>(a, query, table, from, to, kv_head * DIM + column, state);
-    });
-#pragma unroll
-    for (int step = LANES; step < WARP; step *= 2) state.merge(step);
-    if (lane < LANES)
-#pragma unroll
-        for (int g = 0; g < GROUP; g++) {
-            parts.best[warp][g] = state.best[g], parts.total[warp][g] = state.total[g];
-#pragma unroll
-            for (int i = 0; i < EIGHT; i++) parts.sum[warp][g][column + i] = state.sum[g][i];
-        }
-    cluster.sync();
+    int position = a.positions[r], sequence = a.sequences[r];
+    shared.queries.fill(a.queries.row<T>(r) + first_head * DIM, heads);
+    State<DIM, T, C> state;
+    attend<DIM, T, C>(a, shared.queries, Span(a, position), a.tables + sequence * a.table_stride,
+                      kv_head * DIM, state);
+    state.store(shared.parts[threadIdx.x / WARP]);
+    __syncthreads();
+    auto of_warp = [&](int n) { return &shared.parts[n]; };
     with_float(a.out.dtype, [&](auto o) {
         using O = decltype(o);
         O *out = a.out.row<O>(r) + first_head * DIM;
-        int index = blockIdx.z * blockDim.x + threadIdx.x, threads = gridDim.z * blockDim.x;
-        for (int i = index; i < heads * DIM; i += threads)
-            out[i] = from_float<O>(combined(cluster, parts, i / DIM, i % DIM) * a.v_scale);
+        auto write = [&](int e, const Merged &m) { out[e] = from_float<O>(m.sum / m.total * a.v_scale); };
+        if (gridDim.z == 1) {
+            for (int e = threadIdx.x; e < heads * DIM; e += WARPS * WARP)
+                write(e, Merged(WARPS, e / DIM, e % DIM, of_warp));
+            return;
+        }
+        auto cluster = cooperative_groups::this_cluster();
+        for (int e = threadIdx.x; e < heads * DIM; e += WARPS * WARP) {
+            Merged m(WARPS, e / DIM, e % DIM, of_warp);
+            shared.whole.sum[e / DIM][e % DIM] = m.sum;
+            if (e % DIM > 0) continue;
+            shared.whole.best[e / DIM] = m.best, shared.whole.total[e / DIM] = m.total;
+        }
+        cluster.sync();
+        auto of_block = [&](int n) { return cluster.map_shared_rank(&shared.whole, n); };
+        int index = blockIdx.z * WARPS * WARP + threadIdx.x, threads = gridDim.z * WARPS * WARP;
+        for (int e = index; e < heads * DIM; e += threads)
+            write(e, Merged(gridDim.z, e / DIM, e % DIM, of_block));
+        cluster.sync(); // Nobody leaves while others read its sums.
     });
-    cluster.sync(); // Nobody leaves while others read its parts.
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) attention_decode_64(AttentionArgs a) {
-    enter();
-    decode<64>(a);
+// Keys and values are of the queries' type or in e4m3.
+template <int DIM> __device__ void decode_any(const AttentionArgs &a) {
+    __shared__ Shared<DIM> shared;
+    with_narrow(a.queries.dtype, [&](auto t) {
+        using T = decltype(t);
+        if (a.k_cache.dtype == DTYPE_F8) decode<DIM, T, f8>(a, shared);
+        else decode<DIM, T, T>(a, shared);
+    });
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) attention_decode_128(AttentionArgs a) {
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) attention_decode_64(AttentionArgs a) {
     enter();
-    decode<128>(a);
+    decode_any<64>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) attention_decode_256(AttentionArgs a) {
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) attention_decode_96(AttentionArgs a) {
     enter();
-    decode<256>(a);
+    decode_any<96>(a);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) attention_decode_128(AttentionArgs a) {
+    enter();
+    decode_any<128>(a);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) attention_decode_256(AttentionArgs a) {
+    enter();
+    decode_any<256>(a);
 }

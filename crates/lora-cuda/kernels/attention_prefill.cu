@@ -1,65 +1,98 @@
-// Attention of many rows of a sequence by tensor cores (Dao, FlashAttention-2, 2023): a block takes a
-// tile of rows and the query heads that share their keys, and brings tiles of keys and values into
-// shared memory, the next ones while it computes.
+// Attention of many rows of a sequence by the tensor cores of Hopper (Shah et al., FlashAttention-3,
+// 2024): a block takes a tile of rows and the query heads that share their keys, and brings tiles of
+// keys and values into shared memory, the next ones while it computes. The exponentials of a tile run
+// beside the product of the weights and values of the tile before.
 #include "attention.cuh"
 
-constexpr int WARPS = 4;
-constexpr int M = 16 * WARPS; // pairs of row and head of a block
-constexpr int KEYS = 64;      // keys of a tile
+constexpr int GROUPS = 3;           // groups of four warps, which issue products together
+constexpr int GROUP_M = 64;         // pairs of row and head of a group
+constexpr int M = GROUPS * GROUP_M; // pairs of a block
+constexpr int KEYS = 64;            // keys of a tile
+constexpr int GROUP_THREADS = 4 * WARP, THREADS = GROUPS * GROUP_THREADS;
 
-// Place of eight neighbours in a tile of shared memory, in elements. Neighbouring rows have theirs
-// in other banks.
-template <int DIM> __device__ int place(int row, int eight) {
-    return row * DIM + (eight ^ (row & 7)) * EIGHT;
+// Tiles of shared memory have columns of 64 elements, 128 bytes a row; the eights of a row are
+// swapped by its number, as the instructions expect ("128-byte swizzling"). Eight rows are 1024 bytes.
+constexpr int COLUMN = 64, ALIGNMENT = 1024;
+
+// Place of eight neighbours in a tile of `rows` rows, in elements.
+__device__ int place(int rows, int row, int eight) {
+    return eight / 8 * rows * COLUMN + row * COLUMN + ((eight ^ row) & 7) * EIGHT;
 }
 
 __device__ uint32_t shared_address(const void *p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Four matrices [8, 8] of 16 bits; lane i gives the address of row i % 8 of matrix i / 8.
-__device__ void load_matrices(uint32_t (&to)[4], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row)));
+// Describes an operand in shared memory that begins at `p`; `apart` is the distance of its columns in
+// bytes, of which only operands that are transposed have several.
+__device__ uint64_t operand(const void *p, int apart) {
+    uint64_t start = (shared_address(p) & 0x3ffff) >> 4, swizzled = uint64_t(1) << 62;
+    return start | uint64_t(apart >> 4) << 16 | uint64_t(ALIGNMENT >> 4) << 32 | swizzled;
 }
 
-// As `load_matrices`, each matrix transposed.
-__device__ void load_transposed(uint32_t (&to)[4], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row)));
+// What was written to shared memory, or is on its way there, is seen by the instructions of groups.
+__device__ void settle() { asm volatile("cp.async.wait_all;\n\tfence.proxy.async.shared::cta;" ::: "memory"); }
+
+#define FOUR(v, i) "+f"(v[i]), "+f"(v[i + 1]), "+f"(v[i + 2]), "+f"(v[i + 3])
+#define SIXTEEN(v, i) FOUR(v, i), FOUR(v, i + 4), FOUR(v, i + 8), FOUR(v, i + 12)
+#define REGISTERS_32                                                                               \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "  \
+    "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define REGISTERS_64                                                                               \
+    REGISTERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "   \
+                 "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+// What is in registers may be used by the products that follow.
+__device__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// The products since the last call are one batch.
+__device__ void close_batch() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits for all batches but the last `LATER`, whose sums may not be touched.
+template <int LATER> __device__ void await(float (&sums)[32]) {
+    asm volatile("wgmma.wait_group.sync.aligned %32;"
+                 : SIXTEEN(sums, 0), SIXTEEN(sums, 16)
+                 : "n"(LATER)
+                 : "memory");
 }
 
-// sums += a b for tiles [16, 16] and [16, 8], in the fragments of `mma.m16n8k16`.
-__device__ void mma(bf16, float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+template <int LATER> __device__ void await(float (&sums)[64]) {
+    asm volatile("wgmma.wait_group.sync.aligned %64;"
+                 : SIXTEEN(sums, 0), SIXTEEN(sums, 16), SIXTEEN(sums, 32), SIXTEEN(sums, 48)
+                 : "n"(LATER)
+                 : "memory");
 }
 
-__device__ void mma(f16, float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ uint32_t pair(bf16, float a, float b) {
-    __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
-    return *reinterpret_cast<uint32_t *>(&both);
-}
-
-__device__ uint32_t pair(f16, float a, float b) {
-    __half2 both = __floats2half2_rn(a, b);
-    return *reinterpret_cast<uint32_t *>(&both);
-}
+// Products of a group, for both types: `score` is sums = a b^T (+ sums) for a [64, 16] and b [64, 16]
+// in shared memory, `add` is sums += a b for a [64, 16] in registers, laid out as the sums of `score`,
+// and b [16, 64] or [16, 128] in shared memory.
+#define PRODUCTS(T, NAME)                                                                          \
+    __device__ void score(T, float(&sums)[32], uint64_t a, uint64_t b, bool add) {                 \
+        asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %34, 0;\n\t"                            \
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " " REGISTERS_32  \
+                     "}, %32, %33, p, 1, 1, 0, 0;\n\t}"                                            \
+                     : SIXTEEN(sums, 0), SIXTEEN(sums, 16)                                         \
+                     : "l"(a), "l"(b), "r"(int(add)));                                             \
+    }                                                                                              \
+    __device__ void add(T, float(&sums)[32], const uint32_t(&a)[4], uint64_t b) {                  \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " " REGISTERS_32  \
+                     "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                   \
+                     : SIXTEEN(sums, 0), SIXTEEN(sums, 16)                                         \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
+    }                                                                                              \
+    __device__ void add(T, float(&sums)[64], const uint32_t(&a)[4], uint64_t b) {                  \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " " REGISTERS_64 \
+                     "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"                                   \
+                     : SIXTEEN(sums, 0), SIXTEEN(sums, 16), SIXTEEN(sums, 32), SIXTEEN(sums, 48)   \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
+    }
+PRODUCTS(bf16, "bf16")
+PRODUCTS(f16, "f16")
 
 // Neighbouring rows of one sequence, and the keys that any of them attends to.
 struct Run {
-    int begin, end;            // rows of the tile
-    int least, first, last;    // the earliest position, and the keys
+    int begin, end;               // rows of the tile
+    int least, first, last;       // the earliest position, and the keys
     const int32_t *table;
 };
 
@@ -67,241 +100,312 @@ struct Run {
 struct Rows {
     int sequence[M], position[M];
 
+    // Every warp finds it for itself.
     __device__ Run run(const AttentionArgs &a, int begin, int count) const {
-        int end = begin, least = position[begin], most = least;
-        for (; end < count && sequence[end] == sequence[begin]; end++) {
-            least = min(least, position[end]);
-            most = max(most, position[end]);
+        int lane = threadIdx.x % WARP, end = count, least = position[begin], most = least;
+        for (int i = begin + lane; i < count; i += WARP)
+            if (sequence[i] != sequence[begin]) end = min(end, i);
+        end = __reduce_min_sync(ALL_LANES, end);
+        for (int i = begin + lane; i < end; i += WARP) {
+            least = min(least, position[i]);
+            most = max(most, position[i]);
         }
+        least = __reduce_min_sync(ALL_LANES, least), most = __reduce_max_sync(ALL_LANES, most);
         const int32_t *table = a.tables + sequence[begin] * a.table_stride;
         return {begin, end, least, first_key(a, least), most, table};
     }
 };
 
-// Starts to bring eight elements into shared memory; zeros where there are none.
-template <class T> __device__ void bring(T *to, const T *from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(from ? 16 : 0));
+// Starts to bring eight elements into shared memory, or zeros.
+__device__ void bring(void *to, const void *from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(there ? 16 : 0)
+                 : "memory");
 }
 
-// From e4m3, which both 16-bit types hold exactly.
-template <class T> __device__ void bring(T *to, const f8 *from) {
-    Eight<T> eight;
-    uint2 codes = from ? *reinterpret_cast<const uint2 *>(from) : make_uint2(0, 0);
-#pragma unroll
-    for (int i = 0; i < EIGHT; i++) {
-        f8 code;
-        code.__x = (i < 4 ? codes.x : codes.y) >> (i % 4 * 8) & 0xff;
-        eight.v[i] = from_float<T>(to_float(code));
-    }
-    eight.store(to);
-}
+// A thread's parts of a tile of keys or values: the same eight of every `STEP`th row.
+template <int DIM, class T, class C> struct Porter {
+    static constexpr int EIGHTS = DIM / EIGHT, STEP = THREADS / EIGHTS, PARTS = (KEYS + STEP - 1) / STEP;
+    static constexpr bool DIRECT = sizeof(C) == sizeof(T);
+    static_assert(STEP % 8 == 0, "the eights of all parts are swapped alike");
+    Raw<C> raw[PARTS]; // What is not brought directly.
 
-// Starts to bring the tile of keys and values that begins at `base`. What is masked must be zero, as
-// the caches may hold anything there.
-template <int DIM, class T, class C>
-__device__ void bring_tile(const AttentionArgs &a, const Run &run, int base, int column, T *keys,
-                           T *values) {
-    constexpr int EIGHTS = DIM / EIGHT;
-    for (int i = threadIdx.x; i < KEYS * EIGHTS; i += WARPS * WARP) {
-        int key = i / EIGHTS, eight = i % EIGHTS, at = column + eight * EIGHT;
-        bool there = base + key <= run.last;
-        int64_t row = there ? cache_row(a, run.table, base + key) : 0;
-        bring(keys + place<DIM>(key, eight), there ? a.k_cache.row<C>(row) + at : nullptr);
-        bring(values + place<DIM>(key, eight), there ? a.v_cache.row<C>(row) + at : nullptr);
-    }
-    asm volatile("cp.async.commit_group;");
-}
+    __device__ static int first() { return threadIdx.x / EIGHTS; }
+    __device__ static bool has(int part) { return (part + 1) * STEP <= KEYS || first() + part * STEP < KEYS; }
 
-// A warp's 16 pairs of row and head; a thread has parts of two of them, eight apart.
-template <int DIM, class T> struct Warp {
-    uint32_t query[DIM / 16][4];
-    float best[2], total[2], sums[DIM / 8][4];
-    int row[2], position[2]; // Rows of the tile; behind them, numbers that no run has.
-
-    // Scores of a tile of keys, in powers of two.
-    __device__ void score(float (&scores)[KEYS / 8][4], const T *keys, float scale) {
-        int lane = threadIdx.x % WARP;
+    // Starts to bring the rows `rows` of a cache to `to`.
+    __device__ void start(const Mat &cache, const int *rows, int column, T *to) {
+        int eight = threadIdx.x % EIGHTS;
+        const C *from = static_cast<const C *>(cache.data) + column + eight * EIGHT;
+        to += place(KEYS, first(), eight);
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n += 2) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) scores[n][i] = scores[n + 1][i] = 0.0f;
-#pragma unroll
-            for (int k = 0; k < DIM / 16; k++) {
-                uint32_t b[4];
-                int key = n * 8 + lane / 16 * 8 + lane % 8, eight = k * 2 + lane / 8 % 2;
-                load_matrices(b, keys + place<DIM>(key, eight));
-                mma(T{}, scores[n], query[k], b[0], b[1]);
-                mma(T{}, scores[n + 1], query[k], b[2], b[3]);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) scores[n][i] *= scale, scores[n + 1][i] *= scale;
+        for (int i = 0; i < PARTS; i++) {
+            if (!has(i)) continue;
+            const C *row = from + rows[first() + i * STEP] * cache.row_stride;
+            if constexpr (DIRECT) bring(to + i * STEP * COLUMN, row, true);
+            else raw[i] = *reinterpret_cast<const Raw<C> *>(row);
         }
     }
 
-    __device__ void mask(float (&scores)[KEYS / 8][4], const Run &run, int base, int window) {
-        int quad = threadIdx.x % 4;
+    __device__ void finish(T *to) const {
+        if constexpr (DIRECT) return;
+        to += place(KEYS, first(), threadIdx.x % EIGHTS);
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
+        for (int i = 0; i < PARTS; i++)
+            if (has(i)) *reinterpret_cast<uint4 *>(to + i * STEP * COLUMN) = widened(T{}, raw[i]);
+    }
+};
+
+// A group's pairs of row and head; a thread has parts of two of them, eight apart.
+template <int DIM, class T> struct Pairs {
+    float best[2], total[2], sums[DIM / 2];
+    uint32_t taken[KEYS / 16][4]; // Weights.
+    int row[2], position[2]; // Rows of the tile; behind them, numbers that no run has.
+
+    // Starts the products of the queries and a tile of keys.
+    __device__ void score(float (&scores)[KEYS / 2], const T *queries, const T *keys) {
+        begin_products();
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int key = base + n * 8 + quad * 2 + i % 2, behind = position[i / 2] - key;
-                bool seen = behind >= 0 && (window == 0 || behind < window);
-                bool ours = row[i / 2] >= run.begin && row[i / 2] < run.end;
-                if (!seen || !ours) scores[n][i] = MASKED;
-            }
+        for (int k = 0; k < DIM; k += 16) {
+            int inside = k % COLUMN, column = k / COLUMN;
+            ::score(T{}, scores, operand(queries + column * M * COLUMN + inside, 16),
+                    operand(keys + column * KEYS * COLUMN + inside, 16), k > 0);
+        }
+        close_batch();
     }
 
-    // Turns scores into weights, and fades what was summed with a smaller maximum.
-    __device__ void weigh(float (&scores)[KEYS / 8][4]) {
+    __device__ void mask(float (&scores)[KEYS / 2], const Run &run, int base, int window) {
+        int quad = threadIdx.x % 4;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float larger = best[half];
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; n++)
-                larger = fmaxf(larger, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-            larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 1));
-            larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 2));
-            float fade = exp2f(best[half] - larger);
-            best[half] = larger;
-            total[half] *= fade;
-#pragma unroll
-            for (int d = 0; d < DIM / 8; d++)
-                sums[d][2 * half] *= fade, sums[d][2 * half + 1] *= fade;
+            bool ours = row[half] >= run.begin && row[half] < run.end;
+            // The keys of the tile from `from` to before `to` are seen.
+            int to = ours ? position[half] - base + 1 : 0, from = window > 0 ? to - window : 0;
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; i++) {
-                    scores[n][i] = exp2f(scores[n][i] - larger);
-                    total[half] += scores[n][i];
+                for (int i = 0; i < 2; i++) {
+                    int key = n * 8 + quad * 2 + i;
+                    if (key >= to || key < from) scores[n * 4 + half * 2 + i] = MASKED;
                 }
         }
     }
 
-    // The sums of two instructions are laid out as the first operand of the next.
-    __device__ void add(const float (&weights)[KEYS / 8][4], const T *values) {
-        int lane = threadIdx.x % WARP;
+    // Turns scores into weights, once they are multiplied by `factor`, which is not negative. What was
+    // summed with a smaller maximum is to be multiplied by `fade`.
+    __device__ void weigh(float (&scores)[KEYS / 2], float factor, float (&fade)[2]) {
 #pragma unroll
-        for (int k = 0; k < KEYS / 16; k++) {
-            const float(&low)[4] = weights[2 * k], (&high)[4] = weights[2 * k + 1];
-            uint32_t a[4] = {pair(T{}, low[0], low[1]), pair(T{}, low[2], low[3]),
-                             pair(T{}, high[0], high[1]), pair(T{}, high[2], high[3])};
+        for (int half = 0; half < 2; half++) {
+            float larger = MASKED;
 #pragma unroll
-            for (int d = 0; d < DIM / 8; d += 2) {
-                uint32_t b[4];
-                int key = k * 16 + lane / 8 % 2 * 8 + lane % 8, eight = d + lane / 16;
-                load_transposed(b, values + place<DIM>(key, eight));
-                mma(T{}, sums[d], a, b[0], b[1]);
-                mma(T{}, sums[d + 1], a, b[2], b[3]);
-            }
+            for (int n = 0; n < KEYS / 2; n += 4)
+                larger = fmaxf(larger, fmaxf(scores[n + 2 * half], scores[n + 2 * half + 1]));
+            larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 1));
+            larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 2));
+            larger = fmaxf(larger * factor, best[half]);
+            fade[half] = power_of_two(best[half] - larger);
+            best[half] = larger;
+            total[half] *= fade[half];
+#pragma unroll
+            for (int n = 0; n < KEYS / 2; n += 4)
+#pragma unroll
+                for (int i = n + 2 * half; i < n + 2 * half + 2; i++) {
+                    scores[i] = power_of_two(fmaf(scores[i], factor, -larger));
+                    total[half] += scores[i];
+                }
         }
+    }
+
+    // Takes weights for the next `add`.
+    __device__ void take(const float (&weights)[KEYS / 2], const float (&fade)[2]) {
+#pragma unroll
+        for (int i = 0; i < DIM / 2; i++) sums[i] *= fade[i / 2 % 2];
+#pragma unroll
+        for (int i = 0; i < KEYS / 4; i++)
+            taken[i / 4][i % 4] = pair(T{}, weights[2 * i], weights[2 * i + 1]);
+    }
+
+    // Starts the product of the weights and a tile of values.
+    __device__ void add(const T *values) {
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < KEYS / 16; k++)
+            ::add(T{}, sums, taken[k], operand(values + k * 16 * COLUMN, KEYS * COLUMN * sizeof(T)));
+        close_batch();
     }
 };
 
-// The keys of a run, tile by tile; `tiles` holds two of keys and two of values.
-template <int DIM, class T, class C>
-__device__ void attend(const AttentionArgs &a, const Run &run, int count, int column, T *tiles,
-                       Warp<DIM, T> &warp) {
-    constexpr int TILE = KEYS * DIM;
-    int stage = 0;
-    bring_tile<DIM, T, C>(a, run, run.first, column, tiles, tiles + TILE);
-    for (int base = run.first; base <= run.last; base += KEYS, stage ^= 1) {
-        T *keys = tiles + stage * 2 * TILE, *next = tiles + (stage ^ 1) * 2 * TILE;
-        bool more = base + KEYS <= run.last;
-        if (more) bring_tile<DIM, T, C>(a, run, base + KEYS, column, next, next + TILE);
-        if (more) asm volatile("cp.async.wait_group 1;");
-        else asm volatile("cp.async.wait_group 0;");
-        __syncthreads();
-        float scores[KEYS / 8][4];
-        warp.score(scores, keys, a.scale * LOG2_E);
-        bool whole = run.begin == 0 && run.end == count && base + KEYS - 1 <= run.least;
-        if (!whole || a.window > 0) warp.mask(scores, run, base, a.window);
-        warp.weigh(scores);
-        warp.add(scores, keys + TILE);
-        __syncthreads();
+// Operands in shared memory, all of which begin at multiples of `ALIGNMENT`.
+template <int DIM, class T> struct Tiles {
+    T queries[M * DIM], keys[2][KEYS * DIM], values[2][KEYS * DIM];
+};
+
+// Rows of the caches of four tiles of keys in turn.
+using Places = int[4][KEYS];
+
+// The keys of a run, tile by tile. Keys are brought two tiles ahead of the values that are added, values
+// one, and rows are read from the block table one more ahead.
+template <int DIM, class T, class C> struct Pass {
+    const AttentionArgs &a;
+    const Run &run;
+    Tiles<DIM, T> &tiles;
+    Places &places;
+    int column, count; // `count`: rows of the block
+    Porter<DIM, T, C> keys, values;
+
+    // Behind the end there may be anything, which must not be read; the last key may, and its copies are
+    // masked.
+    __device__ int row(int tile) const {
+        int key = min(run.first + tile * KEYS + int(threadIdx.x), run.last);
+        return threadIdx.x < KEYS ? int(cache_row(a, run.table, key)) : 0;
     }
+
+    __device__ void start_keys(int tile) {
+        keys.start(a.k_cache, places[tile % 4], column, tiles.keys[tile % 2]);
+    }
+
+    __device__ void start_values(int tile) {
+        values.start(a.v_cache, places[tile % 4], column, tiles.values[tile % 2]);
+    }
+
+    // Products of queries and keys become weights.
+    __device__ void weigh(int tile, float (&scores)[KEYS / 2], float (&fade)[2], Pairs<DIM, T> &pairs) {
+        int base = run.first + tile * KEYS;
+        float factor = a.scale * LOG2_E;
+        bool whole = run.begin == 0 && run.end == count && base + KEYS - 1 <= run.least &&
+                     (a.window == 0 || run.last - base < a.window);
+        if (!whole || factor < 0.0f) {
+#pragma unroll
+            for (int i = 0; i < KEYS / 2; i++) scores[i] *= factor;
+            pairs.mask(scores, run, base, a.window);
+            factor = 1.0f;
+        }
+        pairs.weigh(scores, factor, fade);
+    }
+
+    __device__ void attend(Pairs<DIM, T> &pairs) {
+        const T *queries = tiles.queries + threadIdx.x / GROUP_THREADS * GROUP_M * COLUMN;
+        int last = (run.last - run.first) / KEYS, upcoming = row(2);
+        float scores[KEYS / 2], fade[2];
+        for (int tile = 0; tile < 2; tile++) {
+            int first = row(tile);
+            if (threadIdx.x < KEYS) places[tile][threadIdx.x] = first;
+        }
+        __syncthreads();
+        start_keys(0);
+        keys.finish(tiles.keys[0]);
+        settle();
+        __syncthreads();
+        if (last > 0) start_keys(1);
+        start_values(0);
+        pairs.score(scores, queries, tiles.keys[0]);
+        await<0>(scores);
+        weigh(0, scores, fade, pairs);
+        // The last products of a turn are awaited in the next: the compiler would not let what comes
+        // between them and their end run beside them.
+        for (int tile = 0; tile < last; tile++) {
+            await<0>(pairs.sums);
+            pairs.take(scores, fade);
+            if (threadIdx.x < KEYS) places[(tile + 2) % 4][threadIdx.x] = upcoming;
+            keys.finish(tiles.keys[(tile + 1) % 2]);
+            values.finish(tiles.values[tile % 2]);
+            settle();
+            __syncthreads(); // What was brought is there, and what was used may be overwritten.
+            pairs.score(scores, queries, tiles.keys[(tile + 1) % 2]);
+            pairs.add(tiles.values[tile % 2]);
+            if (tile + 2 <= last) start_keys(tile + 2);
+            start_values(tile + 1);
+            upcoming = row(tile + 3);
+            await<1>(scores);
+            weigh(tile + 1, scores, fade, pairs);
+        }
+        await<0>(pairs.sums);
+        pairs.take(scores, fade);
+        values.finish(tiles.values[last % 2]);
+        settle();
+        __syncthreads();
+        pairs.add(tiles.values[last % 2]);
+        await<0>(pairs.sums);
+        __syncthreads(); // The next run may bring its own.
+    }
+};
+
+// Two neighbours.
+__device__ void store_pair(float *to, float a, float b) { *reinterpret_cast<float2 *>(to) = make_float2(a, b); }
+template <class O> __device__ void store_pair(O *to, float a, float b) {
+    *reinterpret_cast<uint32_t *>(to) = pair(O{}, a, b);
 }
 
 // Blocks (tile of rows, head of keys). Tiles behind have more keys, and start first.
-template <int DIM, class T, class C> __device__ void prefill(const AttentionArgs &a) {
-    extern __shared__ __align__(128) unsigned char memory[];
-    __shared__ Rows rows;
-    T *tiles = reinterpret_cast<T *>(memory);
+template <int DIM, class T, class C>
+__device__ void prefill(const AttentionArgs &a, void *memory, Rows &rows, Places &places) {
+    auto &tiles = *static_cast<Tiles<DIM, T> *>(memory);
     int group = a.heads / a.kv_heads, of_tile = M / group, kv_head = blockIdx.y;
     int first_row = int(gridDim.x - 1 - blockIdx.x) * of_tile;
     int count = min(of_tile, a.queries.rows - first_row);
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    for (int i = threadIdx.x; i < count; i += THREADS) {
         rows.sequence[i] = a.sequences[first_row + i];
         rows.position[i] = a.positions[first_row + i];
     }
-    // Queries go through the place of the first keys.
-    for (int i = threadIdx.x; i < M * (DIM / EIGHT); i += blockDim.x) {
-        int m = i / (DIM / EIGHT), eight = i % (DIM / EIGHT), head = kv_head * group + m % group;
-        uint4 v = make_uint4(0, 0, 0, 0);
-        if (m / group < count) {
-            const T *row = a.queries.row<T>(first_row + m / group) + head * DIM;
-            v = *reinterpret_cast<const uint4 *>(row + eight * EIGHT);
-        }
-        *reinterpret_cast<uint4 *>(tiles + place<DIM>(m, eight)) = v;
+    for (int i = threadIdx.x; i < M * (DIM / EIGHT); i += THREADS) {
+        int m = i / (DIM / EIGHT), eight = i % (DIM / EIGHT), row = m / group;
+        const T *from = a.queries.row<T>(first_row + row) + (kv_head * group + m % group) * DIM;
+        bring(tiles.queries + place(M, m, eight), from + eight * EIGHT, row < count);
     }
     __syncthreads();
-    int lane = threadIdx.x % WARP, first_m = threadIdx.x / WARP * 16;
-    Warp<DIM, T> warp;
-#pragma unroll
-    for (int k = 0; k < DIM / 16; k++)
-        load_matrices(warp.query[k], tiles + place<DIM>(first_m + lane % 16, k * 2 + lane / 16));
-    __syncthreads();
+    Pairs<DIM, T> pairs;
+    int lane = threadIdx.x % WARP, first_m = threadIdx.x / WARP * 16 + lane / 4;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int row = (first_m + half * 8 + lane / 4) / group;
-        warp.row[half] = row < count ? row : M;
-        warp.position[half] = row < count ? rows.position[row] : 0;
-        warp.best[half] = LOWEST, warp.total[half] = 0.0f;
+        int row = (first_m + half * 8) / group;
+        pairs.row[half] = row < count ? row : M;
+        pairs.position[half] = row < count ? rows.position[row] : 0;
+        pairs.best[half] = LOWEST, pairs.total[half] = 0.0f;
     }
 #pragma unroll
-    for (int d = 0; d < DIM / 8; d++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) warp.sums[d][i] = 0.0f;
+    for (int i = 0; i < DIM / 2; i++) pairs.sums[i] = 0.0f;
     for (int begin = 0; begin < count;) {
         Run run = rows.run(a, begin, count);
-        attend<DIM, T, C>(a, run, count, kv_head * DIM, tiles, warp);
+        Pass<DIM, T, C>{a, run, tiles, places, kv_head * DIM, count}.attend(pairs);
         begin = run.end;
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float total = warp.total[half];
+        float total = pairs.total[half];
         total += __shfl_xor_sync(ALL_LANES, total, 1);
         total += __shfl_xor_sync(ALL_LANES, total, 2);
-        if (warp.row[half] == M) continue;
-        int head = kv_head * group + (first_m + half * 8 + lane / 4) % group;
+        if (pairs.row[half] == M) continue;
+        int head = kv_head * group + (first_m + half * 8) % group;
         float factor = a.v_scale / total;
         with_float(a.out.dtype, [&](auto o) {
             using O = decltype(o);
-            O *out = a.out.row<O>(first_row + warp.row[half]) + head * DIM + lane % 4 * 2;
+            O *out = a.out.row<O>(first_row + pairs.row[half]) + head * DIM + lane % 4 * 2;
+            const float *sums = pairs.sums + 2 * half;
 #pragma unroll
-            for (int d = 0; d < DIM / 8; d++) {
-                out[d * 8] = from_float<O>(warp.sums[d][2 * half] * factor);
-                out[d * 8 + 1] = from_float<O>(warp.sums[d][2 * half + 1] * factor);
-            }
+            for (int d = 0; d < DIM / 2; d += 4) store_pair(out + d * 2, sums[d] * factor, sums[d + 1] * factor);
         });
     }
 }
 
 // Keys and values are of the queries' type or in e4m3.
 template <int DIM> __device__ void prefill_any(const AttentionArgs &a) {
-    bool codes = a.k_cache.dtype == DTYPE_F8;
-    if (a.queries.dtype == DTYPE_BF16)
-        codes ? prefill<DIM, bf16, f8>(a) : prefill<DIM, bf16, bf16>(a);
-    else
-        codes ? prefill<DIM, f16, f8>(a) : prefill<DIM, f16, f16>(a);
+    extern __shared__ unsigned char unaligned[];
+    __shared__ Rows rows;
+    __shared__ Places places;
+    unsigned char *memory = unaligned + (-shared_address(unaligned) & (ALIGNMENT - 1));
+    with_narrow(a.queries.dtype, [&](auto t) {
+        using T = decltype(t);
+        if (a.k_cache.dtype == DTYPE_F8) prefill<DIM, T, f8>(a, memory, rows, places);
+        else prefill<DIM, T, T>(a, memory, rows, places);
+    });
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) attention_prefill_64(AttentionArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_64(AttentionArgs a) {
     enter();
     prefill_any<64>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) attention_prefill_128(AttentionArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_128(AttentionArgs a) {
     enter();
     prefill_any<128>(a);
 }

@@ -1,5 +1,5 @@
 // Products of few rows, with what adapters add. The time goes into reading weights, so that nothing else
-// may hold it up. The warps of a block have three roles: a producer asks for weights long before they are
+// may hold it up. The warps of a block have three roles: producers ask for weights long before they are
 // needed, and before the inputs are there, while the kernels before this one still run; consumers
 // multiply; finishers prepare what adapters add to a tile while it is multiplied. Sums are staged through
 // shared memory, where the blocks of a cluster, which share the terms of a sum, find each other's.
@@ -110,51 +110,60 @@ struct Share {
     }
 };
 
-// Asks for tiles of weights and inputs, in the order in which they are used.
-template <class S> struct Producer {
-    const StreamArgs &a;
-    const Memory<S> &memory;
-    Share share;
-    int columns, of_tile, count;
-    Ring w, x;
+// The tiles of a block in the order in which they are used: all of its steps of one, then of the next.
+// Counted up rather than computed, as a producer has little time for each.
+struct Cursor {
+    int tile, step, left;
 
-    __device__ Producer(const StreamArgs &a, const Memory<S> &memory, const Share &share)
-        : a(a), memory(memory), share(share), columns(a.dtype == DTYPE_F8 ? SWIZZLE : SWIZZLE / 2),
-          of_tile(share.to - share.from), count(share.count()) {}
+    __device__ Cursor(const Share &share) : tile(share.tile), step(share.from), left(share.count()) {}
 
-    __device__ void ask_w(int i) {
-        int tile = share.tile + i / of_tile * share.clusters, step = share.from + i % of_tile;
-        Barrier &full = memory.control->w_full[w.stage];
-        memory.control->w_empty[w.stage].wait(w.parity ^ 1);
+    __device__ void next(const Share &share) {
+        left--;
+        if (++step == share.to) step = share.from, tile += share.clusters;
+    }
+};
+
+// Asks for tiles of weights.
+template <class S> struct WeightProducer {
+    Cursor at;
+    Ring ring;
+
+    __device__ void ask(const StreamArgs &a, const Memory<S> &memory, const Share &share, int columns) {
+        Barrier &full = memory.control->w_full[ring.stage];
         full.expect(S::W_BYTES);
 #pragma unroll
         for (int output = 0; output < S::WIDTH; output += OUTPUTS)
-            copy_tile(memory.w + w.stage * S::W_BYTES + output * SWIZZLE, a.w, step * columns,
-                      tile * S::WIDTH + output, full, Keep::FIRST_OUT);
-        w.next(a.stages);
+            copy_tile(memory.w + ring.stage * S::W_BYTES + output * SWIZZLE, a.w, at.step * columns,
+                      at.tile * S::WIDTH + output, full, Keep::FIRST_OUT);
+        ring.next(a.stages);
+        at.next(share);
     }
-    __device__ void ask_x(int i) {
-        Barrier &full = memory.control->x_full[x.stage];
-        memory.control->x_empty[x.stage].wait(x.parity ^ 1);
-        full.expect(S::X_BYTES);
-        copy_tile(memory.x + x.stage * S::X_BYTES, a.x, (share.from + i % of_tile) * columns, 0, full,
-                  Keep::LAST_OUT);
-        x.next(S::X_STAGES);
+    // Fills the room that there is; to be called before the inputs are there.
+    __device__ void begin(const StreamArgs &a, const Memory<S> &memory, const Share &share, int columns) {
+        for (int i = 0; i < a.stages && at.left > 0; i++) ask(a, memory, share, columns);
     }
-    // Fills the room for weights, before the inputs are there.
-    __device__ void begin() {
-        for (int i = 0; i < min(a.stages, count); i++) ask_w(i);
-    }
-    __device__ void go_on() {
-        wait_for_inputs();
-        for (int i = 0; i < min(S::X_STAGES, count); i++) ask_x(i);
-        // As soon as step `i` is done, its places are filled again.
-        for (int i = 0; i < count; i++) {
-            if (a.stages + i < count) ask_w(a.stages + i);
-            if (S::X_STAGES + i < count) ask_x(S::X_STAGES + i);
+    __device__ void go_on(const StreamArgs &a, const Memory<S> &memory, const Share &share, int columns) {
+        while (at.left > 0) {
+            memory.control->w_empty[ring.stage].wait(ring.parity ^ 1);
+            ask(a, memory, share, columns);
         }
     }
 };
+
+// Asks for tiles of the input.
+template <class S>
+__device__ void produce_inputs(const StreamArgs &a, const Memory<S> &memory, const Share &share,
+                               int columns) {
+    Ring ring;
+    wait_for_inputs();
+    for (Cursor at(share); at.left > 0; at.next(share)) {
+        Barrier &full = memory.control->x_full[ring.stage];
+        memory.control->x_empty[ring.stage].wait(ring.parity ^ 1);
+        full.expect(S::X_BYTES);
+        copy_tile(memory.x + ring.stage * S::X_BYTES, a.x, at.step * columns, 0, full, Keep::LAST_OUT);
+        ring.next(S::X_STAGES);
+    }
+}
 
 // Waits for the threads of one role.
 template <int BARRIER, int THREADS> __device__ void role_sync() {
@@ -441,23 +450,25 @@ __device__ void finish(const StreamArgs &a, const Memory<S> &memory, const Share
 
 template <int N, int GROUPS> __device__ __forceinline__ void stream(const StreamArgs &a, uint8_t *shared) {
     using S = Sizes<N, GROUPS>;
-    constexpr int PRODUCER = S::CONSUMERS + FINISHERS;
+    constexpr int PRODUCERS = S::CONSUMERS + FINISHERS; // One thread each of two warps.
     Memory<S> memory(shared, a.stages);
     Share share(a, S::WIDTH);
-    Producer<S> producer(a, memory, share);
-    if (threadIdx.x == PRODUCER) {
+    int columns = a.dtype == DTYPE_F8 ? SWIZZLE : SWIZZLE / 2, thread = threadIdx.x;
+    WeightProducer<S> weights{Cursor(share)};
+    if (thread == PRODUCERS) {
         memory.init(a.stages);
-        producer.begin();
+        weights.begin(a, memory, share, columns);
     }
     __syncthreads();
     cluster_sync();
-    if (threadIdx.x == PRODUCER) producer.go_on();
-    else if (threadIdx.x < S::CONSUMERS) consume<N, S>(a, memory, share);
-    else if (threadIdx.x < PRODUCER) finish<S>(a, memory, share);
+    if (thread == PRODUCERS) weights.go_on(a, memory, share, columns);
+    else if (thread == PRODUCERS + WARP) produce_inputs(a, memory, share, columns);
+    else if (thread < S::CONSUMERS) consume<N, S>(a, memory, share);
+    else if (thread < PRODUCERS) finish<S>(a, memory, share);
 }
 
 // Blocks (cluster, 1, block of the cluster), one for a multiprocessor.
-extern "C" __global__ void __launch_bounds__(2 * WARPGROUP + FINISHERS + WARP, 1)
+extern "C" __global__ void __launch_bounds__(2 * WARPGROUP + FINISHERS + 2 * WARP, 1)
     linear_stream(const __grid_constant__ StreamArgs a) {
     extern __shared__ uint8_t shared[];
     let_next_start();

@@ -25,7 +25,6 @@ struct LoraArgs {
     float *z;               // A x of each row: [rows, slices, max_rank]
     int32_t slices, max_rank, in_dim;
     int32_t chunk;          // Columns of K that a block of the shrink sums.
-    int32_t first;          // Whether the output is to be begun, as the base layer's comes later.
 };
 
 __device__ inline float *z_of(const LoraArgs &a, int64_t row, int slice, int rank) {

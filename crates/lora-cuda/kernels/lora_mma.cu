@@ -145,18 +145,14 @@ __device__ uint2 load_four(const bf16 *row, int from, int rank) {
 
 // Eight neighbouring outputs of a row.
 struct Outputs {
-    bf16 *place = nullptr; // null: there is no such row
+    bf16 *place; // null: there is no such row
     bf16 values[8];
 
     __device__ bool whole(int left) const {
         return left >= 8 && reinterpret_cast<uint64_t>(place) % 16 == 0;
     }
-    __device__ void load(int left, bool first) {
+    __device__ void load(int left) {
         if (!place) return;
-        if (first) {
-            for (bf16 &value : values) value = __float2bfloat16_rn(0.0f);
-            return;
-        }
         if (whole(left)) {
             *reinterpret_cast<uint4 *>(values) = *reinterpret_cast<const uint4 *>(place);
             return;
@@ -174,14 +170,15 @@ struct Outputs {
         for (int i = 0; i < 8; i++)
             if (i < left) place[i] = values[i];
     }
-    __device__ void add(const SlotRow &part, int n, int left, const float (&sums)[8]) {
+    // `base`: whether what was loaded is the base layer's.
+    __device__ void add(const SlotRow &part, int n, int left, const float (&sums)[8], bool base) {
         if (!place) return;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            if (i >= left) continue;
-            float v = __bfloat162float(values[i]) + part.scale * sums[i];
-            if (part.gain) v *= part.gain[n + i];
-            if (part.shift) v += part.shift[n + i];
+            float v = part.scale * sums[i];
+            if (base) v += __bfloat162float(values[i]);
+            if (part.gain && i < left) v *= part.gain[n + i];
+            if (part.shift && i < left) v += part.shift[n + i];
             values[i] = __float2bfloat16_rn(v);
         }
         store(left);
@@ -206,8 +203,11 @@ struct Factors {
 // cores.
 template <int ROWS> struct Bridge {
     bf16 coarse[ROWS][MAX_RANK + 8], fine[ROWS][MAX_RANK + 8];
+    int32_t rows[ROWS]; // -1: there is no such row
 
     __device__ void fill(const LoraArgs &a, const Tile &tile, int slice, int padded) {
+        if (threadIdx.x < ROWS)
+            rows[threadIdx.x] = threadIdx.x < tile.count ? tile.rows[threadIdx.x] : -1;
         for (int i = threadIdx.x; i < ROWS * padded; i += blockDim.x) {
             int row = i / padded, j = i % padded;
             bool there = row < tile.count && j < tile.part.rank;
@@ -219,74 +219,109 @@ template <int ROWS> struct Bridge {
     }
 };
 
-// Blocks (tile, slice, 512 of its outputs). What does not depend on z is asked for before z is read,
-// but for the outputs of many rows: registers for them would leave fewer blocks to a multiprocessor.
-template <int EIGHTS> __device__ void expand(const LoraArgs &a) {
-    __shared__ Bridge<EIGHTS * EIGHT> z;
-    Tile tile;
-    int slice = blockIdx.y;
-    bool there = a.first ? read_first_tile(a, blockIdx.x, slice, EIGHTS * EIGHT, tile)
-                         : read_tile(a, blockIdx.x, slice, tile);
-    if (!there) return;
-    int begin = a.columns[slice], width = a.columns[slice + 1] - begin, rank = tile.part.rank;
-    if (int(blockIdx.z) * WARPS * OUTPUTS >= width) return;
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, quad = lane % 4;
-    // A thread's outputs are eight neighbours: two of each of the warp's four instructions.
-    int n = (blockIdx.z * WARPS + warp) * OUTPUTS + group * 8, left = width - n;
-    const bf16 *first = static_cast<const bf16 *>(tile.part.b) + int64_t(n) * rank;
+// A warp's 64 outputs of a tile's rows. A thread's are eight neighbours: two of each of four instructions.
+template <int EIGHTS, bool BEGIN> struct Expander {
+    const LoraArgs &a;
+    const Tile &tile;
+    const Bridge<EIGHTS * EIGHT> &z;
+    int begin, width, group, quad, n, left;
     Factors next;
-    next.load(first, rank, left, quad * 4);
-    auto place_of = [&](int i) -> bf16 * {
-        int row = i / 2 * EIGHT + 2 * quad + i % 2;
-        bool there = row < tile.count && left > 0;
-        return there ? a.out.row<bf16>(tile.rows[row]) + begin + n : nullptr;
-    };
-    Outputs out[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        out[i].place = place_of(i);
-        out[i].load(left, a.first);
+
+    __device__ Expander(const LoraArgs &a, const Tile &tile, const Bridge<EIGHTS * EIGHT> &z, int slice)
+        : a(a), tile(tile), z(z), begin(a.columns[slice]), width(a.columns[slice + 1] - begin),
+          group(threadIdx.x % WARP / 4), quad(threadIdx.x % 4) {
+        turn_to(blockIdx.z);
     }
-    int padded = (rank + 15) / 16 * 16;
-    z.fill(a, tile, slice, padded);
-    __syncthreads();
-    float sums[EIGHTS * 2][8] = {};
-    for (int k = 0; k < padded; k += 16) {
-        Factors b = next;
-        next.load(first, rank, left, k + 16 + quad * 4);
+
+    // Asks for the first factors of 512 outputs.
+    __device__ void turn_to(int chunk) {
+        n = (chunk * WARPS + threadIdx.x / WARP) * OUTPUTS + group * 8, left = width - n;
+        load_factors(0);
+    }
+
+    __device__ void load_factors(int k) {
+        int rank = tile.part.rank;
+        const bf16 *first = static_cast<const bf16 *>(tile.part.b) + int64_t(n) * rank;
+        next.load(first, rank, left, k + quad * 4);
+    }
+
+    __device__ void multiply(int padded, float (&sums)[EIGHTS * 2][8]) {
+        for (int k = 0; k < padded; k += 16) {
+            Factors b = next;
+            load_factors(k + 16);
 #pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            int row = e * EIGHT + group;
-            uint2 c = *reinterpret_cast<const uint2 *>(&z.coarse[row][k + quad * 4]);
-            uint2 f = *reinterpret_cast<const uint2 *>(&z.fine[row][k + quad * 4]);
-            float(&low)[8] = sums[2 * e], (&high)[8] = sums[2 * e + 1];
+            for (int e = 0; e < EIGHTS; e++) {
+                int row = e * EIGHT + group;
+                uint2 c = *reinterpret_cast<const uint2 *>(&z.coarse[row][k + quad * 4]);
+                uint2 f = *reinterpret_cast<const uint2 *>(&z.fine[row][k + quad * 4]);
+                float(&low)[8] = sums[2 * e], (&high)[8] = sums[2 * e + 1];
 #pragma unroll
-            for (int t = 0; t < 4; t++) {
-                float sum[4] = {low[2 * t], high[2 * t], low[2 * t + 1], high[2 * t + 1]};
-                mma(sum, b.even[t].x, b.odd[t].x, b.even[t].y, b.odd[t].y, c.x, c.y);
-                mma(sum, b.even[t].x, b.odd[t].x, b.even[t].y, b.odd[t].y, f.x, f.y);
-                low[2 * t] = sum[0], high[2 * t] = sum[1];
-                low[2 * t + 1] = sum[2], high[2 * t + 1] = sum[3];
+                for (int t = 0; t < 4; t++) {
+                    float sum[4] = {low[2 * t], high[2 * t], low[2 * t + 1], high[2 * t + 1]};
+                    mma(sum, b.even[t].x, b.odd[t].x, b.even[t].y, b.odd[t].y, c.x, c.y);
+                    mma(sum, b.even[t].x, b.odd[t].x, b.even[t].y, b.odd[t].y, f.x, f.y);
+                    low[2 * t] = sum[0], high[2 * t] = sum[1];
+                    low[2 * t + 1] = sum[2], high[2 * t + 1] = sum[3];
+                }
             }
         }
     }
+
+    // The outputs of a thread's row number `i`.
+    __device__ Outputs outputs(int i) const {
+        Outputs out;
+        int row = z.rows[i / 2 * EIGHT + 2 * quad + i % 2];
+        out.place = row >= 0 && left > 0 ? a.out.row<bf16>(row) + begin + n : nullptr;
+        if (!BEGIN) out.load(left);
+        return out;
+    }
+};
+
+// Blocks (tile, slice, some of its outputs, 512 at a time). What does not depend on z is asked for before
+// z is read.
+template <int EIGHTS, bool BEGIN> __device__ void expand(const LoraArgs &a) {
+    __shared__ Bridge<EIGHTS * EIGHT> z;
+    Tile tile;
+    int slice = blockIdx.y;
+    bool there = BEGIN ? read_first_tile(a, blockIdx.x, slice, EIGHTS * EIGHT, tile)
+                       : read_tile(a, blockIdx.x, slice, tile);
+    if (!there) return;
+    int padded = (tile.part.rank + 15) / 16 * 16;
+    Expander<EIGHTS, BEGIN> expander(a, tile, z, slice);
+    z.fill(a, tile, slice, padded);
+    __syncthreads();
+#pragma unroll 1
+    for (int chunk = blockIdx.z; chunk * WARPS * OUTPUTS < expander.width; chunk += gridDim.z) {
+        float sums[EIGHTS * 2][8] = {};
+        if (chunk != blockIdx.z) expander.turn_to(chunk);
+        Outputs out[2] = {expander.outputs(0), expander.outputs(1)};
+        expander.multiply(padded, sums);
 #pragma unroll
-    for (int i = 0; i < EIGHTS * 2; i++) {
-        out[i % 2].add(tile.part, n, left, sums[i]);
-        // The next but one, while the next is added.
-        if (i + 2 < EIGHTS * 2) {
-            out[i % 2].place = place_of(i + 2);
-            out[i % 2].load(left, a.first);
+        for (int i = 0; i < EIGHTS * 2; i++) {
+            out[i % 2].add(tile.part, expander.n, expander.left, sums[i], !BEGIN);
+            // The next but one, while the next is added.
+            if (i + 2 < EIGHTS * 2) out[i % 2] = expander.outputs(i + 2);
         }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_expand_mma8(LoraArgs a) {
     enter();
-    expand<1>(a);
+    expand<1, false>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) lora_expand_mma32(LoraArgs a) {
     enter();
-    expand<4>(a);
+    expand<4, false>(a);
+}
+
+// The same where the output is to be begun, as the base layer's is added later.
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_begin_mma8(LoraArgs a) {
+    enter();
+    expand<1, true>(a);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) lora_begin_mma32(LoraArgs a) {
+    enter();
+    expand<4, true>(a);
 }

@@ -53,6 +53,7 @@ kernels! {
     QkNormRopeAppend256: "qk_norm_rope_append_256" in "rope.cu",
     Attention: "attention" in "attention.cu",
     AttentionDecode64: "attention_decode_64" in "attention_decode.cu",
+    AttentionDecode96: "attention_decode_96" in "attention_decode.cu",
     AttentionDecode128: "attention_decode_128" in "attention_decode.cu",
     AttentionDecode256: "attention_decode_256" in "attention_decode.cu",
     AttentionPrefill64: "attention_prefill_64" in "attention_prefill.cu",
@@ -68,6 +69,8 @@ kernels! {
     LoraShrinkMma32: "lora_shrink_mma32" in "lora_mma.cu",
     LoraExpandMma8: "lora_expand_mma8" in "lora_mma.cu",
     LoraExpandMma32: "lora_expand_mma32" in "lora_mma.cu",
+    LoraBeginMma8: "lora_begin_mma8" in "lora_mma.cu",
+    LoraBeginMma32: "lora_begin_mma32" in "lora_mma.cu",
     Sample: "sample" in "sample.cu",
     Logprobs: "logprobs" in "logprobs.cu",
 }

@@ -43,8 +43,7 @@ macro_rules! sources {
 }
 
 /// Headers, which are not compiled by themselves.
-pub const HEADERS: [Source; 4] =
-    sources!["attention.cuh", "common.cuh", "hopper.cuh", "lora.cuh"];
+pub const HEADERS: [Source; 4] = sources!["attention.cuh", "common.cuh", "hopper.cuh", "lora.cuh"];
 
 /// Files that become a fatbin each.
 pub const UNITS: [Source; 12] = sources![

@@ -16,7 +16,7 @@ use crate::ops::linear_stream;
 fn most_shared(kernel: Kernel) -> i32 {
     match kernel {
         Kernel::LinearStream => linear_stream::SHARED as i32,
-        _ => 96 << 10,
+        _ => 128 << 10,
     }
 }
 

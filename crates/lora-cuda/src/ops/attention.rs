@@ -10,15 +10,20 @@ use crate::device::is_aligned;
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, ViewMut};
 
-/// Warps of a block, as in the kernels.
+/// Warps of a block, as in `attention.cu` and `attention_decode.cu`.
 const WARPS: usize = 4;
 
-/// Heads of a block, as in `attention_decode.cu`.
-const GROUP: usize = 4;
+/// Heads of a block, and keys that its warps take at a time, as in `attention_decode.cu`.
+const HEADS: usize = 8;
+const TURN: usize = 16 * WARPS;
 
-/// Pairs of row and head of a block, and keys of a tile, as in `attention_prefill.cu`.
-const PAIRS: usize = 64;
+/// Warps of a block, its pairs of row and head, and keys of a tile, as in `attention_prefill.cu`.
+const PREFILL_WARPS: usize = 12;
+const PAIRS: usize = 16 * PREFILL_WARPS;
 const KEYS: usize = 64;
+
+/// To what its tiles in shared memory are aligned, which shared memory itself may not be.
+const ALIGNMENT: usize = 1024;
 
 /// Blocks that keep a device busy, and the most of them that a cluster may have on any device.
 const BLOCKS: usize = 512;
@@ -52,6 +57,7 @@ unsafe impl KernelArgs for AttentionArgs {
     const KERNELS: &'static [Kernel] = &[
         Kernel::Attention,
         Kernel::AttentionDecode64,
+        Kernel::AttentionDecode96,
         Kernel::AttentionDecode128,
         Kernel::AttentionDecode256,
         Kernel::AttentionPrefill64,
@@ -91,7 +97,7 @@ impl Cuda {
             kv_heads: dims.kv_heads as i32,
             head_dim: dims.head_dim as i32,
         };
-        let (name, launch) = choose(&Shape::of(args));
+        let (name, launch) = choose(&Shape::of(args, out));
         q.launch(&self.modules, name, launch, kernel)
     }
 
@@ -119,7 +125,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(args: &Args<'_, Cuda>) -> Self {
+    fn of(args: &Args<'_, Cuda>, out: &ViewMut<'_>) -> Self {
         let tables = args.block_tables.geo;
         Self {
             dims: args.dims,
@@ -128,19 +134,20 @@ impl Shape {
             longest: tables.cols * args.tokens_per_block,
             queries: args.queries.geo.dtype,
             cache: args.k_cache.geo.dtype,
-            aligned: [args.queries, args.k_cache, args.v_cache].iter().all(|m| is_aligned(m.geo)),
+            aligned: [args.queries.geo, args.k_cache.geo, args.v_cache.geo, out.geo]
+                .into_iter()
+                .all(is_aligned),
         }
     }
 }
 
-/// Tensor cores where sequences have several rows each, a kernel for single rows where they do not,
-/// and one for any operands.
+/// Tensor cores for operands that suit them, by one kernel where sequences have several rows each and
+/// by another where they do not; else a kernel for any operands.
 fn choose(of: &Shape) -> (Kernel, Launch) {
-    let threads = WARPS * WARP;
     let HeadDims { heads, kv_heads, head_dim } = of.dims;
     let shared_by = heads / kv_heads;
     let narrow = matches!(of.queries, DType::Bf16 | DType::F16);
-    let suited = narrow && (of.cache == of.queries || of.cache == DType::F8E4m3);
+    let suited = of.aligned && narrow && (of.cache == of.queries || of.cache == DType::F8E4m3);
     let prefill = match head_dim {
         64 => Some(Kernel::AttentionPrefill64),
         128 => Some(Kernel::AttentionPrefill128),
@@ -148,23 +155,32 @@ fn choose(of: &Shape) -> (Kernel, Launch) {
     };
     let decode = match head_dim {
         64 => Some(Kernel::AttentionDecode64),
+        96 => Some(Kernel::AttentionDecode96),
         128 => Some(Kernel::AttentionDecode128),
         256 => Some(Kernel::AttentionDecode256),
         _ => None,
     };
     let several = of.rows > of.sequences && shared_by <= PAIRS;
-    if let Some(kernel) = prefill.filter(|_| of.aligned && suited && several) {
+    if let Some(kernel) = prefill.filter(|_| suited && several) {
         let tiles = of.rows.div_ceil(PAIRS / shared_by);
-        let shared = 4 * KEYS * head_dim * of.queries.size();
-        return (kernel, Launch { shared, ..Launch::new([tiles, kv_heads, 1], threads) });
+        let shared = (PAIRS + 4 * KEYS) * head_dim * of.queries.size() + ALIGNMENT;
+        let launch = Launch::new([tiles, kv_heads, 1], PREFILL_WARPS * WARP);
+        return (kernel, Launch { shared, ..launch });
     }
-    if let Some(kernel) = decode.filter(|_| of.aligned) {
-        let groups = kv_heads * shared_by.div_ceil(GROUP);
-        let enough = (BLOCKS / (of.rows * groups).max(1)).min(of.longest / 32);
-        let cluster = 1 << enough.clamp(1, MOST_SPLITS).ilog2();
-        return (kernel, Launch { cluster, ..Launch::new([of.rows, groups, cluster], threads) });
+    if let Some(kernel) = decode.filter(|_| suited) {
+        let groups = kv_heads * shared_by.div_ceil(HEADS);
+        let cluster = splits(of.rows * groups, of.longest);
+        let launch = Launch::new([of.rows, groups, cluster], WARPS * WARP);
+        return (kernel, Launch { cluster, ..launch });
     }
-    (Kernel::Attention, Launch::new([of.rows, heads, 1], threads))
+    (Kernel::Attention, Launch::new([of.rows, heads, 1], WARPS * WARP))
+}
+
+/// Blocks among which the keys of a row are split, where there would be `blocks` if they were not: as
+/// many as keep the device busy, but none for which a sequence may be too short.
+fn splits(blocks: usize, longest: usize) -> usize {
+    let spare = 1 << (BLOCKS / blocks.max(1)).max(1).ilog2();
+    longest.div_ceil(TURN).next_power_of_two().min(spare).min(MOST_SPLITS)
 }
 
 #[cfg(test)]
@@ -181,14 +197,20 @@ mod tests {
         assert_eq!((kernel, launch.grid), (Kernel::AttentionDecode128, [1, 8, 8]));
         let (_, launch) = choose(&Shape { rows: 256, sequences: 256, ..decode });
         assert_eq!((launch.grid, launch.cluster), ([256, 8, 1], 1));
+        let (_, launch) = choose(&Shape { longest: 192, ..decode });
+        assert_eq!((launch.grid, launch.cluster), ([1, 8, 4], 4));
+        let wide = HeadDims { heads: 40, kv_heads: 4, head_dim: 96 };
+        let (kernel, launch) = choose(&Shape { dims: wide, rows: 16, ..decode });
+        assert_eq!((kernel, launch.grid), (Kernel::AttentionDecode96, [16, 8, 4]));
         let prefill = Shape { rows: 100, cache: DType::F8E4m3, ..decode };
         let (kernel, launch) = choose(&prefill);
-        assert_eq!((kernel, launch.grid), (Kernel::AttentionPrefill128, [7, 8, 1]));
-        let (kernel, _) = choose(&Shape { queries: DType::F32, ..prefill });
-        assert_eq!(kernel, Kernel::AttentionDecode128);
+        assert_eq!((kernel, launch.grid), (Kernel::AttentionPrefill128, [3, 8, 1]));
+        assert_eq!((launch.threads, launch.shared), (384, 113 << 10));
         for other in [
             Shape { aligned: false, ..decode },
-            Shape { dims: HeadDims { head_dim: 96, ..dims }, ..prefill },
+            Shape { queries: DType::F32, ..prefill },
+            Shape { cache: DType::F16, ..decode },
+            Shape { dims: HeadDims { head_dim: 80, ..dims }, ..prefill },
         ] {
             assert_eq!(choose(&other).0, Kernel::Attention);
         }

@@ -187,7 +187,7 @@ impl Cuda {
         };
         let launch = Launch {
             grid: [cut.clusters, 1, cut.cluster],
-            threads: cut.groups * 128 + FINISHERS + WARP,
+            threads: cut.groups * 128 + FINISHERS + 2 * WARP,
             shared: SHARED,
             cluster: cut.cluster,
         };

@@ -31,7 +31,6 @@ struct LoraArgs {
     max_rank: i32,
     in_dim: i32,
     chunk: i32,
-    first: i32,
 }
 
 // SAFETY: laid out as `LoraArgs` of `lora.cuh`.
@@ -43,6 +42,8 @@ unsafe impl KernelArgs for LoraArgs {
         Kernel::LoraShrinkMma32,
         Kernel::LoraExpandMma8,
         Kernel::LoraExpandMma32,
+        Kernel::LoraBeginMma8,
+        Kernel::LoraBeginMma32,
     ];
 }
 
@@ -72,6 +73,9 @@ impl RowAdapters {
 const RANKS: usize = 16;
 const OUTPUTS: usize = 512;
 
+/// Blocks of the expand that keep a device busy.
+const EXPAND_BLOCKS: usize = 1024;
+
 /// The largest rank of `lora_mma.cu`.
 const MMA_MAX_RANK: usize = 256;
 
@@ -99,6 +103,15 @@ struct Plan {
     of_rows: Option<RowAdapters>,
     /// Whether what adapters add may come before the base layer's output.
     may_begin: bool,
+}
+
+/// What an expand finds in the output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Output {
+    /// The base layer's.
+    AddTo,
+    /// Nothing yet: the base layer's is added later.
+    Begin,
 }
 
 /// Checks input and output of a linear site.
@@ -153,7 +166,7 @@ impl Cuda {
             return Ok(());
         };
         self.shrink(q, &plan)?;
-        self.expand(q, &plan)
+        self.expand(q, &plan, Output::AddTo)
     }
 
     /// See [`lora_core::Backend::linear_lora`].
@@ -180,14 +193,13 @@ impl Cuda {
         // What adapters add is written, and the product of many rows reads it while it computes:
         // cheaper than to read and write the output once more.
         if plan.may_begin {
-            let begun = LoraArgs { first: 1, ..plan.args };
-            self.expand(q, &Plan { args: begun, ..plan })?;
+            self.expand(q, &plan, Output::Begin)?;
             if self.multiply_by_lt(q, &input, w, true, out)? {
                 return Ok(());
             }
         }
         self.multiply_input(q, &input, w, out)?;
-        self.expand(q, &plan)
+        self.expand(q, &plan, Output::AddTo)
     }
 
     /// What the two products will do; `None` if there is nothing to do.
@@ -203,7 +215,7 @@ impl Cuda {
         self.check_batch(op, q, site, batch, out.geo.rows)?;
         let (rows, slices) = (out.geo.rows, site.spec.slices.len());
         // What a recorded step finds when it runs is not known yet.
-        let most = if q.is_recording() { rows } else { batch.segments() };
+        let most = if q.is_recording() { site.table.slots().min(rows) } else { batch.segments() };
         let work = site.table.work();
         if most == 0 || rows == 0 || work == Work::Nothing {
             return Ok(None);
@@ -230,7 +242,6 @@ impl Cuda {
             max_rank: max_rank as i32,
             in_dim: site.spec.in_dim as i32,
             chunk: chunk as i32,
-            first: 0,
         };
         let of_rows = RowAdapters {
             table: args.table,
@@ -277,15 +288,23 @@ impl Cuda {
     }
 
     /// `y = gain * (y + scale * B z) + shift`.
-    fn expand(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
+    fn expand(&self, q: &mut CudaQueue, plan: &Plan, output: Output) -> Result<()> {
         if let Some(tile_rows) = plan.by_mma {
             // Where outputs are begun, rows without an adapter have tiles, too.
-            let idle = plan.rows.div_ceil(tile_rows) * plan.args.first as usize;
-            let blocks = [plan.tiles + idle, plan.slices, plan.widest.div_ceil(OUTPUTS)];
+            let idle = match output {
+                Output::AddTo => 0,
+                Output::Begin => plan.rows.div_ceil(tile_rows),
+            };
+            let tiles = plan.tiles + idle;
+            // A block goes on with other outputs of its rows where there are many blocks.
+            let parts = EXPAND_BLOCKS.div_ceil(tiles * plan.slices);
+            let blocks = [tiles, plan.slices, plan.widest.div_ceil(OUTPUTS).min(parts)];
             let launch = Launch::new(blocks, ROW_THREADS);
-            let kernel = match tile_rows {
-                8 => Kernel::LoraExpandMma8,
-                _ => Kernel::LoraExpandMma32,
+            let kernel = match (tile_rows, output) {
+                (8, Output::AddTo) => Kernel::LoraExpandMma8,
+                (8, Output::Begin) => Kernel::LoraBeginMma8,
+                (_, Output::AddTo) => Kernel::LoraExpandMma32,
+                (_, Output::Begin) => Kernel::LoraBeginMma32,
             };
             return q.launch(&self.modules, kernel, launch, plan.args);
         }
