@@ -11,7 +11,15 @@ struct AttentionArgs {
     float scale, v_scale; // The scale of the keys is part of `scale`.
     int32_t tokens_per_block, window; // window 0: none
     int32_t heads, kv_heads, head_dim;
+    int32_t apart; // Whether rows that are alone are left to the kernel for single rows.
 };
+
+// Whether both neighbours of a row are of other sequences.
+__device__ inline bool is_alone(const AttentionArgs &a, int r) {
+    int sequence = a.sequences[r];
+    return (r == 0 || a.sequences[r - 1] != sequence) &&
+           (r + 1 == a.queries.rows || a.sequences[r + 1] != sequence);
+}
 
 // Scores are taken to the power of two, which is one instruction if subnormal results may be zero.
 constexpr float LOG2_E = 1.4426950408889634f;

@@ -164,7 +164,8 @@ template <int DIM, class T, class C> struct State {
         uint32_t low = transposed(pair(T{}, weights[0], weights[1]));
         uint32_t high = transposed(pair(T{}, weights[2], weights[3]));
         auto product = [&](float (&to)[4], uint32_t v0, uint32_t v1, uint32_t v2, uint32_t v3) {
-            mma(T{}, to, {low_halves(v0, v1), high_halves(v0, v1), low_halves(v2, v3), high_halves(v2, v3)},
+            mma(T{}, to,
+                {low_halves(v0, v1), high_halves(v0, v1), low_halves(v2, v3), high_halves(v2, v3)},
                 low, high);
         };
 #pragma unroll
@@ -193,7 +194,10 @@ template <int DIM, class T, class C> struct State {
                 if (!Values<DIM, C>::has(p)) continue;
                 float *sum = &to.sum[head][p * 64 + lane / 4 * EIGHT];
 #pragma unroll
-                for (int i = 0; i < 4; i++) sum[2 * i] = sums[p][i][h], sum[2 * i + 1] = sums[p][i][h + 2];
+                for (int i = 0; i < 4; i++) {
+                    sum[2 * i] = sums[p][i][h];
+                    sum[2 * i + 1] = sums[p][i][h + 2];
+                }
             }
         }
     }
@@ -264,9 +268,9 @@ struct Merged {
     }
 };
 
-// Blocks (row, some heads that share keys, part of the keys); the blocks of a row's heads are a cluster.
-template <int DIM, class T, class C> __device__ void decode(const AttentionArgs &a, Shared<DIM> &shared) {
-    int64_t r = blockIdx.x;
+// Row `r`; blocks (any, some heads that share keys, part of the keys).
+template <int DIM, class T, class C>
+__device__ void decode(const AttentionArgs &a, Shared<DIM> &shared, int r) {
     int shared_by = a.heads / a.kv_heads, chunks = (shared_by + HEADS - 1) / HEADS;
     int kv_head = blockIdx.y / chunks, first_head = blockIdx.y % chunks * HEADS;
     int heads = min(HEADS, shared_by - first_head);
@@ -282,7 +286,9 @@ template <int DIM, class T, class C> __device__ void decode(const AttentionArgs 
     with_float(a.out.dtype, [&](auto o) {
         using O = decltype(o);
         O *out = a.out.row<O>(r) + first_head * DIM;
-        auto write = [&](int e, const Merged &m) { out[e] = from_float<O>(m.sum / m.total * a.v_scale); };
+        auto write = [&](int e, const Merged &m) {
+            out[e] = from_float<O>(m.sum / m.total * a.v_scale);
+        };
         if (gridDim.z == 1) {
             for (int e = threadIdx.x; e < heads * DIM; e += WARPS * WARP)
                 write(e, Merged(WARPS, e / DIM, e % DIM, of_warp));
@@ -304,13 +310,33 @@ template <int DIM, class T, class C> __device__ void decode(const AttentionArgs 
     });
 }
 
+// The first row of a sequence behind row `r` that is alone; the number of rows if there is none.
+__device__ int next_alone(const AttentionArgs &a, int sequence, int r) {
+    int rows = a.queries.rows, found = rows;
+#pragma unroll 8
+    for (int i = r + 1 + threadIdx.x; i < rows; i += WARPS * WARP)
+        if (a.sequences[i] == sequence && is_alone(a, i)) found = min(found, i);
+    return -block_reduce(-found, -rows, Max());
+}
+
+// Blocks (row, some heads that share keys, part of the keys), or, for rows apart, sequences rather than
+// rows; those of a row's heads are a cluster.
+template <int DIM, class T, class C>
+__device__ void decode_rows(const AttentionArgs &a, Shared<DIM> &shared) {
+    int r = a.apart ? next_alone(a, blockIdx.x, -1) : int(blockIdx.x);
+    while (r < a.queries.rows) {
+        decode<DIM, T, C>(a, shared, r);
+        r = a.apart ? next_alone(a, blockIdx.x, r) : a.queries.rows;
+    }
+}
+
 // Keys and values are of the queries' type or in e4m3.
 template <int DIM> __device__ void decode_any(const AttentionArgs &a) {
     __shared__ Shared<DIM> shared;
     with_narrow(a.queries.dtype, [&](auto t) {
         using T = decltype(t);
-        if (a.k_cache.dtype == DTYPE_F8) decode<DIM, T, f8>(a, shared);
-        else decode<DIM, T, T>(a, shared);
+        if (a.k_cache.dtype == DTYPE_F8) decode_rows<DIM, T, f8>(a, shared);
+        else decode_rows<DIM, T, T>(a, shared);
     });
 }
 

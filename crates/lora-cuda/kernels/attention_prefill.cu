@@ -31,7 +31,9 @@ __device__ uint64_t operand(const void *p, int apart) {
 }
 
 // What was written to shared memory, or is on its way there, is seen by the instructions of groups.
-__device__ void settle() { asm volatile("cp.async.wait_all;\n\tfence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ void settle() {
+    asm volatile("cp.async.wait_all;\n\tfence.proxy.async.shared::cta;" ::: "memory");
+}
 
 #define FOUR(v, i) "+f"(v[i]), "+f"(v[i + 1]), "+f"(v[i + 2]), "+f"(v[i + 3])
 #define SIXTEEN(v, i) FOUR(v, i), FOUR(v, i + 4), FOUR(v, i + 8), FOUR(v, i + 12)
@@ -96,6 +98,9 @@ struct Run {
     const int32_t *table;
 };
 
+// The sequence of rows that are left to another kernel.
+constexpr int NOT_OURS = -1;
+
 // Rows of a tile.
 struct Rows {
     int sequence[M], position[M];
@@ -131,7 +136,9 @@ template <int DIM, class T, class C> struct Porter {
     Raw<C> raw[PARTS]; // What is not brought directly.
 
     __device__ static int first() { return threadIdx.x / EIGHTS; }
-    __device__ static bool has(int part) { return (part + 1) * STEP <= KEYS || first() + part * STEP < KEYS; }
+    __device__ static bool has(int part) {
+        return (part + 1) * STEP <= KEYS || first() + part * STEP < KEYS;
+    }
 
     // Starts to bring the rows `rows` of a cache to `to`.
     __device__ void start(const Mat &cache, const int *rows, int column, T *to) {
@@ -331,7 +338,10 @@ template <int DIM, class T, class C> struct Pass {
 };
 
 // Two neighbours.
-__device__ void store_pair(float *to, float a, float b) { *reinterpret_cast<float2 *>(to) = make_float2(a, b); }
+__device__ void store_pair(float *to, float a, float b) {
+    *reinterpret_cast<float2 *>(to) = make_float2(a, b);
+}
+
 template <class O> __device__ void store_pair(O *to, float a, float b) {
     *reinterpret_cast<uint32_t *>(to) = pair(O{}, a, b);
 }
@@ -344,7 +354,8 @@ __device__ void prefill(const AttentionArgs &a, void *memory, Rows &rows, Places
     int first_row = int(gridDim.x - 1 - blockIdx.x) * of_tile;
     int count = min(of_tile, a.queries.rows - first_row);
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        rows.sequence[i] = a.sequences[first_row + i];
+        bool left = a.apart && is_alone(a, first_row + i);
+        rows.sequence[i] = left ? NOT_OURS : a.sequences[first_row + i];
         rows.position[i] = a.positions[first_row + i];
     }
     for (int i = threadIdx.x; i < M * (DIM / EIGHT); i += THREADS) {
@@ -358,15 +369,17 @@ __device__ void prefill(const AttentionArgs &a, void *memory, Rows &rows, Places
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int row = (first_m + half * 8) / group;
-        pairs.row[half] = row < count ? row : M;
-        pairs.position[half] = row < count ? rows.position[row] : 0;
+        bool ours = row < count && rows.sequence[row] != NOT_OURS;
+        pairs.row[half] = ours ? row : M;
+        pairs.position[half] = ours ? rows.position[row] : 0;
         pairs.best[half] = LOWEST, pairs.total[half] = 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < DIM / 2; i++) pairs.sums[i] = 0.0f;
     for (int begin = 0; begin < count;) {
         Run run = rows.run(a, begin, count);
-        Pass<DIM, T, C>{a, run, tiles, places, kv_head * DIM, count}.attend(pairs);
+        if (rows.sequence[begin] != NOT_OURS)
+            Pass<DIM, T, C>{a, run, tiles, places, kv_head * DIM, count}.attend(pairs);
         begin = run.end;
     }
 #pragma unroll
@@ -382,7 +395,8 @@ __device__ void prefill(const AttentionArgs &a, void *memory, Rows &rows, Places
             O *out = a.out.row<O>(first_row + pairs.row[half]) + head * DIM + lane % 4 * 2;
             const float *sums = pairs.sums + 2 * half;
 #pragma unroll
-            for (int d = 0; d < DIM / 2; d += 4) store_pair(out + d * 2, sums[d] * factor, sums[d + 1] * factor);
+            for (int d = 0; d < DIM / 2; d += 4)
+                store_pair(out + d * 2, sums[d] * factor, sums[d + 1] * factor);
         });
     }
 }

@@ -50,6 +50,7 @@ struct AttentionArgs {
     heads: i32,
     kv_heads: i32,
     head_dim: i32,
+    apart: i32,
 }
 
 // SAFETY: laid out as `AttentionArgs` of `attention.cuh`.
@@ -80,6 +81,9 @@ impl Cuda {
             return Err(Error::Unsupported { op: "attention", backend: Self::NAME, what });
         }
         self.check_paging(q, args)?;
+        let shape = Shape::of(args, out);
+        let (name, launch) = choose(&shape);
+        let rest = choose_for_rest(&shape, name);
         let kernel = AttentionArgs {
             queries: args.queries.into(),
             k_cache: args.k_cache.into(),
@@ -96,9 +100,13 @@ impl Cuda {
             heads: dims.heads as i32,
             kv_heads: dims.kv_heads as i32,
             head_dim: dims.head_dim as i32,
+            apart: i32::from(rest.is_some()),
         };
-        let (name, launch) = choose(&Shape::of(args, out));
-        q.launch(&self.modules, name, launch, kernel)
+        q.launch(&self.modules, name, launch, kernel)?;
+        match rest {
+            Some((name, launch)) => q.launch(&self.modules, name, launch, kernel),
+            None => Ok(()),
+        }
     }
 
     fn check_paging(&self, q: &mut CudaQueue, args: &Args<'_, Self>) -> Result<()> {
@@ -139,6 +147,11 @@ impl Shape {
                 .all(is_aligned),
         }
     }
+
+    fn suits_tensor_cores(&self) -> bool {
+        let narrow = matches!(self.queries, DType::Bf16 | DType::F16);
+        self.aligned && narrow && (self.cache == self.queries || self.cache == DType::F8E4m3)
+    }
 }
 
 /// Tensor cores for operands that suit them, by one kernel where sequences have several rows each and
@@ -146,34 +159,43 @@ impl Shape {
 fn choose(of: &Shape) -> (Kernel, Launch) {
     let HeadDims { heads, kv_heads, head_dim } = of.dims;
     let shared_by = heads / kv_heads;
-    let narrow = matches!(of.queries, DType::Bf16 | DType::F16);
-    let suited = of.aligned && narrow && (of.cache == of.queries || of.cache == DType::F8E4m3);
     let prefill = match head_dim {
         64 => Some(Kernel::AttentionPrefill64),
         128 => Some(Kernel::AttentionPrefill128),
         _ => None,
     };
-    let decode = match head_dim {
-        64 => Some(Kernel::AttentionDecode64),
-        96 => Some(Kernel::AttentionDecode96),
-        128 => Some(Kernel::AttentionDecode128),
-        256 => Some(Kernel::AttentionDecode256),
-        _ => None,
-    };
     let several = of.rows > of.sequences && shared_by <= PAIRS;
-    if let Some(kernel) = prefill.filter(|_| suited && several) {
+    if let Some(kernel) = prefill.filter(|_| of.suits_tensor_cores() && several) {
         let tiles = of.rows.div_ceil(PAIRS / shared_by);
         let shared = (PAIRS + 4 * KEYS) * head_dim * of.queries.size() + ALIGNMENT;
         let launch = Launch::new([tiles, kv_heads, 1], PREFILL_WARPS * WARP);
         return (kernel, Launch { shared, ..launch });
     }
-    if let Some(kernel) = decode.filter(|_| suited) {
-        let groups = kv_heads * shared_by.div_ceil(HEADS);
-        let cluster = splits(of.rows * groups, of.longest);
-        let launch = Launch::new([of.rows, groups, cluster], WARPS * WARP);
-        return (kernel, Launch { cluster, ..launch });
-    }
-    (Kernel::Attention, Launch::new([of.rows, heads, 1], WARPS * WARP))
+    let decode = choose_decode(of, of.rows).filter(|_| of.suits_tensor_cores());
+    decode.unwrap_or((Kernel::Attention, Launch::new([of.rows, heads, 1], WARPS * WARP)))
+}
+
+/// The kernel for rows that each have a sequence of their own, of which there may be `rows`.
+fn choose_decode(of: &Shape, rows: usize) -> Option<(Kernel, Launch)> {
+    let HeadDims { heads, kv_heads, head_dim } = of.dims;
+    let kernel = match head_dim {
+        64 => Kernel::AttentionDecode64,
+        96 => Kernel::AttentionDecode96,
+        128 => Kernel::AttentionDecode128,
+        256 => Kernel::AttentionDecode256,
+        _ => return None,
+    };
+    let groups = kv_heads * (heads / kv_heads).div_ceil(HEADS);
+    let cluster = splits(rows * groups, of.longest);
+    let launch = Launch::new([rows, groups, cluster], WARPS * WARP);
+    Some((kernel, Launch { cluster, ..launch }))
+}
+
+/// Beside rows of prompts there may be single ones of other sequences, which would keep a tile busy one
+/// after the other: they are left to a second kernel, where there are several sequences.
+fn choose_for_rest(of: &Shape, chosen: Kernel) -> Option<(Kernel, Launch)> {
+    let tiles = matches!(chosen, Kernel::AttentionPrefill64 | Kernel::AttentionPrefill128);
+    if tiles && of.sequences > 1 { choose_decode(of, of.sequences) } else { None }
 }
 
 /// Blocks among which the keys of a row are split, where there would be `blocks` if they were not: as
@@ -204,6 +226,13 @@ mod tests {
         assert_eq!((kernel, launch.grid), (Kernel::AttentionDecode96, [16, 8, 4]));
         let prefill = Shape { rows: 100, cache: DType::F8E4m3, ..decode };
         let (kernel, launch) = choose(&prefill);
+        assert!(
+            choose_for_rest(&prefill, kernel).is_none()
+                && choose_for_rest(&decode, Kernel::AttentionDecode128).is_none()
+        );
+        let rest = choose_for_rest(&Shape { sequences: 70, ..prefill }, kernel);
+        let (single, of_sequences) = rest.unwrap();
+        assert_eq!((single, of_sequences.grid), (Kernel::AttentionDecode128, [70, 8, 1]));
         assert_eq!((kernel, launch.grid), (Kernel::AttentionPrefill128, [3, 8, 1]));
         assert_eq!((launch.threads, launch.shared), (384, 113 << 10));
         for other in [
