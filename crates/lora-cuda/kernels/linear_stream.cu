@@ -22,7 +22,7 @@ struct StreamArgs {
 constexpr int OUTPUTS = 64;     // of a group of consumers
 constexpr int FINISHERS = WARPGROUP;
 constexpr int MOST_STAGES = 24; // of weights
-constexpr int MOST_BLOCKS = 4;  // of a cluster
+constexpr int MAX_BLOCKS = 2;   // of a cluster
 
 // What an adapter does to a row's outputs in the present slice.
 struct Part {
@@ -41,7 +41,8 @@ template <int N, int GROUPS> struct Sizes {
     static constexpr int STRIDE = WIDTH + 4;    // Spreads what a warp stores over all banks.
     static constexpr int CONSUMERS = GROUPS * WARPGROUP;
     static constexpr int LANE = WIDTH / WARP;   // outputs of a lane of a finisher
-    static constexpr int TURN = 4 / GROUPS;     // rows that a finisher has under way
+    // Rows that a finisher has under way: of products, and of sums.
+    static constexpr int TURN = 4 / GROUPS, SUMS_TURN = 4;
 };
 
 // Barriers of a block.
@@ -79,18 +80,22 @@ template <class S> struct Memory {
         int blocks = cluster_size(), of_block = (S::ROWS + blocks - 1) / blocks;
         parts = reinterpret_cast<Part *>(deltas + of_block * S::WIDTH);
     }
-    __device__ void init(int stages) const {
-        for (int i = 0; i < stages; i++) {
-            control->w_full[i].init(1);
-            control->w_empty[i].init(S::CONSUMERS / WARP);
+    // By the lanes of a warp.
+    __device__ void init(int stages, int lane) const {
+        if (lane < stages) {
+            control->w_full[lane].init(1);
+            control->w_empty[lane].init(S::CONSUMERS / WARP);
         }
-        for (int i = 0; i < S::X_STAGES; i++) {
-            control->x_full[i].init(1);
-            control->x_empty[i].init(S::CONSUMERS / WARP);
+        if (lane < S::X_STAGES) {
+            control->x_full[lane].init(1);
+            control->x_empty[lane].init(S::CONSUMERS / WARP);
         }
-        control->staged.init(cluster_size());
-        control->taken.init(cluster_size());
+        if (lane == 0) {
+            control->staged.init(cluster_size());
+            control->taken.init(cluster_size());
+        }
         publish_barriers();
+        __syncwarp();
     }
 };
 
@@ -380,40 +385,41 @@ template <class S> struct Finisher {
     // Adds up staged sums, applies scales, bias and adapters, and stores.
     __device__ void finish() const {
         if (n >= a.out.cols) return;
-        for (int row = first; row < a.out.rows; row += step) {
-            float v[S::LANE];
-            add_blocks(row, v);
-            const Part *part = part_of(row);
-            float of_row = a.x_scales ? a.x_scales[row] : 1.0f;
+        for (int row = first; row < a.out.rows; row += step * S::SUMS_TURN) {
+            float sums[S::SUMS_TURN][MAX_BLOCKS][S::LANE];
 #pragma unroll
-            for (int i = 0; i < S::LANE; i++) {
-                if (a.w_scales) v[i] *= of_row * a.w_scales[n + i];
-                if (a.bias) v[i] += a.bias[n + i];
-                if (!part) continue;
-                v[i] += delta_of(row)[i];
-                if (part->gain) v[i] *= part->gain[in_slice + i];
-                if (part->shift) v[i] += part->shift[in_slice + i];
-            }
-            with_float(a.out.dtype, [&](auto o) { store(a.out.row<decltype(o)>(row) + n, v); });
+            for (int u = 0; u < S::SUMS_TURN; u++)
+                if (row + u * step < a.out.rows) load_blocks(row + u * step, sums[u]);
+#pragma unroll
+            for (int u = 0; u < S::SUMS_TURN; u++)
+                if (row + u * step < a.out.rows) finish(row + u * step, sums[u]);
         }
     }
 
-    // The sums of all blocks of the cluster, in their order.
-    __device__ void add_blocks(int row, float (&v)[S::LANE]) const {
-        uint32_t address = shared_address(memory.sums + row * S::STRIDE + lane * S::LANE);
-        float sums[MOST_BLOCKS][S::LANE];
+    __device__ void finish(int row, const float (&sums)[MAX_BLOCKS][S::LANE]) const {
+        const Part *part = part_of(row);
+        float v[S::LANE], of_row = a.x_scales ? a.x_scales[row] : 1.0f;
 #pragma unroll
-        for (int block = 0; block < MOST_BLOCKS; block++)
+        for (int i = 0; i < S::LANE; i++) {
+            v[i] = blocks > 1 ? sums[0][i] + sums[1][i] : sums[0][i];
+            if (a.w_scales) v[i] *= of_row * a.w_scales[n + i];
+            if (a.bias) v[i] += a.bias[n + i];
+            if (!part) continue;
+            v[i] += delta_of(row)[i];
+            if (part->gain) v[i] *= part->gain[in_slice + i];
+            if (part->shift) v[i] += part->shift[in_slice + i];
+        }
+        with_float(a.out.dtype, [&](auto o) { store(a.out.row<decltype(o)>(row) + n, v); });
+    }
+
+    // The sums of all blocks of the cluster.
+    __device__ void load_blocks(int row, float (&sums)[MAX_BLOCKS][S::LANE]) const {
+        uint32_t address = shared_address(memory.sums + row * S::STRIDE + lane * S::LANE);
+#pragma unroll
+        for (int block = 0; block < MAX_BLOCKS; block++)
 #pragma unroll
             for (int i = 0; i < S::LANE; i += 2)
                 if (block < blocks) load_at(address + i * 4, block, sums[block][i], sums[block][i + 1]);
-#pragma unroll
-        for (int i = 0; i < S::LANE; i++) {
-            v[i] = sums[0][i];
-#pragma unroll
-            for (int block = 1; block < MOST_BLOCKS; block++)
-                if (block < blocks) v[i] += sums[block][i];
-        }
     }
 
     template <class O> __device__ static void store(O *to, const float (&v)[S::LANE]) {
@@ -431,9 +437,10 @@ __device__ void finish(const StreamArgs &a, const Memory<S> &memory, const Share
     uint32_t parity = 0;
     Control &control = *memory.control;
     Finisher<S> finisher(a, memory);
-    wait_for_inputs();
+    // What is known of adapters is handed over before the first kernel of a step.
     finisher.read_parts();
     role_sync<2, FINISHERS>();
+    wait_for_inputs();
     for (int tile = share.tile; tile < share.tiles; tile += share.clusters) {
         finisher.turn_to(tile);
         finisher.expand();
@@ -455,9 +462,10 @@ template <int N, int GROUPS> __device__ __forceinline__ void stream(const Stream
     Share share(a, S::WIDTH);
     int columns = a.dtype == DTYPE_F8 ? SWIZZLE : SWIZZLE / 2, thread = threadIdx.x;
     WeightProducer<S> weights{Cursor(share)};
-    if (thread == PRODUCERS) {
-        memory.init(a.stages);
-        weights.begin(a, memory, share, columns);
+    if (thread / WARP == PRODUCERS / WARP) {
+        memory.init(a.stages, thread % WARP);
+        if (thread == PRODUCERS) weights.begin(a, memory, share, columns);
+        __syncwarp();
     }
     __syncthreads();
     cluster_sync();

@@ -38,6 +38,8 @@ __device__ bool read_first_tile(const LoraArgs &a, int index, int slice, int row
     return tile.count > 0;
 }
 
+__device__ void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // sums += a b for tiles [16, 16] and [16, 8] of bf16, in the fragments of `mma.m16n8k16`.
 __device__ void mma(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                     uint32_t b0, uint32_t b1) {
@@ -68,17 +70,29 @@ __device__ void add_chunks(const LoraArgs &a, const Tile &tile, int slice, int f
 // Blocks (tile, slice and 16 of its ranks, chunk of K). Fragments take eight neighbours of K from a
 // thread where the instruction has them elsewhere; as both operands do, the sum is the same.
 template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
+    let_next_start();
     constexpr int ROWS = EIGHTS * EIGHT;
     __shared__ float partial[WARPS][RANKS][ROWS], sums_of_chunk[RANKS][ROWS];
     Tile tile;
     int rank_tiles = (a.max_rank + RANKS - 1) / RANKS;
     int slice = blockIdx.y / rank_tiles, first_rank = blockIdx.y % rank_tiles * RANKS;
-    if (!read_tile(a, blockIdx.x, slice, tile) || first_rank >= tile.part.rank) return;
+    // Nobody ends before the kernels before this one have: what comes next relies on that.
+    if (!read_tile(a, blockIdx.x, slice, tile) || first_rank >= tile.part.rank)
+        return wait_for_inputs();
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, quad = lane % 4;
     const bf16 *factor = static_cast<const bf16 *>(tile.part.a);
     int ranks = tile.part.rank - first_rank;
     const bf16 *low = group < ranks ? factor + int64_t(first_rank + group) * a.in_dim : nullptr;
     const bf16 *high = group + 8 < ranks ? factor + int64_t(first_rank + group + 8) * a.in_dim : nullptr;
+    // Who uses which adapter was handed over before the first kernel of the step, so that factors are on
+    // their way before the inputs are there.
+    int end = min(int(blockIdx.z + 1) * a.chunk, a.in_dim);
+    for (int base = blockIdx.z * a.chunk + warp * 32; base < end; base += WARPS * 32) {
+        int k = base + quad * 8;
+        if (low && k < end) prefetch(low + k);
+        if (high && k < end) prefetch(high + k);
+    }
+    wait_for_inputs();
     const bf16 *x[EIGHTS];
 #pragma unroll
     for (int e = 0; e < EIGHTS; e++) {
@@ -87,7 +101,6 @@ template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
     }
     float sums[EIGHTS][4] = {};
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    int end = min(int(blockIdx.z + 1) * a.chunk, a.in_dim);
     // All lanes take every turn, as the instruction needs all of them.
 #pragma unroll 2
     for (int base = blockIdx.z * a.chunk + warp * 32; base < end; base += WARPS * 32) {
@@ -120,12 +133,10 @@ template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma8(LoraArgs a) {
-    enter();
     shrink<1>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_shrink_mma32(LoraArgs a) {
-    enter();
     shrink<4>(a);
 }
 

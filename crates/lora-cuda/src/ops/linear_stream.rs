@@ -37,9 +37,9 @@ const SWIZZLE: usize = 128;
 const PART: usize = 48;
 const REST: usize = 2048;
 
-/// Blocks that may share the terms of a sum, and how many such clusters an H100 or H200 runs at once: the
-/// multiprocessors of its parts are not all a multiple of four.
-const CLUSTERS: [(usize, usize); 3] = [(1, 132), (2, 66), (4, 32)];
+/// Blocks that may share the terms of a sum, and how many such clusters an H100 or H200 runs at once.
+/// Clusters of four leave multiprocessors idle, as their groups are not all a multiple of four.
+const CLUSTERS: [(usize, usize); 2] = [(1, 132), (2, 66)];
 
 /// How the copy engine reads a matrix: a `CUtensorMap`.
 #[repr(C, align(64))]
@@ -204,10 +204,11 @@ mod tests {
     fn products_are_cut_to_fill_the_device() {
         let cut = |rows, n, k: usize| Cut::new(rows, n, (2 * k).div_ceil(SWIZZLE));
         let of = |rows, groups, cluster, clusters| Cut { rows, groups, cluster, clusters };
-        assert_eq!(cut(1, 4096, 14336), of(8, 1, 4, 32));
-        assert_eq!(cut(8, 6144, 4096), of(8, 1, 4, 32));
-        assert_eq!(cut(17, 28672, 4096), of(32, 1, 4, 32));
-        assert_eq!(cut(64, 28672, 4096), of(64, 2, 4, 32));
+        assert_eq!(cut(1, 4096, 14336), of(8, 1, 2, 64));
+        assert_eq!(cut(8, 6144, 4096), of(8, 1, 2, 66));
+        assert_eq!(cut(17, 28672, 4096), of(32, 1, 2, 66));
+        assert_eq!(cut(64, 28672, 4096), of(64, 2, 2, 66));
+        assert_eq!(cut(64, 4096, 4096), of(64, 2, 2, 32));
         assert_eq!(cut(1, 128_256, 4096), of(8, 1, 1, 132));
         assert_eq!(cut(33, 128, 64), of(64, 2, 1, 1));
     }
