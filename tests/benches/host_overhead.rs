@@ -54,7 +54,7 @@ fn start(dir: &Path) -> Llm {
         .lora_config(lora)
         .kv_cache_config(kv)
         .max_batch_size(RUNNING)
-        .build(|| Ok(NullBackend { vocab: 512 }))
+        .build(|| Ok(NullBackend::new(512)))
         .unwrap()
 }
 

@@ -4,12 +4,14 @@
 
 mod adapter_files;
 mod compare;
+mod demo;
 mod fixture_class;
 mod fixtures;
 pub mod suite;
 
 pub use adapter_files::{AdapterFiles, FileTensor};
 pub use compare::{assert_greedy, relative_error};
+pub use demo::{DemoCase, demo_adapters};
 pub use fixture_class::{Class, context_logits};
 pub use fixtures::{
     Case, Fixtures, adapter_path, builder, ckpt_source, engine, fixtures_dir, geometry, model_path,

@@ -2,12 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::io::Write;
+use std::path::PathBuf;
+
+use cli::model_fetch::{MODEL_FILE, cached_model_path};
 use engine::RequestOutput;
 use lora_core::DType;
 use lora_cuda::Cuda;
 use polylora_tests::suite::Types;
+use polylora_tests::suite::errors::{self, ModelErrors};
 use polylora_tests::{
-    Case, Class, Fixtures, backend_suite, builder, fixture_models, model_path, run,
+    Case, Class, DemoCase, Fixtures, backend_suite, builder, demo_adapters, fixture_models,
+    model_path, run,
 };
 
 /// A device that checks the ids it is given, as the suite's misuses want it.
@@ -53,7 +59,12 @@ fn model_meets(model: &str, class: &Class) {
         // Which requests share a step of the mixed batch depends on when they arrive.
         assert!(alone[i].outputs == again[i].outputs, "{}: not the same bits twice", case.id);
     }
-    println!("{model} in {}: {} cases, worst error {worst:e}", class.dtype, cases.len());
+    errors::record_model(ModelErrors {
+        model: model.to_owned(),
+        dtype: class.dtype.to_string(),
+        cases: cases.len(),
+        worst_relative_logit_error: Some(worst),
+    });
 }
 
 fixture_models! {
@@ -70,4 +81,55 @@ fixture_models! {
     qwen3_bf16: "qwen3", BF16;
     llama_fp8_exact: "llama-fp8", Class::EXACT;
     llama_fp8_bf16: "llama-fp8", FP8;
+}
+
+/// The environment variable that names the folder that `cargo xtask test-gpu --pack-model` wrote, its
+/// pieces joined.
+const DEMO_VARIABLE: &str = "POLYLORA_DEMO_MODEL";
+
+/// The demo's model and the folder of its adapters: those that the variable names, else the model in
+/// the cache.
+fn demo() -> Option<[PathBuf; 2]> {
+    if let Some(folder) = std::env::var_os(DEMO_VARIABLE).map(PathBuf::from) {
+        return Some([folder.join(MODEL_FILE), folder.join("adapters")]);
+    }
+    let cached = cached_model_path().ok().filter(|path| path.is_file());
+    Some([cached?, demo_adapters()])
+}
+
+/// Every case of the demo alone and all in one batch: tokens are those of transformers and PEFT.
+fn demo_meets(dtype: DType, tie: f32) {
+    let Some([model, adapters]) = demo() else {
+        // Not `println`, which is shown only where a test fails.
+        let told = "the demo is left out: its model is not in the cache, and no folder is named by";
+        writeln!(std::io::stderr(), "{told} {DEMO_VARIABLE}").unwrap();
+        return;
+    };
+    let llm = builder(&model, dtype).build(|| Cuda::new(0).map_err(Into::into));
+    let llm = llm.expect("the demo's model loads");
+    let cases = DemoCase::all();
+    let requests: Vec<_> = cases.iter().map(|case| case.request(&adapters)).collect();
+    for (case, request) in cases.iter().zip(&requests) {
+        case.check(&run(&llm, vec![request.clone()])[0], tie);
+    }
+    let mixed = run(&llm, requests);
+    for (case, answer) in cases.iter().zip(&mixed) {
+        case.check(answer, tie);
+    }
+    errors::record_model(ModelErrors {
+        model: "demo".to_owned(),
+        dtype: dtype.to_string(),
+        cases: cases.len(),
+        worst_relative_logit_error: None,
+    });
+}
+
+#[test]
+fn demo_exact() {
+    demo_meets(DType::F32, 0.05);
+}
+
+#[test]
+fn demo_bf16() {
+    demo_meets(DType::Bf16, 0.05);
 }

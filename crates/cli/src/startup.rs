@@ -10,8 +10,10 @@ use lora_cuda::Cuda;
 use crate::args::{Device, EngineSettings};
 use crate::exit::{Exit, Failure};
 use crate::progress;
+use crate::streams::Streams;
 
-/// Loads the model and starts an engine on the device that the settings name, with LoRA if `lora` is given.
+/// Loads the model and starts an engine on the device that the settings name, with LoRA if `lora` is
+/// given, and says what its memory is for.
 ///
 /// # Errors
 /// [`Exit::Usage`] if a setting is out of range for the model or the adapter in `lora_dir` cannot
@@ -20,13 +22,13 @@ pub(crate) fn start(
     model: &Path,
     settings: &EngineSettings,
     lora: Option<LoraConfig>,
-    live: bool,
+    streams: &mut Streams<'_>,
 ) -> Result<Llm, Failure> {
     let mut builder = configure(Llm::builder(model), settings);
     if let Some(lora) = lora {
         builder = builder.lora_config(lora);
     }
-    let bar = progress::loading_bar(live);
+    let bar = progress::loading_bar(streams.live);
     let layers = bar.clone();
     builder = builder.progress(move |done, all| {
         layers.set_length(all as u64);
@@ -40,10 +42,13 @@ pub(crate) fn start(
         }
     };
     bar.finish_and_clear();
-    llm.map_err(|error| {
+    let llm = llm.map_err(|error| {
         let exit = exit_of(&error);
         Failure { exit, error: anyhow::Error::new(error).context("cannot start the engine") }
-    })
+    })?;
+    // Nobody is left to be told if standard error is closed.
+    let _ = writeln!(streams.stderr, "memory: {}", llm.info().memory);
+    Ok(llm)
 }
 
 /// Number of the GPU.
@@ -88,6 +93,7 @@ fn configure(builder: LlmBuilder, settings: &EngineSettings) -> LlmBuilder {
     builder.kv_cache_config(KvCacheConfig {
         dtype: settings.kv_cache_dtype,
         max_tokens: settings.kv_cache_tokens,
+        free_gpu_memory_fraction: settings.free_gpu_memory_fraction,
         ..KvCacheConfig::default()
     })
 }

@@ -18,9 +18,9 @@ pub mod text;
 pub use crate::core::EngineStats;
 pub use llm::{
     AdapterStatus, CompletionOutput, Delta, EngineInfo, FinishReason, GenerateRequest,
-    KvCacheConfig, KvCacheDtype, Llm, LlmBuilder, LlmError, LoadFormat, Logprob, Logprobs, News,
-    PerPrompt, Progress, Prompt, RequestOutput, ResponseStream, SchedulerConfig, StopReason,
-    TextModel, Update, geometry,
+    KvCacheConfig, KvCacheDtype, Llm, LlmBuilder, LlmError, LoadFormat, Logprob, Logprobs,
+    MemoryPlan, News, PerPrompt, Progress, Prompt, RequestOutput, ResponseStream, SchedulerConfig,
+    StopReason, TextModel, Update, geometry,
 };
 pub use sampling::{GuidedDecodingParams, SamplingParams};
 pub use scheduler::CapacityPolicy;

@@ -38,6 +38,8 @@ template <int N, int GROUPS> struct Sizes {
     static constexpr int W_BYTES = WIDTH * SWIZZLE, X_BYTES = N * SWIZZLE;
     static constexpr int X_STAGES = 8 / GROUPS; // tiles of inputs that shared memory has room for
     static constexpr int BATCH = 4 / GROUPS;    // steps that are multiplied without a wait
+    // Tiles of weights under way: more would not come sooner, and all that others read would wait.
+    static constexpr int UNDER_WAY = 8 / GROUPS;
     static constexpr int STRIDE = WIDTH + 4;    // Spreads what a warp stores over all banks.
     static constexpr int CONSUMERS = GROUPS * WARPGROUP;
     static constexpr int LANE = WIDTH / WARP;   // outputs of a lane of a finisher
@@ -131,7 +133,7 @@ struct Cursor {
 // Asks for tiles of weights.
 template <class S> struct WeightProducer {
     Cursor at;
-    Ring ring;
+    Ring ring, arrived;
 
     __device__ void ask(const StreamArgs &a, const Memory<S> &memory, const Share &share, int columns) {
         Barrier &full = memory.control->w_full[ring.stage];
@@ -143,14 +145,17 @@ template <class S> struct WeightProducer {
         ring.next(a.stages);
         at.next(share);
     }
-    // Fills the room that there is; to be called before the inputs are there.
     __device__ void begin(const StreamArgs &a, const Memory<S> &memory, const Share &share, int columns) {
-        for (int i = 0; i < a.stages && at.left > 0; i++) ask(a, memory, share, columns);
+        for (int i = 0; i < min(S::UNDER_WAY, a.stages) && at.left > 0; i++)
+            ask(a, memory, share, columns);
     }
+    // Goes on before the inputs are there, as far as there is room.
     __device__ void go_on(const StreamArgs &a, const Memory<S> &memory, const Share &share, int columns) {
         while (at.left > 0) {
+            memory.control->w_full[arrived.stage].wait(arrived.parity);
             memory.control->w_empty[ring.stage].wait(ring.parity ^ 1);
             ask(a, memory, share, columns);
+            arrived.next(a.stages);
         }
     }
 };
@@ -199,7 +204,7 @@ __device__ void multiply(const StreamArgs &a, const Memory<S> &memory, Places &a
         at.w.next(a.stages), at.x.next(S::X_STAGES);
     }
     products_end();
-    // Sums of e4m3 keep few bits in the tensor cores: few terms are added there.
+    // Sums of e4m3 keep few bits in the tensor cores: 128 terms are added there.
 #pragma unroll
     for (int i = 0; i < N / 2; i++) sums[i] += fresh[i];
     if (threadIdx.x % WARP != 0) return;
@@ -215,8 +220,9 @@ template <class T, int N, class S>
 __device__ void multiply_all(const StreamArgs &a, const Memory<S> &memory, int steps, Places &at,
                              float (&sums)[N / 2]) {
     // Unrolled, products of few rows would wait for each other's registers.
+    constexpr int BATCH = sizeof(T) == 1 ? 1 : S::BATCH;
 #pragma unroll 1
-    for (; steps >= S::BATCH; steps -= S::BATCH) multiply<S::BATCH, T, N, S>(a, memory, at, sums);
+    for (; steps >= BATCH; steps -= BATCH) multiply<BATCH, T, N, S>(a, memory, at, sums);
 #pragma unroll 1
     for (; steps > 0; steps--) multiply<1, T, N, S>(a, memory, at, sums);
 }
@@ -327,6 +333,18 @@ template <class S> struct Finisher {
     __device__ void turn_to(int tile) {
         n = tile * S::WIDTH + lane * S::LANE;
         slice = slice_of(a.lora, n), in_slice = slice < 0 ? 0 : n - a.lora.columns[slice];
+    }
+
+    // Asks for the factors of a tile, which come while something else is done.
+    __device__ void prefetch(int tile) {
+        turn_to(tile);
+        for (int row = first; row < a.out.rows; row += step) {
+            const Part *part = part_of(row);
+            if (!part) continue;
+            const bf16 *b = part->b + int64_t(in_slice) * part->rank;
+            for (int i = 0; i < S::LANE * part->rank; i += 64)
+                asm volatile("prefetch.global.L2 [%0];" ::"l"(b + i));
+        }
     }
 
     // Null: no adapter changes these outputs of the row.
@@ -440,8 +458,10 @@ __device__ void finish(const StreamArgs &a, const Memory<S> &memory, const Share
     // What is known of adapters is handed over before the first kernel of a step.
     finisher.read_parts();
     role_sync<2, FINISHERS>();
+    finisher.prefetch(share.tile);
     wait_for_inputs();
     for (int tile = share.tile; tile < share.tiles; tile += share.clusters) {
+        if (tile + share.clusters < share.tiles) finisher.prefetch(tile + share.clusters);
         finisher.turn_to(tile);
         finisher.expand();
         control.staged.wait(parity);

@@ -21,18 +21,26 @@ impl CudaBuf {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub(crate) fn zeroed(context: &Arc<CudaContext>, pool: Pool, bytes: usize) -> Result<Self> {
+        let buf = Self::unwritten(context, pool, bytes)?;
+        // SAFETY: the block has that many bytes and nobody else knows it.
+        let zeroed = unsafe { sys::cuMemsetD8_v2(buf.address, 0, bytes.max(1)).result() };
+        zeroed.map_err(failed("cuMemsetD8"))?;
+        wait()?;
+        Ok(buf)
+    }
+
+    /// A block of `bytes` bytes that hold anything.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn unwritten(context: &Arc<CudaContext>, pool: Pool, bytes: usize) -> Result<Self> {
         context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         // SAFETY: the context is current, and an empty block is asked for as one byte.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|_| {
             let available = result::mem_get_info().map_or(0, |(free, _)| free);
             Error::OutOfMemory { pool, requested: bytes, available }
         })?;
-        let buf = Self { address, bytes, context: context.clone() };
-        // SAFETY: the block has that many bytes and nobody else knows it.
-        let zeroed = unsafe { sys::cuMemsetD8_v2(address, 0, bytes.max(1)).result() };
-        zeroed.map_err(failed("cuMemsetD8"))?;
-        wait()?;
-        Ok(buf)
+        Ok(Self { address, bytes, context: context.clone() })
     }
 
     /// A block with the bytes of all `parts`, one after another, which are there when this returns.

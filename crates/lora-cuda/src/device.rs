@@ -8,6 +8,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, sys};
 use lora_core::{Mat, Pool, Result, check};
 
+use crate::copies::Copies;
 use crate::error::CudaError;
 use crate::lt::Lt;
 use crate::modules::Modules;
@@ -18,6 +19,7 @@ pub struct Cuda {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) modules: Modules,
     pub(crate) lt: RefCell<Lt>,
+    pub(crate) copies: RefCell<Copies>,
     /// Counts changes of what recorded steps take for granted about the adapters of sites.
     pub(crate) adapters_changed: Cell<u64>,
     checked: bool,
@@ -32,7 +34,8 @@ impl Cuda {
         let (context, kernels) = find(ordinal)?;
         let modules = Modules::load(&kernels)?;
         let lt = RefCell::new(Lt::new(&context)?);
-        Ok(Self { context, modules, lt, adapters_changed: Cell::new(0), checked: false })
+        let copies = RefCell::new(Copies::new(&context)?);
+        Ok(Self { context, modules, lt, copies, adapters_changed: Cell::new(0), checked: false })
     }
 
     /// The name of a device that could be used, by all that can be told without loading anything.
@@ -107,17 +110,53 @@ fn find(ordinal: usize) -> std::result::Result<(Arc<CudaContext>, PathBuf), Cuda
     // not wait for the whole context, which would spoil what other engines record.
     unsafe { context.disable_event_tracking() };
     let found = context.compute_capability();
-    let (major, minor) = found.map_err(CudaError::driver("cuDeviceGetAttribute"))?;
-    let found = format!("{major}.{minor}");
-    if found != kernels::CAPABILITY {
-        let name = context.name().unwrap_or_default();
-        return Err(CudaError::Capability { ordinal, name, found });
-    }
+    let found = found.map_err(CudaError::driver("cuDeviceGetAttribute"))?;
+    check_capability(ordinal, found, || context.name().unwrap_or_default())?;
     Ok((context, kernels::find()?))
+}
+
+/// Fails unless the kernels are compiled for a device of this compute capability.
+fn check_capability(
+    ordinal: usize,
+    (major, minor): (i32, i32),
+    name: impl FnOnce() -> String,
+) -> std::result::Result<(), CudaError> {
+    let found = format!("{major}.{minor}");
+    if found == kernels::CAPABILITY {
+        return Ok(());
+    }
+    Err(CudaError::Capability { ordinal, name: name(), found })
 }
 
 /// Whether all rows of a matrix begin at multiples of 16 bytes.
 pub(crate) fn is_aligned(geo: Mat) -> bool {
     let size = geo.dtype.size();
     (geo.offset * size).is_multiple_of(16) && (geo.row_stride * size).is_multiple_of(16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_of_another_generation_is_named_with_what_it_has() {
+        let check = |found| check_capability(1, found, || "NVIDIA A100".to_owned());
+        check((9, 0)).unwrap();
+        for (found, text) in [((8, 0), "8.0"), ((9, 1), "9.1"), ((10, 0), "10.0")] {
+            let error = check(found).unwrap_err().to_string();
+            for part in ["device 1", "NVIDIA A100", text, "allowed: 9.0", "H100"] {
+                assert!(error.contains(part), "{part} is not in: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_had_is_an_error() {
+        // No machine has so many, and most that run this have no driver either.
+        let error = Cuda::probe(1 << 20).unwrap_err();
+        let told = matches!(error, CudaError::Library { .. } | CudaError::NoDevice { .. });
+        assert!(told || matches!(error, CudaError::Driver { .. }), "{error}");
+        let text = Cuda::new(1 << 20).err().unwrap().to_string();
+        assert!(!text.is_empty());
+    }
 }

@@ -102,3 +102,25 @@ impl From<CudaError> for lora_core::Error {
 pub(crate) fn failed(call: &'static str) -> impl Fn(DriverError) -> lora_core::Error {
     move |cause| CudaError::Driver { call, cause }.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_says_what_to_do_or_what_was_found() {
+        let library = CudaError::Library { library: "libcuda", remedy: "install the driver" };
+        let device = CudaError::NoDevice { ordinal: 3, count: 2 };
+        let searched = vec![PathBuf::from("a"), PathBuf::from("b")];
+        for (error, parts) in [
+            (library, &["libcuda", "install the driver", "CPU"][..]),
+            (device, &["device 3", "shows 2"]),
+            (CudaError::NoKernels { searched }, &["a, b", "xtask kernels", "POLYLORA_KERNELS"]),
+        ] {
+            let text = lora_core::Error::from(error).to_string();
+            for part in parts {
+                assert!(text.contains(part), "{part} is not in: {text}");
+            }
+        }
+    }
+}

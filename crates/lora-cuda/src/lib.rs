@@ -9,6 +9,7 @@ mod args;
 mod backend;
 mod buffer;
 mod comm;
+mod copies;
 mod device;
 mod download;
 mod error;

@@ -6,6 +6,7 @@ use std::ops::{Add, Mul, Neg, Sub};
 use lora_core::DType;
 use proptest::test_runner::{TestCaseError, TestCaseResult};
 
+use super::errors::{self, Largest};
 use super::rig::Matrix;
 
 /// Unit roundoff of `f32`, in which ops accumulate.
@@ -120,19 +121,32 @@ pub fn close(op: &str, found: &Matrix, expected: &[Num], class: Class) -> TestCa
     if expected.len() != found.rows * found.cols {
         return fail(format!("{shape}: {} values expected", expected.len()));
     }
-    for (i, (value, wanted)) in found.data.iter_f32().zip(expected).enumerate() {
-        let value = f64::from(value);
-        let bound = class.bound(found.dtype(), *wanted);
-        // Infinities equal each other but have no difference.
-        let near = value == wanted.value || (value - wanted.value).abs() <= bound;
-        if !near {
-            let (r, c, wanted) = (i / found.cols, i % found.cols, wanted.value);
-            return fail(format!(
-                "{shape}: row {r} column {c} is {value:e}, expected {wanted:e} +- {bound:e} \
-                 ({class:?})"
-            ));
+    let mut errors = Largest { comparisons: 1, ..Largest::default() };
+    for r in 0..found.rows {
+        let expected = &expected[r * found.cols..][..found.cols];
+        let largest = expected.iter().map(|wanted| wanted.value.abs()).fold(0.0, f64::max);
+        for (c, wanted) in expected.iter().enumerate() {
+            let (value, wanted_value) = (f64::from(found.at(r, c)), wanted.value);
+            let bound = class.bound(found.dtype(), *wanted);
+            // Infinities equal each other but have no difference.
+            if value == wanted_value {
+                continue;
+            }
+            let difference = (value - wanted_value).abs();
+            let near = difference <= bound;
+            if !near {
+                return fail(format!(
+                    "{shape}: row {r} column {c} is {value:e}, expected {wanted_value:e} +- \
+                     {bound:e} ({class:?})"
+                ));
+            }
+            // Of rows that may be lost altogether, only the bound says anything.
+            let relative = if largest > TINY { difference / largest } else { 0.0 };
+            errors.relative = errors.relative.max(relative);
+            errors.of_allowed = errors.of_allowed.max(difference / bound);
         }
     }
+    errors::record(op, &found.dtype().to_string(), errors);
     Ok(())
 }
 
@@ -147,7 +161,10 @@ pub fn exact(op: &str, found: &Matrix, expected: &Matrix) -> TestCaseResult {
         return fail(format!("{shape}: [{rows}, {cols}] {dtype} expected"));
     }
     let (a, b) = (found.data.bytes(), expected.data.bytes());
-    let Some(byte) = a.iter().zip(b).position(|(a, b)| a != b) else { return Ok(()) };
+    let Some(byte) = a.iter().zip(b).position(|(a, b)| a != b) else {
+        errors::record_exact(op);
+        return Ok(());
+    };
     let i = byte / found.dtype().size();
     let (r, c) = (i / found.cols, i % found.cols);
     let (value, wanted) = (found.at(r, c), expected.at(r, c));

@@ -15,6 +15,7 @@
 pub mod attention;
 pub mod compare;
 pub mod draw;
+pub mod errors;
 pub mod fp8;
 pub mod graphs;
 pub mod linear;
@@ -87,6 +88,7 @@ pub fn for_all<B: Backend, S: Strategy>(
     let rng = TestRng::deterministic_rng(config.rng_algorithm);
     let outcome = TestRunner::new_with_rng(config, rng)
         .run(&strategy, |case| property(&mut rig.borrow_mut(), &case));
+    errors::write_report();
     if let Err(failure) = outcome {
         panic!("{} backend: {failure}", B::NAME);
     }

@@ -117,7 +117,7 @@ pub fn what_is_uploaded_comes_back<B: Backend>(make: &dyn Fn() -> B, types: Type
     for_all(make, 128, case, |rig, &(rows, cols, (a, b), gaps, seed)| {
         for matrix in [Fill::new(seed).matrix(rows, cols, types.w), ints(rows, cols, seed)] {
             let placed = rig.place(&matrix, gaps)?;
-            exact("upload, download", &placed.read(rig)?, &matrix)?;
+            exact("upload and download", &placed.read(rig)?, &matrix)?;
             let inside = rig.download(placed.view())?;
             prop_assert_eq!(&inside[..], &matrix.data.bytes()[..], "download of a slice");
             let (from, to) = (a.min(b).min(cols), a.max(b).min(cols));

@@ -101,7 +101,9 @@ pub fn a_refused_write_leaves_the_slot<B: Backend>(make: &dyn Fn() -> B, types: 
         m.refused("write_slot: the slot was touched", &mut [], |rig, []| {
             let after = added(rig, &site, &[0, 1], [&x, &y], NONE);
             match (&before, after) {
-                (Ok(before), Ok(after)) if exact("", &after, before).is_ok() => {
+                (Ok(before), Ok(after))
+                    if exact("a refused write_slot", &after, before).is_ok() =>
+                {
                     Err(lora_core::Error::Device("as it was".into()))
                 }
                 _ => Ok(()),

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod lifecycle;
+mod memory;
 mod mixes;
 mod prefixes;
 mod settle;

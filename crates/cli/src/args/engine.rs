@@ -28,6 +28,8 @@ pub struct EngineSettings {
     pub max_seq_len: Option<usize>,
     /// Tokens that fit the KV cache.
     pub kv_cache_tokens: Option<usize>,
+    /// Share of the free memory for the KV cache.
+    pub free_gpu_memory_fraction: Option<f64>,
     /// Element type of keys and values.
     pub kv_cache_dtype: KvCacheDtype,
     /// Algorithm of the base weights.
@@ -95,9 +97,14 @@ pub(super) struct EngineArgs {
     /// Prompt and answer together, in tokens [default: the model's limit]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     max_seq_len: Option<NonZeroUsize>,
-    /// Tokens that fit the KV cache [default: what the batch can need, up to 2 GiB]
+    /// Tokens that fit the KV cache [default: what the batch can need, up to 2 GiB of the host's memory or
+    /// a share of the GPU's]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     kv_cache_tokens: Option<NonZeroUsize>,
+    /// Share of the memory for the KV cache that model, activations and adapters leave free
+    /// [default: 0.9 on a GPU]
+    #[arg(long, value_name = "SHARE", help_heading = "Engine")]
+    free_gpu_memory_fraction: Option<f64>,
     /// Element type of keys and values. auto: the checkpoint's
     #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto, help_heading = "Engine")]
     kv_cache_dtype: KvDtypeArg,
@@ -116,6 +123,7 @@ impl EngineArgs {
             max_num_tokens: self.max_num_tokens.map(NonZeroUsize::get),
             max_seq_len: self.max_seq_len.map(NonZeroUsize::get),
             kv_cache_tokens: self.kv_cache_tokens.map(NonZeroUsize::get),
+            free_gpu_memory_fraction: self.free_gpu_memory_fraction,
             kv_cache_dtype: self.kv_cache_dtype.into(),
             quant_algo: self.quant_algo,
             ..self.compute.settings()

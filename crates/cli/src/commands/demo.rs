@@ -59,7 +59,7 @@ pub(super) fn run(job: &DemoJob, streams: &mut Streams<'_>) -> Result<Exit, Fail
         ..job.engine.clone()
     };
     let lora = LoraConfig { max_loras: Some(adapters.len()), ..LoraConfig::default() };
-    let llm = startup::start(&model, &settings, Some(lora), streams.live)?;
+    let llm = startup::start(&model, &settings, Some(lora), streams)?;
     announce(&turns, streams)?;
     let mut meter = Meter::start();
     let answers = answer(&llm, &turns, job.max_tokens, &mut meter, streams);

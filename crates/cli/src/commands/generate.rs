@@ -31,7 +31,7 @@ pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, 
         }
         Sink::Text | Sink::Stdout => None,
     };
-    let llm = startup::start(&job.model, &job.engine, lora, streams.live)?;
+    let llm = startup::start(&job.model, &job.engine, lora, streams)?;
     match file {
         Some(file) => answer_lines(&llm, lines, &mut BufWriter::new(file), streams.live),
         None if job.sink == Sink::Text => answer_text(&llm, lines, streams),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use lora_core::Error::OutOfMemory;
 use lora_core::Rejections;
 use lora_core::formats::AdapterError;
 use thiserror::Error;
@@ -86,6 +87,22 @@ pub enum RegistryError {
         /// Sizes and knob.
         cause: TooLarge,
     },
+    /// The device has no memory left for the adapter.
+    #[error(
+        "adapter {name:?}: the device is full: {requested} bytes were asked for its part at {site}, \
+         {available} are free; unload other adapters, or start the engine with a lower max_loras or \
+         free_gpu_memory_fraction"
+    )]
+    DeviceFull {
+        /// Its name.
+        name: String,
+        /// The site that was to be written.
+        site: String,
+        /// Bytes asked for.
+        requested: usize,
+        /// Bytes left.
+        available: usize,
+    },
     /// The device cannot take the adapter.
     #[error("adapter {name:?}: {cause}")]
     Write {
@@ -94,4 +111,16 @@ pub enum RegistryError {
         /// The site, and why.
         cause: WriteError,
     },
+}
+
+impl RegistryError {
+    /// Why an adapter could not be written to the device.
+    pub(crate) fn not_written(name: String, cause: WriteError) -> Self {
+        match cause {
+            WriteError { site, cause: OutOfMemory { requested, available, .. } } => {
+                Self::DeviceFull { name, site, requested, available }
+            }
+            cause => Self::Write { name, cause },
+        }
+    }
 }

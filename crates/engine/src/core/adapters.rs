@@ -88,7 +88,7 @@ impl<B: Backend> Core<B> {
                 Ok(()) => self.scheduler.tiers.copied(id),
                 Err(cause) => {
                     let name = self.name_of(id);
-                    self.fail_adapter(id, RegistryError::Write { name, cause });
+                    self.fail_adapter(id, RegistryError::not_written(name, cause));
                 }
             }
         }

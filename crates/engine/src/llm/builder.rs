@@ -11,19 +11,19 @@ use lora_core::{
 
 use moe::{MoeBackend, rules};
 
+use super::buffers::Demand;
 use super::checkpoint::Checkpoint;
 use super::geometry::geometry;
 use super::lora_settings::settle;
+use super::memory::FreeMemory;
 use super::quantize;
 use super::settings::{BatchLimits, KvCacheConfig, LoadFormat, SchedulerConfig};
-use super::sizes::{self, FreeMemory};
+use super::sizes;
 use super::{EngineInfo, Llm, LlmError};
 use crate::adapters::{AdapterRegistry, AdapterTiers};
-use crate::core::{AdapterStore, Command, Core, Sampler};
+use crate::core::{AdapterStore, Command, Core};
 use crate::kv::KvBlocks;
-use crate::model::{
-    DenseModel, KvCache, LoadPlan, ModelConfig, Quantization, RunState, StepGraphs, WeightSource,
-};
+use crate::model::{DenseModel, LoadPlan, ModelConfig, Quantization, StepGraphs, WeightSource};
 use crate::scheduler::{Limits, Scheduler};
 
 /// Called with the layers read so far and their number.
@@ -288,11 +288,8 @@ impl Start {
         let (slots, quantization) = (sizes::slots(lora), self.quantization);
         let plan = LoadPlan { dtype, positions, slots, quantization };
         let report = |done| (self.progress)(done, layers);
+        let at_start = FreeMemory::of(&be)?;
         let model = DenseModel::load(&be, &mut queue, self.config, self.source, &plan, &report)?;
-        let config = &model.config;
-        let free = FreeMemory { bytes: be.free_memory()?, shared: be.caps().shares_host_memory };
-        let (host, device) = sizes::tiers(lora, &self.cache, &geometry, free);
-        let (kv, max_seq_len) = sizes::kv_plan(&batch, &self.kv, config, kv_dtype, free)?;
         let limits = Limits {
             max_batch_size: batch.max_batch_size,
             max_num_tokens: batch.max_num_tokens.max(batch.max_batch_size),
@@ -300,29 +297,37 @@ impl Start {
             policy: self.scheduler.capacity_scheduler_policy,
             fairness_window: lora.map_or(0, |lora| lora.adapter_fairness_window),
         };
+        let demand = Demand {
+            batch: &batch,
+            limits: &limits,
+            kv: &self.kv,
+            kv_dtype,
+            activations,
+            lora,
+            cache: &self.cache,
+            geometry: &geometry,
+        };
+        let buffers = demand.allocate(&be, &model, at_start)?;
         let info = EngineInfo {
-            model: config.clone(),
+            model: model.config.clone(),
             geometry,
             dtype,
             quant_algo,
             kv_dtype,
             backend: B::NAME,
-            max_seq_len,
+            max_seq_len: buffers.max_seq_len,
             max_batch_size: limits.max_batch_size,
-            kv_tokens: kv.blocks * kv.tokens_per_block,
+            kv_tokens: buffers.memory.kv_tokens,
+            memory: buffers.memory,
         };
+        let (host, device) = buffers.tiers;
         let tiers = AdapterTiers::new(host, device, self.cache.num_put_workers);
         let core = Core {
-            kv: KvCache::new(&be, config, kv_dtype, kv.blocks, kv.tokens_per_block)?,
-            state: RunState::new(
-                &be,
-                config,
-                activations,
-                &sizes::step_extents(&limits, max_seq_len, kv.tokens_per_block),
-            )?,
+            kv: buffers.kv_cache,
+            state: buffers.state,
+            sampler: buffers.sampler,
             graphs: StepGraphs::new(&be, self.cuda_graphs),
-            sampler: Sampler::new(&be, limits.max_logit_rows, config.vocab)?,
-            scheduler: Scheduler::new(limits, KvBlocks::new(kv), tiers),
+            scheduler: Scheduler::new(limits, KvBlocks::new(buffers.kv), tiers),
             adapters: self.adapters,
             inbox: self.inbox,
             counts: Default::default(),

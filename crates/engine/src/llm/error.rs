@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lora_core::Rejections;
+use lora_core::{Pool, Rejections};
 use thiserror::Error;
 
 use crate::adapters::RegistryError;
@@ -20,7 +20,7 @@ use crate::text::TextError;
 pub enum LlmError {
     /// The model cannot be loaded.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(ModelError),
     /// The tokenizer or the chat template refused.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -45,6 +45,33 @@ pub enum LlmError {
         found: String,
         /// The values allowed.
         allowed: String,
+    },
+    /// Not one block of keys and values fits its share of the memory.
+    #[error(
+        "free_gpu_memory_fraction is {share}: that share of the {free} bytes that weights, activations \
+         and adapters leave free is less than one KV block of {block} bytes; raise it, or lower \
+         max_batch_size, max_num_tokens, max_loras or device_cache_percent"
+    )]
+    NoRoomForKv {
+        /// The share.
+        share: f64,
+        /// Bytes that it is taken of.
+        free: usize,
+        /// Bytes of a block.
+        block: usize,
+    },
+    /// The device has no room for a part of the engine.
+    #[error(
+        "the device is full: {requested} bytes were asked for {}, {available} are free; {}",
+        part(*pool).0, part(*pool).1
+    )]
+    OutOfMemory {
+        /// What the memory was for.
+        pool: Pool,
+        /// Bytes asked for.
+        requested: usize,
+        /// Bytes left.
+        available: usize,
     },
     /// The prompt has no tokens.
     #[error("the prompt is empty; it must have at least one token")]
@@ -116,9 +143,32 @@ impl From<RegistryError> for LlmError {
     }
 }
 
+/// What a pool of memory is for, and the settings that make it smaller.
+fn part(pool: Pool) -> (&'static str, &'static str) {
+    match pool {
+        Pool::Weights => ("weights", "quantise the model by quant_config, or take a smaller one"),
+        Pool::Adapters => ("adapters", "lower max_loras, max_lora_rank or device_cache_percent"),
+        Pool::Kv => ("keys and values", "lower free_gpu_memory_fraction or max_tokens"),
+        Pool::Activations => ("activations", "lower max_num_tokens or max_batch_size"),
+        Pool::StepInputs => ("inputs of a step", "lower max_batch_size or max_seq_len"),
+    }
+}
+
+impl From<ModelError> for LlmError {
+    fn from(error: ModelError) -> Self {
+        use lora_core::Error::OutOfMemory;
+        match error {
+            ModelError::Device(OutOfMemory { pool, requested, available }) => {
+                Self::OutOfMemory { pool, requested, available }
+            }
+            error => Self::Model(error),
+        }
+    }
+}
+
 impl From<lora_core::Error> for LlmError {
     fn from(error: lora_core::Error) -> Self {
-        Self::Model(error.into())
+        ModelError::from(error).into()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The LLM API, after TensorRT-LLM's: [`Llm`] with `generate`, its inputs and outputs.
 
 mod adapters;
+mod buffers;
 mod builder;
 mod checkpoint;
 mod collect;
@@ -10,6 +11,7 @@ mod geometry;
 mod guides;
 mod input;
 mod lora_settings;
+mod memory;
 mod output;
 mod pending;
 mod prepare;
@@ -33,6 +35,7 @@ pub use error::LlmError;
 pub use generate::Update;
 pub use geometry::geometry;
 pub use input::{GenerateRequest, PerPrompt, Prompt};
+pub use memory::MemoryPlan;
 pub use output::{
     CompletionOutput, Delta, FinishReason, Logprob, Logprobs, RequestOutput, StopReason,
 };
@@ -65,6 +68,8 @@ pub struct EngineInfo {
     pub max_batch_size: usize,
     /// Tokens that fit the KV cache.
     pub kv_tokens: usize,
+    /// What the device's memory is for.
+    pub memory: MemoryPlan,
 }
 
 /// A model that runs on a thread of its own; calls from several threads share its batches.

@@ -3,6 +3,7 @@
 use lora_core::{DType, LoraConfig, ModelGeometry, PeftCacheConfig};
 
 use super::LlmError;
+use super::memory::FreeMemory;
 use super::settings::{BatchLimits, KvCacheConfig};
 use crate::adapters::TierSize;
 use crate::kv::KvPlan;
@@ -17,15 +18,6 @@ const DEFAULT_KV_SHARE: f64 = 0.9;
 
 /// Slots for adapters where `max_loras` is not set; bytes then bound how many are resident.
 const DEFAULT_SLOTS: usize = 64;
-
-/// Memory that is free once the model is loaded.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FreeMemory {
-    /// Bytes, where they are known.
-    pub bytes: Option<usize>,
-    /// Whether it is the host's.
-    pub shared: bool,
-}
 
 /// Fails if a number is out of range, whatever the device.
 ///
@@ -59,10 +51,16 @@ pub(super) fn check(
     Ok(())
 }
 
-/// The KV cache and the longest sequence that fits it.
+/// The longest sequence that was asked for, whether or not it fits the KV cache.
+pub(super) fn longest(batch: &BatchLimits, config: &ModelConfig) -> usize {
+    batch.max_seq_len.unwrap_or(config.max_positions)
+}
+
+/// The KV cache and the longest sequence that fits it; `free` is what may become its.
 ///
 /// # Errors
-/// [`LlmError::Setting`] if `max_seq_len` tokens do not fit.
+/// [`LlmError::NoRoomForKv`] if not even a block fits, [`LlmError::Setting`] if `max_seq_len` tokens
+/// do not.
 pub(super) fn kv_plan(
     batch: &BatchLimits,
     kv: &KvCacheConfig,
@@ -72,14 +70,19 @@ pub(super) fn kv_plan(
 ) -> Result<(KvPlan, usize), LlmError> {
     let tokens_per_block = kv.tokens_per_block;
     let of_block = block_bytes(config, dtype, tokens_per_block);
-    let longest = batch.max_seq_len.unwrap_or(config.max_positions);
+    let longest = longest(batch, config);
     let needed = batch.max_batch_size.saturating_mul(longest.div_ceil(tokens_per_block));
     let share = kv.free_gpu_memory_fraction.or((!free.shared).then_some(DEFAULT_KV_SHARE));
-    let bytes = match (share, free.bytes) {
-        (Some(share), Some(free)) => Some((free as f64 * share) as usize),
+    let of_memory = match (share, free.bytes) {
+        (Some(share), Some(free)) => {
+            let fits = (free as f64 * share) as usize / of_block;
+            if fits == 0 {
+                return Err(LlmError::NoRoomForKv { share, free, block: of_block });
+            }
+            Some(fits)
+        }
         _ => None,
     };
-    let of_memory = bytes.map(|bytes| (bytes / of_block).max(1));
     let blocks = match (kv.max_tokens.map(|tokens| tokens.div_ceil(tokens_per_block)), of_memory) {
         (Some(asked), Some(fits)) => asked.min(fits),
         (Some(asked), None) => asked,
@@ -153,9 +156,103 @@ pub(super) fn tiers(
     (host, device)
 }
 
+/// Bytes that the adapters of the device tier may take: its size or, where it counts adapters, that
+/// many of the largest rank on every target, in 16 bits. Never more than half of what is free, as few
+/// adapters are as large as the settings allow.
+pub(super) fn adapter_bytes(
+    lora: Option<&LoraConfig>,
+    model: &ModelGeometry,
+    device: TierSize,
+    free: FreeMemory,
+) -> u64 {
+    let Some(lora) = lora else { return 0 };
+    let targets = lora.effective_targets(model);
+    let widths = targets.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
+    let largest = 2 * (lora.max_lora_rank * model.layers * widths.sum::<usize>()) as u64;
+    let all = largest.saturating_mul(device.adapters as u64).min(device.bytes);
+    let counted = device.bytes == u64::MAX;
+    match free.bytes.filter(|_| counted) {
+        Some(free) => all.min(free as u64 / 2),
+        None => all,
+    }
+}
+
 /// Bytes of one layer's widest module at rank 1, in 16 bits: the unit of `num_*_module_layer`.
 fn unit_bytes(lora: Option<&LoraConfig>, model: &ModelGeometry) -> u64 {
     let modules = lora.map(|lora| lora.effective_targets(model)).unwrap_or_default();
     let widths = modules.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
     2 * widths.max().unwrap_or(0) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::llm::geometry;
+
+    /// Two layers, of which a KV block of 4 tokens takes 512 bytes in bf16.
+    fn config() -> ModelConfig {
+        let json = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
+            "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16", "hidden_act": "silu",
+            "rope_theta": 10000.0, "tie_word_embeddings": false,
+        });
+        ModelConfig::from_json(Path::new("config.json"), json.to_string().as_bytes()).unwrap()
+    }
+
+    fn own(bytes: usize) -> FreeMemory {
+        FreeMemory { bytes: Some(bytes), shared: false }
+    }
+
+    fn plan(kv: &KvCacheConfig, free: FreeMemory) -> Result<(KvPlan, usize), LlmError> {
+        let kv = KvCacheConfig { tokens_per_block: 4, ..*kv };
+        let batch = BatchLimits { max_batch_size: 2, ..BatchLimits::default() };
+        kv_plan(&batch, &kv, &config(), DType::Bf16, free)
+    }
+
+    #[test]
+    fn keys_and_values_take_their_share_and_no_more_than_they_need() {
+        let blocks = |kv: &KvCacheConfig, free| plan(kv, free).map(|(kv, _)| kv.blocks);
+        let none = KvCacheConfig::default();
+        assert_eq!(blocks(&none, own(5120)).unwrap(), 9);
+        assert_eq!(blocks(&none, own(1 << 30)).unwrap(), 2 * 64 / 4);
+        let half = KvCacheConfig { free_gpu_memory_fraction: Some(0.5), ..none };
+        assert_eq!(blocks(&half, own(5120)).unwrap(), 5);
+        assert_eq!(blocks(&half, FreeMemory { shared: true, ..own(5120) }).unwrap(), 5);
+        let few = KvCacheConfig { max_tokens: Some(9), ..none };
+        assert_eq!(blocks(&few, own(1 << 30)).unwrap(), 3);
+        // The host's memory is not shared out unless that is asked for.
+        assert_eq!(blocks(&none, FreeMemory { shared: true, ..own(1) }).unwrap(), 2 * 64 / 4);
+    }
+
+    #[test]
+    fn keys_and_values_without_room_are_an_error_that_names_the_settings() {
+        let error = plan(&KvCacheConfig::default(), own(512)).unwrap_err();
+        assert!(matches!(error, LlmError::NoRoomForKv { free: 512, block: 512, .. }), "{error}");
+        let text = error.to_string();
+        for part in ["free_gpu_memory_fraction", "0.9", "512 bytes", "max_loras"] {
+            assert!(text.contains(part), "{part} is not in: {text}");
+        }
+    }
+
+    #[test]
+    fn adapters_get_their_tier_or_the_largest_that_are_allowed() {
+        let model = geometry(&config());
+        let lora = LoraConfig { max_loras: Some(3), max_lora_rank: 8, ..LoraConfig::default() };
+        let cache = PeftCacheConfig::default();
+        let bytes = |lora: Option<&LoraConfig>, free| {
+            let (_, device) = tiers(lora, &cache, &model, free);
+            adapter_bytes(lora, &model, device, free)
+        };
+        // q, k, v, o, gate, up and down, in 16 bits.
+        let widths = 64 + 48 + 48 + 64 + 96 + 96 + 96;
+        assert_eq!(bytes(Some(&lora), own(1 << 30)), 3 * 2 * 8 * 2 * widths);
+        assert_eq!(bytes(Some(&lora), own(1000)), 500);
+        let by_bytes = LoraConfig { max_loras: None, ..lora };
+        assert_eq!(bytes(Some(&by_bytes), own(1000)), 20);
+        assert_eq!(bytes(None, own(1000)), 0);
+    }
 }

@@ -26,6 +26,8 @@ pub struct DenseModel<B: Backend> {
     pub lm_head: Option<B::Linear>,
     /// Adapters of the `lm_head`.
     pub head_site: LoraSite<B>,
+    /// Bytes of its matrices, as they came from the checkpoint.
+    pub matrix_bytes: usize,
     rotations: Tensor<B>,
 }
 
@@ -44,9 +46,10 @@ impl<B: Backend> DenseModel<B> {
         progress: &dyn Fn(usize),
     ) -> std::result::Result<Self, ModelError> {
         let (vocab, hidden) = (config.vocab, config.hidden);
-        let mut loader = Loader { be, queue, config: &config, source: source.as_mut(), plan };
+        let mut loader =
+            Loader { be, queue, config: &config, source: source.as_mut(), plan, matrix_bytes: 0 };
         let embed = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
-        let embed = be.prepare_linear(&[embed], None)?;
+        let embed = loader.prepare(&[embed], None)?;
         let mut layers = Vec::with_capacity(config.layers);
         for i in 0..config.layers {
             layers.push(loader.layer(i)?);
@@ -59,9 +62,20 @@ impl<B: Backend> DenseModel<B> {
         };
         let embed_site = loader.site(SiteSpec::embedding(vocab, hidden))?;
         let head_site = loader.site(SiteSpec::linear(hidden, &[vocab]))?;
+        let matrix_bytes = loader.matrix_bytes;
         source.finish(&config)?;
         let rotations = upload_rotations(be, queue, &config, plan.positions)?;
-        Ok(Self { config, embed, embed_site, layers, norm, lm_head, head_site, rotations })
+        Ok(Self {
+            config,
+            embed,
+            embed_site,
+            layers,
+            norm,
+            lm_head,
+            head_site,
+            matrix_bytes,
+            rotations,
+        })
     }
 
     /// The matrix that turns hidden states into logits.

@@ -27,7 +27,7 @@ impl<B: Backend> Loader<'_, B> {
             let read =
                 |(name, rows): &NamedPart| self.matrix(&format!("{name}.weight"), *rows, in_dim);
             let parts = parts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-            return Ok(self.be.prepare_linear(&parts, bias)?);
+            return Ok(self.prepare(&parts, bias)?);
         };
         let stored = weights.stored;
         let input = match stored {
@@ -44,6 +44,7 @@ impl<B: Backend> Loader<'_, B> {
             codes.push(part);
             scales.parts.push(scale);
         }
+        self.matrix_bytes += codes.iter().map(|part| part.bytes().len()).sum::<usize>();
         Ok(self.be.prepare_fp8_linear(&codes, &scales, bias)?)
     }
 

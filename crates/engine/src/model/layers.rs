@@ -76,6 +76,8 @@ pub(super) struct Loader<'a, B: Backend> {
     /// How the model is to be held; 16-bit weights of another dtype than the activations' are
     /// converted to that.
     pub plan: &'a LoadPlan,
+    /// Bytes of the matrices so far.
+    pub matrix_bytes: usize,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -171,6 +173,12 @@ impl<B: Backend> Loader<'_, B> {
             let found = format!("{} that {} does not hold", tensor.dtype(), dtype);
             ModelError::unsupported(format!("tensor {name}"), found, allowed)
         })
+    }
+
+    /// Hands the matrix made of `parts` to the backend.
+    pub fn prepare(&mut self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<B::Linear> {
+        self.matrix_bytes += parts.iter().map(|part| part.bytes().len()).sum::<usize>();
+        self.be.prepare_linear(parts, bias)
     }
 
     /// A site's empty table.

@@ -238,6 +238,15 @@ impl<B: Backend> RunState<B> {
         self.logits.head(rows)
     }
 
+    /// Bytes of the activations.
+    pub fn bytes(&self) -> usize {
+        let Self {
+            residual, x, normed, qkv, attended, gate_up, activated, gathered, logits, ..
+        } = self;
+        let all = [residual, x, normed, qkv, attended, gate_up, activated, gathered, logits];
+        all.iter().map(|t| t.geo().span() * t.geo().dtype.size()).sum()
+    }
+
     /// Buffers for steps of up to these extents. What products read (norms, attention, gated MLP) has
     /// the dtype asked for; what they write and other ops read on is f32 where the backend prefers it.
     ///

@@ -1,7 +1,9 @@
 //! Synthetic adapters, and a device that computes nothing: for tests and benchmarks.
 
 mod make;
+mod memory;
 mod null;
 
 pub use make::{Recipe, random_adapter, write_peft};
-pub use null::{NullBackend, NullBuf, NullComm, NullLinear};
+pub use memory::{CountedBlock, CountedMemory};
+pub use null::{NullBackend, NullBuf, NullComm, NullLinear, NullLoraTable};

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::ops::Range;
 
+use super::memory::{CountedBlock, CountedMemory};
 use crate::fp8::Fp8Scales;
 use crate::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
 use crate::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs, SampleRow};
@@ -14,29 +15,54 @@ type ViewMut<'a> = crate::ViewMut<'a, NullBackend>;
 /// A device that computes nothing. Small integer matrices can be stored and read back; all others
 /// have no memory. Tokens are drawn from a hash of their position and seed, and log-probabilities
 /// are zero.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NullBackend {
-    /// Tokens are drawn below this number.
-    pub vocab: u32,
+    vocab: u32,
+    memory: Option<CountedMemory>,
+}
+
+impl NullBackend {
+    /// A device that draws tokens below `vocab`.
+    pub fn new(vocab: u32) -> Self {
+        Self { vocab, memory: None }
+    }
+
+    /// The same device with memory of its own, which weights, adapters and buffers take from.
+    #[must_use]
+    pub fn with_memory(self, memory: CountedMemory) -> Self {
+        Self { memory: Some(memory), ..self }
+    }
+
+    fn take(&self, pool: Pool, bytes: usize) -> Result<Option<CountedBlock>> {
+        self.memory.as_ref().map(|memory| memory.take(pool, bytes)).transpose()
+    }
 }
 
 /// Memory of a [`NullBackend`].
-#[derive(Debug, Default)]
-pub struct NullBuf(Vec<u8>);
+#[derive(Debug)]
+pub struct NullBuf {
+    bytes: Vec<u8>,
+    _taken: Option<CountedBlock>,
+}
 
 impl NullBuf {
     fn words(&mut self, cols: usize) -> Option<&mut [i32]> {
-        let bytes = self.0.get_mut(..cols * size_of::<i32>())?;
+        let bytes = self.bytes.get_mut(..cols * size_of::<i32>())?;
         bytemuck::try_cast_slice_mut(bytes).ok()
     }
 }
 
 /// Extents of a weight matrix, `[out, in]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Debug)]
 pub struct NullLinear {
     rows: usize,
     cols: usize,
+    _taken: Option<CountedBlock>,
 }
+
+/// What the slots of a site take.
+#[derive(Debug)]
+pub struct NullLoraTable(Vec<Option<CountedBlock>>);
 
 /// The only rank of its group.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +82,14 @@ impl Comm<NullBackend> for NullComm {
     }
 }
 
+/// Bytes of an adapter's part of a slice.
+fn bytes_of(slice: &SlotSlice) -> usize {
+    let factors = slice.low_rank.iter().flat_map(|low| [&low.a, &low.b]);
+    let tensors = factors.chain(&slice.replacement).map(|t| t.bytes().len()).sum::<usize>();
+    let vectors = [&slice.gain, &slice.shift].into_iter().flatten().map(Vec::len).sum::<usize>();
+    tensors + vectors * size_of::<f32>()
+}
+
 /// A token that depends on the seed and the position of a draw alone.
 fn token(row: &SampleRow, vocab: u32) -> i32 {
     let mixed = (row.position ^ row.seed[0].rotate_left(16)).wrapping_mul(0x9E37_79B9);
@@ -69,11 +103,11 @@ impl Backend for NullBackend {
     type Download = Vec<u8>;
     type Graph = Infallible;
     type Linear = NullLinear;
-    type LoraTable = ();
+    type LoraTable = NullLoraTable;
     type Comm = NullComm;
 
     fn caps(&self) -> Caps {
-        Caps { shares_host_memory: true, ..Caps::default() }
+        Caps { shares_host_memory: self.memory.is_none(), ..Caps::default() }
     }
 
     fn queue(&self) -> Result<()> {
@@ -81,20 +115,22 @@ impl Backend for NullBackend {
     }
 
     fn alloc(&self, pool: Pool, bytes: usize) -> Result<NullBuf> {
-        Ok(match pool {
-            Pool::StepInputs => NullBuf(vec![0; bytes]),
+        let _taken = self.take(pool, bytes)?;
+        let bytes = match pool {
+            Pool::StepInputs => vec![0; bytes],
             // The tokens drawn are read back from here; activations proper would be larger.
-            Pool::Activations if bytes <= 1 << 20 => NullBuf(vec![0; bytes]),
-            _ => NullBuf::default(),
-        })
+            Pool::Activations if bytes <= 1 << 20 => vec![0; bytes],
+            _ => Vec::new(),
+        };
+        Ok(NullBuf { bytes, _taken })
     }
 
     fn free_memory(&self) -> Result<Option<usize>> {
-        Ok(None)
+        Ok(self.memory.as_ref().map(CountedMemory::free))
     }
 
     fn upload(&self, (): &mut (), src: &[u8], dst: ViewMut<'_>) -> Result<()> {
-        if let Some(bytes) = dst.buf.0.get_mut(..src.len()) {
+        if let Some(bytes) = dst.buf.bytes.get_mut(..src.len()) {
             bytes.copy_from_slice(src);
         }
         Ok(())
@@ -102,7 +138,7 @@ impl Backend for NullBackend {
 
     fn download(&self, (): &mut (), src: View<'_>) -> Result<Vec<u8>> {
         let bytes = src.geo.rows * src.geo.cols * src.geo.dtype.size();
-        Ok(src.buf.0.get(..bytes).map_or_else(|| vec![0; bytes], <[u8]>::to_vec))
+        Ok(src.buf.bytes.get(..bytes).map_or_else(|| vec![0; bytes], <[u8]>::to_vec))
     }
 
     fn copy_rows(&self, (): &mut (), _: ViewMut<'_>, _: Range<usize>, _: usize) -> Result<()> {
@@ -128,7 +164,8 @@ impl Backend for NullBackend {
     fn prepare_linear(&self, parts: &[HostTensor], _: Option<&[f32]>) -> Result<NullLinear> {
         let rows = parts.iter().filter_map(|part| part.shape().first()).sum();
         let cols = parts.first().and_then(|part| part.shape().get(1)).copied().unwrap_or(0);
-        Ok(NullLinear { rows, cols })
+        let bytes = parts.iter().map(|part| part.bytes().len()).sum();
+        Ok(NullLinear { rows, cols, _taken: self.take(Pool::Weights, bytes)? })
     }
 
     fn prepare_fp8_linear(
@@ -205,7 +242,7 @@ impl Backend for NullBackend {
             allowed: "int32",
         };
         let size = args.params.geo.rows * size_of::<SampleRow>();
-        let Some(bytes) = args.params.buf.0.get(..size) else { return Err(misfit) };
+        let Some(bytes) = args.params.buf.bytes.get(..size) else { return Err(misfit) };
         let Ok(rows) = bytemuck::try_cast_slice::<u8, SampleRow>(bytes) else { return Err(misfit) };
         let Some(tokens) = out.buf.words(rows.len()) else { return Err(misfit) };
         for (out, row) in tokens.iter_mut().zip(rows) {
@@ -223,17 +260,22 @@ impl Backend for NullBackend {
         Ok(())
     }
 
-    fn lora_table(&self, _: &SiteSpec, _: usize) -> Result<()> {
-        Ok(())
+    fn lora_table(&self, _: &SiteSpec, slots: usize) -> Result<NullLoraTable> {
+        Ok(NullLoraTable((0..slots).map(|_| None).collect()))
     }
 
     fn write_slot(
         &self,
         (): &mut (),
-        _: &mut LoraSite<Self>,
-        _: usize,
-        _: &[Option<SlotSlice>],
+        site: &mut LoraSite<Self>,
+        slot: usize,
+        slices: &[Option<SlotSlice>],
     ) -> Result<()> {
+        let bytes = slices.iter().flatten().map(bytes_of).sum();
+        let taken = self.take(Pool::Adapters, bytes)?;
+        if let Some(held) = site.table.0.get_mut(slot) {
+            *held = taken;
+        }
         Ok(())
     }
 
@@ -267,7 +309,7 @@ mod tests {
 
     #[test]
     fn draws_depend_on_seed_and_position_alone() {
-        let be = NullBackend { vocab: 50 };
+        let be = NullBackend::new(50);
         let array = |cols| Tensor::zeros(&be, Pool::StepInputs, 1, cols, DType::I32).unwrap();
         let rows: Vec<SampleRow> =
             (0..3).map(|position| SampleRow { position, ..SampleRow::GREEDY }).collect();

@@ -5,6 +5,7 @@ use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::{DType, HostTensor, Mat, Pool, Result, ViewMut, check};
 
 use crate::args::{Address, dtype_number};
+use crate::copies::{Parts, padded};
 use crate::{Cuda, CudaBuf, CudaQueue};
 
 /// The adapters of one site: a row per slot and slice, and the blocks that rows point into.
@@ -57,7 +58,7 @@ const LEAST_RANK: usize = 16;
 #[derive(Default)]
 struct Slot {
     /// Its tensors, which the slot's rows point at.
-    _blocks: Vec<CudaBuf>,
+    block: Option<CudaBuf>,
     max_rank: usize,
     /// Whether any slice has an effect.
     is_active: bool,
@@ -131,63 +132,108 @@ impl Cuda {
         slices: &[Option<SlotSlice>],
     ) -> Result<()> {
         check::write_slot(&site.spec, site.table.slots.len(), slot, slices)?;
+        let mut copies = self.copies.borrow_mut();
+        let bytes: usize = slices.iter().flatten().map(bytes_of).sum();
+        let block = (bytes > 0).then(|| copies.block(bytes)).transpose()?;
+        let mut parts = Parts::new(block.as_ref().map_or(0, CudaBuf::address));
         let mut filled = Slot::default();
-        let mut rows = Vec::with_capacity(slices.len());
-        for slice in slices {
-            rows.push(match slice {
-                Some(slice) => self.row(&mut filled, slice)?,
+        let rows: Vec<SlotRow> = slices
+            .iter()
+            .map(|slice| match slice {
+                Some(slice) => filled.row(&mut parts, slice),
                 None => SlotRow::default(),
-            });
+            })
+            .collect();
+        if let Some(block) = &block {
+            copies.send(q, block, &parts)?;
         }
+        filled.block = block;
         let bytes: &[u8] = bytemuck::cast_slice(&rows);
         let words = bytes.len() / DType::I32.size();
         let mut geo = Mat::dense(1, words, DType::I32);
         geo.offset = slot * words;
+        // Behind the copies, which the queue waits for.
         q.upload(bytes, &ViewMut { buf: &mut site.table.rows, geo })?;
-        // The old blocks go once nothing that was started before can read them.
-        q.synchronize()?;
         let table = &mut site.table;
-        table.slots[slot] = filled;
+        let replaced = std::mem::replace(&mut table.slots[slot], filled);
         let work = table.work.after(&table.slots);
         if std::mem::replace(&mut table.work, work) != work {
             self.adapters_changed.set(self.adapters_changed.get() + 1);
         }
-        Ok(())
+        // What was started before may still read the old tensors.
+        replaced.block.map_or(Ok(()), |block| copies.retire(q, block))
     }
+}
 
-    /// Puts the tensors of a slice into device memory.
-    fn row(&self, slot: &mut Slot, slice: &SlotSlice) -> Result<SlotRow> {
-        let mut row = SlotRow { active: 1, scale: 1.0, ..SlotRow::default() };
-        let mut hold = |bytes: &[u8]| {
-            let block = self.hold(Pool::Adapters, bytes)?;
-            let address = block.address();
-            slot._blocks.push(block);
-            Ok::<_, lora_core::Error>(address)
-        };
-        let mut tensor =
-            |t: &HostTensor| Ok::<_, lora_core::Error>((hold(t.bytes())?, dtype_number(t.dtype())));
+impl Slot {
+    /// The row of a slice, whose tensors are added to `parts`.
+    fn row<'a>(&mut self, parts: &mut Parts<'a>, slice: &'a SlotSlice) -> SlotRow {
+        let mut row = SlotRow { scale: 1.0, ..SlotRow::default() };
+        let mut tensor = |t: &'a HostTensor| (parts.push(t.bytes()), dtype_number(t.dtype()));
         if let Some(low) = &slice.low_rank {
-            (row.a, row.a_dtype) = tensor(&low.a)?;
-            (row.b, row.b_dtype) = tensor(&low.b)?;
+            (row.a, row.a_dtype) = tensor(&low.a);
+            (row.b, row.b_dtype) = tensor(&low.b);
             row.rank = low.a.shape()[0] as i32;
             row.scale = low.scale;
         }
         if let Some(w) = &slice.replacement {
-            (row.replacement, row.replacement_dtype) = tensor(w)?;
+            (row.replacement, row.replacement_dtype) = tensor(w);
         }
         if let Some(gain) = &slice.gain {
-            row.gain = hold(bytemuck::cast_slice(gain))?;
+            row.gain = parts.push(bytemuck::cast_slice(gain));
         }
         if let Some(shift) = &slice.shift {
-            row.shift = hold(bytemuck::cast_slice(shift))?;
+            row.shift = parts.push(bytemuck::cast_slice(shift));
         }
         row.active = i32::from(row.rank > 0 || [row.replacement, row.gain, row.shift] != [0; 3]);
-        slot.is_active |= row.active != 0;
-        slot.has_gain |= row.gain != 0;
-        slot.max_rank = slot.max_rank.max(row.rank as usize);
+        self.is_active |= row.active != 0;
+        self.has_gain |= row.gain != 0;
+        self.max_rank = self.max_rank.max(row.rank as usize);
         let narrow = |t: &HostTensor| t.dtype() == DType::Bf16;
         let factors = slice.low_rank.as_ref().is_none_or(|low| narrow(&low.a) && narrow(&low.b));
-        slot.is_general |= slice.replacement.is_some() || !factors;
-        Ok(row)
+        self.is_general |= slice.replacement.is_some() || !factors;
+        row
+    }
+}
+
+/// Bytes of a block that a slice's tensors take.
+fn bytes_of(slice: &SlotSlice) -> usize {
+    let factors = slice.low_rank.iter().flat_map(|low| [&low.a, &low.b]);
+    let tensors = factors.chain(&slice.replacement).map(|tensor| tensor.bytes().len());
+    let vectors = [&slice.gain, &slice.shift].into_iter().flatten().map(|v| size_of_val(&v[..]));
+    tensors.chain(vectors).map(padded).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lora_core::lora::SlotLowRank;
+
+    #[test]
+    fn rows_point_at_tensors_of_one_block() {
+        let matrix = |rows, cols| {
+            HostTensor::from_f32(DType::Bf16, vec![rows, cols], &vec![1.0; rows * cols]).unwrap()
+        };
+        let low_rank = SlotLowRank { a: matrix(3, 100), b: matrix(50, 3), scale: 0.5 };
+        let low_rank = SlotSlice { low_rank: Some(low_rank), ..SlotSlice::default() };
+        let shift = SlotSlice { shift: Some(vec![0.5; 70]), ..SlotSlice::default() };
+        let replacement = SlotSlice { replacement: Some(matrix(9, 9)), ..SlotSlice::default() };
+        let start = 1 << 30;
+        let (mut parts, mut slot) = (Parts::new(start), Slot::default());
+        let slices = [low_rank, shift, replacement];
+        let rows = slices.each_ref().map(|slice| slot.row(&mut parts, slice));
+        // A takes 600 bytes, B 300, the shift 280.
+        assert_eq!((rows[0].a, rows[0].b, rows[0].rank), (start, start + 768, 3));
+        assert_eq!((rows[1].a, rows[1].shift, rows[1].scale), (0, start + 1280, 1.0));
+        assert_eq!(rows[2].replacement, start + 1792);
+        assert_eq!(slices.iter().map(bytes_of).sum::<usize>(), 1792 + 256);
+        assert_eq!((slot.max_rank, slot.is_active, slot.is_general), (3, true, true));
+    }
+
+    #[test]
+    fn a_slice_without_effect_is_not_active() {
+        let (mut parts, mut slot) = (Parts::new(0), Slot::default());
+        let row = slot.row(&mut parts, &SlotSlice::default());
+        assert_eq!((row.active, slot.is_active, bytes_of(&SlotSlice::default())), (0, false, 0));
     }
 }

@@ -36,7 +36,7 @@ impl Cuda {
         check::norm("rms_norm", x.geo, w.geo, &[("out", out.geo)])?;
         let (residual, w) = (MatArg::NONE, MatArg::from(w).data());
         let args = NormArgs { x: x.into(), residual, out: out.into(), w, eps };
-        let (kernel, launch) = choose(Kernel::RmsNorm, &[x.geo, out.geo]);
+        let (kernel, launch) = choose(Kernel::RmsNorm, w, &[x.geo, out.geo]);
         q.launch(&self.modules, kernel, launch, args)
     }
 
@@ -52,19 +52,23 @@ impl Cuda {
         check::norm("add_rms_norm", x.geo, w.geo, &outs)?;
         let w = MatArg::from(w).data();
         let args = NormArgs { x: x.into(), residual: residual.into(), out: out.into(), w, eps };
-        let (kernel, launch) = choose(Kernel::AddRmsNorm, &[x.geo, residual.geo, out.geo]);
+        let (kernel, launch) = choose(Kernel::AddRmsNorm, w, &[x.geo, residual.geo, out.geo]);
         q.launch(&self.modules, kernel, launch, args)
     }
 }
+
+/// What the address of weights must be a multiple of to be loaded eight at a time.
+const ALIGNMENT: Address = (EIGHT * size_of::<f32>()) as Address;
 
 /// Threads of a block, at most.
 const MOST_THREADS: usize = 1024;
 
 /// The kernel that keeps rows in registers where they are short enough, else `general`.
-fn choose(general: Kernel, operands: &[Mat]) -> (Kernel, Launch) {
+fn choose(general: Kernel, w: Address, operands: &[Mat]) -> (Kernel, Launch) {
     let (rows, cols) = operands.first().map_or((0, 0), |geo| (geo.rows, geo.cols));
     let threads = cols.div_ceil(EIGHT).next_multiple_of(WARP);
-    let suited = in_eights(operands) && cols.is_multiple_of(EIGHT) && threads <= MOST_THREADS;
+    let even = cols.is_multiple_of(EIGHT) && w.is_multiple_of(ALIGNMENT);
+    let suited = in_eights(operands) && even && threads <= MOST_THREADS;
     match suited {
         true => (Kernel::RmsNormEights, Launch::new([rows, 1, 1], threads)),
         false => (general, Launch::new([rows, 1, 1], ROW_THREADS)),

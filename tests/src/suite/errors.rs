@@ -1,0 +1,145 @@
+//! The largest errors of each op over a whole run, for whoever compares devices.
+//!
+//! Where the environment variable [`REPORT_VARIABLE`] names a file, it is written anew after each
+//! property, as the harness of the tests does not tell when the last one has ended.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+/// The environment variable that names the report.
+pub const REPORT_VARIABLE: &str = "POLYLORA_PARITY_REPORT";
+
+/// How far results were from a formula.
+#[derive(Clone, Copy, PartialEq, Default, Debug, Serialize)]
+pub struct Largest {
+    /// `|found - expected|` over the largest magnitude that is expected in the same row.
+    pub relative: f64,
+    /// `|found - expected|` over what the op's tolerance class allows for the element.
+    pub of_allowed: f64,
+    /// Matrices that were compared.
+    pub comparisons: u64,
+}
+
+/// A model whose logits were compared with those of the original.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct ModelErrors {
+    /// Its name.
+    pub model: String,
+    /// Dtype of the activations.
+    pub dtype: String,
+    /// Prompts.
+    pub cases: usize,
+    /// The largest relative error of a prompt's logits; `None`: only tokens were compared.
+    pub worst_relative_logit_error: Option<f32>,
+}
+
+/// What a run has found so far.
+#[derive(Default, Serialize)]
+struct Report {
+    /// By op and dtype of the result.
+    ops: BTreeMap<String, BTreeMap<String, Largest>>,
+    /// Matrices that had to be the expected ones to the bit, and were, by what was compared.
+    exact: BTreeMap<String, u64>,
+    models: Vec<ModelErrors>,
+}
+
+static RUN: Mutex<Report> =
+    Mutex::new(Report { ops: BTreeMap::new(), exact: BTreeMap::new(), models: Vec::new() });
+
+impl Largest {
+    /// The larger of each.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            relative: self.relative.max(other.relative),
+            of_allowed: self.of_allowed.max(other.of_allowed),
+            comparisons: self.comparisons + other.comparisons,
+        }
+    }
+}
+
+/// What is compared, without the numbers of rows and slices.
+fn name(op: &str) -> &str {
+    op.split([',', '[']).next().unwrap_or(op).trim_end()
+}
+
+fn run() -> MutexGuard<'static, Report> {
+    // A test that failed leaves counts behind that are as good as any.
+    RUN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Remembers the errors of one comparison.
+pub(super) fn record(op: &str, dtype: &str, errors: Largest) {
+    let mut run = run();
+    let largest = run.ops.entry(name(op).to_owned()).or_default();
+    let largest = largest.entry(dtype.to_owned()).or_default();
+    *largest = largest.and(errors);
+}
+
+/// Remembers that a result had the expected bits.
+pub(super) fn record_exact(what: &str) {
+    *run().exact.entry(name(what).to_owned()).or_default() += 1;
+}
+
+/// Remembers how a model did, and writes the report.
+///
+/// # Panics
+/// If the report cannot be written.
+pub fn record_model(errors: ModelErrors) {
+    run().models.push(errors);
+    write_report();
+}
+
+/// Writes the report, if one is asked for.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn write_report() {
+    let Some(path) = std::env::var_os(REPORT_VARIABLE).map(PathBuf::from) else { return };
+    let run = run();
+    // Beside its place and then moved there, so that it is whole whenever a run is ended.
+    let unfinished = path.with_extension("unfinished");
+    write(&unfinished, &run)
+        .and_then(|()| std::fs::rename(&unfinished, &path))
+        .unwrap_or_else(|error| panic!("{}: {error}, named by {REPORT_VARIABLE}", path.display()));
+}
+
+fn write(path: &Path, report: &Report) -> std::io::Result<()> {
+    std::fs::write(path, serde_json::to_vec_pretty(report)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_without_numbers_and_errors_grow() {
+        assert_eq!(name("lora_add, row 3 slice 0 slot 1"), "lora_add");
+        assert_eq!(name("linear of rows [0, 2] alone"), "linear of rows");
+        let one = Largest { relative: 0.5, of_allowed: 0.1, comparisons: 1 };
+        let two = Largest { relative: 0.2, of_allowed: 0.3, comparisons: 1 };
+        let both = Largest { relative: 0.5, of_allowed: 0.3, comparisons: 2 };
+        assert_eq!(one.and(two), both);
+    }
+
+    #[test]
+    fn a_report_holds_what_was_recorded() {
+        record("test op, row 1", "float32", Largest { comparisons: 1, ..Largest::default() });
+        record("test op, row 2", "float32", Largest { relative: 0.25, ..Largest::default() });
+        record_exact("test ids [3]");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.json");
+        write(&path, &run()).unwrap();
+        let report: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let of_op = &report["ops"]["test op"]["float32"];
+        assert_eq!(
+            (of_op["relative"].as_f64(), of_op["comparisons"].as_u64()),
+            (Some(0.25), Some(1))
+        );
+        assert_eq!(report["exact"]["test ids"], 1);
+    }
+}
