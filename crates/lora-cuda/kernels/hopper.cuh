@@ -38,14 +38,7 @@ __device__ inline uint32_t cluster_size() {
     return size;
 }
 
-// A number in the shared memory of block `rank` of the cluster.
-__device__ inline float load_at(uint32_t address, uint32_t rank) {
-    float v;
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address_at(address, rank)));
-    return v;
-}
-
-// As `load_at`, two neighbours.
+// Two neighbours in the shared memory of block `rank` of the cluster.
 __device__ inline void load_at(uint32_t address, uint32_t rank, float &v, float &w) {
     asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
                  : "=f"(v), "=f"(w)

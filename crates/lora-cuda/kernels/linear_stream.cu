@@ -4,7 +4,7 @@
 // multiply; finishers prepare what adapters add to a tile while it is multiplied. Sums are staged through
 // shared memory, where the blocks of a cluster, which share the terms of a sum, find each other's.
 #include "hopper.cuh"
-#include "lora.cuh"
+#include "lora_factors.cuh"
 
 // Laid out as `StreamArgs` of `ops/linear_stream.rs`.
 struct StreamArgs {
@@ -13,7 +13,7 @@ struct StreamArgs {
     const float *x_scales; // Of each row; null: 1.
     const float *w_scales; // Of each output; null: 1.
     const float *bias;     // Of each output; null: 0.
-    RowAdapters lora;      // No slices: there are no adapters.
+    FewRows lora;          // No slices: there are no adapters.
     int32_t dtype;         // Of weights and input.
     int32_t steps;         // Of K, 128 bytes each.
     int32_t stages;        // Tiles of weights that shared memory has room for.
@@ -24,10 +24,10 @@ constexpr int FINISHERS = WARPGROUP;
 constexpr int MOST_STAGES = 24; // of weights
 constexpr int MAX_BLOCKS = 2;   // of a cluster
 
-// What an adapter does to a row's outputs in the present slice.
+// What an adapter does to the outputs of a slice.
 struct Part {
     const bf16 *b;
-    const float *gain, *shift, *z;
+    const float *gain, *shift;
     float scale;
     int32_t rank, active;
 };
@@ -42,9 +42,6 @@ template <int N, int GROUPS> struct Sizes {
     static constexpr int UNDER_WAY = 8 / GROUPS;
     static constexpr int STRIDE = WIDTH + 4;    // Spreads what a warp stores over all banks.
     static constexpr int CONSUMERS = GROUPS * WARPGROUP;
-    static constexpr int LANE = WIDTH / WARP;   // outputs of a lane of a finisher
-    // Rows that a finisher has under way: of products, and of sums.
-    static constexpr int TURN = 4 / GROUPS, SUMS_TURN = 4;
 };
 
 // Barriers of a block.
@@ -68,8 +65,10 @@ template <class S> struct Memory {
     uint8_t *w, *x;
     Control *control;
     float *sums;   // [rows, STRIDE]
-    float *deltas; // What adapters add: [rows of this block, WIDTH]
-    Part *parts;   // [slices, rows]
+    float *deltas; // What adapters add to the outputs that this block finishes: [rows, their number + 4]
+    Part *parts;   // [tiles of rows, slices]
+    int4 *tiles;
+    int32_t *order, *tile_of_row; // -1: no adapter
 
     __device__ Memory(uint8_t *memory, int stages) {
         // The swizzle goes by addresses.
@@ -79,8 +78,9 @@ template <class S> struct Memory {
         control = reinterpret_cast<Control *>(x + S::X_STAGES * S::X_BYTES);
         sums = reinterpret_cast<float *>(control + 1);
         deltas = sums + S::ROWS * S::STRIDE;
-        int blocks = cluster_size(), of_block = (S::ROWS + blocks - 1) / blocks;
-        parts = reinterpret_cast<Part *>(deltas + of_block * S::WIDTH);
+        tiles = reinterpret_cast<int4 *>(deltas + S::ROWS * (S::WIDTH / cluster_size() + 4));
+        order = reinterpret_cast<int32_t *>(tiles + S::ROWS), tile_of_row = order + S::ROWS;
+        parts = reinterpret_cast<Part *>(tile_of_row + S::ROWS);
     }
     // By the lanes of a warp.
     __device__ void init(int stages, int lane) const {
@@ -260,193 +260,174 @@ __device__ void consume(const StreamArgs &a, const Memory<S> &memory, const Shar
     }
 }
 
-// Eight neighbours from `from` of a row of B with its rank; zeros behind its end.
-__device__ uint4 load_ranks(const bf16 *row, int from, int rank) {
-    if (from >= rank) return make_uint4(0, 0, 0, 0);
-    if (rank % EIGHT == 0) return __ldg(reinterpret_cast<const uint4 *>(row + from));
-    uint32_t v[4] = {};
-    for (int i = 0; i < EIGHT && from + i < rank; i++)
-        v[i / 2] |= uint32_t(__bfloat16_as_ushort(row[from + i])) << (i % 2 * 16);
-    return make_uint4(v[0], v[1], v[2], v[3]);
-}
-
-// As `load_ranks`, of A x.
-__device__ void load_z(const float *z, int from, int rank, float (&to)[EIGHT]) {
-    if (from < rank && rank % EIGHT == 0) {
-        reinterpret_cast<float4 *>(to)[0] = *reinterpret_cast<const float4 *>(z + from);
-        reinterpret_cast<float4 *>(to)[1] = *reinterpret_cast<const float4 *>(z + from + 4);
-        return;
+// Four ranks of z of a row, the sum of all planes; zeros behind the end, or where there is no row.
+__device__ float4 load_z(const FewRows &lora, int rows, int row, int slice, int from, int rank) {
+    if (row < 0 || from >= rank) return make_float4(0, 0, 0, 0);
+    const float *z = lora.z + (int64_t(row) * lora.slices + slice) * lora.max_rank + from;
+    int64_t plane = int64_t(rows) * lora.slices * lora.max_rank;
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+    for (int p = 0; p < lora.planes; p++) {
+        float4 v = *reinterpret_cast<const float4 *>(z + p * plane);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
-#pragma unroll
-    for (int i = 0; i < EIGHT; i++) to[i] = from + i < rank ? z[from + i] : 0.0f;
-}
-
-__device__ float dot(uint4 b, const float (&z)[EIGHT]) {
-    uint32_t pairs[4] = {b.x, b.y, b.z, b.w};
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        sum += __uint_as_float(pairs[i] << 16) * z[2 * i];
-        sum += __uint_as_float(pairs[i] & 0xffff0000u) * z[2 * i + 1];
-    }
+    // Whatever lies behind the end must not meet the zeros of B.
+    if (from + 1 >= rank) sum.y = 0;
+    if (from + 2 >= rank) sum.z = 0;
+    if (from + 3 >= rank) sum.w = 0;
     return sum;
 }
 
-// The slice that holds output `n`; -1: there are no adapters.
-__device__ int slice_of(const RowAdapters &lora, int n) {
-    int slice = lora.slices - 1;
-    while (slice > 0 && lora.columns[slice] > n) slice--;
+// The slice that holds output `n`.
+__device__ int slice_of(const FewRows &lora, int n) {
+    int slice = 0;
+#pragma unroll
+    for (int i = 1; i < 4; i++)
+        if (i < lora.slices && lora.starts[i] <= n) slice = i;
     return slice;
 }
 
-// A warp of finishers and its rows, which all of them and the blocks of the cluster take in turn.
+// The warps that prepare what adapters add and write the outputs. The blocks of a cluster share the
+// outputs of a tile.
 template <class S> struct Finisher {
     const StreamArgs &a;
     const Memory<S> &memory;
-    int lane, warp, blocks, first, step;
-    // Of a tile: the lane's first output, its slice, and where it is in that.
-    int n = 0, slice = 0, in_slice = 0;
+    int thread, warp, group, quad, blocks, width, tiles;
 
     __device__ Finisher(const StreamArgs &a, const Memory<S> &memory) : a(a), memory(memory) {
-        constexpr int WARPS = FINISHERS / WARP;
-        lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % WARPS, blocks = cluster_size();
-        first = warp * blocks + cluster_rank(), step = WARPS * blocks;
+        thread = threadIdx.x % FINISHERS, warp = thread / WARP;
+        group = thread % WARP / 4, quad = thread % 4;
+        blocks = cluster_size(), width = S::WIDTH / blocks, tiles = 0;
     }
 
-    // What adapters do to each row, slice by slice.
-    __device__ void read_parts() {
-        int rows = a.out.rows;
-        for (int i = threadIdx.x % FINISHERS; i < a.lora.slices * rows; i += FINISHERS) {
-            int of_slice = i / rows, row = i % rows, slot = a.lora.slots[row];
-            Part part = {};
-            if (slot >= 0) {
-                const SlotRow &found = a.lora.table[slot * a.lora.slices + of_slice];
-                part.b = static_cast<const bf16 *>(found.b);
-                part.gain = found.gain, part.shift = found.shift;
-                part.z = a.lora.z + (int64_t(row) * a.lora.slices + of_slice) * a.lora.max_rank;
-                part.scale = found.scale, part.rank = found.rank, part.active = found.active;
-            }
-            memory.parts[i] = part;
+    // Reads who uses which adapter.
+    __device__ void read_batch() {
+        if (a.lora.slices == 0) return;
+        tiles = a.lora.sizes[2];
+        if (thread < a.out.rows) memory.order[thread] = a.lora.order[thread], memory.tile_of_row[thread] = -1;
+        if (thread < tiles) memory.tiles[thread] = a.lora.tiles[thread];
+        role_sync<2, FINISHERS>();
+        if (thread < tiles) {
+            int4 tile = memory.tiles[thread];
+            for (int i = 0; i < tile.y; i++) memory.tile_of_row[memory.order[tile.x + i]] = thread;
         }
+        for (int i = thread; i < tiles * a.lora.slices; i += FINISHERS) {
+            int slot = memory.tiles[i / a.lora.slices].z;
+            const SlotRow &found = a.lora.table[slot * a.lora.slices + i % a.lora.slices];
+            memory.parts[i] = {static_cast<const bf16 *>(found.b), found.gain, found.shift,
+                               found.scale, found.rank, found.active};
+        }
+        role_sync<2, FINISHERS>();
     }
 
-    __device__ void turn_to(int tile) {
-        n = tile * S::WIDTH + lane * S::LANE;
-        slice = slice_of(a.lora, n), in_slice = slice < 0 ? 0 : n - a.lora.columns[slice];
-    }
+    // The first output of a tile that this block finishes.
+    __device__ int first_of(int tile) const { return tile * S::WIDTH + cluster_rank() * width; }
 
     // Asks for the factors of a tile, which come while something else is done.
-    __device__ void prefetch(int tile) {
-        turn_to(tile);
-        for (int row = first; row < a.out.rows; row += step) {
-            const Part *part = part_of(row);
-            if (!part) continue;
-            const bf16 *b = part->b + int64_t(in_slice) * part->rank;
-            for (int i = 0; i < S::LANE * part->rank; i += 64)
+    __device__ void prefetch(int tile) const {
+        int n = first_of(tile), slice = slice_of(a.lora, n), in_slice = n - a.lora.starts[slice];
+        for (int t = warp; t < tiles; t += FINISHERS / WARP) {
+            const Part &part = memory.parts[t * a.lora.slices + slice];
+            const bf16 *b = part.b + int64_t(in_slice) * part.rank;
+            for (int i = thread % WARP * 64; i < width * part.rank; i += WARP * 64)
                 asm volatile("prefetch.global.L2 [%0];" ::"l"(b + i));
         }
     }
 
-    // Null: no adapter changes these outputs of the row.
-    __device__ const Part *part_of(int row) const {
-        if (slice < 0 || row >= a.out.rows || n >= a.out.cols) return nullptr;
-        const Part *part = memory.parts + slice * a.out.rows + row;
-        return part->active ? part : nullptr;
+    // scale * B z of a tile's rows. Each warp takes some tiles of rows, T instructions of outputs a time.
+    template <int T> __device__ void expand(int tile) const {
+        constexpr int TOGETHER = 16 * T;
+        for (int t = warp; t < tiles; t += FINISHERS / WARP)
+            for (int from = 0; from < width; from += TOGETHER) expand<T>(t, first_of(tile) + from, from);
     }
-
-    // Where the lane keeps what adapters add to a row.
-    __device__ float *delta_of(int row) const {
-        return memory.deltas + row / blocks * S::WIDTH + lane * S::LANE;
-    }
-
-    // scale * B z of all rows.
-    __device__ void expand() const {
-        for (int row = first; row < a.out.rows; row += step * S::TURN) {
-            const Part *parts[S::TURN];
-            float deltas[S::TURN][S::LANE] = {};
-            int most = 0;
+    template <int T> __device__ void expand(int t, int n, int from) const {
+        int slice = slice_of(a.lora, n), rows = memory.tiles[t].y, place = memory.tiles[t].x;
+        const Part &part = memory.parts[t * a.lora.slices + slice];
+        if (!part.active) return;
+        const bf16 *b = part.b + int64_t(n - a.lora.starts[slice] + group * 2 * T) * part.rank;
+        int row = group < rows ? memory.order[place + group] : -1;
+        float sums[T][4] = {};
+#pragma unroll 2
+        for (int k = quad * 4; k < (part.rank + 15) / 16 * 16; k += 16) {
+            Factors<T> factors;
+            factors.load(b, part.rank, 2 * T, k);
+            float4 z = load_z(a.lora, a.out.rows, row, slice, k, part.rank);
+            Halves x(z.x), y(z.y), v(z.z), w(z.w);
+            factors.multiply(make_uint2(pair(x.coarse, y.coarse), pair(v.coarse, w.coarse)),
+                             make_uint2(pair(x.fine, y.fine), pair(v.fine, w.fine)), sums);
+        }
 #pragma unroll
-            for (int u = 0; u < S::TURN; u++) {
-                parts[u] = part_of(row + u * step);
-                most = max(most, parts[u] ? parts[u]->rank : 0);
+        for (int i = 0; i < 2; i++) {
+            if (2 * quad + i >= rows) continue;
+            float *to = delta_of(memory.order[place + 2 * quad + i]) + from + group * 2 * T;
+#pragma unroll
+            for (int s = 0; s < T; s++) {
+                to[2 * s] = part.scale * sums[s][i];
+                to[2 * s + 1] = part.scale * sums[s][2 + i];
             }
-            for (int j = 0; j < most; j += EIGHT) add_ranks(parts, j, deltas);
+        }
+    }
+    __device__ void expand_any(int tile) const {
+        if (width == 32) expand<2>(tile);
+        else expand<4>(tile);
+    }
+
+    __device__ float *delta_of(int row) const { return memory.deltas + row * (width + 4); }
+
+    // Adds up staged sums, applies scales, bias and adapters, and stores. A thread takes pairs of outputs.
+    __device__ void finish(int tile) const {
+        constexpr int TURN = 4;
+        int pairs = width / 2, count = a.out.rows * pairs;
+        for (int i = thread; i < count; i += FINISHERS * TURN) {
+            float2 sums[TURN][MAX_BLOCKS];
 #pragma unroll
-            for (int u = 0; u < S::TURN; u++) {
-                if (!parts[u]) continue;
-                float *to = delta_of(row + u * step);
+            for (int u = 0; u < TURN; u++) {
+                int at = i + u * FINISHERS;
+                if (at < count) load_blocks(at / pairs, at % pairs * 2, sums[u]);
+            }
 #pragma unroll
-                for (int i = 0; i < S::LANE; i++) to[i] = parts[u]->scale * deltas[u][i];
+            for (int u = 0; u < TURN; u++) {
+                int at = i + u * FINISHERS;
+                if (at < count) finish(tile, at / pairs, at % pairs * 2, sums[u]);
             }
         }
     }
 
-    // The products of eight ranks, all of whose loads are under way together.
-    __device__ void add_ranks(const Part *(&parts)[S::TURN], int j,
-                              float (&deltas)[S::TURN][S::LANE]) const {
-        uint4 b[S::TURN][S::LANE];
-        float z[S::TURN][EIGHT];
-#pragma unroll
-        for (int u = 0; u < S::TURN; u++) {
-            int rank = parts[u] ? parts[u]->rank : 0;
-#pragma unroll
-            for (int i = 0; i < S::LANE; i++)
-                b[u][i] = load_ranks(rank ? parts[u]->b + int64_t(in_slice + i) * rank : nullptr, j, rank);
-            load_z(rank ? parts[u]->z : nullptr, j, rank, z[u]);
-        }
-#pragma unroll
-        for (int u = 0; u < S::TURN; u++)
-#pragma unroll
-            for (int i = 0; i < S::LANE; i++) deltas[u][i] += dot(b[u][i], z[u]);
-    }
-
-    // Adds up staged sums, applies scales, bias and adapters, and stores.
-    __device__ void finish() const {
+    __device__ void finish(int tile, int row, int from, const float2 (&sums)[MAX_BLOCKS]) const {
+        int n = first_of(tile) + from;
         if (n >= a.out.cols) return;
-        for (int row = first; row < a.out.rows; row += step * S::SUMS_TURN) {
-            float sums[S::SUMS_TURN][MAX_BLOCKS][S::LANE];
+        float v[2] = {sums[0].x, sums[0].y};
+        if (blocks > 1) v[0] += sums[1].x, v[1] += sums[1].y;
+        int slice = slice_of(a.lora, n), in_slice = n - a.lora.starts[slice];
+        int t = tiles > 0 ? memory.tile_of_row[row] : -1;
+        const Part *part = t >= 0 ? memory.parts + t * a.lora.slices + slice : nullptr;
+        if (part && !part->active) part = nullptr;
+        const float *deltas = delta_of(row) + from;
+        float of_row = a.x_scales ? a.x_scales[row] : 1.0f;
 #pragma unroll
-            for (int u = 0; u < S::SUMS_TURN; u++)
-                if (row + u * step < a.out.rows) load_blocks(row + u * step, sums[u]);
-#pragma unroll
-            for (int u = 0; u < S::SUMS_TURN; u++)
-                if (row + u * step < a.out.rows) finish(row + u * step, sums[u]);
-        }
-    }
-
-    __device__ void finish(int row, const float (&sums)[MAX_BLOCKS][S::LANE]) const {
-        const Part *part = part_of(row);
-        float v[S::LANE], of_row = a.x_scales ? a.x_scales[row] : 1.0f;
-#pragma unroll
-        for (int i = 0; i < S::LANE; i++) {
-            v[i] = blocks > 1 ? sums[0][i] + sums[1][i] : sums[0][i];
+        for (int i = 0; i < 2; i++) {
             if (a.w_scales) v[i] *= of_row * a.w_scales[n + i];
             if (a.bias) v[i] += a.bias[n + i];
             if (!part) continue;
-            v[i] += delta_of(row)[i];
+            if (part->rank > 0) v[i] += deltas[i];
             if (part->gain) v[i] *= part->gain[in_slice + i];
             if (part->shift) v[i] += part->shift[in_slice + i];
         }
-        with_float(a.out.dtype, [&](auto o) { store(a.out.row<decltype(o)>(row) + n, v); });
+        with_float(a.out.dtype, [&](auto o) {
+            using O = decltype(o);
+            struct alignas(2 * sizeof(O)) Two {
+                O v[2];
+            };
+            *reinterpret_cast<Two *>(a.out.row<O>(row) + n) = {from_float<O>(v[0]), from_float<O>(v[1])};
+        });
     }
 
-    // The sums of all blocks of the cluster.
-    __device__ void load_blocks(int row, float (&sums)[MAX_BLOCKS][S::LANE]) const {
-        uint32_t address = shared_address(memory.sums + row * S::STRIDE + lane * S::LANE);
+    // The sums of all blocks of the cluster for two outputs.
+    __device__ void load_blocks(int row, int from, float2 (&sums)[MAX_BLOCKS]) const {
+        const float *here = memory.sums + row * S::STRIDE + cluster_rank() * width + from;
 #pragma unroll
         for (int block = 0; block < MAX_BLOCKS; block++)
-#pragma unroll
-            for (int i = 0; i < S::LANE; i += 2)
-                if (block < blocks) load_at(address + i * 4, block, sums[block][i], sums[block][i + 1]);
-    }
-
-    template <class O> __device__ static void store(O *to, const float (&v)[S::LANE]) {
-        struct alignas(S::LANE * sizeof(O)) Together {
-            O v[S::LANE];
-        } out;
-#pragma unroll
-        for (int i = 0; i < S::LANE; i++) out.v[i] = from_float<O>(v[i]);
-        *reinterpret_cast<Together *>(to) = out;
+            if (block < blocks) load_at(shared_address(here), block, sums[block].x, sums[block].y);
     }
 };
 
@@ -456,16 +437,15 @@ __device__ void finish(const StreamArgs &a, const Memory<S> &memory, const Share
     Control &control = *memory.control;
     Finisher<S> finisher(a, memory);
     // What is known of adapters is handed over before the first kernel of a step.
-    finisher.read_parts();
-    role_sync<2, FINISHERS>();
+    finisher.read_batch();
     finisher.prefetch(share.tile);
     wait_for_inputs();
     for (int tile = share.tile; tile < share.tiles; tile += share.clusters) {
         if (tile + share.clusters < share.tiles) finisher.prefetch(tile + share.clusters);
-        finisher.turn_to(tile);
-        finisher.expand();
+        finisher.expand_any(tile);
+        role_sync<2, FINISHERS>();
         control.staged.wait(parity);
-        finisher.finish();
+        finisher.finish(tile);
         role_sync<2, FINISHERS>();
         if (threadIdx.x % FINISHERS < cluster_size())
             control.taken.arrive_at(threadIdx.x % FINISHERS);

@@ -22,20 +22,23 @@ struct LoraArgs {
     const int4 *tiles;      // Rows of one adapter: start in `order`, number, slot.
     const int32_t *sizes;   // Number of segments, of rows in `order`, and of tiles.
     const int32_t *columns; // Where slices begin, and the end.
-    float *z;               // A x of each row: [rows, slices, max_rank]
+    float *z;               // Parts of A x: [planes, rows, slices, max_rank]
     int32_t slices, max_rank, in_dim;
-    int32_t chunk;          // Columns of K that a block of the shrink sums.
+    int32_t chunk, planes;  // Columns of K that a plane sums, and their number.
 };
 
 __device__ inline float *z_of(const LoraArgs &a, int64_t row, int slice, int rank) {
     return a.z + (row * a.slices + slice) * a.max_rank + rank;
 }
 
-// The adapters of a site by the rows that use them. Laid out as `RowAdapters` of `ops/lora.rs`.
-struct RowAdapters {
+// The adapters of a site for a batch of few rows, which the shrink has seen before. Laid out as
+// `FewRows` of `ops/lora.rs`.
+struct FewRows {
     const SlotRow *table;
-    const int32_t *slots;   // Of each row; -1: none.
-    const int32_t *columns; // Where slices begin, and the end.
-    const float *z;         // A x of each row: [rows, slices, max_rank]
-    int32_t slices, max_rank;
+    const int32_t *order;
+    const int4 *tiles;
+    const int32_t *sizes;
+    const float *z;
+    int32_t starts[4]; // Where slices begin.
+    int32_t slices, max_rank, planes;
 };

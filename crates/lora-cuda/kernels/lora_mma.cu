@@ -1,10 +1,9 @@
 // Adapters in bf16 by tensor cores: rows of one adapter share its factors, a tile of them a block.
 //
-// Shrink cuts K into chunks of a fixed size, a block of a cluster each, whose sums the cluster adds in
-// their order. So nothing is zeroed, nothing is added atomically, and a row's bits do not depend on the
-// batch.
-#include "hopper.cuh"
-#include "lora.cuh"
+// Shrink cuts K into chunks of a fixed size, a block each, and leaves a plane of partial sums for
+// every chunk; whoever reads them adds the planes in their order. So nothing is zeroed, nothing is added
+// atomically, and a row's bits do not depend on the batch.
+#include "lora_factors.cuh"
 
 constexpr int RANKS = 16;   // ranks in a tile of the shrink
 constexpr int WARPS = 8;
@@ -40,39 +39,12 @@ __device__ bool read_first_tile(const LoraArgs &a, int index, int slice, int row
 
 __device__ void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// sums += a b for tiles [16, 16] and [16, 8] of bf16, in the fragments of `mma.m16n8k16`.
-__device__ void mma(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                    uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// Leaves the sums of all blocks of the cluster, each of which takes some of a tile's.
-template <int ROWS>
-__device__ void add_chunks(const LoraArgs &a, const Tile &tile, int slice, int first_rank,
-                           const float (&of_chunk)[RANKS][ROWS]) {
-    cluster_sync();
-    int chunks = cluster_size(), ranks = min(RANKS, tile.part.rank - first_rank);
-    for (int i = cluster_rank() * blockDim.x + threadIdx.x; i < RANKS * tile.count;
-         i += chunks * blockDim.x) {
-        int rank = i % RANKS, row = i / RANKS;
-        if (rank >= ranks) continue;
-        uint32_t address = shared_address(&of_chunk[rank][row]);
-        float z = 0.0f;
-        for (int chunk = 0; chunk < chunks; chunk++) z += load_at(address, chunk);
-        *z_of(a, tile.rows[row], slice, first_rank + rank) = z;
-    }
-    cluster_sync(); // Nobody leaves while others read its sums.
-}
-
 // Blocks (tile, slice and 16 of its ranks, chunk of K). Fragments take eight neighbours of K from a
 // thread where the instruction has them elsewhere; as both operands do, the sum is the same.
 template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
     let_next_start();
     constexpr int ROWS = EIGHTS * EIGHT;
-    __shared__ float partial[WARPS][RANKS][ROWS], sums_of_chunk[RANKS][ROWS];
+    __shared__ float partial[WARPS][RANKS][ROWS];
     Tile tile;
     int rank_tiles = (a.max_rank + RANKS - 1) / RANKS;
     int slice = blockIdx.y / rank_tiles, first_rank = blockIdx.y % rank_tiles * RANKS;
@@ -124,12 +96,14 @@ template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
         partial[warp][group + 8][row + 1] = sums[e][3];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < RANKS * ROWS; i += blockDim.x) {
+    int64_t plane = int64_t(a.x.rows) * a.slices * a.max_rank;
+    for (int i = threadIdx.x; i < RANKS * tile.count; i += blockDim.x) {
+        int rank = i % RANKS, row = i / RANKS;
+        if (rank >= ranks) continue;
         float z = 0.0f;
-        for (int w = 0; w < WARPS; w++) z += partial[w][i / ROWS][i % ROWS];
-        sums_of_chunk[i / ROWS][i % ROWS] = z;
+        for (int w = 0; w < WARPS; w++) z += partial[w][rank][row];
+        z_of(a, tile.rows[row], slice, first_rank + rank)[blockIdx.z * plane] = z;
     }
-    add_chunks<ROWS>(a, tile, slice, first_rank, sums_of_chunk);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma8(LoraArgs a) {
@@ -138,20 +112,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma8(Lora
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_shrink_mma32(LoraArgs a) {
     shrink<4>(a);
-}
-
-// A pair of neighbours as one register.
-__device__ uint32_t pair(bf16 a, bf16 b) {
-    return uint32_t(__bfloat16_as_ushort(a)) | uint32_t(__bfloat16_as_ushort(b)) << 16;
-}
-
-// Four neighbours `from` of a row of B; zeros behind its end, or where there is no row.
-__device__ uint2 load_four(const bf16 *row, int from, int rank) {
-    if (!row || from >= rank) return make_uint2(0, 0);
-    if (rank % 4 == 0) return __ldg(reinterpret_cast<const uint2 *>(row + from));
-    bf16 v[4];
-    for (int i = 0; i < 4; i++) v[i] = from + i < rank ? row[from + i] : __float2bfloat16_rn(0.0f);
-    return make_uint2(pair(v[0], v[1]), pair(v[2], v[3]));
 }
 
 // Eight neighbouring outputs of a row.
@@ -196,36 +156,25 @@ struct Outputs {
     }
 };
 
-// Two rows of B for each of the four instructions: what a thread needs for 16 ranks.
-struct Factors {
-    uint2 even[4], odd[4];
-
-    __device__ void load(const bf16 *first, int rank, int left, int from) {
-#pragma unroll
-        for (int t = 0; t < 4; t++) {
-            const bf16 *row = first + int64_t(2 * t) * rank;
-            even[t] = load_four(2 * t < left ? row : nullptr, from, rank);
-            odd[t] = load_four(2 * t + 1 < left ? row + rank : nullptr, from, rank);
-        }
-    }
-};
-
-// z of the tile's rows as a sum of two bf16, so that it keeps 16 bits on its way through the tensor
-// cores.
+// z of the tile's rows, in halves.
 template <int ROWS> struct Bridge {
     bf16 coarse[ROWS][MAX_RANK + 8], fine[ROWS][MAX_RANK + 8];
     int32_t rows[ROWS]; // -1: there is no such row
 
     __device__ void fill(const LoraArgs &a, const Tile &tile, int slice, int padded) {
+        int64_t plane = int64_t(a.out.rows) * a.slices * a.max_rank;
         if (threadIdx.x < ROWS)
             rows[threadIdx.x] = threadIdx.x < tile.count ? tile.rows[threadIdx.x] : -1;
         for (int i = threadIdx.x; i < ROWS * padded; i += blockDim.x) {
             int row = i / padded, j = i % padded;
-            bool there = row < tile.count && j < tile.part.rank;
-            float z = there ? *z_of(a, tile.rows[row], slice, j) : 0.0f;
-            bf16 high = __float2bfloat16_rn(z);
-            coarse[row][j] = high;
-            fine[row][j] = __float2bfloat16_rn(z - __bfloat162float(high));
+            float z = 0.0f;
+            if (row < tile.count && j < tile.part.rank) {
+                const float *from = z_of(a, tile.rows[row], slice, j);
+#pragma unroll 8
+                for (int p = 0; p < a.planes; p++) z += from[p * plane];
+            }
+            Halves halves(z);
+            coarse[row][j] = halves.coarse, fine[row][j] = halves.fine;
         }
     }
 };
@@ -236,7 +185,7 @@ template <int EIGHTS, bool BEGIN> struct Expander {
     const Tile &tile;
     const Bridge<EIGHTS * EIGHT> &z;
     int begin, width, group, quad, n, left;
-    Factors next;
+    Factors<4> next;
 
     __device__ Expander(const LoraArgs &a, const Tile &tile, const Bridge<EIGHTS * EIGHT> &z, int slice)
         : a(a), tile(tile), z(z), begin(a.columns[slice]), width(a.columns[slice + 1] - begin),
@@ -256,24 +205,16 @@ template <int EIGHTS, bool BEGIN> struct Expander {
         next.load(first, rank, left, k + quad * 4);
     }
 
-    __device__ void multiply(int padded, float (&sums)[EIGHTS * 2][8]) {
+    __device__ void multiply(int padded, float (&sums)[EIGHTS][4][4]) {
         for (int k = 0; k < padded; k += 16) {
-            Factors b = next;
+            Factors<4> b = next;
             load_factors(k + 16);
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
                 int row = e * EIGHT + group;
-                uint2 c = *reinterpret_cast<const uint2 *>(&z.coarse[row][k + quad * 4]);
-                uint2 f = *reinterpret_cast<const uint2 *>(&z.fine[row][k + quad * 4]);
-                float(&low)[8] = sums[2 * e], (&high)[8] = sums[2 * e + 1];
-#pragma unroll
-                for (int t = 0; t < 4; t++) {
-                    float sum[4] = {low[2 * t], high[2 * t], low[2 * t + 1], high[2 * t + 1]};
-                    mma(sum, b.even[t].x, b.odd[t].x, b.even[t].y, b.odd[t].y, c.x, c.y);
-                    mma(sum, b.even[t].x, b.odd[t].x, b.even[t].y, b.odd[t].y, f.x, f.y);
-                    low[2 * t] = sum[0], high[2 * t] = sum[1];
-                    low[2 * t + 1] = sum[2], high[2 * t + 1] = sum[3];
-                }
+                uint2 coarse = *reinterpret_cast<const uint2 *>(&z.coarse[row][k + quad * 4]);
+                uint2 fine = *reinterpret_cast<const uint2 *>(&z.fine[row][k + quad * 4]);
+                b.multiply(coarse, fine, sums[e]);
             }
         }
     }
@@ -303,13 +244,16 @@ template <int EIGHTS, bool BEGIN> __device__ void expand(const LoraArgs &a) {
     __syncthreads();
 #pragma unroll 1
     for (int chunk = blockIdx.z; chunk * WARPS * OUTPUTS < expander.width; chunk += gridDim.z) {
-        float sums[EIGHTS * 2][8] = {};
+        float sums[EIGHTS][4][4] = {};
         if (chunk != blockIdx.z) expander.turn_to(chunk);
         Outputs out[2] = {expander.outputs(0), expander.outputs(1)};
         expander.multiply(padded, sums);
 #pragma unroll
         for (int i = 0; i < EIGHTS * 2; i++) {
-            out[i % 2].add(tile.part, expander.n, expander.left, sums[i], !BEGIN);
+            float of_row[8];
+#pragma unroll
+            for (int n = 0; n < 8; n++) of_row[n] = sums[i / 2][n / 2][i % 2 + n % 2 * 2];
+            out[i % 2].add(tile.part, expander.n, expander.left, of_row, !BEGIN);
             // The next but one, while the next is added.
             if (i + 2 < EIGHTS * 2) out[i % 2] = expander.outputs(i + 2);
         }

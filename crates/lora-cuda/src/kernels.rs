@@ -43,7 +43,8 @@ macro_rules! sources {
 }
 
 /// Headers, which are not compiled by themselves.
-pub const HEADERS: [Source; 4] = sources!["attention.cuh", "common.cuh", "hopper.cuh", "lora.cuh"];
+pub const HEADERS: [Source; 5] =
+    sources!["attention.cuh", "common.cuh", "hopper.cuh", "lora.cuh", "lora_factors.cuh"];
 
 /// Files that become a fatbin each.
 pub const UNITS: [Source; 12] = sources![

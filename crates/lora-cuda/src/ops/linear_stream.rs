@@ -8,7 +8,7 @@ use lora_core::{DType, Mat, Result};
 
 use super::WARP;
 use super::linear::{CudaLinear, Input};
-use super::lora::RowAdapters;
+use super::lora::FewRows;
 use crate::args::{Address, Kernel, KernelArgs, MatArg, dtype_number};
 use crate::device::is_aligned;
 use crate::error::failed;
@@ -33,8 +33,10 @@ const SPREAD: usize = 4;
 /// Bytes of a row of a tile.
 const SWIZZLE: usize = 128;
 
-/// Bytes of a `Part` of `linear_stream.cu`, and enough for its `Control` and the alignment of tiles.
-const PART: usize = 48;
+/// Bytes of a `Part` of `linear_stream.cu`, of what else it knows of a row, and enough for its `Control` and
+/// the alignment of tiles.
+const PART: usize = 40;
+const OF_ROW: usize = 24;
 const REST: usize = 2048;
 
 /// Blocks that may share the terms of a sum, and how many such clusters an H100 or H200 runs at once.
@@ -90,7 +92,7 @@ struct StreamArgs {
     x_scales: Address,
     w_scales: Address,
     bias: Address,
-    lora: RowAdapters,
+    lora: FewRows,
     dtype: i32,
     steps: i32,
     stages: i32,
@@ -137,8 +139,8 @@ impl Cut {
     /// Tiles of weights that shared memory has room for beside the rest.
     fn stages(&self, slices: usize, rows: usize) -> usize {
         let width = self.groups * OUTPUTS;
-        let of_block = self.rows.div_ceil(self.cluster);
-        let sums = (self.rows * (width + SPREAD) + of_block * width) * size_of::<f32>();
+        let of_row = 2 * SPREAD + width + width / self.cluster;
+        let sums = self.rows * (of_row * size_of::<f32>() + OF_ROW);
         let inputs = X_STAGES / self.groups * self.rows * SWIZZLE;
         let left = SHARED - sums - inputs - slices * rows * PART - REST;
         (left / (width * SWIZZLE)).min(MOST_STAGES)
@@ -163,7 +165,7 @@ impl Cuda {
         q: &mut CudaQueue,
         x: &Input,
         w: &CudaLinear,
-        lora: Option<RowAdapters>,
+        lora: Option<FewRows>,
         out: &ViewMut<'_>,
     ) -> Result<bool> {
         let geo = w.geo();
@@ -172,7 +174,7 @@ impl Cuda {
         let Some(tiles) = w.tiles().filter(|_| suited) else { return Ok(false) };
         let steps = (geo.cols * geo.dtype.size()).div_ceil(SWIZZLE);
         let cut = Cut::new(x.geo.rows, geo.rows, steps);
-        let lora = lora.unwrap_or(RowAdapters::NONE);
+        let lora = lora.unwrap_or(FewRows::NONE);
         let args = StreamArgs {
             w: *tiles,
             x: TensorMap::of(x.mat, x.geo, cut.rows)?,

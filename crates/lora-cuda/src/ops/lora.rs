@@ -1,12 +1,14 @@
 //! What adapters add to the output of a base layer.
 #![allow(unsafe_code)]
 
-use lora_core::lora::{LoraBatch, LoraSite, SiteKind};
+use std::ops::Range;
+
+use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec};
 use lora_core::{DType, Error, Mat, Result, check, check_extent};
 
 use super::linear::CudaLinear;
 use super::lora_table::Work;
-use super::{EIGHT, ROW_THREADS, WARP};
+use super::{ROW_THREADS, WARP};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
 use crate::queue::Launch;
@@ -31,6 +33,7 @@ struct LoraArgs {
     max_rank: i32,
     in_dim: i32,
     chunk: i32,
+    planes: i32,
 }
 
 // SAFETY: laid out as `LoraArgs` of `lora.cuh`.
@@ -47,21 +50,50 @@ unsafe impl KernelArgs for LoraArgs {
     ];
 }
 
-/// The adapters of a site by the rows that use them.
+/// The adapters of a site for a batch of few rows, which the shrink has seen before.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct RowAdapters {
+pub struct FewRows {
     table: Address,
-    slots: Address,
-    columns: Address,
+    order: Address,
+    tiles: Address,
+    sizes: Address,
     z: Address,
+    starts: [i32; MOST_SLICES],
     slices: i32,
     max_rank: i32,
+    planes: i32,
 }
 
-impl RowAdapters {
+/// Slices of a site whose adapters the product of few rows adds, and what their widths are multiples of.
+const MOST_SLICES: usize = 4;
+const SLICE_STEP: usize = 64;
+
+impl FewRows {
     /// No adapters.
-    pub const NONE: Self = Self { table: 0, slots: 0, columns: 0, z: 0, slices: 0, max_rank: 0 };
+    pub const NONE: Self = Self {
+        table: 0,
+        order: 0,
+        tiles: 0,
+        sizes: 0,
+        z: 0,
+        starts: [0; MOST_SLICES],
+        slices: 0,
+        max_rank: 0,
+        planes: 0,
+    };
+
+    /// The adapters that `args` names; `None` if the site's slices are not as the kernel takes them.
+    fn new(args: &LoraArgs, spec: &SiteSpec) -> Option<Self> {
+        let even = |columns: &Range<usize>| columns.end.is_multiple_of(SLICE_STEP);
+        let suited = spec.slices.len() <= MOST_SLICES && spec.slices.iter().all(even);
+        let mut starts = [0; MOST_SLICES];
+        for (start, columns) in starts.iter_mut().zip(&spec.slices) {
+            *start = columns.start as i32;
+        }
+        let LoraArgs { table, order, tiles, sizes, z, slices, max_rank, planes, .. } = *args;
+        suited.then_some(Self { table, order, tiles, sizes, z, starts, slices, max_rank, planes })
+    }
 
     /// How many slices the site has; 0 where there are no adapters.
     pub fn slices(&self) -> usize {
@@ -80,11 +112,11 @@ const EXPAND_BLOCKS: usize = 1024;
 const MMA_MAX_RANK: usize = 256;
 
 /// Columns of K that one block of the shrink sums: small enough to give every multiprocessor work,
-/// large enough that the blocks that share a sum make a cluster.
+/// large enough that planes are few.
 fn chunk(in_dim: usize, tile_rows: usize) -> usize {
-    const MOST_BLOCKS: usize = 8;
+    const MOST_PLANES: usize = 8;
     let wanted = if tile_rows == 8 { 512 } else { 2048 };
-    in_dim.div_ceil(MOST_BLOCKS).next_multiple_of(WARP).max(wanted)
+    in_dim.div_ceil(MOST_PLANES).next_multiple_of(WARP).max(wanted)
 }
 
 /// The two products of a batch at a site.
@@ -97,10 +129,10 @@ struct Plan {
     tiles: usize,
     slices: usize,
     max_rank: usize,
-    chunks: usize,
+    planes: usize,
     widest: usize,
     /// What the product of few rows adds by itself, if it can.
-    of_rows: Option<RowAdapters>,
+    of_rows: Option<FewRows>,
     /// Whether what adapters add may come before the base layer's output.
     may_begin: bool,
 }
@@ -223,7 +255,11 @@ impl Cuda {
         let max_rank = work.max_rank();
         let suited = matches!(work, Work::Mma { .. }) && suits_mma(x_geo, out.geo, max_rank);
         let by_mma = ids == 0 && suited;
-        let chunk = chunk(site.spec.in_dim, batch.tile_rows());
+        let chunk = match by_mma {
+            true => chunk(site.spec.in_dim, batch.tile_rows()),
+            false => site.spec.in_dim.max(1),
+        };
+        let planes = site.spec.in_dim.div_ceil(chunk);
         let address = |view| MatArg::from(view).data();
         let args = LoraArgs {
             x,
@@ -237,21 +273,13 @@ impl Cuda {
             tiles: address(batch.tiles()),
             sizes: address(batch.sizes()),
             columns: site.table.columns(),
-            z: q.lora_scratch(rows * slices * max_rank * size_of::<f32>())?,
+            z: q.lora_scratch(planes * rows * slices * max_rank * size_of::<f32>())?,
             slices: slices as i32,
             max_rank: max_rank as i32,
             in_dim: site.spec.in_dim as i32,
             chunk: chunk as i32,
+            planes: planes as i32,
         };
-        let of_rows = RowAdapters {
-            table: args.table,
-            slots: address(batch.slot_of_row()),
-            columns: args.columns,
-            z: args.z,
-            slices: args.slices,
-            max_rank: args.max_rank,
-        };
-        let even = site.spec.slices.iter().all(|columns| columns.start.is_multiple_of(EIGHT));
         let widest = site.spec.slices.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
         // No more tiles than rows, nor than full ones and one that is not for each segment.
         let tile_rows = batch.tile_rows();
@@ -263,9 +291,9 @@ impl Cuda {
             tiles,
             slices,
             max_rank,
-            chunks: site.spec.in_dim.div_ceil(chunk),
+            planes,
             widest,
-            of_rows: (by_mma && even).then_some(of_rows),
+            of_rows: FewRows::new(&args, &site.spec).filter(|_| by_mma),
             may_begin: by_mma && matches!(work, Work::Mma { gains: false, .. }),
         }))
     }
@@ -274,9 +302,7 @@ impl Cuda {
     fn shrink(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
         if let Some(tile_rows) = plan.by_mma {
             let ranks = plan.slices * plan.max_rank.div_ceil(RANKS);
-            let chunks = plan.chunks;
-            let blocks = Launch::new([plan.tiles, ranks, chunks], ROW_THREADS);
-            let launch = Launch { cluster: chunks, ..blocks };
+            let launch = Launch::new([plan.tiles, ranks, plan.planes], ROW_THREADS);
             let kernel = match tile_rows {
                 8 => Kernel::LoraShrinkMma8,
                 _ => Kernel::LoraShrinkMma32,

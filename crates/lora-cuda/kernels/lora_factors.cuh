@@ -1,0 +1,61 @@
+// B z by tensor cores, for up to eight rows of one adapter.
+#pragma once
+
+#include "lora.cuh"
+
+// sums += a b for tiles [16, 16] and [16, 8] of bf16, in the fragments of `mma.m16n8k16`.
+__device__ inline void mma(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                           uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// A pair of neighbours as one register.
+__device__ inline uint32_t pair(bf16 a, bf16 b) {
+    return uint32_t(__bfloat16_as_ushort(a)) | uint32_t(__bfloat16_as_ushort(b)) << 16;
+}
+
+// Four neighbours `from` of a row of B; zeros behind its end, or where there is no row.
+__device__ inline uint2 load_four(const bf16 *row, int from, int rank) {
+    if (!row || from >= rank) return make_uint2(0, 0);
+    if (rank % 4 == 0) return __ldg(reinterpret_cast<const uint2 *>(row + from));
+    bf16 v[4];
+    for (int i = 0; i < 4; i++) v[i] = from + i < rank ? row[from + i] : __float2bfloat16_rn(0.0f);
+    return make_uint2(pair(v[0], v[1]), pair(v[2], v[3]));
+}
+
+// Two rows of B for each of T instructions: what a thread needs for 16 ranks. The outputs of a thread
+// are 2 T neighbours, of which an instruction has two, as its rows `group` and `group + 8`.
+template <int T> struct Factors {
+    uint2 even[T], odd[T];
+
+    // `first`: the thread's first row, of `left` that there are.
+    __device__ void load(const bf16 *first, int rank, int left, int from) {
+#pragma unroll
+        for (int t = 0; t < T; t++) {
+            const bf16 *row = first + int64_t(2 * t) * rank;
+            even[t] = load_four(2 * t < left ? row : nullptr, from, rank);
+            odd[t] = load_four(2 * t + 1 < left ? row + rank : nullptr, from, rank);
+        }
+    }
+
+    // Adds the products with 16 ranks of z, which is the sum of `coarse` and `fine`. Sums are those of
+    // the even output and two rows, then of the odd one.
+    __device__ void multiply(uint2 coarse, uint2 fine, float (&sums)[T][4]) const {
+#pragma unroll
+        for (int t = 0; t < T; t++) {
+            mma(sums[t], even[t].x, odd[t].x, even[t].y, odd[t].y, coarse.x, coarse.y);
+            mma(sums[t], even[t].x, odd[t].x, even[t].y, odd[t].y, fine.x, fine.y);
+        }
+    }
+};
+
+// A number as a sum of two in bf16, so that it keeps 16 bits on its way through the tensor cores.
+struct Halves {
+    bf16 coarse, fine;
+
+    __device__ explicit Halves(float v)
+        : coarse(__float2bfloat16_rn(v)), fine(__float2bfloat16_rn(v - __bfloat162float(coarse))) {}
+};
