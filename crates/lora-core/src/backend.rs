@@ -126,8 +126,8 @@ pub trait Backend: Sized + 'static {
     /// operands of the same extents. `Ok(None)`: they cannot be recorded, or not now, and the caller
     /// runs them eagerly.
     ///
-    /// Of a [`LoraBatch`], the extents and whether any row has an adapter are recorded; which row has
-    /// which is read from the device at each replay.
+    /// Of a [`LoraBatch`], the extents, the rows of a tile and the spread are recorded; which row has
+    /// which adapter is read from the device at each replay.
     ///
     /// # Errors
     /// Those of the recorded ops.

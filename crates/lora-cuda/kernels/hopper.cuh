@@ -38,11 +38,13 @@ __device__ inline uint32_t cluster_size() {
     return size;
 }
 
-// Two neighbours in the shared memory of block `rank` of the cluster.
-__device__ inline void load_at(uint32_t address, uint32_t rank, float &v, float &w) {
-    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
-                 : "=f"(v), "=f"(w)
+// Four neighbours in the shared memory of block `rank` of the cluster.
+__device__ inline float4 load_at(uint32_t address, uint32_t rank) {
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
                  : "r"(address_at(address, rank)));
+    return v;
 }
 
 // Waits for all threads of the cluster.

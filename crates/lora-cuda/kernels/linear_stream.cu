@@ -374,60 +374,69 @@ template <class S> struct Finisher {
 
     __device__ float *delta_of(int row) const { return memory.deltas + row * (width + 4); }
 
-    // Adds up staged sums, applies scales, bias and adapters, and stores. A thread takes pairs of outputs.
+    // Adds up staged sums, applies scales, bias and adapters, and stores, four neighbours at a time.
     __device__ void finish(int tile) const {
         constexpr int TURN = 4;
-        int pairs = width / 2, count = a.out.rows * pairs;
+        int log = 31 - __clz(width / 4), count = a.out.rows << log, mask = (1 << log) - 1;
         for (int i = thread; i < count; i += FINISHERS * TURN) {
-            float2 sums[TURN][MAX_BLOCKS];
+            float4 sums[TURN][MAX_BLOCKS];
 #pragma unroll
             for (int u = 0; u < TURN; u++) {
                 int at = i + u * FINISHERS;
-                if (at < count) load_blocks(at / pairs, at % pairs * 2, sums[u]);
+                if (at < count) load_blocks(at >> log, (at & mask) * 4, sums[u]);
             }
 #pragma unroll
             for (int u = 0; u < TURN; u++) {
                 int at = i + u * FINISHERS;
-                if (at < count) finish(tile, at / pairs, at % pairs * 2, sums[u]);
+                if (at < count) finish(tile, at >> log, (at & mask) * 4, sums[u]);
             }
         }
     }
 
-    __device__ void finish(int tile, int row, int from, const float2 (&sums)[MAX_BLOCKS]) const {
+    __device__ void finish(int tile, int row, int from, const float4 (&sums)[MAX_BLOCKS]) const {
         int n = first_of(tile) + from;
         if (n >= a.out.cols) return;
-        float v[2] = {sums[0].x, sums[0].y};
-        if (blocks > 1) v[0] += sums[1].x, v[1] += sums[1].y;
-        int slice = slice_of(a.lora, n), in_slice = n - a.lora.starts[slice];
-        int t = tiles > 0 ? memory.tile_of_row[row] : -1;
-        const Part *part = t >= 0 ? memory.parts + t * a.lora.slices + slice : nullptr;
-        if (part && !part->active) part = nullptr;
-        const float *deltas = delta_of(row) + from;
+        float v[4] = {sums[0].x, sums[0].y, sums[0].z, sums[0].w};
+        if (blocks > 1) v[0] += sums[1].x, v[1] += sums[1].y, v[2] += sums[1].z, v[3] += sums[1].w;
         float of_row = a.x_scales ? a.x_scales[row] : 1.0f;
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < 4; i++) {
             if (a.w_scales) v[i] *= of_row * a.w_scales[n + i];
             if (a.bias) v[i] += a.bias[n + i];
-            if (!part) continue;
-            if (part->rank > 0) v[i] += deltas[i];
-            if (part->gain) v[i] *= part->gain[in_slice + i];
-            if (part->shift) v[i] += part->shift[in_slice + i];
         }
+        adapt(row, n, from, v);
         with_float(a.out.dtype, [&](auto o) {
             using O = decltype(o);
-            struct alignas(2 * sizeof(O)) Two {
-                O v[2];
-            };
-            *reinterpret_cast<Two *>(a.out.row<O>(row) + n) = {from_float<O>(v[0]), from_float<O>(v[1])};
+            struct alignas(4 * sizeof(O)) Four {
+                O v[4];
+            } out;
+#pragma unroll
+            for (int i = 0; i < 4; i++) out.v[i] = from_float<O>(v[i]);
+            *reinterpret_cast<Four *>(a.out.row<O>(row) + n) = out;
         });
     }
 
-    // The sums of all blocks of the cluster for two outputs.
-    __device__ void load_blocks(int row, int from, float2 (&sums)[MAX_BLOCKS]) const {
+    // What the row's adapter does to outputs of the base layer.
+    __device__ void adapt(int row, int n, int from, float (&v)[4]) const {
+        int t = tiles > 0 ? memory.tile_of_row[row] : -1;
+        if (t < 0) return;
+        int slice = slice_of(a.lora, n), in_slice = n - a.lora.starts[slice];
+        const Part &part = memory.parts[t * a.lora.slices + slice];
+        if (!part.active) return;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (part.rank > 0) v[i] += delta_of(row)[from + i];
+            if (part.gain) v[i] *= part.gain[in_slice + i];
+            if (part.shift) v[i] += part.shift[in_slice + i];
+        }
+    }
+
+    // The sums of all blocks of the cluster for four outputs.
+    __device__ void load_blocks(int row, int from, float4 (&sums)[MAX_BLOCKS]) const {
         const float *here = memory.sums + row * S::STRIDE + cluster_rank() * width + from;
 #pragma unroll
         for (int block = 0; block < MAX_BLOCKS; block++)
-            if (block < blocks) load_at(shared_address(here), block, sums[block].x, sums[block].y);
+            if (block < blocks) sums[block] = load_at(shared_address(here), block);
     }
 };
 

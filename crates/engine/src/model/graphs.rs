@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use lora_core::lora::Spread;
 use lora_core::{Backend, Result};
 
 use super::dense::DenseModel;
@@ -11,12 +12,12 @@ use super::state::{Extents, KvCache, RunState, StepRows};
 /// The most rows of a recorded step: above, launches cost little beside the work.
 const MOST_ROWS: usize = 256;
 
-/// What one recording is good for. Which adapters the rows have does not matter, only whether any
-/// has one, so that batches without adapters do no work for them.
+/// What one recording is good for. Which adapters the rows have does not matter, only whether there are
+/// none, so that batches without adapters do no work for them, few or many, and how rows are tiled.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Shape {
     extents: Extents,
-    adapters: bool,
+    adapters: (Spread, usize),
 }
 
 /// How far a shape is.
@@ -80,7 +81,8 @@ impl<B: Backend> StepGraphs<B> {
         kv: &mut KvCache<B>,
     ) -> Result<()> {
         let inputs = &state.inputs;
-        let shape = Shape { extents: inputs.extents, adapters: inputs.lora.segments() > 0 };
+        let adapters = (inputs.lora.spread(), inputs.lora.tile_rows());
+        let shape = Shape { extents: inputs.extents, adapters };
         if !self.enabled || !is_decode(&shape.extents) {
             return model.forward(be, q, state, kv);
         }

@@ -30,7 +30,22 @@ pub struct RowPlan {
 const TILE_ROWS: [usize; 2] = [8, 32];
 
 /// Rows from which on large tiles keep a device busy, and rows an adapter that fill half of one.
-const MANY_ROWS: [usize; 2] = [512, 16];
+const MANY_ROWS: [usize; 2] = [128, 16];
+
+/// Tiles up to which adapters count as few.
+const FEW_TILES: usize = 16;
+
+/// How many adapters the rows of a batch have.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Spread {
+    /// None.
+    #[default]
+    None,
+    /// So few that most have several rows, or that there are few rows.
+    Few,
+    /// About one for each row.
+    Many,
+}
 
 impl RowPlan {
     /// Groups rows by slot; `slot_of_row[i] < 0` means that row `i` has no adapter.
@@ -60,6 +75,16 @@ impl RowPlan {
         plan
     }
 
+    /// How many adapters there are.
+    pub fn spread(&self) -> Spread {
+        match self.tiles.len() {
+            0 => Spread::None,
+            1..=FEW_TILES => Spread::Few,
+            tiles if tiles * 4 <= self.rows => Spread::Few,
+            _ => Spread::Many,
+        }
+    }
+
     /// Rows that have no adapter, in ascending order.
     fn idle_rows(&self) -> Vec<i32> {
         let rows = self.slot_of_row.iter().zip(0..);
@@ -84,6 +109,7 @@ pub struct LoraBatch<B: Backend> {
     rows: usize,
     tile_rows: usize,
     segments: usize,
+    spread: Spread,
 }
 
 /// Where the parts of a batch of `rows` rows lie, in words. Tiles come first, as they are read 16
@@ -108,7 +134,7 @@ impl<B: Backend> LoraBatch<B> {
     pub fn new(be: &B, capacity: usize) -> Result<Self> {
         let [.., last] = places(capacity);
         let words = Tensor::zeros(be, Pool::StepInputs, 1, last.end, DType::I32)?;
-        Ok(Self { words, rows: 0, tile_rows: TILE_ROWS[0], segments: 0 })
+        Ok(Self { words, rows: 0, tile_rows: TILE_ROWS[0], segments: 0, spread: Spread::None })
     }
 
     /// Uploads the plan of a step.
@@ -120,6 +146,7 @@ impl<B: Backend> LoraBatch<B> {
     /// If the plan has more rows than the capacity.
     pub fn fill(&mut self, be: &B, q: &mut B::Queue, plan: &RowPlan) -> Result<()> {
         (self.rows, self.tile_rows, self.segments) = (plan.rows, plan.tile_rows, plan.slots.len());
+        self.spread = plan.spread();
         let sizes = [plan.slots.len(), plan.row_order.len(), plan.tiles.len()].map(|n| n as i32);
         let idle: Vec<i32> = plan.idle_rows();
         let parts: [&[i32]; 7] = [
@@ -182,6 +209,11 @@ impl<B: Backend> LoraBatch<B> {
         self.tile_rows
     }
 
+    /// How many adapters the rows have. Recorded steps take it for granted, and the rows of a tile.
+    pub fn spread(&self) -> Spread {
+        self.spread
+    }
+
     /// Number of segments of the current step.
     pub fn segments(&self) -> usize {
         self.segments
@@ -202,6 +234,24 @@ mod tests {
         for rows in [&[-1, -1][..], &[]] {
             let plan = RowPlan::new(rows);
             assert!(plan.row_order.is_empty() && plan.starts.is_empty() && plan.tiles.is_empty());
+            assert_eq!(plan.spread(), Spread::None);
+        }
+    }
+
+    #[test]
+    fn adapters_are_few_where_rows_share_them_or_are_few() {
+        let in_turn = |rows: i32, adapters| (0..rows).map(|row| row % adapters).collect::<Vec<_>>();
+        for (rows, adapters, spread) in [
+            (8, 8, Spread::Few),
+            (64, 8, Spread::Few),
+            (64, 64, Spread::Many),
+            (256, 8, Spread::Few),
+        ] {
+            assert_eq!(
+                RowPlan::new(&in_turn(rows, adapters)).spread(),
+                spread,
+                "{rows} {adapters}"
+            );
         }
     }
 

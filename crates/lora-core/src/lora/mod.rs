@@ -3,5 +3,5 @@
 mod batch;
 mod site;
 
-pub use batch::{LoraBatch, RowPlan};
+pub use batch::{LoraBatch, RowPlan, Spread};
 pub use site::{LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotSlice};

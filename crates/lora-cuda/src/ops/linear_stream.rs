@@ -20,7 +20,7 @@ use crate::{Cuda, CudaQueue, ViewMut};
 pub const SHARED: usize = 200 << 10;
 
 /// The most rows that the kernel takes.
-const MOST_ROWS: usize = 64;
+pub const MOST_ROWS: usize = 64;
 
 /// As in `linear_stream.cu`: outputs of a group of consumers, threads of the finishers, tiles of weights and
 /// of inputs, and elements that keep rows of sums apart.

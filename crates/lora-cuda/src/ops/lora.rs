@@ -3,10 +3,11 @@
 
 use std::ops::Range;
 
-use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec};
+use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, Spread};
 use lora_core::{DType, Error, Mat, Result, check, check_extent};
 
 use super::linear::CudaLinear;
+use super::linear_stream;
 use super::lora_table::Work;
 use super::{ROW_THREADS, WARP};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
@@ -106,17 +107,17 @@ const RANKS: usize = 16;
 const OUTPUTS: usize = 512;
 
 /// Blocks of the expand that keep a device busy.
-const EXPAND_BLOCKS: usize = 1024;
+const EXPAND_BLOCKS: usize = 2048;
 
 /// The largest rank of `lora_mma.cu`.
 const MMA_MAX_RANK: usize = 256;
 
 /// Columns of K that one block of the shrink sums: small enough to give every multiprocessor work,
-/// large enough that planes are few.
-fn chunk(in_dim: usize, tile_rows: usize) -> usize {
+/// large enough that planes are few. It depends on the site alone, as does how a row is summed.
+fn chunk(in_dim: usize) -> usize {
     const MOST_PLANES: usize = 8;
-    let wanted = if tile_rows == 8 { 512 } else { 2048 };
-    in_dim.div_ceil(MOST_PLANES).next_multiple_of(WARP).max(wanted)
+    const LEAST: usize = 512;
+    in_dim.div_ceil(MOST_PLANES).next_multiple_of(WARP).max(LEAST)
 }
 
 /// The two products of a batch at a site.
@@ -224,7 +225,7 @@ impl Cuda {
         }
         // What adapters add is written, and the product of many rows reads it while it computes:
         // cheaper than to read and write the output once more.
-        if plan.may_begin {
+        if plan.may_begin && plan.rows > linear_stream::MOST_ROWS {
             self.expand(q, &plan, Output::Begin)?;
             if self.multiply_by_lt(q, &input, w, true, out)? {
                 return Ok(());
@@ -256,7 +257,7 @@ impl Cuda {
         let suited = matches!(work, Work::Mma { .. }) && suits_mma(x_geo, out.geo, max_rank);
         let by_mma = ids == 0 && suited;
         let chunk = match by_mma {
-            true => chunk(site.spec.in_dim, batch.tile_rows()),
+            true => chunk(site.spec.in_dim),
             false => site.spec.in_dim.max(1),
         };
         let planes = site.spec.in_dim.div_ceil(chunk);
@@ -280,6 +281,7 @@ impl Cuda {
             chunk: chunk as i32,
             planes: planes as i32,
         };
+        let few = batch.spread() == Spread::Few;
         let widest = site.spec.slices.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
         // No more tiles than rows, nor than full ones and one that is not for each segment.
         let tile_rows = batch.tile_rows();
@@ -293,7 +295,7 @@ impl Cuda {
             max_rank,
             planes,
             widest,
-            of_rows: FewRows::new(&args, &site.spec).filter(|_| by_mma),
+            of_rows: FewRows::new(&args, &site.spec).filter(|_| by_mma && few),
             may_begin: by_mma && matches!(work, Work::Mma { gains: false, .. }),
         }))
     }
