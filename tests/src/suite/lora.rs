@@ -7,7 +7,9 @@ use proptest::test_runner::TestCaseResult;
 
 use super::compare::{Class, close, exact};
 use super::draw::Fill;
-use super::lora_case::{Case, added, batch, embedding_cases, linear_cases, prompt_cases};
+use super::lora_case::{
+    Case, added, batch, embedding_cases, linear_cases, prompt_cases, tiled_cases,
+};
 use super::misuse::{Misuse, refusals};
 use super::reference::{Input, adapted, linear};
 use super::rig::{Gaps, Matrix, Rig};
@@ -61,46 +63,53 @@ pub fn an_embedding_adapter_does_what_its_formula_says<B: Backend>(
 
 /// `linear_lora` is the product, then the adapter; without adapters it is the product to the bit.
 pub fn a_product_then_its_adapter<B: Backend>(make: &dyn Fn() -> B, types: Types) {
-    for_all(make, 96, linear_cases(), |rig, case| {
-        let [x, y] = operands(case, types);
-        let mut fill = Fill::new(case.seed ^ 2);
-        let w = fill.matrix(case.out_dim(), case.in_dim, types.w);
-        let bias = fill.values(case.out_dim());
-        let prepared = rig.be.prepare_linear(std::slice::from_ref(&w.data), Some(&bias))?;
-        let site = case.site(rig, SiteKind::Linear, types)?;
-        let batch = batch(rig, &case.slot_of_row)?;
-        let placed = rig.place(&x, case.gaps[0])?;
-        let mut outs = [None, Some(&batch)].map(|batch| (batch, rig.place(&y, case.gaps[1])));
-        let mut found = Vec::new();
-        for (batch, out) in &mut outs {
-            let out = out.as_mut().map_err(|e| TestCaseError::fail(e.to_string()))?;
-            let lora = batch.map(|batch| (&site.site, batch));
-            rig.be.linear_lora(&mut rig.q, placed.view(), &prepared, lora, out.view_mut())?;
-            found.push(out.read(rig)?);
-        }
-        let mut plain = rig.place(&y, NONE[1])?;
-        rig.be.linear(&mut rig.q, placed.view(), &prepared, plain.view_mut())?;
-        exact("linear_lora without adapters", &found[0], &plain.read(rig)?)?;
+    for_all(make, 96, linear_cases(), |rig, case| product_then_adapter(rig, case, types));
+}
 
-        let base = linear(&x, &w, Some(&bias));
-        let mut start = 0;
-        for (i, width) in case.widths.iter().enumerate() {
-            for (r, slot) in case.slot_of_row.iter().enumerate() {
-                let columns = start..start + width;
-                let y = &base[r * w.rows..][columns.clone()];
-                let slice = usize::try_from(*slot).ok().and_then(|s| site.slots[s][i].as_ref());
-                let input = Input::Row(x.nums(r));
-                let expected = match slice {
-                    Some(slice) => adapted(SiteKind::Linear, slice, &input, y),
-                    None => y.to_vec(),
-                };
-                let class = Class::Through(case.in_dim + 40, types.out);
-                close("linear_lora", &found[1].cut(r, columns), &expected, class)?;
-            }
-            start += width;
+/// The same for extents that suit tensor cores, ranks up to 256, and many adapters.
+pub fn products_in_tiles_get_their_adapters<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 16, tiled_cases(), |rig, case| product_then_adapter(rig, case, types));
+}
+
+fn product_then_adapter<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types) -> TestCaseResult {
+    let [x, y] = operands(case, types);
+    let mut fill = Fill::new(case.seed ^ 2);
+    let w = fill.matrix(case.out_dim(), case.in_dim, types.w);
+    let bias = fill.values(case.out_dim());
+    let prepared = rig.be.prepare_linear(std::slice::from_ref(&w.data), Some(&bias))?;
+    let site = case.site(rig, SiteKind::Linear, types)?;
+    let batch = batch(rig, &case.slot_of_row)?;
+    let placed = rig.place(&x, case.gaps[0])?;
+    let mut outs = [None, Some(&batch)].map(|batch| (batch, rig.place(&y, case.gaps[1])));
+    let mut found = Vec::new();
+    for (batch, out) in &mut outs {
+        let out = out.as_mut().map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let lora = batch.map(|batch| (&site.site, batch));
+        rig.be.linear_lora(&mut rig.q, placed.view(), &prepared, lora, out.view_mut())?;
+        found.push(out.read(rig)?);
+    }
+    let mut plain = rig.place(&y, NONE[1])?;
+    rig.be.linear(&mut rig.q, placed.view(), &prepared, plain.view_mut())?;
+    exact("linear_lora without adapters", &found[0], &plain.read(rig)?)?;
+
+    let base = linear(&x, &w, Some(&bias));
+    let mut start = 0;
+    for (i, width) in case.widths.iter().enumerate() {
+        for (r, slot) in case.slot_of_row.iter().enumerate() {
+            let columns = start..start + width;
+            let y = &base[r * w.rows..][columns.clone()];
+            let slice = usize::try_from(*slot).ok().and_then(|s| site.slots[s][i].as_ref());
+            let input = Input::Row(x.nums(r));
+            let expected = match slice {
+                Some(slice) => adapted(SiteKind::Linear, slice, &input, y),
+                None => y.to_vec(),
+            };
+            let class = Class::Through(case.in_dim + case.max_rank(), types.out);
+            close("linear_lora", &found[1].cut(r, columns), &expected, class)?;
         }
-        Ok(())
-    });
+        start += width;
+    }
+    Ok(())
 }
 
 /// A row gets the same bits alone and in a batch of several adapters.

@@ -91,6 +91,34 @@ pub fn prompt_cases() -> impl Strategy<Value = Case> {
         .prop_flat_map(|(widths, in_dim)| with_widths(widths, in_dim, 512usize..700))
 }
 
+/// Cases of a projection whose extents suit tensor cores, with few rows and many, few adapters and many,
+/// of all ranks.
+pub fn tiled_cases() -> impl Strategy<Value = Case> {
+    let select = |values: &'static [usize]| prop::sample::select(values);
+    let widths = prop::collection::vec(select(&[64, 128, 192]), 1..=4);
+    let adapters = prop_oneof![3 => 1usize..5, 1 => 20usize..24];
+    let rows = select(&[1, 7, 8, 9, 33, 64, 65, 130]);
+    (widths, select(&[8, 64, 136, 520]), adapters, rows, any::<[bool; 2]>(), any::<u64>())
+        .prop_flat_map(move |(widths, in_dim, adapters, rows, [gain, shift], seed)| {
+            let rank = select(&[1, 2, 7, 8, 16, 16, 17, 64, 255, 256]);
+            let parts = rank.prop_map(move |rank| {
+                Some(Parts { rank: Some(rank), gain, shift, replacement: false })
+            });
+            let slice = prop_oneof![5 => parts, 1 => Just(None)];
+            let written =
+                prop::collection::vec(prop::collection::vec(slice, widths.len()), adapters);
+            let slot_of_row = prop::collection::vec(-1..=adapters as i32, rows);
+            (written, slot_of_row).prop_map(move |(adapters, slot_of_row)| Case {
+                in_dim,
+                widths: widths.clone(),
+                adapters,
+                slot_of_row,
+                gaps: Default::default(),
+                seed,
+            })
+        })
+}
+
 /// Cases of an embedding.
 pub fn embedding_cases() -> impl Strategy<Value = Case> {
     (cols(), 1usize..60).prop_flat_map(|(hidden, vocab)| with_widths(vec![hidden], vocab, rows()))
@@ -103,6 +131,12 @@ impl Case {
             SiteKind::Linear => SiteSpec::linear(self.in_dim, &self.widths),
             SiteKind::Embedding => SiteSpec::embedding(self.in_dim, self.widths[0]),
         }
+    }
+
+    /// The largest rank of its adapters.
+    pub fn max_rank(&self) -> usize {
+        let slices = self.adapters.iter().flatten().flatten();
+        slices.filter_map(|parts| parts.rank).max().unwrap_or(0)
     }
 
     /// Columns of the output.
