@@ -326,10 +326,11 @@ template <class S> struct Finisher {
     // Asks for the factors of a tile, which come while something else is done.
     __device__ void prefetch(int tile) const {
         int n = first_of(tile), slice = slice_of(a.lora, n), in_slice = n - a.lora.starts[slice];
+        int count = min(width, a.out.cols - n);
         for (int t = warp; t < tiles; t += FINISHERS / WARP) {
             const Part &part = memory.parts[t * a.lora.slices + slice];
             const bf16 *b = part.b + int64_t(in_slice) * part.rank;
-            for (int i = thread % WARP * 64; i < width * part.rank; i += WARP * 64)
+            for (int i = thread % WARP * 64; i < count * part.rank; i += WARP * 64)
                 asm volatile("prefetch.global.L2 [%0];" ::"l"(b + i));
         }
     }
@@ -337,8 +338,10 @@ template <class S> struct Finisher {
     // scale * B z of a tile's rows. Each warp takes some tiles of rows, T instructions of outputs a time.
     template <int T> __device__ void expand(int tile) const {
         constexpr int TOGETHER = 16 * T;
+        // The last tile may reach behind the last output.
+        int count = min(width, a.out.cols - first_of(tile));
         for (int t = warp; t < tiles; t += FINISHERS / WARP)
-            for (int from = 0; from < width; from += TOGETHER) expand<T>(t, first_of(tile) + from, from);
+            for (int from = 0; from < count; from += TOGETHER) expand<T>(t, first_of(tile) + from, from);
     }
     template <int T> __device__ void expand(int t, int n, int from) const {
         int slice = slice_of(a.lora, n), rows = memory.tiles[t].y, place = memory.tiles[t].x;
