@@ -18,8 +18,8 @@ pub struct RowPlan {
     /// Segments cut into tiles of up to [`RowPlan::tile_rows`] rows, for kernels that share an
     /// adapter's factors among them: first entry in `row_order`, number of entries, slot, and 0.
     pub tiles: Vec<[i32; 4]>,
-    /// Slot of each row of the batch, -1 for none.
-    pub slot_of_row: Vec<i32>,
+    /// Rows that have no adapter, in ascending order.
+    pub idle_rows: Vec<i32>,
     /// Rows of a full tile.
     pub tile_rows: usize,
     /// Rows of the batch, those without an adapter included.
@@ -57,9 +57,9 @@ impl RowPlan {
             .map(|(s, r)| (*s, r))
             .collect();
         rows.sort_unstable();
-        let slot_of = |slot: &i32| (*slot).max(-1);
-        let slot_of_row: Vec<i32> = slot_of_row.iter().map(slot_of).collect();
-        let mut plan = Self { rows: slot_of_row.len(), slot_of_row, ..Self::default() };
+        let idle = slot_of_row.iter().zip(0..).filter(|(slot, _)| **slot < 0);
+        let idle_rows = idle.map(|(_, row)| row).collect();
+        let mut plan = Self { rows: slot_of_row.len(), idle_rows, ..Self::default() };
         for chunk in rows.chunk_by(|a, b| a.0 == b.0) {
             plan.slots.push(chunk[0].0);
             plan.starts.push(plan.row_order.len() as i32);
@@ -85,12 +85,6 @@ impl RowPlan {
         }
     }
 
-    /// Rows that have no adapter, in ascending order.
-    fn idle_rows(&self) -> Vec<i32> {
-        let rows = self.slot_of_row.iter().zip(0..);
-        rows.filter(|(slot, _)| **slot < 0).map(|(_, row)| row).collect()
-    }
-
     fn cut(&self, rows: i32) -> Vec<[i32; 4]> {
         let segments = self.starts.windows(2).zip(&self.slots);
         let tiles = |(ends, slot): (&[i32], &i32)| {
@@ -114,9 +108,9 @@ pub struct LoraBatch<B: Backend> {
 
 /// Where the parts of a batch of `rows` rows lie, in words. Tiles come first, as they are read 16
 /// bytes at a time.
-fn places(rows: usize) -> [Range<usize>; 7] {
+fn places(rows: usize) -> [Range<usize>; 6] {
     let mut end = 0;
-    [4 * rows, SIZES, rows, rows + 1, rows, rows, rows].map(|words| {
+    [4 * rows, SIZES, rows, rows + 1, rows, rows].map(|words| {
         let start = end;
         end += words;
         start..end
@@ -148,18 +142,16 @@ impl<B: Backend> LoraBatch<B> {
         (self.rows, self.tile_rows, self.segments) = (plan.rows, plan.tile_rows, plan.slots.len());
         self.spread = plan.spread();
         let sizes = [plan.slots.len(), plan.row_order.len(), plan.tiles.len()].map(|n| n as i32);
-        let idle: Vec<i32> = plan.idle_rows();
-        let parts: [&[i32]; 7] = [
+        let parts: [&[i32]; 6] = [
             plan.tiles.as_flattened(),
             &sizes,
             &plan.row_order,
             &plan.starts,
             &plan.slots,
-            &plan.slot_of_row,
-            &idle,
+            &plan.idle_rows,
         ];
         let places = places(plan.rows);
-        let mut words = vec![0; places[6].end];
+        let mut words = vec![0; places[5].end];
         for (place, part) in places.into_iter().zip(parts) {
             words[place][..part.len()].copy_from_slice(part);
         }
@@ -194,14 +186,9 @@ impl<B: Backend> LoraBatch<B> {
         self.part(4)
     }
 
-    /// Slot of each row, -1 for none: `[1, rows]` i32.
-    pub fn slot_of_row(&self) -> View<'_, B> {
-        self.part(5)
-    }
-
     /// Rows that have no adapter, as many as the row order leaves: `[1, rows]` i32.
     pub fn idle_rows(&self) -> View<'_, B> {
-        self.part(6)
+        self.part(5)
     }
 
     /// Rows of a full tile.
@@ -282,10 +269,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(&seen, &slots);
-            prop_assert_eq!(&plan.slot_of_row, &slots);
-            let idle = plan.idle_rows();
-            prop_assert!(idle.iter().all(|row| slots[*row as usize] < 0));
-            prop_assert_eq!(idle.len() + plan.row_order.len(), slots.len());
+            prop_assert!(plan.idle_rows.iter().all(|row| slots[*row as usize] < 0));
+            prop_assert_eq!(plan.idle_rows.len() + plan.row_order.len(), slots.len());
             let mut next = 0;
             for [from, count, slot, _] in &plan.tiles {
                 prop_assert!(*from == next && (1..=plan.tile_rows as i32).contains(count));

@@ -7,7 +7,7 @@ use lora_core::fp8::{Fp8Scales, InputScale};
 use lora_core::{DType, HostTensor, Mat, Pool, Result, check};
 
 use super::linear_stream::{TensorMap, tiles_of};
-use super::{EIGHT, ROW_THREADS, WARP, in_eights};
+use super::{EIGHT, MOST_THREADS, ROW_THREADS, WARP, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
 use crate::lt::Extras;
@@ -98,10 +98,8 @@ const CODES_ALIGNMENT: usize = 256;
 /// Rows that a warp of the kernel takes together, as in `linear.cu`.
 const ROWS: usize = 8;
 
-/// Times that a thread of `quantise_rows_eights` takes eight elements, as in `linear.cu`, and the
-/// threads of a block at most.
+/// Times that a thread of `quantise_rows_eights` takes eight elements, as in `linear.cu`.
 const MOST_EIGHTS: usize = 4;
-const MOST_THREADS: usize = 1024;
 
 impl CudaLinear {
     /// The weights, to compute with.
@@ -190,10 +188,11 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<()> {
         check::linear(x.geo, [w.geo.rows, w.geo.cols], out.geo)?;
-        match self.input(q, x, w)? {
-            Some(input) => self.multiply_input(q, &input, w, out),
-            None => Ok(()),
+        if x.geo.rows == 0 {
+            return Ok(());
         }
+        let input = self.input(q, x, w)?;
+        self.multiply_input(q, &input, w, out)
     }
 
     /// The product, by what suits it best.
@@ -210,18 +209,12 @@ impl Cuda {
         self.multiply_any(q, x, w, out)
     }
 
-    /// The input as the product with `w` reads it; `None` if it has no rows.
-    pub(super) fn input(
-        &self,
-        q: &mut CudaQueue,
-        x: View<'_>,
-        w: &CudaLinear,
-    ) -> Result<Option<Input>> {
-        if x.geo.rows == 0 {
-            return Ok(None);
+    /// The input as the product with `w` reads it.
+    pub(super) fn input(&self, q: &mut CudaQueue, x: View<'_>, w: &CudaLinear) -> Result<Input> {
+        match &w.fp8 {
+            Some(fp8) => self.quantise(q, x, fp8),
+            None => Ok(Input { mat: x.into(), geo: x.geo, scales: 0, exact: false }),
         }
-        let plain = || Input { mat: x.into(), geo: x.geo, scales: 0, exact: false };
-        w.fp8.as_ref().map_or_else(|| Ok(plain()), |fp8| self.quantise(q, x, fp8)).map(Some)
     }
 
     /// The product by cuBLASLt, added to `out` if `adds`; `false` where it cannot do it.

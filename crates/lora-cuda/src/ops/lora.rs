@@ -121,7 +121,6 @@ fn chunk(in_dim: usize) -> usize {
 }
 
 /// The two products of a batch at a site.
-#[derive(Clone, Copy)]
 struct Plan {
     args: LoraArgs,
     /// Rows of a tile where tensor cores do the work.
@@ -219,7 +218,7 @@ impl Cuda {
             return self.multiply(q, x, w, out);
         };
         self.shrink(q, &plan)?;
-        let Some(input) = self.input(q, x, w)? else { return Ok(()) };
+        let input = self.input(q, x, w)?;
         if plan.of_rows.is_some() && self.multiply_stream(q, &input, w, plan.of_rows, out)? {
             return Ok(());
         }

@@ -18,6 +18,9 @@ use crate::device::is_aligned;
 /// Threads of a block that works on one row.
 const ROW_THREADS: usize = 256;
 
+/// Threads of a block, at most.
+const MOST_THREADS: usize = 1024;
+
 /// Threads of a warp.
 const WARP: usize = 32;
 

@@ -3,7 +3,7 @@
 
 use lora_core::{Mat, Result, check};
 
-use super::{EIGHT, ROW_THREADS, WARP, in_eights};
+use super::{EIGHT, MOST_THREADS, ROW_THREADS, WARP, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, View, ViewMut};
@@ -59,9 +59,6 @@ impl Cuda {
 
 /// What the address of weights must be a multiple of to be loaded eight at a time.
 const ALIGNMENT: Address = (EIGHT * size_of::<f32>()) as Address;
-
-/// Threads of a block, at most.
-const MOST_THREADS: usize = 1024;
 
 /// The kernel that keeps rows in registers where they are short enough, else `general`.
 fn choose(general: Kernel, w: Address, operands: &[Mat]) -> (Kernel, Launch) {
