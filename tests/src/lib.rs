@@ -5,8 +5,10 @@
 mod adapter_files;
 mod compare;
 mod demo;
+pub mod faults;
 mod fixture_class;
 mod fixtures;
+pub mod settle;
 pub mod suite;
 
 pub use adapter_files::{AdapterFiles, FileTensor};

@@ -138,7 +138,8 @@ pub trait Backend: Sized + 'static {
     ) -> Result<Option<Self::Graph>>;
 
     /// Runs a recorded step again, on whatever its buffers now hold. `false`: adapters that came
-    /// since need other work than was recorded; nothing was run, and the caller runs the ops.
+    /// since need other work than was recorded, or the device is too full to start it as a whole;
+    /// nothing was run, and the caller runs the ops.
     ///
     /// # Errors
     /// [`crate::Error::Device`].

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cudarc::driver::DriverError;
+use cudarc::driver::{DriverError, sys};
 use thiserror::Error;
 
 /// A GPU that cannot be had, or kernels that do not fit it.
@@ -70,6 +70,15 @@ pub enum CudaError {
         /// What is wrong with it.
         cause: String,
     },
+    /// The device has no memory left for something whose size only the driver knows.
+    #[error(
+        "the device is full: no memory is left for {what}; end other programs that use it, or use \
+         the CPU"
+    )]
+    Full {
+        /// What there was no room for.
+        what: String,
+    },
     /// A call of the driver failed.
     #[error("{call}: {cause:?}")]
     Driver {
@@ -85,10 +94,18 @@ fn list(paths: &[PathBuf]) -> String {
     names.join(", ")
 }
 
+/// Whether the driver found no memory.
+pub(crate) fn is_full(cause: DriverError) -> bool {
+    cause.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
+}
+
 impl CudaError {
     /// An error of the driver in `call`.
     pub(crate) fn driver(call: &'static str) -> impl Fn(DriverError) -> Self {
-        move |cause| Self::Driver { call, cause }
+        move |cause| match is_full(cause) {
+            true => Self::Full { what: call.to_owned() },
+            false => Self::Driver { call, cause },
+        }
     }
 }
 
@@ -100,7 +117,7 @@ impl From<CudaError> for lora_core::Error {
 
 /// An error of the driver in `call`, as the trait's.
 pub(crate) fn failed(call: &'static str) -> impl Fn(DriverError) -> lora_core::Error {
-    move |cause| CudaError::Driver { call, cause }.into()
+    move |cause| CudaError::driver(call)(cause).into()
 }
 
 #[cfg(test)]
@@ -112,10 +129,16 @@ mod tests {
         let library = CudaError::Library { library: "libcuda", remedy: "install the driver" };
         let device = CudaError::NoDevice { ordinal: 3, count: 2 };
         let searched = vec![PathBuf::from("a"), PathBuf::from("b")];
+        let driver = |cause| CudaError::driver("cuStreamCreate")(DriverError(cause));
+        let full = driver(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+        // Its text is the driver's.
+        let lost = driver(sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE);
+        assert!(matches!(lost, CudaError::Driver { call: "cuStreamCreate", .. }));
         for (error, parts) in [
             (library, &["libcuda", "install the driver", "CPU"][..]),
             (device, &["device 3", "shows 2"]),
             (CudaError::NoKernels { searched }, &["a, b", "xtask kernels", "POLYLORA_KERNELS"]),
+            (full, &["device is full", "cuStreamCreate", "end other programs", "CPU"]),
         ] {
             let text = lora_core::Error::from(error).to_string();
             for part in parts {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, result, sys};
 use lora_core::Result;
 
-use crate::error::failed;
+use crate::error::{failed, is_full};
 use crate::queue::Recording;
 use crate::{Cuda, CudaQueue};
 
@@ -55,10 +55,13 @@ impl Cuda {
         recorded?;
         let mut graph = graph?;
         // SAFETY: the graph was made above; `executable` is written if the call succeeds.
-        unsafe { sys::cuGraphInstantiateWithFlags(&raw mut graph.executable, graph.graph, 0) }
-            .result()
-            .map_err(failed("cuGraphInstantiate"))?;
-        Ok(Some(graph))
+        let made =
+            unsafe { sys::cuGraphInstantiateWithFlags(&raw mut graph.executable, graph.graph, 0) };
+        match made.result() {
+            // Steps that run eagerly take no memory.
+            Err(error) if is_full(error) => Ok(None),
+            made => made.map_err(failed("cuGraphInstantiate")).map(|()| Some(graph)),
+        }
     }
 
     /// See [`lora_core::Backend::replay`].
@@ -67,10 +70,12 @@ impl Cuda {
             return Ok(false);
         }
         // SAFETY: the graph lives as long as the borrow; its operands are the caller's to keep.
-        unsafe { sys::cuGraphLaunch(graph.executable, q.stream()) }
-            .result()
-            .map_err(failed("cuGraphLaunch"))?;
-        Ok(true)
+        let launched = unsafe { sys::cuGraphLaunch(graph.executable, q.stream()) };
+        match launched.result() {
+            // The first launch takes memory.
+            Err(error) if is_full(error) => Ok(false),
+            launched => launched.map_err(failed("cuGraphLaunch")).map(|()| true),
+        }
     }
 
     /// Milliseconds that the device takes from the first to the last op that `work` issues.

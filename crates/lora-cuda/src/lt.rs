@@ -130,8 +130,15 @@ impl Lt {
         let remedy = "free memory on the device and check that cuBLAS is of CUDA 13";
         let refused = || CudaError::Library { library: "libcublasLt", remedy };
         let workspace = CudaBuf::zeroed(context, Pool::Activations, WORKSPACE);
-        let workspace = workspace.map_err(|_| refused())?;
-        let handle = result::create_handle().map_err(|_| refused())?;
+        let full = || CudaError::Full { what: "cuBLASLt".to_owned() };
+        let workspace = workspace.map_err(|error| match error {
+            Error::OutOfMemory { .. } => full(),
+            _ => refused(),
+        })?;
+        let handle = result::create_handle().map_err(|error| match error.0 {
+            sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => full(),
+            _ => refused(),
+        })?;
         Ok(Self { handle, workspace, plans: HashMap::new() })
     }
 

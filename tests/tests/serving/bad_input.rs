@@ -3,8 +3,9 @@
 use engine::{GenerateRequest, Llm, LlmBuilder, LlmError};
 use lora_core::{LoraConfig, PeftCacheConfig};
 use lora_cpu_ref::CpuRef;
-
-use super::settle::{ask, assert_nothing_held, builder, engine_with, greedy, lora, start, tiers};
+use polylora_tests::settle::{
+    self, ask, assert_names, assert_nothing_held, builder, engine_with, greedy, lora, start, tiers,
+};
 
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];
 
@@ -14,21 +15,7 @@ fn request(name: &str, id: i64) -> GenerateRequest {
 
 /// Answers a bad request between two good ones, which must not notice. Returns its error.
 fn refused(llm: &Llm, bad: GenerateRequest) -> LlmError {
-    let base = || ask(&PROMPT, greedy(4), None);
-    let mut answers = llm.generate_each(vec![base(), bad, base()], &mut |_| ());
-    let alone = llm.generate_each(vec![base()], &mut |_| ()).remove(0).unwrap();
-    assert_eq!(answers.pop().unwrap().unwrap().outputs, alone.outputs);
-    let error = answers.pop().unwrap().unwrap_err();
-    assert_eq!(answers.pop().unwrap().unwrap().outputs, alone.outputs);
-    assert_nothing_held(llm);
-    error
-}
-
-fn assert_names(error: &LlmError, words: &[&str]) {
-    let text = error.to_string();
-    for word in words {
-        assert!(text.contains(word), "{word} is missing in: {text}");
-    }
+    settle::refused(llm, &ask(&PROMPT, greedy(4), None), bad)
 }
 
 #[test]

@@ -7,6 +7,5 @@ mod lifecycle;
 mod memory;
 mod mixes;
 mod prefixes;
-mod settle;
 mod soak;
 mod streams;

@@ -3,8 +3,9 @@
 use engine::{KvCacheConfig, Llm, LlmBuilder, LlmError};
 use lora_core::LoraConfig;
 use lora_core::testkit::{CountedMemory, NullBackend};
-
-use super::settle::{ask, assert_nothing_held, builder, greedy, lora, settled, tiers};
+use lora_cpu_ref::CpuRef;
+use polylora_tests::faults;
+use polylora_tests::settle::{ask, assert_nothing_held, builder, greedy, lora, settled, tiers};
 
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];
 
@@ -98,4 +99,41 @@ fn a_device_too_small_says_for_what() {
     assert!(error.to_string().contains("max_num_tokens"), "{error}");
     let error = refused(needed + 1000);
     assert!(matches!(error, LlmError::NoRoomForKv { .. }), "{error}");
+}
+
+/// Runs a fault on a device of four gigabytes.
+fn meet<M: faults::Make<NullBackend>>(fault: fn(&M), make: impl FnOnce(CountedMemory) -> M) {
+    let memory = CountedMemory::new(4 << 30);
+    fault(&make(memory.clone()));
+    assert_eq!(memory.free(), 4 << 30, "something is still held");
+}
+
+fn counted(memory: CountedMemory) -> impl faults::Make<NullBackend> {
+    move || Ok(NullBackend::new(512).with_memory(memory.clone()))
+}
+
+#[test]
+fn a_full_device_refuses_engines_until_there_is_room() {
+    meet(faults::a_full_device_refuses_engines_until_there_is_room, counted);
+}
+
+#[test]
+fn an_engine_in_any_room_answers_right_or_says_why() {
+    meet(faults::an_engine_in_any_room_answers_right_or_says_why, counted);
+}
+
+#[test]
+fn keys_and_values_without_room_are_refused() {
+    meet(faults::keys_and_values_without_room_are_refused, counted);
+}
+
+#[test]
+fn an_adapter_larger_than_its_tier_fails_alone() {
+    meet(faults::an_adapter_larger_than_its_tier_fails_alone, counted);
+    faults::an_adapter_larger_than_its_tier_fails_alone(&|| CpuRef::with_threads(None));
+}
+
+#[test]
+fn an_adapter_that_finds_the_device_full_fails_alone() {
+    meet(faults::an_adapter_that_finds_the_device_full_fails_alone, counted);
 }

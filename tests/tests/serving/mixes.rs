@@ -8,11 +8,12 @@ use engine::{
     SamplingParams, SchedulerConfig,
 };
 use lora_core::LoraConfig;
+use polylora_tests::settle::{
+    ask, assert_nothing_held, builder, engine_with, greedy, lora, start, tiers,
+};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
-
-use super::settle::{ask, assert_nothing_held, builder, engine_with, greedy, lora, start, tiers};
 
 const ADAPTERS: [&str; 9] = [
     "llama.attn-r8",

@@ -2,8 +2,7 @@
 
 use engine::{KvCacheConfig, Llm, RequestOutput, SamplingParams};
 use lora_core::LoraRequest;
-
-use super::settle::{ask, builder, engine_with, greedy, lora, settled, start, tiers};
+use polylora_tests::settle::{ask, builder, engine_with, greedy, lora, settled, start, tiers};
 
 /// Tokens of a block.
 const BLOCK: usize = 4;

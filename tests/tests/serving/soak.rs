@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use engine::{GenerateRequest, KvCacheConfig, Llm, ResponseStream};
 use lora_core::{LoraConfig, LoraRequest};
+use polylora_tests::settle::{ask, assert_nothing_held, builder, greedy, settled, start, tiers};
 use polylora_tests::{AdapterFiles, FileTensor};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-
-use super::settle::{ask, assert_nothing_held, builder, greedy, settled, start, tiers};
 
 /// How much is run.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,9 @@
-//! The CUDA backend: the suite of all backends, and the fixtures end to end. Needs a GPU.
+//! The CUDA backend: the suite of all backends, the fixtures end to end, and faults of the device. Needs a
+//! GPU.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod faults;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,26 +1,35 @@
-//! Engines and requests that the tests of serving share.
+//! Engines and requests that the tests of serving share, and what must hold once they are done.
 
 use std::time::{Duration, Instant};
 
-use engine::{EngineStats, GenerateRequest, Llm, LlmBuilder, Prompt, SamplingParams};
+use engine::{EngineStats, GenerateRequest, Llm, LlmBuilder, LlmError, Prompt, SamplingParams};
 use lora_core::{DType, LoraConfig, LoraRequest};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{adapter_path, model_path};
+
+use crate::{adapter_path, model_path};
 
 /// Exact settings over the small Llama, with LoRA.
 pub fn builder(lora: LoraConfig) -> LlmBuilder {
     Llm::builder(model_path("llama")).dtype(Some(DType::F32)).lora_config(lora)
 }
 
-/// An engine with room for `device` adapters on the device and `host` in host memory.
+/// An engine on the CPU with room for `device` adapters on the device and `host` in host memory.
+///
+/// # Panics
+/// If it cannot start.
 pub fn engine_with(device: usize, host: usize) -> Llm {
     start(builder(tiers(device, host)))
 }
 
+/// LoRA with room for `device` adapters on the device and `host` in host memory.
 pub fn tiers(device: usize, host: usize) -> LoraConfig {
     LoraConfig { max_loras: Some(device), max_cpu_loras: Some(host), ..LoraConfig::default() }
 }
 
+/// An engine on the CPU.
+///
+/// # Panics
+/// If it cannot start.
 pub fn start(builder: LlmBuilder) -> Llm {
     builder.build(|| CpuRef::with_threads(None)).unwrap()
 }
@@ -35,6 +44,7 @@ pub fn greedy(tokens: usize) -> SamplingParams {
     }
 }
 
+/// A request.
 pub fn ask(prompt: &[u32], sampling: SamplingParams, lora: Option<LoraRequest>) -> GenerateRequest {
     GenerateRequest { prompt: Prompt::Ids(prompt.to_vec()), sampling, lora }
 }
@@ -45,6 +55,9 @@ pub fn lora(name: &str, id: i64) -> LoraRequest {
 }
 
 /// What the engine says once nothing runs any more.
+///
+/// # Panics
+/// If something runs for a minute.
 pub fn settled(llm: &Llm) -> EngineStats {
     let begin = Instant::now();
     loop {
@@ -58,10 +71,40 @@ pub fn settled(llm: &Llm) -> EngineStats {
 }
 
 /// Nothing is held once nothing runs.
+///
+/// # Panics
+/// If something is.
 pub fn assert_nothing_held(llm: &Llm) {
     let stats = settled(llm);
     assert_eq!((stats.kv.held, stats.adapters.pins), (0, 0), "{stats:?}");
     for status in llm.list_adapters().unwrap() {
         assert_eq!(status.leases, 0, "{status:?}");
+    }
+}
+
+/// Asks for what cannot be served between two requests that can, which must not notice. Returns why it
+/// was refused.
+///
+/// # Panics
+/// If the others do notice, or nothing is refused.
+pub fn refused(llm: &Llm, good: &GenerateRequest, bad: GenerateRequest) -> LlmError {
+    let alone = llm.generate_each(vec![good.clone()], &mut |_| ()).remove(0).unwrap();
+    let answers = llm.generate_each(vec![good.clone(), bad, good.clone()], &mut |_| ());
+    let [first, refused, last] = answers.try_into().unwrap();
+    for answer in [first, last] {
+        assert_eq!(answer.unwrap().outputs, alone.outputs);
+    }
+    assert_nothing_held(llm);
+    refused.unwrap_err()
+}
+
+/// An error says these words.
+///
+/// # Panics
+/// If one is missing.
+pub fn assert_names(error: &LlmError, words: &[&str]) {
+    let text = error.to_string();
+    for word in words {
+        assert!(text.contains(word), "{word} is missing in: {text}");
     }
 }

@@ -1,0 +1,299 @@
+//! Faults of a device and what an engine makes of them, for any device with memory of its own: one
+//! whose memory is only counted, or a GPU. Each takes the device for itself while it runs.
+
+use std::fs;
+
+use engine::model::ModelError;
+use engine::{
+    GenerateRequest, KvCacheConfig, Llm, LlmBuilder, LlmError, LoadFormat, SamplingParams,
+};
+use lora_core::testkit::{Recipe, write_peft};
+use lora_core::{Backend, DType, Error, LoraConfig, LoraRequest, PeftCacheConfig, Pool, Result};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::settle::{
+    ask, assert_names, assert_nothing_held, builder, greedy, lora, refused, tiers,
+};
+
+/// Makes the device, on the thread that is to drive it.
+pub trait Make<B>: Fn() -> Result<B> + Clone + Send + 'static {}
+
+impl<B, F: Fn() -> Result<B> + Clone + Send + 'static> Make<B> for F {}
+
+/// Memory that others hold.
+pub struct Held<B: Backend>(Vec<B::Buf>);
+
+/// Pieces in which memory is held: large ones, so that they are few, down to the smallest that a GPU
+/// gives out by itself.
+const PIECES: [usize; 10] = {
+    let mut pieces = [1 << 30; 10];
+    let mut i = 1;
+    while i < pieces.len() {
+        pieces[i] = pieces[i - 1] / 2;
+        i += 1;
+    }
+    pieces
+};
+
+impl<B: Backend> Held<B> {
+    /// Takes all memory of a device but about `room` bytes.
+    ///
+    /// # Panics
+    /// If the device does not know what is free, or fails otherwise than by being full.
+    pub fn all_but(be: &B, room: usize) -> Self {
+        let free = || be.free_memory().unwrap().expect("a device with memory of its own");
+        let mut blocks = Vec::new();
+        for piece in PIECES {
+            while free() >= room + piece {
+                match be.alloc(Pool::Kv, piece) {
+                    Ok(block) => blocks.push(block),
+                    Err(Error::OutOfMemory { .. }) => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        Self(blocks)
+    }
+
+    /// Gives it back.
+    pub fn release(self) {
+        drop(self.0);
+    }
+}
+
+/// Bytes in which a device can be made, but none of the engines that must not fit.
+const ROOM: usize = 160 << 20;
+
+/// Bytes in which a running engine goes on, but an adapter of [`Wide`] does not fit.
+const ADAPTER_ROOM: usize = 16 << 20;
+
+/// Of what follows it here, no token is nearer to the next best than rounding can bring it.
+const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];
+
+/// The small Llama with small steps, so that all of it takes few megabytes.
+fn small() -> LlmBuilder {
+    builder(tiers(2, 2)).max_batch_size(4).max_num_tokens(16).max_seq_len(64)
+}
+
+/// Greedy past any end token; only tokens are asked for, as other bits depend on the batch on some
+/// devices.
+fn tokens(count: usize) -> SamplingParams {
+    SamplingParams { return_generation_logits: false, ..greedy(count) }
+}
+
+/// The base model and an adapter.
+fn both() -> Vec<GenerateRequest> {
+    let adapters = [None, Some(lora("llama.all-r16-rslora", 1))];
+    adapters.map(|lora| ask(&PROMPT, tokens(40), lora)).into()
+}
+
+fn answers(llm: &Llm) -> Vec<std::result::Result<Vec<u32>, LlmError>> {
+    let answers = llm.generate_each(both(), &mut |_| ()).into_iter();
+    answers.map(|answer| Ok(answer?.outputs.remove(0).token_ids)).collect()
+}
+
+/// What an engine answers that must answer.
+fn served(llm: &Llm) -> Vec<Vec<u32>> {
+    answers(llm).into_iter().map(|answer| answer.unwrap_or_else(|e| panic!("{e}"))).collect()
+}
+
+fn start<B: Backend>(builder: LlmBuilder, make: &impl Make<B>) -> Llm {
+    builder.build(make.clone()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Why an engine does not start while others hold all but `room` bytes.
+fn refusal<B: Backend>(
+    builder: LlmBuilder,
+    device: &B,
+    room: usize,
+    make: &impl Make<B>,
+) -> LlmError {
+    let held = Held::all_but(device, room);
+    let error = builder.build(make.clone()).err().expect("there is no room for the engine");
+    held.release();
+    error
+}
+
+/// A start on a full device says what did not fit and what to do; once there is room again, the same
+/// engines start and answer as ever.
+///
+/// # Panics
+/// If they do not.
+pub fn a_full_device_refuses_engines_until_there_is_room<B: Backend>(make: &impl Make<B>) {
+    // A gigabyte of activations.
+    let many_rows = || small().max_num_tokens(1 << 18);
+    let (wide, llm) = (Wide::new(), start(small(), make));
+    let expected = served(&llm);
+    drop(llm);
+    let device = make().unwrap();
+
+    let error = refusal(small(), &device, 0, make);
+    assert!(is_full(&error), "{error}");
+    assert_names(&error, &["the device is full"]);
+    let error = refusal(wide.builder(), &device, ROOM, make);
+    assert!(matches!(error, LlmError::OutOfMemory { pool: Pool::Weights, .. }), "{error}");
+    assert_names(&error, &["the device is full", "weights", "bytes", "quant_config"]);
+    let error = refusal(many_rows(), &device, ROOM, make);
+    assert!(matches!(error, LlmError::OutOfMemory { pool: Pool::Activations, .. }), "{error}");
+    assert_names(&error, &["the device is full", "activations", "bytes", "max_num_tokens"]);
+
+    for builder in [small(), many_rows()] {
+        assert_eq!(served(&start(builder, make)), expected);
+    }
+}
+
+/// Whether an engine has not started for want of memory.
+fn is_full(error: &LlmError) -> bool {
+    let by_driver = matches!(error, LlmError::Model(ModelError::Device(Error::Device(_))));
+    let by_size = matches!(error, LlmError::OutOfMemory { .. } | LlmError::NoRoomForKv { .. });
+    let text = error.to_string();
+    // cuBLASLt does not always say why it does not start.
+    let named = text.contains("the device is full") || text.contains("free memory on the device");
+    by_size || (by_driver && named)
+}
+
+/// However little memory is left, an engine says at its start what did not fit, or each answer is right
+/// or an error.
+///
+/// # Panics
+/// If it is not so, or if even a gigabyte is too little.
+pub fn an_engine_in_any_room_answers_right_or_says_why<B: Backend>(make: &impl Make<B>) {
+    let expected = served(&start(small(), make));
+    let device = make().unwrap();
+    for room in [2, 8, 24, 33, 36, 40, 48, 64, 96].map(|mib| mib << 20) {
+        let held = Held::all_but(&device, room);
+        match small().build(make.clone()) {
+            Err(error) => assert!(is_full(&error), "in {room} bytes: {error}"),
+            Ok(llm) => assert_right_or_failed(&llm, &expected, room),
+        }
+        held.release();
+    }
+    let held = Held::all_but(&device, 1 << 30);
+    assert_eq!(served(&start(small(), make)), expected);
+    held.release();
+}
+
+fn assert_right_or_failed(llm: &Llm, expected: &[Vec<u32>], room: usize) {
+    for (answer, expected) in answers(llm).into_iter().zip(expected) {
+        match answer {
+            Ok(found) => assert_eq!(&found, expected, "in {room} bytes"),
+            Err(LlmError::Failed(_) | LlmError::Adapter(_)) => (),
+            Err(error) => panic!("in {room} bytes: {error}"),
+        }
+    }
+    assert_nothing_held(llm);
+}
+
+/// A start without room for one block of keys and values names the share that they were given; once
+/// there is room again, an engine starts and answers as ever.
+///
+/// # Panics
+/// If it does not.
+pub fn keys_and_values_without_room_are_refused<B: Backend>(make: &impl Make<B>) {
+    let expected = served(&start(small(), make));
+    let device = make().unwrap();
+    // A block takes 48 MiB, and its share is at most 8.
+    let large_blocks = small().kv_cache_config(KvCacheConfig {
+        tokens_per_block: 1 << 16,
+        free_gpu_memory_fraction: Some(0.05),
+        ..KvCacheConfig::default()
+    });
+    let error = refusal(large_blocks, &device, ROOM, make);
+    assert!(matches!(error, LlmError::NoRoomForKv { .. }), "{error}");
+    assert_names(&error, &["free_gpu_memory_fraction", "0.05", "bytes", "max_num_tokens"]);
+    assert_eq!(served(&start(small(), make)), expected);
+}
+
+/// An adapter larger than the tier of the device fails alone, while another request runs; a smaller one
+/// is served afterwards.
+///
+/// # Panics
+/// If it is not so.
+pub fn an_adapter_larger_than_its_tier_fails_alone<B: Backend>(make: &impl Make<B>) {
+    let of_bytes = LoraConfig { max_loras: None, ..tiers(1, 2) };
+    // 48,000 bytes: more than the smaller adapter takes, and half of what the larger one does.
+    let cache = PeftCacheConfig { num_device_module_layer: 100, ..PeftCacheConfig::default() };
+    let llm = start(builder(of_bytes).peft_cache_config(cache), make);
+    let base = ask(&PROMPT, tokens(200), None);
+    let large = ask(&PROMPT, tokens(4), Some(lora("llama.all-r16-rslora", 1)));
+    let small = ask(&PROMPT, tokens(4), Some(lora("llama.attn-r8", 2)));
+    for _ in 0..2 {
+        let error = refused(&llm, &base, large.clone());
+        assert!(matches!(error, LlmError::Adapter(_)), "{error}");
+        let words = ["llama.all-r16-rslora", "bytes", "device tier", "device_cache_percent"];
+        assert_names(&error, &words);
+        llm.generate_each(vec![small.clone()], &mut |_| ()).remove(0).unwrap();
+    }
+    assert_nothing_held(&llm);
+}
+
+/// An adapter that fits its tier and finds the device full fails alone, while another request runs; a
+/// smaller one is copied to the device and served before and after there is room again.
+///
+/// # Panics
+/// If it is not so.
+pub fn an_adapter_that_finds_the_device_full_fails_alone<B: Backend>(make: &impl Make<B>) {
+    let wide = Wide::new();
+    let llm = start(wide.builder(), make);
+    let (large, small) = (wide.adapter(&llm, "large", 256), wide.adapter(&llm, "small", 8));
+    let base = ask(&PROMPT, tokens(40), None);
+    let of = |lora: &LoraRequest| ask(&PROMPT, tokens(40), Some(lora.clone()));
+    let answer = || {
+        let answer = llm.generate_each(vec![of(&small)], &mut |_| ()).remove(0);
+        // So that it is read and copied again the next time.
+        llm.unload_adapter("small").unwrap();
+        answer.unwrap_or_else(|error| panic!("{error}")).outputs
+    };
+    // What steps need besides buffers is there once such steps have run.
+    llm.generate_each(vec![base.clone(), of(&small), base.clone()], &mut |_| ());
+    let expected = answer();
+    // It waits in the host's memory, so that it comes while the others run.
+    llm.load_adapter(&large, false).unwrap();
+
+    let device = make().unwrap();
+    let held = Held::all_but(&device, ADAPTER_ROOM);
+    for _ in 0..2 {
+        let error = refused(&llm, &base, of(&large));
+        assert!(matches!(error, LlmError::Adapter(_)), "{error}");
+        assert_names(&error, &["large", "the device is full", "bytes", "max_loras"]);
+        assert_eq!(answer(), expected);
+    }
+    held.release();
+    assert_eq!(answer(), expected);
+    assert_nothing_held(&llm);
+}
+
+/// A model of random weights that is wider than the fixtures, so that it and its adapters are too large
+/// for a little memory: 240 MiB, and 360 KiB for each rank of an adapter.
+struct Wide(TempDir);
+
+impl Wide {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024,
+            "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 512,
+            "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16",
+            "hidden_act": "silu", "rope_theta": 10000.0, "tie_word_embeddings": false,
+        });
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        Self(dir)
+    }
+
+    fn builder(&self) -> LlmBuilder {
+        let config = LoraConfig { max_lora_rank: 256, ..tiers(4, 4) };
+        let builder = Llm::builder(self.0.path()).load_format(LoadFormat::Dummy);
+        let builder = builder.dtype(Some(DType::F32)).lora_config(config);
+        builder.max_batch_size(4).max_num_tokens(16).max_seq_len(64)
+    }
+
+    /// An adapter of a rank on every module, small enough to leave the model sense.
+    fn adapter(&self, llm: &Llm, name: &str, rank: usize) -> LoraRequest {
+        let dir = self.0.path().join(name);
+        let recipe = Recipe { rank, alpha: rank as f64, limit: 0.02, seed: rank as u64 };
+        write_peft(&dir, &llm.info().geometry, recipe).unwrap();
+        LoraRequest::new(name, rank as i64, dir)
+    }
+}

@@ -1,0 +1,40 @@
+//! A device that is full, and what does not fit it. These tests fill the device, so they run in a process
+//! of their own, by `--ignored`, and one at a time.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lora_core::Result;
+use lora_cuda::Cuda;
+use polylora_tests::faults;
+
+/// Held by the test that has the device.
+static DEVICE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    // A test that failed has given its memory back.
+    DEVICE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn device() -> Result<Cuda> {
+    Ok(Cuda::new(0)?)
+}
+
+/// Makes a test of each fault, which nobody else of this process runs beside.
+macro_rules! faults {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        #[ignore = "it fills the device; `--ignored` runs all such tests in a process of their own"]
+        fn $name() {
+            let _alone = alone();
+            faults::$name(&device);
+        })*
+    };
+}
+
+faults!(
+    a_full_device_refuses_engines_until_there_is_room,
+    an_engine_in_any_room_answers_right_or_says_why,
+    keys_and_values_without_room_are_refused,
+    an_adapter_larger_than_its_tier_fails_alone,
+    an_adapter_that_finds_the_device_full_fails_alone,
+);
