@@ -19,23 +19,26 @@ struct Counts {
     failed: u64,
 }
 
-/// Runs the tests and writes the report, whether or not they pass.
+impl Counts {
+    fn and(self, other: Self) -> Self {
+        Self { passed: self.passed + other.passed, failed: self.failed + other.failed }
+    }
+}
+
+/// Runs the tests, one program after another, and writes the report, whether or not they pass.
 ///
 /// # Errors
 /// If there is no GPU, a test fails, or the report cannot be written.
-pub fn run(mut tests: Command, report: &Path) -> Result<()> {
+pub fn run(programs: impl IntoIterator<Item = Command>, report: &Path) -> Result<()> {
     let [device, driver] = device()?;
     let folder = tempfile::tempdir()?;
     let errors = folder.path().join("errors.json");
-    let mut child = tests.env(ERRORS_VARIABLE, &errors).stdout(Stdio::piped()).spawn()?;
-    let output = child.stdout.take().context("the tests have no output")?;
-    let mut counts = Counts::default();
-    for line in BufReader::new(output).lines() {
-        let line = line?;
-        println!("{line}");
-        counts = parse_counts(&line).unwrap_or(counts);
+    let (mut counts, mut passed) = (Counts::default(), true);
+    for mut program in programs {
+        let (of_program, success) = run_one(program.env(ERRORS_VARIABLE, &errors))?;
+        counts = counts.and(of_program);
+        passed &= success;
     }
-    let status = child.wait()?;
     let mut content = json!({
         "device": device,
         "driver": driver,
@@ -48,8 +51,21 @@ pub fn run(mut tests: Command, report: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(&content)? + "\n";
     fs::write(report, text).with_context(|| report.display().to_string())?;
     println!("errors are in {}", report.display());
-    ensure!(status.success(), "the tests failed");
+    ensure!(passed, "the tests failed");
     Ok(())
+}
+
+/// Runs a program of tests, shows what it writes, and returns its numbers and whether it succeeded.
+fn run_one(program: &mut Command) -> Result<(Counts, bool)> {
+    let mut child = program.stdout(Stdio::piped()).spawn()?;
+    let output = child.stdout.take().context("the tests have no output")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        counts = counts.and(parse_counts(&line).unwrap_or_default());
+    }
+    Ok((counts, child.wait()?.success()))
 }
 
 /// What the tests wrote, if they came so far.
@@ -92,5 +108,15 @@ mod tests {
                     out; finished in 0.05s";
         assert_eq!(parse_counts(line), Some(Counts { passed: 275, failed: 2 }));
         assert_eq!(parse_counts("test suite_f32::rows ... ok"), None);
+    }
+
+    #[test]
+    fn the_numbers_of_a_program_are_added_up() {
+        let mut program = Command::new("sh");
+        program.args(["-c", "echo 'test result: ok. 3 passed; 0 failed; 5 ignored'; exit 1"]);
+        let (counts, success) = run_one(&mut program).unwrap();
+        assert_eq!((counts, success), (Counts { passed: 3, failed: 0 }, false));
+        let more = counts.and(Counts { passed: 5, failed: 1 });
+        assert_eq!(more, Counts { passed: 8, failed: 1 });
     }
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::{kernels, model_pack, parity};
 
@@ -29,18 +30,25 @@ pub struct Args {
     program: Option<PathBuf>,
 }
 
+/// The program of tests.
+const TESTS: &str = "cuda";
+
+/// The program that users run.
+const PROGRAM: &str = "polylora";
+
 /// The most that a packed folder may have, in bytes.
 const MOST_PACKED: u64 = 60 << 20;
 
 /// Runs the tests of a packed folder.
 const RUNNER: &str = r#"#!/usr/bin/env bash
 # Runs the programs that are packed in this folder: `run parity FILE` the tests of the CUDA backend with a
-# report, `run cuda ARGUMENTS` some of them, `run xtask bench-gpu` the benchmark. Where POLYLORA_DEMO_MODEL
-# names the folder that `--pack-model` wrote, its pieces joined, the demo is among the tests.
+# report, `run cuda ARGUMENTS` some of them, `run cuda --ignored` those that fill the device, `run xtask
+# bench-gpu` the benchmark, `run polylora ARGUMENTS` the program itself. Where POLYLORA_DEMO_MODEL names the
+# folder that `--pack-model` wrote, its pieces joined, the demo is among the tests.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export POLYLORA_KERNELS="$here/kernels" POLYLORA_FIXTURES="$here/fixtures"
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >&2
 if [ "$1" = parity ]; then
     exec "$here/xtask" test-gpu --program "$here/cuda" --report "${2:-gpu-parity.json}"
 fi
@@ -61,37 +69,51 @@ pub fn run(args: &Args) -> Result<()> {
     if args.pack.is_some() || args.pack_model.is_some() {
         return Ok(());
     }
-    let mut tests = match &args.program {
-        Some(program) => Command::new(program),
-        None => {
-            let folder = kernels::default_folder();
-            kernels::compile(&folder)?;
-            let mut cargo = cargo();
-            cargo.env(lora_cuda::kernels::FOLDER_VARIABLE, &folder);
-            cargo
-        }
-    };
+    let runs = runs(args.program.as_deref())?;
     match &args.report {
-        Some(report) => parity::run(tests, report),
+        Some(report) => parity::run(runs, report),
         None => {
-            ensure!(tests.status()?.success(), "the tests failed");
+            let mut passed = true;
+            for mut tests in runs {
+                passed &= tests.status()?.success();
+            }
+            ensure!(passed, "the tests failed");
             Ok(())
         }
     }
 }
 
-fn cargo() -> Command {
+/// The tests, and those that fill the device, which would leave no memory to others beside them.
+fn runs(program: Option<&Path>) -> Result<[Command; 2]> {
+    let Some(program) = program else {
+        let folder = kernels::default_folder();
+        kernels::compile(&folder)?;
+        return Ok([&[][..], &["--", "--ignored"]].map(|arguments| {
+            let mut cargo = cargo("test");
+            cargo.env(lora_cuda::kernels::FOLDER_VARIABLE, &folder);
+            cargo.args(["--test", TESTS]).args(arguments);
+            cargo
+        }));
+    };
+    let (tests, mut alone) = (Command::new(program), Command::new(program));
+    alone.arg("--ignored");
+    Ok([tests, alone])
+}
+
+fn cargo(command: &str) -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    cargo.args(["test", "--release", "-p", "polylora-tests", "--test", "cuda"]);
+    cargo.args([command, "--release", "-p", "polylora-tests"]);
     cargo
 }
 
 fn pack(folder: &Path) -> Result<()> {
     kernels::compile(&folder.join("kernels"))?;
-    let program = folder.join("cuda");
-    stripped(&build()?, &program)?;
-    stripped(&std::env::current_exe()?, &folder.join("xtask"))?;
+    for (name, program) in [TESTS, PROGRAM].into_iter().zip(build()?) {
+        stripped(&program, &folder.join(name))?;
+    }
+    let program = folder.join("xtask");
+    stripped(&std::env::current_exe()?, &program)?;
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for (from, to) in [("tests/fixtures", "fixtures"), ("bench/models", "models")] {
         copy_folder(&sources.join(from), &folder.join(to))?;
@@ -125,22 +147,24 @@ fn stripped(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the test program and returns its path.
-fn build() -> Result<PathBuf> {
-    let mut cargo = cargo();
-    cargo.args(["--no-run", "--message-format=json-render-diagnostics"]);
+/// Builds the program of tests and the program itself, and returns their paths. One call builds both, as
+/// crates built for one package alone may have other features, and would be built twice.
+fn build() -> Result<[PathBuf; 2]> {
+    let mut cargo = cargo("build");
+    cargo.args(["-p", "cli", "--test", TESTS, "--bin", PROGRAM]);
+    cargo.arg("--message-format=json-render-diagnostics");
     let output = cargo.stderr(std::process::Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "the tests do not compile");
+    ensure!(output.status.success(), "the programs do not compile");
     let lines = output.stdout.split(|byte| *byte == b'\n');
-    let messages = lines.filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok());
-    let program = |message: serde_json::Value| {
-        let ours = message["target"]["name"] == "cuda";
-        ours.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
-    };
-    match messages.filter_map(program).next_back() {
-        Some(path) => Ok(path),
-        None => bail!("cargo named no test program"),
-    }
+    let messages: Vec<Value> = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    Ok([executable(&messages, TESTS)?, executable(&messages, PROGRAM)?])
+}
+
+/// The path of a target among the messages of cargo.
+fn executable(messages: &[Value], target: &str) -> Result<PathBuf> {
+    let of_target = messages.iter().filter(|message| message["target"]["name"] == target);
+    let path = of_target.filter_map(|message| message["executable"].as_str()).next_back();
+    path.map(PathBuf::from).with_context(|| format!("cargo named no program {target}"))
 }
 
 /// Copies all files of a folder.
@@ -155,4 +179,32 @@ pub fn copy_folder(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_program_is_found_among_the_messages_of_cargo() {
+        let message = |name: &str, path: Option<&str>| json!({"reason": "compiler-artifact", "target": {"name": name}, "executable": path});
+        let finished = json!({"reason": "build-finished", "success": true});
+        let messages = [
+            message("cuda", None),
+            message("cuda", Some("a/cuda-1")),
+            message("b", Some("b")),
+            finished,
+        ];
+        assert_eq!(executable(&messages, "cuda").unwrap(), Path::new("a/cuda-1"));
+        let error = executable(&messages, "polylora").unwrap_err().to_string();
+        assert!(error.contains("polylora"), "{error}");
+    }
+
+    #[test]
+    fn a_packed_program_runs_twice() {
+        let [tests, alone] = runs(Some(Path::new("cuda"))).unwrap();
+        assert_eq!((tests.get_args().count(), alone.get_args().count()), (0, 1));
+    }
 }
