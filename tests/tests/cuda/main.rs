@@ -103,9 +103,10 @@ fn demo() -> Option<[PathBuf; 2]> {
 /// Every case of the demo alone and all in one batch: tokens are those of transformers and PEFT.
 fn demo_meets(dtype: DType, tie: f32) {
     let Some([model, adapters]) = demo() else {
-        // Not `println`, which is shown only where a test fails.
+        // Not `eprintln`, which is shown only where a test fails.
         let told = "the demo is left out: its model is not in the cache, and no folder is named by";
-        writeln!(std::io::stderr(), "{told} {DEMO_VARIABLE}").unwrap();
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "{told} {DEMO_VARIABLE}").unwrap();
         return;
     };
     let llm = builder(&model, dtype).build(|| Cuda::new(0).map_err(Into::into));
