@@ -346,12 +346,12 @@ template <class O> __device__ void store_pair(O *to, float a, float b) {
     *reinterpret_cast<uint32_t *>(to) = pair(O{}, a, b);
 }
 
-// Blocks (tile of rows, head of keys). Tiles behind have more keys, and start first.
+// Blocks (head of keys, tile of rows). Tiles behind have more keys, and start first.
 template <int DIM, class T, class C>
 __device__ void prefill(const AttentionArgs &a, void *memory, Rows &rows, Places &places) {
     auto &tiles = *static_cast<Tiles<DIM, T> *>(memory);
-    int group = a.heads / a.kv_heads, of_tile = M / group, kv_head = blockIdx.y;
-    int first_row = int(gridDim.x - 1 - blockIdx.x) * of_tile;
+    int group = a.heads / a.kv_heads, of_tile = M / group, kv_head = blockIdx.x;
+    int first_row = int(gridDim.y - 1 - blockIdx.y) * of_tile;
     int count = min(of_tile, a.queries.rows - first_row);
     for (int i = threadIdx.x; i < count; i += THREADS) {
         bool left = a.apart && is_alone(a, first_row + i);

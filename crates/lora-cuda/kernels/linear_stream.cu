@@ -252,10 +252,13 @@ __device__ void consume(const StreamArgs &a, const Memory<S> &memory, const Shar
         case DTYPE_F8: multiply_all<f8, N, S>(a, memory, steps, at, sums); break;
         }
         // Until all blocks have taken what was staged before.
-        control.taken.wait(parity ^ 1);
+        control.taken.wait_for_cluster(parity ^ 1);
         stage<N, S>(memory, sums);
         role_sync<1, S::CONSUMERS>();
-        if (threadIdx.x < cluster_size()) control.staged.arrive_at(threadIdx.x);
+        if (threadIdx.x < cluster_size()) {
+            publish_to_cluster();
+            control.staged.arrive_at(threadIdx.x);
+        }
         parity ^= 1;
     }
 }
@@ -456,15 +459,16 @@ __device__ void finish(const StreamArgs &a, const Memory<S> &memory, const Share
         if (tile + share.clusters < share.tiles) finisher.prefetch(tile + share.clusters);
         finisher.expand_any(tile);
         role_sync<2, FINISHERS>();
-        control.staged.wait(parity);
+        control.staged.wait_for_cluster(parity);
         finisher.finish(tile);
         role_sync<2, FINISHERS>();
+        // What they took is in registers, and used.
         if (threadIdx.x % FINISHERS < cluster_size())
             control.taken.arrive_at(threadIdx.x % FINISHERS);
         parity ^= 1;
     }
     // Nobody leaves while others read its sums.
-    control.taken.wait(parity ^ 1);
+    control.taken.wait_for_cluster(parity ^ 1);
 }
 
 template <int N, int GROUPS> __device__ __forceinline__ void stream(const StreamArgs &a, uint8_t *shared) {

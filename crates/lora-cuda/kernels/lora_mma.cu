@@ -39,11 +39,18 @@ __device__ bool read_first_tile(const LoraArgs &a, int index, int slice, int row
 
 __device__ void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+// Eight neighbours of a row; zeros where there is none, or behind `end`.
+__device__ uint4 load_eight(const bf16 *row, int k, int end) {
+    return row && k < end ? *reinterpret_cast<const uint4 *>(row + k) : make_uint4(0, 0, 0, 0);
+}
+__device__ uint32_t bits(uint4 v) { return v.x | v.y | v.z | v.w; }
+
 // Blocks (tile, slice and 16 of its ranks, chunk of K). Fragments take eight neighbours of K from a
 // thread where the instruction has them elsewhere; as both operands do, the sum is the same.
 template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
     let_next_start();
     constexpr int ROWS = EIGHTS * EIGHT;
+    constexpr int BATCH = EIGHTS == 1 ? 4 : 2; // turns whose loads are under way together
     __shared__ float partial[WARPS][RANKS][ROWS];
     Tile tile;
     int rank_tiles = (a.max_rank + RANKS - 1) / RANKS;
@@ -64,28 +71,42 @@ template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
         if (low && k < end) prefetch(low + k);
         if (high && k < end) prefetch(high + k);
     }
-    wait_for_inputs();
     const bf16 *x[EIGHTS];
 #pragma unroll
     for (int e = 0; e < EIGHTS; e++) {
         int row = e * EIGHT + group;
         x[e] = row < tile.count ? a.x.row<bf16>(tile.rows[row]) : nullptr;
     }
+    wait_for_inputs();
     float sums[EIGHTS][4] = {};
-    const uint4 zero = make_uint4(0, 0, 0, 0);
     // All lanes take every turn, as the instruction needs all of them.
-#pragma unroll 2
-    for (int base = blockIdx.z * a.chunk + warp * 32; base < end; base += WARPS * 32) {
-        int k = base + quad * 8;
-        bool inside = k < end;
-        uint4 p = low && inside ? __ldg(reinterpret_cast<const uint4 *>(low + k)) : zero;
-        uint4 r = high && inside ? __ldg(reinterpret_cast<const uint4 *>(high + k)) : zero;
+#pragma unroll 1
+    for (int base = blockIdx.z * a.chunk + warp * 32; base < end; base += BATCH * WARPS * 32) {
+        uint4 p[BATCH], r[BATCH], v[BATCH][EIGHTS];
+        uint32_t any = 0;
 #pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            uint4 v = x[e] && inside ? *reinterpret_cast<const uint4 *>(x[e] + k) : zero;
-            mma(sums[e], p.x, r.x, p.y, r.y, v.x, v.y);
-            mma(sums[e], p.z, r.z, p.w, r.w, v.z, v.w);
+        for (int i = 0; i < BATCH; i++) {
+            int k = base + i * WARPS * 32 + quad * 8;
+#pragma unroll
+            for (int e = 0; e < EIGHTS; e++) v[i][e] = load_eight(x[e], k, end);
+            p[i] = load_eight(low, k, end), r[i] = load_eight(high, k, end);
         }
+        // All loads are looked at before the first product, as the compiler would else put off each until its
+        // own, and they would be waited for one after another.
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            any |= bits(p[i]) | bits(r[i]);
+#pragma unroll
+            for (int e = 0; e < EIGHTS; e++) any |= bits(v[i][e]);
+        }
+        if (!__any_sync(ALL_LANES, any != 0)) continue;
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+#pragma unroll
+            for (int e = 0; e < EIGHTS; e++) {
+                mma(sums[e], p[i].x, r[i].x, p[i].y, r[i].y, v[i][e].x, v[i][e].y);
+                mma(sums[e], p[i].z, r[i].z, p[i].w, r[i].w, v[i][e].z, v[i][e].w);
+            }
     }
 #pragma unroll
     for (int e = 0; e < EIGHTS; e++) {

@@ -47,15 +47,17 @@ pub const HEADERS: [Source; 5] =
     sources!["attention.cuh", "common.cuh", "hopper.cuh", "lora.cuh", "lora_factors.cuh"];
 
 /// Files that become a fatbin each.
-pub const UNITS: [Source; 12] = sources![
+pub const UNITS: [Source; 14] = sources![
     "attention.cu",
     "attention_decode.cu",
     "attention_prefill.cu",
     "linear.cu",
     "linear_stream.cu",
+    "linear_tiles.cu",
     "logprobs.cu",
     "lora.cu",
     "lora_mma.cu",
+    "lora_shrink.cu",
     "norm.cu",
     "rope.cu",
     "rows.cu",

@@ -11,12 +11,16 @@ use crate::CudaError;
 use crate::args::Kernel;
 use crate::error::is_full;
 use crate::kernels::{UNITS, compiled_name};
-use crate::ops::linear_stream;
+use crate::ops::{linear_stream, linear_tiles, lora_shrink};
 
 /// Bytes of dynamic shared memory that a launch may ask for.
 fn most_shared(kernel: Kernel) -> i32 {
     match kernel {
         Kernel::LinearStream => linear_stream::SHARED as i32,
+        Kernel::LinearTiles => linear_tiles::SHARED as i32,
+        Kernel::LoraShrinkRows1 | Kernel::LoraShrinkRows2 | Kernel::LoraShrinkRows4 => {
+            lora_shrink::SHARED as i32
+        }
         _ => 128 << 10,
     }
 }

@@ -8,7 +8,7 @@ use proptest::test_runner::TestCaseResult;
 use super::compare::{Class, close, exact};
 use super::draw::Fill;
 use super::lora_case::{
-    Case, added, batch, embedding_cases, linear_cases, prompt_cases, tiled_cases,
+    Case, added, batch, embedding_cases, linear_cases, many_row_cases, prompt_cases, tiled_cases,
 };
 use super::misuse::{Misuse, refusals};
 use super::reference::{Input, adapted, linear};
@@ -69,6 +69,11 @@ pub fn a_product_then_its_adapter<B: Backend>(make: &dyn Fn() -> B, types: Types
 /// The same for extents that suit tensor cores, ranks up to 256, and many adapters.
 pub fn products_in_tiles_get_their_adapters<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 16, tiled_cases(), |rig, case| product_then_adapter(rig, case, types));
+}
+
+/// The same for so many rows that a device may take adapters into the product itself.
+pub fn products_of_many_rows_get_their_adapters<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 4, many_row_cases(), |rig, case| product_then_adapter(rig, case, types));
 }
 
 fn product_then_adapter<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types) -> TestCaseResult {

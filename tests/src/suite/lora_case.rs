@@ -94,13 +94,39 @@ pub fn prompt_cases() -> impl Strategy<Value = Case> {
 /// Cases of a projection whose extents suit tensor cores, with few rows and many, few adapters and many,
 /// of all ranks.
 pub fn tiled_cases() -> impl Strategy<Value = Case> {
-    let select = |values: &'static [usize]| prop::sample::select(values);
-    let widths = prop::collection::vec(select(&[64, 128, 192]), 1..=4);
     let adapters = prop_oneof![3 => 1usize..5, 1 => 20usize..24];
     let rows = select(&[1, 7, 8, 9, 33, 64, 65, 130]);
-    (widths, select(&[8, 64, 136, 520]), adapters, rows, any::<[bool; 2]>(), any::<u64>())
+    let ranks = &[1, 2, 7, 8, 16, 16, 17, 64, 255, 256];
+    even_cases(adapters, rows, ranks, any::<[bool; 2]>())
+}
+
+/// Cases of more rows than a product by the usual kernels has, with adapters that suit one for these.
+pub fn many_row_cases() -> impl Strategy<Value = Case> {
+    let rows = select(&[1536, 1537, 1700, 2050]);
+    even_cases(1usize..6, rows, &[8, 16, 24, 48, 256], Just([false; 2])).prop_map(|mut case| {
+        // Prompts: neighbours mostly have the same adapter.
+        if case.seed % 2 == 0 {
+            case.slot_of_row.sort_unstable();
+        }
+        case
+    })
+}
+
+fn select(values: &'static [usize]) -> impl Strategy<Value = usize> {
+    prop::sample::select(values)
+}
+
+/// Cases of extents that suit tensor cores.
+fn even_cases(
+    adapters: impl Strategy<Value = usize>,
+    rows: impl Strategy<Value = usize>,
+    ranks: &'static [usize],
+    gain_and_shift: impl Strategy<Value = [bool; 2]>,
+) -> impl Strategy<Value = Case> {
+    let widths = prop::collection::vec(select(&[64, 128, 192]), 1..=4);
+    (widths, select(&[8, 64, 136, 520]), adapters, rows, gain_and_shift, any::<u64>())
         .prop_flat_map(move |(widths, in_dim, adapters, rows, [gain, shift], seed)| {
-            let rank = select(&[1, 2, 7, 8, 16, 16, 17, 64, 255, 256]);
+            let rank = select(ranks);
             let parts = rank.prop_map(move |rank| {
                 Some(Parts { rank: Some(rank), gain, shift, replacement: false })
             });

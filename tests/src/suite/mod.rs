@@ -123,6 +123,7 @@ macro_rules! backend_suite {
                 lora: [an_adapter_does_what_its_formula_says, long_prompts_get_their_adapters,
                     a_product_then_its_adapter,
                     products_in_tiles_get_their_adapters,
+                    products_of_many_rows_get_their_adapters,
                     an_embedding_adapter_does_what_its_formula_says,
                     a_row_gets_its_adapter_as_if_it_were_alone, rows_without_an_adapter_keep_bits,
                     adapters_refuse_misfits, adapters_refuse_ids_out_of_range],

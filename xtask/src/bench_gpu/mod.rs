@@ -23,7 +23,7 @@ pub struct Args {
     /// Only cases with this rank
     #[arg(long)]
     rank: Option<usize>,
-    /// Only cases with this number of tokens in a step, or sequences in a batch
+    /// Only cases with this number of tokens in a step
     #[arg(long)]
     tokens: Option<usize>,
 }

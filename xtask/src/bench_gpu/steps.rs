@@ -29,6 +29,17 @@ const fn prefill([vllm_base, vllm, target]: [f64; 3]) -> Case {
     Case { batch: 1, adapters: 1, prompt: 2048, vllm_base, vllm, target }
 }
 
+impl Case {
+    fn is_prefill(&self) -> bool {
+        self.prompt > 128
+    }
+
+    /// Tokens of the step that is measured.
+    fn tokens(&self) -> usize {
+        if self.is_prefill() { self.prompt } else { self.batch }
+    }
+}
+
 const BF16: [Case; 7] = [
     decode(1, 1, [6.42, 8.24, 6.4]),
     decode(8, 1, [6.57, 8.11, 6.6]),
@@ -67,12 +78,12 @@ struct Row {
     target: f64,
 }
 
-/// Measures every case, or those with one batch size, with weights in bf16, or in FP8 if `fp8`, and
+/// Measures every case, or those with one number of tokens in a step, with weights in bf16, or in FP8 if `fp8`, and
 /// prints a JSON line for each, then the table.
 ///
 /// # Errors
 /// If there is no GPU, or a request fails.
-pub fn run(fp8: bool, batch: Option<usize>) -> Result<()> {
+pub fn run(fp8: bool, tokens: Option<usize>) -> Result<()> {
     let (weights, cases): (_, &[Case]) = if fp8 { ("fp8", &FP8) } else { ("bf16", &BF16) };
     let quant =
         fp8.then(|| QuantConfig { quant_algo: Some(QuantAlgo::Fp8), ..QuantConfig::default() });
@@ -89,7 +100,7 @@ pub fn run(fp8: bool, batch: Option<usize>) -> Result<()> {
     let start = Instant::now();
     serving.measure(Load { batch: 1, adapters: 0, prompt: 128, new_tokens: 1 }, 1)?;
     println!("{weights}: two first tokens took {:.2} s", start.elapsed().as_secs_f64());
-    let wanted = |case: &&Case| batch.is_none_or(|batch| case.batch == batch);
+    let wanted = |case: &&Case| tokens.is_none_or(|tokens| case.tokens() == tokens);
     let rows = cases.iter().filter(wanted).map(|case| measure(&serving, case, weights));
     let rows = rows.collect::<Result<Vec<_>>>()?;
     println!("{}", table(&rows));
@@ -97,7 +108,7 @@ pub fn run(fp8: bool, batch: Option<usize>) -> Result<()> {
 }
 
 fn measure(serving: &Serving, case: &Case, weights: &'static str) -> Result<Row> {
-    let is_prefill = case.prompt > 128;
+    let is_prefill = case.is_prefill();
     let time = |adapters| {
         let new_tokens = if is_prefill { 1 } else { NEW_TOKENS };
         let load = Load { batch: case.batch, adapters, prompt: case.prompt, new_tokens };

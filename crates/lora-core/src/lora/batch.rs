@@ -20,6 +20,13 @@ pub struct RowPlan {
     pub tiles: Vec<[i32; 4]>,
     /// Rows that have no adapter, in ascending order.
     pub idle_rows: Vec<i32>,
+    /// Slot of each row, negative where there is no adapter.
+    pub slot_of_row: Vec<i32>,
+    /// Of each group of [`GROUP_ROWS`] neighbouring rows: where its slots begin in `group_slots`; then
+    /// their number.
+    pub group_starts: Vec<i32>,
+    /// Slots that rows of a group have, ascending in each group.
+    pub group_slots: Vec<i32>,
     /// Rows of a full tile.
     pub tile_rows: usize,
     /// Rows of the batch, those without an adapter included.
@@ -31,6 +38,9 @@ const TILE_ROWS: [usize; 2] = [8, 32];
 
 /// Rows from which on large tiles keep a device busy, and rows an adapter that fill half of one.
 const MANY_ROWS: [usize; 2] = [128, 16];
+
+/// Rows of a group, for kernels that take neighbouring rows together.
+const GROUP_ROWS: usize = 256;
 
 /// Tiles up to which adapters count as few.
 const FEW_TILES: usize = 16;
@@ -59,7 +69,9 @@ impl RowPlan {
         rows.sort_unstable();
         let idle = slot_of_row.iter().zip(0..).filter(|(slot, _)| **slot < 0);
         let idle_rows = idle.map(|(_, row)| row).collect();
-        let mut plan = Self { rows: slot_of_row.len(), idle_rows, ..Self::default() };
+        let slot_of_row = slot_of_row.to_vec();
+        let mut plan = Self { rows: slot_of_row.len(), idle_rows, slot_of_row, ..Self::default() };
+        plan.group();
         for chunk in rows.chunk_by(|a, b| a.0 == b.0) {
             plan.slots.push(chunk[0].0);
             plan.starts.push(plan.row_order.len() as i32);
@@ -85,6 +97,18 @@ impl RowPlan {
         }
     }
 
+    /// Lists the slots of each group of rows.
+    fn group(&mut self) {
+        self.group_starts.push(0);
+        for rows in self.slot_of_row.chunks(GROUP_ROWS) {
+            let mut slots: Vec<i32> = rows.iter().copied().filter(|slot| *slot >= 0).collect();
+            slots.sort_unstable();
+            slots.dedup();
+            self.group_slots.append(&mut slots);
+            self.group_starts.push(self.group_slots.len() as i32);
+        }
+    }
+
     fn cut(&self, rows: i32) -> Vec<[i32; 4]> {
         let segments = self.starts.windows(2).zip(&self.slots);
         let tiles = |(ends, slot): (&[i32], &i32)| {
@@ -103,14 +127,16 @@ pub struct LoraBatch<B: Backend> {
     rows: usize,
     tile_rows: usize,
     segments: usize,
+    group_slots: usize,
     spread: Spread,
 }
 
 /// Where the parts of a batch of `rows` rows lie, in words. Tiles come first, as they are read 16
 /// bytes at a time.
-fn places(rows: usize) -> [Range<usize>; 6] {
+fn places(rows: usize) -> [Range<usize>; 9] {
     let mut end = 0;
-    [4 * rows, SIZES, rows, rows + 1, rows, rows].map(|words| {
+    let groups = rows.div_ceil(GROUP_ROWS);
+    [4 * rows, SIZES, rows, rows + 1, rows, rows, rows, groups + 1, rows].map(|words| {
         let start = end;
         end += words;
         start..end
@@ -121,6 +147,9 @@ fn places(rows: usize) -> [Range<usize>; 6] {
 const SIZES: usize = 3;
 
 impl<B: Backend> LoraBatch<B> {
+    /// Neighbouring rows whose slots are listed together.
+    pub const GROUP_ROWS: usize = GROUP_ROWS;
+
     /// Room for `capacity` rows; empty until [`LoraBatch::fill`].
     ///
     /// # Errors
@@ -128,7 +157,14 @@ impl<B: Backend> LoraBatch<B> {
     pub fn new(be: &B, capacity: usize) -> Result<Self> {
         let [.., last] = places(capacity);
         let words = Tensor::zeros(be, Pool::StepInputs, 1, last.end, DType::I32)?;
-        Ok(Self { words, rows: 0, tile_rows: TILE_ROWS[0], segments: 0, spread: Spread::None })
+        Ok(Self {
+            words,
+            rows: 0,
+            tile_rows: TILE_ROWS[0],
+            segments: 0,
+            group_slots: 0,
+            spread: Spread::None,
+        })
     }
 
     /// Uploads the plan of a step.
@@ -140,18 +176,21 @@ impl<B: Backend> LoraBatch<B> {
     /// If the plan has more rows than the capacity.
     pub fn fill(&mut self, be: &B, q: &mut B::Queue, plan: &RowPlan) -> Result<()> {
         (self.rows, self.tile_rows, self.segments) = (plan.rows, plan.tile_rows, plan.slots.len());
-        self.spread = plan.spread();
+        (self.spread, self.group_slots) = (plan.spread(), plan.group_slots.len());
         let sizes = [plan.slots.len(), plan.row_order.len(), plan.tiles.len()].map(|n| n as i32);
-        let parts: [&[i32]; 6] = [
+        let parts: [&[i32]; 9] = [
             plan.tiles.as_flattened(),
             &sizes,
             &plan.row_order,
             &plan.starts,
             &plan.slots,
             &plan.idle_rows,
+            &plan.slot_of_row,
+            &plan.group_starts,
+            &plan.group_slots,
         ];
         let places = places(plan.rows);
-        let mut words = vec![0; places[5].end];
+        let mut words = vec![0; places[8].end];
         for (place, part) in places.into_iter().zip(parts) {
             words[place][..part.len()].copy_from_slice(part);
         }
@@ -189,6 +228,27 @@ impl<B: Backend> LoraBatch<B> {
     /// Rows that have no adapter, as many as the row order leaves: `[1, rows]` i32.
     pub fn idle_rows(&self) -> View<'_, B> {
         self.part(5)
+    }
+
+    /// Slot of each row, negative where there is no adapter: `[1, rows]` i32.
+    pub fn slot_of_row(&self) -> View<'_, B> {
+        self.part(6)
+    }
+
+    /// Where the slots of each group of [`LoraBatch::GROUP_ROWS`] rows begin, and the end:
+    /// `[1, groups + 1]` i32.
+    pub fn group_starts(&self) -> View<'_, B> {
+        self.part(7)
+    }
+
+    /// Slots of each group of rows: `[1, rows]` i32, of which [`LoraBatch::group_slot_count`] are used.
+    pub fn group_slots(&self) -> View<'_, B> {
+        self.part(8)
+    }
+
+    /// Number of slots that groups of rows have, all groups together.
+    pub fn group_slot_count(&self) -> usize {
+        self.group_slots
     }
 
     /// Rows of a full tile.
@@ -280,6 +340,13 @@ mod tests {
                 }
             }
             prop_assert_eq!(next as usize, plan.row_order.len());
+            for (rows, ends) in slots.chunks(GROUP_ROWS).zip(plan.group_starts.windows(2)) {
+                let listed = &plan.group_slots[ends[0] as usize..ends[1] as usize];
+                prop_assert!(listed.windows(2).all(|pair| pair[0] < pair[1]));
+                let has = |slot: &i32| rows.contains(slot);
+                prop_assert!(listed.iter().all(has));
+                prop_assert!(rows.iter().all(|slot| *slot < 0 || listed.contains(slot)));
+            }
         }
     }
 }

@@ -168,7 +168,7 @@ fn choose(of: &Shape) -> (Kernel, Launch) {
     if let Some(kernel) = prefill.filter(|_| of.suits_tensor_cores() && several) {
         let tiles = of.rows.div_ceil(PAIRS / shared_by);
         let shared = (PAIRS + 4 * KEYS) * head_dim * of.queries.size() + ALIGNMENT;
-        let launch = Launch::new([tiles, kv_heads, 1], PREFILL_WARPS * WARP);
+        let launch = Launch::new([kv_heads, tiles, 1], PREFILL_WARPS * WARP);
         return (kernel, Launch { shared, ..launch });
     }
     let decode = choose_decode(of, of.rows).filter(|_| of.suits_tensor_cores());
@@ -233,7 +233,7 @@ mod tests {
         let rest = choose_for_rest(&Shape { sequences: 70, ..prefill }, kernel);
         let (single, of_sequences) = rest.unwrap();
         assert_eq!((single, of_sequences.grid), (Kernel::AttentionDecode128, [70, 8, 1]));
-        assert_eq!((kernel, launch.grid), (Kernel::AttentionPrefill128, [3, 8, 1]));
+        assert_eq!((kernel, launch.grid), (Kernel::AttentionPrefill128, [8, 3, 1]));
         assert_eq!((launch.threads, launch.shared), (384, 113 << 10));
         for other in [
             Shape { aligned: false, ..decode },

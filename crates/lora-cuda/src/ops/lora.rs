@@ -7,9 +7,8 @@ use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, Spread};
 use lora_core::{DType, Error, Mat, Result, check, check_extent};
 
 use super::linear::CudaLinear;
-use super::linear_stream;
 use super::lora_table::Work;
-use super::{ROW_THREADS, WARP};
+use super::{ROW_THREADS, WARP, linear_stream, linear_tiles, lora_shrink};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
 use crate::queue::Launch;
@@ -17,22 +16,22 @@ use crate::{Cuda, CudaQueue, View, ViewMut};
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct LoraArgs {
-    x: MatArg,
+pub struct LoraArgs {
+    pub x: MatArg,
     out: MatArg,
     ids: Address,
-    table: Address,
-    order: Address,
+    pub table: Address,
+    pub order: Address,
     starts: Address,
     slots: Address,
     idle: Address,
-    tiles: Address,
-    sizes: Address,
+    pub tiles: Address,
+    pub sizes: Address,
     columns: Address,
-    z: Address,
-    slices: i32,
-    max_rank: i32,
-    in_dim: i32,
+    pub z: Address,
+    pub slices: i32,
+    pub max_rank: i32,
+    pub in_dim: i32,
     chunk: i32,
     planes: i32,
 }
@@ -103,7 +102,7 @@ impl FewRows {
 }
 
 /// Ranks of a tile of the shrink, and outputs of a block of the expand, as in `lora_mma.cu`.
-const RANKS: usize = 16;
+pub const RANKS: usize = 16;
 const OUTPUTS: usize = 512;
 
 /// Blocks of the expand that keep a device busy.
@@ -135,6 +134,8 @@ struct Plan {
     of_rows: Option<FewRows>,
     /// Whether what adapters add may come before the base layer's output.
     may_begin: bool,
+    /// Whether products of many rows take the adapters in.
+    by_tiles: bool,
 }
 
 /// What an expand finds in the output.
@@ -217,6 +218,10 @@ impl Cuda {
         else {
             return self.multiply(q, x, w, out);
         };
+        if plan.by_tiles && self.suits_tiles(x.geo, w, out.geo) {
+            self.shrink_rows(q, &plan.args, plan.tiles)?;
+            return self.multiply_tiles(q, x, w, (&plan.args, batch, &site.spec), out);
+        }
         self.shrink(q, &plan)?;
         let input = self.input(q, x, w)?;
         if plan.of_rows.is_some() && self.multiply_stream(q, &input, w, plan.of_rows, out)? {
@@ -261,6 +266,8 @@ impl Cuda {
         };
         let planes = site.spec.in_dim.div_ceil(chunk);
         let address = |view| MatArg::from(view).data();
+        let for_planes = planes * rows * slices * max_rank * size_of::<f32>();
+        let room = for_planes.max(lora_shrink::bytes_of_z(rows, slices, max_rank));
         let args = LoraArgs {
             x,
             out: out.into(),
@@ -273,7 +280,7 @@ impl Cuda {
             tiles: address(batch.tiles()),
             sizes: address(batch.sizes()),
             columns: site.table.columns(),
-            z: q.lora_scratch(planes * rows * slices * max_rank * size_of::<f32>())?,
+            z: q.lora_scratch(room)?,
             slices: slices as i32,
             max_rank: max_rank as i32,
             in_dim: site.spec.in_dim as i32,
@@ -296,6 +303,10 @@ impl Cuda {
             widest,
             of_rows: FewRows::new(&args, &site.spec).filter(|_| by_mma && few),
             may_begin: by_mma && matches!(work, Work::Mma { gains: false, .. }),
+            by_tiles: by_mma
+                && matches!(work, Work::Mma { plain: true, .. })
+                && tile_rows == lora_shrink::TILE_ROWS
+                && linear_tiles::suits(batch, &site.spec, rows),
         }))
     }
 

@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::{DType, HostTensor, Mat, Pool, Result, ViewMut, check};
 
+use super::EIGHT;
 use crate::args::{Address, dtype_number};
 use crate::copies::{Parts, padded};
 use crate::{Cuda, CudaBuf, CudaQueue};
@@ -23,8 +24,9 @@ pub(super) enum Work {
     /// Nothing: there never was an adapter.
     #[default]
     Nothing,
-    /// Products by tensor cores, for ranks up to this one, and factors of outputs if there are `gains`.
-    Mma { rank: usize, gains: bool },
+    /// Products by tensor cores, for ranks up to this one, and factors of outputs if there are `gains`. If all
+    /// are `plain`, products of many rows take them in: two factors, of ranks in eights, and no more.
+    Mma { rank: usize, gains: bool, plain: bool },
     /// Something that the tensor cores' kernels do not take, for ranks up to this one.
     General(usize),
 }
@@ -38,7 +40,9 @@ impl Work {
         match (slots.iter().any(|slot| slot.is_general), self) {
             (true, _) => Self::General(rank),
             (false, Self::Nothing) if slots.iter().all(|slot| !slot.is_active) => Self::Nothing,
-            (false, _) => Self::Mma { rank, gains },
+            (false, _) => {
+                Self::Mma { rank, gains, plain: slots.iter().all(|slot| slot.is_plain()) }
+            }
         }
     }
 
@@ -64,6 +68,10 @@ struct Slot {
     is_active: bool,
     /// Whether any slice has factors of outputs.
     has_gain: bool,
+    /// Whether any slice has summands of outputs.
+    has_shift: bool,
+    /// Whether the rank of any slice is no multiple of eight.
+    has_odd_rank: bool,
     /// Whether a slice has something that the tensor cores' kernels do not take: factors in another
     /// dtype than bf16, or a matrix in the base layer's place.
     is_general: bool,
@@ -166,6 +174,11 @@ impl Cuda {
 }
 
 impl Slot {
+    /// Whether it is two factors, of ranks in eights, and no more.
+    fn is_plain(&self) -> bool {
+        !(self.has_gain || self.has_shift || self.has_odd_rank)
+    }
+
     /// The row of a slice, whose tensors are added to `parts`.
     fn row<'a>(&mut self, parts: &mut Parts<'a>, slice: &'a SlotSlice) -> SlotRow {
         let mut row = SlotRow { scale: 1.0, ..SlotRow::default() };
@@ -188,6 +201,8 @@ impl Slot {
         row.active = i32::from(row.rank > 0 || [row.replacement, row.gain, row.shift] != [0; 3]);
         self.is_active |= row.active != 0;
         self.has_gain |= row.gain != 0;
+        self.has_shift |= row.shift != 0;
+        self.has_odd_rank |= row.rank % EIGHT as i32 != 0;
         self.max_rank = self.max_rank.max(row.rank as usize);
         let narrow = |t: &HostTensor| t.dtype() == DType::Bf16;
         let factors = slice.low_rank.as_ref().is_none_or(|low| narrow(&low.a) && narrow(&low.b));

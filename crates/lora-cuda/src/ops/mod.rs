@@ -3,8 +3,10 @@
 pub mod attention;
 pub mod linear;
 pub mod linear_stream;
+pub mod linear_tiles;
 pub mod logprobs;
 pub mod lora;
+pub mod lora_shrink;
 pub mod lora_table;
 pub mod norm;
 pub mod rope;

@@ -1,0 +1,513 @@
+// Products of many rows, with what adapters add. A block computes tiles of outputs one after another:
+// a producer copies tiles of weights and inputs to a ring in shared memory, two groups of consumers
+// multiply. An adapter is more terms of the same sums: z stands beside the input and B beside the weights,
+// and fillers put both into the ring behind the last step of K. The two blocks of a cluster compute the same outputs of
+// different rows: each copies half of the weights to both, as the second cache could not serve each of them
+// at the pace of the tensor cores.
+#include "hopper.cuh"
+#include "lora.cuh"
+
+// The adapters of a site for a batch of many rows, of which the shrink has left z. Laid out as `ManyRows` of
+// `ops/linear_tiles.rs`.
+struct ManyRows {
+    const SlotRow *table;
+    const int32_t *slot_of_row;  // -1: no adapter
+    const int32_t *group_starts; // Of each 256 rows: where their slots begin in `group_slots`, and the end.
+    const int32_t *group_slots;
+    const bf16 *z;     // scale * A x as sums of two numbers: [rows, slices, 2, max_rank]
+    int32_t starts[5]; // Where slices begin, and the end of the last.
+    int32_t slices, max_rank;
+};
+
+// Laid out as `TilesArgs` of `ops/linear_tiles.rs`.
+struct TilesArgs {
+    TensorMap w, x; // Boxes of 128 rows of 128 bytes.
+    TensorMap out;  // Boxes of 64 rows of 128 bytes.
+    const float *bias; // Of each output; null: 0.
+    ManyRows lora;         // No slices: there are no adapters.
+    int32_t rows, cols, dtype;
+    int32_t steps; // Of K, 128 bytes each.
+};
+
+constexpr int ROWS = 128, OUTPUTS = 256; // of a tile
+constexpr int CLUSTER = 2;               // blocks
+constexpr int CLUSTER_ROWS = CLUSTER * ROWS; // for which slots are listed
+constexpr int MOST_CLUSTERS = 64;        // of so many rows
+constexpr int MOST_SLICES = 4;
+constexpr int STAGES = 4;                // of the ring
+constexpr int COLUMNS = 64;              // of K in a step, and of a box of outputs
+constexpr int GROUP_ROWS = 64;           // of a group of consumers
+constexpr int CONSUMERS = 2 * WARPGROUP;
+constexpr int FILLERS = 3 * WARP;
+constexpr int TOGETHER = 8;              // tiles of rows that go through all weights together
+constexpr int UNIT = 16;                 // ranks of one instruction, of one slot at one slice
+constexpr int UNITS = 2;                 // of a step
+constexpr int CHUNK = 8;                 // ranks of one copy
+constexpr int NOBODY = -2;               // a slot that no row has
+constexpr int ENTRIES = 32;              // factors that fillers know at a time
+constexpr int X_BYTES = ROWS * SWIZZLE, W_BYTES = OUTPUTS * SWIZZLE, STAGE_BYTES = X_BYTES + W_BYTES;
+constexpr int BOX_BYTES = GROUP_ROWS * SWIZZLE;
+
+// A factor B that a tile needs.
+struct Entry {
+    const bf16 *b;
+    int32_t slot, slice, rank;
+};
+
+// Barriers of each stage: it holds a step of K, or one of adapters; the producer has given it to the
+// fillers; all who copy to it may do so again.
+struct Control {
+    Barrier full[STAGES], filled[STAGES], given[STAGES], empty[STAGES];
+    Entry entries[ENTRIES];
+    int32_t slots[ROWS]; // of the rows that fillers work on
+    uint16_t units[MOST_CLUSTERS * MOST_SLICES]; // Of each 256 rows at each slice.
+};
+
+// The shared memory of a block.
+struct Memory {
+    uint8_t *stages, *boxes; // Boxes of outputs: two for each group.
+    Control *control;
+
+    __device__ explicit Memory(uint8_t *memory) {
+        // The swizzle goes by addresses.
+        stages = memory + (-shared_address(memory) & (SWIZZLE_BLOCK - 1));
+        boxes = stages + STAGES * STAGE_BYTES;
+        control = reinterpret_cast<Control *>(boxes + 4 * BOX_BYTES);
+    }
+    __device__ uint8_t *x(int stage) const { return stages + stage * STAGE_BYTES; }
+    __device__ uint8_t *w(int stage) const { return x(stage) + X_BYTES; }
+};
+
+// A place in the ring of stages, and the parity of its turn.
+struct Ring {
+    int stage = 0;
+    uint32_t parity = 0;
+
+    __device__ void next() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// Which turn the barriers of a kind are at, a bit for each stage, where they have fewer turns than the ring.
+struct Turns {
+    uint32_t parities = 0;
+
+    __device__ void wait(Barrier (&barriers)[STAGES], int stage) {
+        barriers[stage].wait(parities >> stage & 1);
+        parities ^= 1u << stage;
+    }
+};
+
+// A tile: its first row and output, and the first row of the cluster's tiles.
+struct Tile {
+    int row, output, cluster_row;
+};
+
+// The tiles of this block, in turn with other clusters. Those that run at the same time have few rows and few
+// outputs among them, so that the second cache holds what they read.
+struct Schedule {
+    int row_tiles, output_tiles, rank;
+
+    __device__ explicit Schedule(const TilesArgs &a) : rank(cluster_rank()) {
+        row_tiles = (a.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS, output_tiles = (a.cols + OUTPUTS - 1) / OUTPUTS;
+    }
+    __device__ int begin() const { return blockIdx.x; }
+    __device__ int step() const { return gridDim.x; }
+    __device__ int end() const { return row_tiles * output_tiles; }
+
+    __device__ Tile operator()(int i) const {
+        int in_group = TOGETHER * output_tiles, group = i / in_group;
+        int in_turn = min(TOGETHER, row_tiles - group * TOGETHER);
+        int row = (group * TOGETHER + i % in_group % in_turn) * CLUSTER_ROWS;
+        return {row + rank * ROWS, i % in_group / in_turn * OUTPUTS, row};
+    }
+};
+
+// The slices that a tile has outputs of: from `first` to before `end`.
+struct Slices {
+    int first, end;
+
+    __device__ Slices(const ManyRows &lora, int output) : first(0), end(0) {
+        for (int slice = 0; slice < lora.slices; slice++) {
+            if (lora.starts[slice + 1] <= output) first = slice + 1;
+            if (lora.starts[slice] < output + OUTPUTS) end = slice + 1;
+        }
+    }
+};
+
+// Units of the adapters of a tile, the same for both blocks of a cluster.
+__device__ int units_of(const TilesArgs &a, const Memory &memory, const Tile &tile) {
+    int units = 0;
+    Slices slices(a.lora, tile.output);
+    for (int slice = slices.first; slice < slices.end; slice++)
+        units += memory.control->units[tile.cluster_row / CLUSTER_ROWS * a.lora.slices + slice];
+    return units;
+}
+__device__ int steps_of(int units) { return (units + UNITS - 1) / UNITS; }
+
+// Counts the units of adapters, by the fillers.
+__device__ void count_units(const TilesArgs &a, const Memory &memory, int thread) {
+    int clusters = (a.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
+    for (int i = thread; i < clusters * a.lora.slices; i += FILLERS) {
+        int units = 0, group = i / a.lora.slices, slice = i % a.lora.slices;
+        for (int j = a.lora.group_starts[group]; j < a.lora.group_starts[group + 1]; j++)
+            units += (a.lora.table[a.lora.group_slots[j] * a.lora.slices + slice].rank + UNIT - 1) / UNIT;
+        memory.control->units[i] = units;
+    }
+}
+
+// Copies tiles of weights and inputs. One thread.
+struct Producer {
+    const TilesArgs &a;
+    const Memory &memory;
+
+    __device__ void weights(int stage, const Tile &tile, int step) const {
+        Barrier &full = memory.control->full[stage];
+        int first = cluster_rank() * (OUTPUTS / CLUSTER);
+        full.expect(STAGE_BYTES);
+        copy_tile_to((1 << CLUSTER) - 1, memory.w(stage) + first * SWIZZLE, a.w, step * COLUMNS,
+                     tile.output + first, full, Keep::AS_USUAL);
+    }
+    __device__ void inputs(int stage, const Tile &tile, int step) const {
+        copy_tile(memory.x(stage), a.x, step * COLUMNS, tile.row, memory.control->full[stage], Keep::LAST_OUT);
+    }
+
+    __device__ void run() const {
+        Schedule schedule(a);
+        Ring ring;
+        // Weights of the first steps come before the inputs are there.
+        int ahead = schedule.begin() < schedule.end() ? min(STAGES, a.steps) : 0;
+        for (int i = 0; i < ahead; i++) weights(i, schedule(schedule.begin()), i);
+        wait_for_inputs();
+        for (int i = schedule.begin(); i < schedule.end(); i += schedule.step()) {
+            Tile tile = schedule(i);
+            for (int step = 0; step < a.steps; step++) {
+                if (ahead > 0) ahead--;
+                else {
+                    memory.control->empty[ring.stage].wait(ring.parity ^ 1);
+                    weights(ring.stage, tile, step);
+                }
+                inputs(ring.stage, tile, step);
+                ring.next();
+            }
+            for (int step = steps_of(units_of(a, memory, tile)); step > 0; step--) {
+                memory.control->empty[ring.stage].wait(ring.parity ^ 1);
+                memory.control->given[ring.stage].arrive();
+                ring.next();
+            }
+        }
+    }
+};
+
+// Arrives at a barrier when what this thread copied by `copy_chunk` is there.
+__device__ void arrive_after_copies(Barrier &barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&barrier.state))
+                 : "memory");
+}
+
+// Where chunk `chunk` of 16 bytes of row `row` lies in a swizzled tile.
+__device__ int swizzled(int row, int chunk) { return row * SWIZZLE + ((chunk ^ (row & 7)) << 4); }
+
+// Sixteen ranks of one slot at one slice.
+struct Unit {
+    const bf16 *b; // Null: there are no more.
+    int slot, slice, rank, from;
+};
+
+// Puts z and B of adapters into the ring. Three warps.
+struct Filler {
+    const TilesArgs &a;
+    const Memory &memory;
+    int thread;
+    Tile tile;
+    Slices slices;
+    int first, end;  // of the tile's slots
+    int known, next; // Entries that were looked up, and the next.
+    int from;        // of the ranks of the next
+
+    __device__ Filler(const TilesArgs &a, const Memory &memory, int thread)
+        : a(a), memory(memory), thread(thread), slices(a.lora, 0) {}
+
+    __device__ static void sync() { asm volatile("bar.sync 3, %0;" ::"n"(FILLERS) : "memory"); }
+
+    __device__ void run() {
+        if (a.lora.slices == 0) return;
+        Schedule schedule(a);
+        int stage = 0;
+        Turns given;
+        for (int i = schedule.begin(); i < schedule.end(); i += schedule.step()) {
+            begin(schedule(i));
+            stage = (stage + a.steps) % STAGES;
+            for (int units = units_of(a, memory, tile); units > 0; units -= UNITS) {
+                Unit unit = take();
+                given.wait(memory.control->given, stage);
+                fill(stage, 0, unit);
+                if (units > 1) fill(stage, 1, take());
+                arrive_after_copies(memory.control->filled[stage]);
+                stage = (stage + 1) % STAGES;
+            }
+        }
+    }
+
+    // Learns what a tile needs, while the ring is full.
+    __device__ void begin(const Tile &of) {
+        tile = of, slices = Slices(a.lora, tile.output);
+        const int32_t *ends = a.lora.group_starts + tile.cluster_row / CLUSTER_ROWS;
+        first = ends[0], end = ends[1], known = next = from = 0;
+        sync();
+        for (int i = thread; i < ROWS; i += FILLERS)
+            memory.control->slots[i] = tile.row + i < a.rows ? a.lora.slot_of_row[tile.row + i] : -1;
+        look_up();
+    }
+
+    // Looks up the next factors, and asks for them early.
+    __device__ void look_up() {
+        int in_turn = slices.end - slices.first, count = min((end - first) * in_turn - known, ENTRIES);
+        for (int i = thread; i < count; i += FILLERS) {
+            int slot = a.lora.group_slots[first + (known + i) / in_turn];
+            int slice = slices.first + (known + i) % in_turn;
+            const SlotRow &part = a.lora.table[slot * a.lora.slices + slice];
+            memory.control->entries[i] = {static_cast<const bf16 *>(part.b), slot, slice, part.rank};
+        }
+        known += ENTRIES;
+        sync();
+        for (int i = 0; i < count; i++) prefetch(memory.control->entries[i]);
+    }
+    __device__ void prefetch(const Entry &entry) const {
+        int start = a.lora.starts[entry.slice];
+        int from = max(tile.output, start), to = min(tile.output + OUTPUTS, a.lora.starts[entry.slice + 1]);
+        const bf16 *b = entry.b + int64_t(from - start) * entry.rank;
+        for (int i = thread * COLUMNS; i < (to - from) * entry.rank; i += FILLERS * COLUMNS)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(b + i));
+    }
+
+    __device__ Unit take() {
+        while (true) {
+            if (next == known) {
+                sync();
+                look_up();
+            }
+            const Entry &entry = memory.control->entries[next % ENTRIES];
+            Unit unit = {entry.b, entry.slot, entry.slice, entry.rank, from};
+            from += UNIT;
+            if (from >= unit.rank) next++, from = 0;
+            if (unit.from < unit.rank) return unit;
+        }
+    }
+
+    // Copies that a thread makes lie a fixed number of rows apart, so that few instructions are left for each.
+    template <int CHUNKS> struct Part {
+        static constexpr int ROW_STEP = FILLERS / CHUNKS;
+        static_assert(ROW_STEP % 8 == 0, "all rows of a thread are swizzled alike");
+        int row, chunk;
+
+        __device__ explicit Part(int thread) : row(thread / CHUNKS), chunk(thread % CHUNKS) {}
+    };
+
+    __device__ void fill(int stage, int place, const Unit &unit) const {
+        fill_weights(memory.w(stage), place * (UNIT / CHUNK), unit);
+        fill_inputs(memory.x(stage), place * (2 * UNIT / CHUNK), unit);
+    }
+
+    // Ranks of B for the outputs of a tile that lie in the slice.
+    __device__ void fill_weights(uint8_t *to, int chunk, const Unit &unit) const {
+        using P = Part<UNIT / CHUNK>;
+        P part(thread);
+        int first = a.lora.starts[unit.slice] - tile.output, end = a.lora.starts[unit.slice + 1] - tile.output;
+        int k = unit.from + part.chunk * CHUNK;
+        if (k >= unit.rank) end = 0;
+        const bf16 *b = unit.b + int64_t(part.row - first) * unit.rank + k;
+        to += swizzled(part.row, chunk + part.chunk);
+#pragma unroll
+        for (int row = part.row; row < OUTPUTS; row += P::ROW_STEP) {
+            bool there = row >= first && row < end;
+            copy_chunk(to, there ? b : unit.b, there);
+            to += P::ROW_STEP * SWIZZLE, b += P::ROW_STEP * unit.rank;
+        }
+    }
+
+    // Ranks of z for the rows of a tile that have the adapter: coarse, then fine.
+    __device__ void fill_inputs(uint8_t *to, int chunk, const Unit &unit) const {
+        using P = Part<2 * UNIT / CHUNK>;
+        P part(thread);
+        int max_rank = a.lora.max_rank, k = unit.from + part.chunk % (UNIT / CHUNK) * CHUNK;
+        int slot = k < unit.rank ? unit.slot : NOBODY, stride = a.lora.slices * 2 * max_rank;
+        const bf16 *z = a.lora.z + int64_t(tile.row + part.row) * stride +
+                        (unit.slice * 2 + part.chunk / (UNIT / CHUNK)) * max_rank + k;
+        to += swizzled(part.row, chunk + part.chunk);
+#pragma unroll
+        for (int row = part.row; row < ROWS; row += P::ROW_STEP) {
+            bool there = memory.control->slots[row] == slot;
+            copy_chunk(to, there ? z : a.lora.z, there);
+            to += P::ROW_STEP * SWIZZLE, z += P::ROW_STEP * stride;
+        }
+    }
+};
+
+// Waits for the threads of one group of consumers.
+__device__ void group_sync(int group) {
+    asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(WARPGROUP) : "memory");
+}
+
+// Two neighbours as one register.
+template <class T> __device__ uint32_t narrow_pair(float a, float b) {
+    struct alignas(4) {
+        T low, high;
+    } v{from_float<T>(a), from_float<T>(b)};
+    return *reinterpret_cast<uint32_t *>(&v);
+}
+
+// A group of consumers: 64 rows of a tile.
+template <class T> struct Consumer {
+    const TilesArgs &a;
+    const Memory &memory;
+    int group, thread, warp, lane;
+    Ring ring;
+    Turns full, filled;
+
+    __device__ Consumer(const TilesArgs &a, const Memory &memory) : a(a), memory(memory) {
+        group = threadIdx.x / WARPGROUP, thread = threadIdx.x % WARPGROUP;
+        warp = thread / WARP, lane = thread % WARP;
+    }
+
+    __device__ void run() {
+        Schedule schedule(a);
+        for (int i = schedule.begin(); i < schedule.end(); i += schedule.step()) {
+            float sums[OUTPUTS / 2];
+            Tile tile = schedule(i);
+            multiply(sums);
+            adapt(tile, sums);
+            store(tile, sums);
+        }
+        if (thread == 0) stores_end();
+    }
+
+    __device__ uint64_t inputs() const { return operand(memory.x(ring.stage) + group * GROUP_ROWS * SWIZZLE); }
+    __device__ uint64_t weights() const { return operand(memory.w(ring.stage)); }
+
+    // Tells both blocks that this warp has read a stage. Nothing was written, so nothing is published.
+    __device__ void release(int stage) const {
+        if (lane < CLUSTER) memory.control->empty[stage].arrive_at(lane);
+    }
+
+    // One step is multiplied while the next is begun.
+    __device__ void multiply(float (&sums)[OUTPUTS / 2]) {
+        int last = 0;
+#pragma unroll 1
+        for (int step = 0; step < a.steps; step++) {
+            full.wait(memory.control->full, ring.stage);
+            uint64_t x = inputs(), w = weights();
+            products_begin();
+#pragma unroll
+            for (int k = 0; k < 4; k++) product(T{}, sums, x + 2 * k, w + 2 * k, step + k > 0);
+            products_commit();
+            products_wait<1>();
+            if (step > 0) release(last);
+            last = ring.stage;
+            ring.next();
+        }
+        products_wait<0>();
+        release(last);
+    }
+
+    // Adds B z: more steps of the same kind.
+    __device__ void adapt(const Tile &tile, float (&sums)[OUTPUTS / 2]) {
+        constexpr int BYTES = UNIT * sizeof(bf16) / 16; // of a unit's ranks, in sixteens
+#pragma unroll 1
+        for (int units = units_of(a, memory, tile); units > 0; units -= UNITS) {
+            filled.wait(memory.control->filled, ring.stage);
+            publish();
+            uint64_t x = inputs(), w = weights();
+            products_begin();
+            product(bf16{}, sums, x, w, 1);
+            product(bf16{}, sums, x + BYTES, w, 1);
+            if (units > 1) {
+                product(bf16{}, sums, x + 2 * BYTES, w + BYTES, 1);
+                product(bf16{}, sums, x + 3 * BYTES, w + BYTES, 1);
+            }
+            products_end();
+            release(ring.stage);
+            ring.next();
+        }
+    }
+
+    // Two boxes take turns: one is filled while the other is stored.
+    __device__ void store(const Tile &tile, const float (&sums)[OUTPUTS / 2]) const {
+#pragma unroll
+        for (int number = 0; number < OUTPUTS / COLUMNS; number++) {
+            uint8_t *box = memory.boxes + (group * 2 + number % 2) * BOX_BYTES;
+            int output = tile.output + number * COLUMNS;
+            if (thread == 0) stores_read<1>();
+            group_sync(group);
+#pragma unroll
+            for (int i = 0; i < COLUMNS / 16; i++)
+                fill(box, i * 2, output + i * 16, &sums[number * COLUMNS / 2 + i * 8]);
+            publish();
+            group_sync(group);
+            if (thread == 0) store_tile(a.out, output, tile.row + group * GROUP_ROWS, box);
+        }
+    }
+
+    // Sixteen outputs of the warp's rows, from chunk `chunk` of the box on.
+    __device__ void fill(uint8_t *box, int chunk, int output, const float *sums) const {
+        float2 first = bias_of(output + lane % 4 * 2), second = bias_of(output + 8 + lane % 4 * 2);
+        int row = warp * 16 + lane % 16;
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                         shared_address(box + swizzled(row, chunk + lane / 16))),
+                     "r"(narrow_pair<T>(sums[0] + first.x, sums[1] + first.y)),
+                     "r"(narrow_pair<T>(sums[2] + first.x, sums[3] + first.y)),
+                     "r"(narrow_pair<T>(sums[4] + second.x, sums[5] + second.y)),
+                     "r"(narrow_pair<T>(sums[6] + second.x, sums[7] + second.y))
+                     : "memory");
+    }
+    __device__ float2 bias_of(int n) const {
+        if (!a.bias || n >= a.cols) return make_float2(0, 0);
+        return *reinterpret_cast<const float2 *>(a.bias + n);
+    }
+};
+
+template <int REGISTERS> __device__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS> __device__ void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+__device__ void init(const Memory &memory, int thread) {
+    if (thread < STAGES) {
+        memory.control->full[thread].init(1);
+        memory.control->filled[thread].init(FILLERS);
+        memory.control->given[thread].init(1);
+        memory.control->empty[thread].init(CLUSTER * CONSUMERS / WARP);
+    }
+    publish_barriers();
+}
+
+// Blocks (cluster, 1, block of the cluster).
+extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
+    linear_tiles(const __grid_constant__ TilesArgs a) {
+    extern __shared__ uint8_t shared[];
+    let_next_start();
+    Memory memory(shared);
+    int thread = threadIdx.x - CONSUMERS;
+    // Who uses which adapter was handed over before the first kernel of the step.
+    if (thread >= WARP) count_units(a, memory, thread - WARP);
+    else if (thread >= 0) init(memory, thread);
+    __syncthreads();
+    cluster_sync();
+    if (thread >= 0) {
+        give_registers<40>();
+        if (thread == 0) Producer{a, memory}.run();
+        if (thread < WARP) __syncwarp();
+        wait_for_inputs();
+        if (thread >= WARP) Filler(a, memory, thread - WARP).run();
+    } else {
+        take_registers<232>();
+        wait_for_inputs();
+        if (a.dtype == DTYPE_BF16) Consumer<bf16>(a, memory).run();
+        else Consumer<f16>(a, memory).run();
+    }
+    __syncthreads();
+    // Nobody leaves while the other block may still tell it something.
+    cluster_sync();
+}

@@ -1,0 +1,145 @@
+//! Products of many rows with what adapters add, in one kernel.
+#![allow(unsafe_code)]
+
+use lora_core::lora::{LoraBatch, SiteSpec};
+use lora_core::{DType, Mat, Result};
+
+use super::linear::CudaLinear;
+use super::linear_stream::TensorMap;
+use super::lora::LoraArgs;
+use crate::args::{Address, Kernel, KernelArgs, MatArg, dtype_number};
+use crate::device::is_aligned;
+use crate::queue::Launch;
+use crate::{Cuda, CudaQueue, View, ViewMut};
+
+/// Rows from which on the kernel is as fast as cuBLASLt's, which leaves adapters to others.
+pub const LEAST_ROWS: usize = 1536;
+
+/// The most rows that the kernel takes: 64 groups of 256.
+const MOST_ROWS: usize = 64 * LoraBatch::<Cuda>::GROUP_ROWS;
+
+/// Adapters of a group of rows, on average, up to which their factors are taken into the product: each costs
+/// about half a step of K.
+const MOST_ADAPTERS: usize = 16;
+
+/// As in `linear_tiles.cu`: rows and outputs of a tile, blocks of a cluster, threads, rows of a group of
+/// consumers, and slices.
+const ROWS: usize = 128;
+const OUTPUTS: usize = 256;
+const CLUSTER: usize = 2;
+const THREADS: usize = 384;
+const GROUP_ROWS: usize = 64;
+const MOST_SLICES: usize = 4;
+
+/// Bytes of a row of a tile.
+const SWIZZLE: usize = 128;
+
+/// Bytes of `Control`: barriers, factors, slots of rows, and counts.
+const CONTROL: usize = 4 * 4 * 8 + 32 * 24 + ROWS * 4 + 64 * MOST_SLICES * 2;
+
+/// Bytes of shared memory: stages, boxes of outputs, `Control`, and room to align them.
+pub const SHARED: usize =
+    4 * (ROWS + OUTPUTS) * SWIZZLE + 4 * GROUP_ROWS * SWIZZLE + CONTROL + 1024;
+
+/// Clusters that an H100 or H200 runs at once.
+const CLUSTERS: usize = 66;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ManyRows {
+    table: Address,
+    slot_of_row: Address,
+    group_starts: Address,
+    group_slots: Address,
+    z: Address,
+    starts: [i32; MOST_SLICES + 1],
+    slices: i32,
+    max_rank: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct TilesArgs {
+    w: TensorMap,
+    x: TensorMap,
+    out: TensorMap,
+    bias: Address,
+    lora: ManyRows,
+    rows: i32,
+    cols: i32,
+    dtype: i32,
+    steps: i32,
+}
+
+// SAFETY: laid out as `TilesArgs` of `linear_tiles.cu`.
+unsafe impl KernelArgs for TilesArgs {
+    const KERNELS: &'static [Kernel] = &[Kernel::LinearTiles];
+}
+
+/// Whether the kernel takes this batch at this site.
+pub fn suits(batch: &LoraBatch<Cuda>, spec: &SiteSpec, rows: usize) -> bool {
+    let groups = rows.div_ceil(LoraBatch::<Cuda>::GROUP_ROWS);
+    let few = batch.group_slot_count() <= MOST_ADAPTERS * groups;
+    (LEAST_ROWS..=MOST_ROWS).contains(&rows) && few && spec.slices.len() <= MOST_SLICES
+}
+
+/// Whether the kernel takes these operands.
+fn suits_operands(x: Mat, w: Mat, out: Mat) -> bool {
+    let dtypes = [x.dtype, w.dtype, out.dtype] == [DType::Bf16; 3];
+    let even = w.cols.is_multiple_of(8) && w.rows.is_multiple_of(8);
+    dtypes && even && is_aligned(x) && is_aligned(w) && is_aligned(out)
+}
+
+impl Cuda {
+    /// Whether [`Cuda::multiply_tiles`] takes these operands.
+    pub(super) fn suits_tiles(&self, x: Mat, w: &CudaLinear, out: Mat) -> bool {
+        suits_operands(x, w.geo(), out)
+    }
+
+    /// `out = x wᵀ + bias` with what adapters add, of which `args` has `z`.
+    pub(super) fn multiply_tiles(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        (args, batch, spec): (&LoraArgs, &LoraBatch<Self>, &SiteSpec),
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        let mut starts = [spec.out_dim() as i32; MOST_SLICES + 1];
+        for (start, columns) in starts.iter_mut().zip(&spec.slices) {
+            *start = columns.start as i32;
+        }
+        let address = |view| MatArg::from(view).data();
+        let lora = ManyRows {
+            table: args.table,
+            slot_of_row: address(batch.slot_of_row()),
+            group_starts: address(batch.group_starts()),
+            group_slots: address(batch.group_slots()),
+            z: args.z,
+            starts,
+            slices: args.slices,
+            max_rank: args.max_rank,
+        };
+        let (w_geo, bytes) = (w.geo(), w.geo().cols * w.geo().dtype.size());
+        let tiles = TilesArgs {
+            w: TensorMap::of(w.weights(), w_geo, OUTPUTS / CLUSTER)?,
+            x: TensorMap::of(x.into(), x.geo, ROWS)?,
+            out: TensorMap::of(out.into(), out.geo, GROUP_ROWS)?,
+            bias: w.bias(),
+            lora,
+            rows: out.geo.rows as i32,
+            cols: out.geo.cols as i32,
+            dtype: dtype_number(w_geo.dtype),
+            steps: bytes.div_ceil(SWIZZLE) as i32,
+        };
+        let of_rows = out.geo.rows.div_ceil(CLUSTER * ROWS);
+        let clusters = (of_rows * out.geo.cols.div_ceil(OUTPUTS)).min(CLUSTERS);
+        let launch = Launch {
+            grid: [clusters, 1, CLUSTER],
+            threads: THREADS,
+            shared: SHARED,
+            cluster: CLUSTER,
+        };
+        q.launch(&self.modules, Kernel::LinearTiles, launch, tiles)
+    }
+}
