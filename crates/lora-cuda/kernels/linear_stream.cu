@@ -163,9 +163,10 @@ template <class S> struct WeightProducer {
 // Asks for tiles of the input.
 template <class S>
 __device__ void produce_inputs(const StreamArgs &a, const Memory<S> &memory, const Share &share,
-                               int columns) {
+                               int columns, int32_t announced) {
     Ring ring;
-    wait_for_inputs();
+    if (a.lora.inputs) wait_to_be_told(a.lora.inputs, announced);
+    else wait_for_inputs();
     for (Cursor at(share); at.left > 0; at.next(share)) {
         Barrier &full = memory.control->x_full[ring.stage];
         memory.control->x_empty[ring.stage].wait(ring.parity ^ 1);
@@ -483,10 +484,12 @@ template <int N, int GROUPS> __device__ __forceinline__ void stream(const Stream
         if (thread == PRODUCERS) weights.begin(a, memory, share, columns);
         __syncwarp();
     }
+    int32_t announced = a.lora.inputs && thread == PRODUCERS + WARP ? announced_inputs(a.lora.inputs) : 0;
     __syncthreads();
+    let_next_start();
     cluster_sync();
     if (thread == PRODUCERS) weights.go_on(a, memory, share, columns);
-    else if (thread == PRODUCERS + WARP) produce_inputs(a, memory, share, columns);
+    else if (thread == PRODUCERS + WARP) produce_inputs(a, memory, share, columns, announced);
     else if (thread < S::CONSUMERS) consume<N, S>(a, memory, share);
     else if (thread < PRODUCERS) finish<S>(a, memory, share);
 }
@@ -495,7 +498,6 @@ template <int N, int GROUPS> __device__ __forceinline__ void stream(const Stream
 extern "C" __global__ void __launch_bounds__(2 * WARPGROUP + FINISHERS + 2 * WARP, 1)
     linear_stream(const __grid_constant__ StreamArgs a) {
     extern __shared__ uint8_t shared[];
-    let_next_start();
     int rows = a.out.rows;
     if (rows <= 8) stream<8, 1>(a, shared);
     else if (rows <= 16) stream<16, 1>(a, shared);

@@ -23,8 +23,10 @@ struct LoraArgs {
     const int32_t *sizes;   // Number of segments, of rows in `order`, and of tiles.
     const int32_t *columns; // Where slices begin, and the end.
     float *z;               // Parts of A x: [planes, rows, slices, max_rank]
+    int32_t *inputs;        // Two words, see `announce_inputs`.
     int32_t slices, max_rank, in_dim;
     int32_t chunk, planes;  // Columns of K that a plane sums, and their number.
+    int32_t tile_rows;      // Rows of a full tile.
 };
 
 __device__ inline float *z_of(const LoraArgs &a, int64_t row, int slice, int rank) {
@@ -41,4 +43,40 @@ struct FewRows {
     const float *z;
     int32_t starts[4]; // Where slices begin.
     int32_t slices, max_rank, planes;
+    int32_t *inputs; // Where the shrink, the kernel before, tells that the inputs are there.
 };
+
+// A product needs the inputs at once, but z late. So it does not wait for the shrink's end before it reads
+// inputs, but for word: the shrink announces a number before it lets the product start, and repeats it in the
+// second of two words once it has waited for the inputs itself. Numbers only grow; all kernels that announce
+// one run one after another. Done by the first block, with all of its threads.
+__device__ inline bool is_first_block() { return blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0; }
+
+__device__ inline void announce_inputs(int32_t *words) {
+    if (!is_first_block()) return;
+    if (threadIdx.x == 0) {
+        auto announced = static_cast<volatile int32_t *>(words);
+        *announced = *announced + 1;
+        __threadfence();
+    }
+    __syncthreads(); // before any of them lets the product start
+}
+
+__device__ inline void tell_inputs(int32_t *words) {
+    if (!is_first_block() || threadIdx.x != 0) return;
+    int32_t announced = *static_cast<volatile int32_t *>(words);
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(words + 1), "r"(announced) : "memory");
+}
+
+// The number that is announced. To be read before the kernel after this one may start.
+__device__ inline int32_t announced_inputs(const int32_t *words) {
+    return *static_cast<const volatile int32_t *>(words);
+}
+
+// Waits for the inputs, which the copy engine may read then.
+__device__ inline void wait_to_be_told(const int32_t *words, int32_t announced) {
+    int32_t told;
+    do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(told) : "l"(words + 1) : "memory");
+    while (told - announced < 0);
+    asm volatile("fence.proxy.async;" ::: "memory");
+}

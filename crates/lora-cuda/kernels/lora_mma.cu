@@ -7,6 +7,7 @@
 
 constexpr int RANKS = 16;   // ranks in a tile of the shrink
 constexpr int WARPS = 8;
+constexpr int SHRINK_WARPS = 4;
 constexpr int OUTPUTS = 64; // outputs of a warp in the expand
 constexpr int MAX_RANK = 256;
 
@@ -45,94 +46,106 @@ __device__ uint4 load_eight(const bf16 *row, int k, int end) {
 }
 __device__ uint32_t bits(uint4 v) { return v.x | v.y | v.z | v.w; }
 
-// Blocks (tile, slice and 16 of its ranks, chunk of K). Fragments take eight neighbours of K from a
-// thread where the instruction has them elsewhere; as both operands do, the sum is the same.
-template <int EIGHTS> __device__ void shrink(const LoraArgs &a) {
-    let_next_start();
-    constexpr int ROWS = EIGHTS * EIGHT;
-    constexpr int BATCH = EIGHTS == 1 ? 4 : 2; // turns whose loads are under way together
-    __shared__ float partial[WARPS][RANKS][ROWS];
+// Sixteen ranks of an adapter for eight rows of a tile: what a block of the shrink works on.
+struct Piece {
     Tile tile;
-    int rank_tiles = (a.max_rank + RANKS - 1) / RANKS;
-    int slice = blockIdx.y / rank_tiles, first_rank = blockIdx.y % rank_tiles * RANKS;
-    // Nobody ends before the kernels before this one have: what comes next relies on that.
-    if (!read_tile(a, blockIdx.x, slice, tile) || first_rank >= tile.part.rank)
-        return wait_for_inputs();
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, quad = lane % 4;
-    const bf16 *factor = static_cast<const bf16 *>(tile.part.a);
-    int ranks = tile.part.rank - first_rank;
-    const bf16 *low = group < ranks ? factor + int64_t(first_rank + group) * a.in_dim : nullptr;
-    const bf16 *high = group + 8 < ranks ? factor + int64_t(first_rank + group + 8) * a.in_dim : nullptr;
-    // Who uses which adapter was handed over before the first kernel of the step, so that factors are on
-    // their way before the inputs are there.
-    int end = min(int(blockIdx.z + 1) * a.chunk, a.in_dim);
-    for (int base = blockIdx.z * a.chunk + warp * 32; base < end; base += WARPS * 32) {
-        int k = base + quad * 8;
-        if (low && k < end) prefetch(low + k);
-        if (high && k < end) prefetch(high + k);
+    int slice, first_rank;
+
+    // False if there are no such rows or ranks.
+    __device__ bool read(const LoraArgs &a) {
+        int rank_tiles = (a.max_rank + RANKS - 1) / RANKS, parts = a.tile_rows / EIGHT;
+        slice = blockIdx.y / rank_tiles, first_rank = blockIdx.y % rank_tiles * RANKS;
+        if (!read_tile(a, blockIdx.x / parts, slice, tile)) return false;
+        int from = blockIdx.x % parts * EIGHT;
+        tile.rows += from, tile.count = min(tile.count - from, EIGHT);
+        return tile.count > 0 && first_rank < tile.part.rank;
     }
-    const bf16 *x[EIGHTS];
-#pragma unroll
-    for (int e = 0; e < EIGHTS; e++) {
-        int row = e * EIGHT + group;
-        x[e] = row < tile.count ? a.x.row<bf16>(tile.rows[row]) : nullptr;
+};
+
+// The columns of K of a warp, and of its turns.
+struct Turns {
+    int begin, end;
+
+    __device__ explicit Turns(const LoraArgs &a) {
+        begin = blockIdx.z * a.chunk + threadIdx.x / WARP * 32;
+        end = min(int(blockIdx.z + 1) * a.chunk, a.in_dim);
     }
-    wait_for_inputs();
-    float sums[EIGHTS][4] = {};
+    static constexpr int STEP = SHRINK_WARPS * 32;
+};
+
+// Sums of a warp. Fragments take eight neighbours of K from a thread where the instruction has them
+// elsewhere; as both operands do, the sum is the same.
+__device__ void multiply(const bf16 *x, const bf16 *low, const bf16 *high, Turns turns, float (&sums)[4]) {
+    constexpr int BATCH = 2; // turns whose loads are under way together
     // All lanes take every turn, as the instruction needs all of them.
 #pragma unroll 1
-    for (int base = blockIdx.z * a.chunk + warp * 32; base < end; base += BATCH * WARPS * 32) {
-        uint4 p[BATCH], r[BATCH], v[BATCH][EIGHTS];
+    for (int base = turns.begin; base < turns.end; base += BATCH * Turns::STEP) {
+        uint4 v[BATCH], p[BATCH], r[BATCH];
         uint32_t any = 0;
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
-            int k = base + i * WARPS * 32 + quad * 8;
-#pragma unroll
-            for (int e = 0; e < EIGHTS; e++) v[i][e] = load_eight(x[e], k, end);
-            p[i] = load_eight(low, k, end), r[i] = load_eight(high, k, end);
+            int k = base + i * Turns::STEP + threadIdx.x % 4 * EIGHT;
+            v[i] = load_eight(x, k, turns.end);
+            p[i] = load_eight(low, k, turns.end), r[i] = load_eight(high, k, turns.end);
         }
         // All loads are looked at before the first product, as the compiler would else put off each until its
         // own, and they would be waited for one after another.
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            any |= bits(p[i]) | bits(r[i]);
-#pragma unroll
-            for (int e = 0; e < EIGHTS; e++) any |= bits(v[i][e]);
-        }
+        for (int i = 0; i < BATCH; i++) any |= bits(v[i]) | bits(p[i]) | bits(r[i]);
         if (!__any_sync(ALL_LANES, any != 0)) continue;
 #pragma unroll
-        for (int i = 0; i < BATCH; i++)
-#pragma unroll
-            for (int e = 0; e < EIGHTS; e++) {
-                mma(sums[e], p[i].x, r[i].x, p[i].y, r[i].y, v[i][e].x, v[i][e].y);
-                mma(sums[e], p[i].z, r[i].z, p[i].w, r[i].w, v[i][e].z, v[i][e].w);
-            }
+        for (int i = 0; i < BATCH; i++) {
+            mma(sums, p[i].x, r[i].x, p[i].y, r[i].y, v[i].x, v[i].y);
+            mma(sums, p[i].z, r[i].z, p[i].w, r[i].w, v[i].z, v[i].w);
+        }
     }
-#pragma unroll
-    for (int e = 0; e < EIGHTS; e++) {
-        int row = e * EIGHT + 2 * quad;
-        partial[warp][group][row] = sums[e][0];
-        partial[warp][group][row + 1] = sums[e][1];
-        partial[warp][group + 8][row] = sums[e][2];
-        partial[warp][group + 8][row + 1] = sums[e][3];
-    }
+}
+
+// Adds up the sums of all warps for a plane of z.
+__device__ void store(const LoraArgs &a, const Piece &piece, const float (&sums)[4]) {
+    __shared__ float partial[SHRINK_WARPS][RANKS][EIGHT];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, row = lane % 4 * 2;
+    partial[warp][group][row] = sums[0], partial[warp][group][row + 1] = sums[1];
+    partial[warp][group + 8][row] = sums[2], partial[warp][group + 8][row + 1] = sums[3];
     __syncthreads();
     int64_t plane = int64_t(a.x.rows) * a.slices * a.max_rank;
-    for (int i = threadIdx.x; i < RANKS * tile.count; i += blockDim.x) {
-        int rank = i % RANKS, row = i / RANKS;
-        if (rank >= ranks) continue;
-        float z = 0.0f;
-        for (int w = 0; w < WARPS; w++) z += partial[w][rank][row];
-        z_of(a, tile.rows[row], slice, first_rank + rank)[blockIdx.z * plane] = z;
+    int rank = threadIdx.x % RANKS, r = threadIdx.x / RANKS;
+    if (piece.first_rank + rank >= piece.tile.part.rank || r >= piece.tile.count) return;
+    float z = 0.0f;
+    for (int w = 0; w < SHRINK_WARPS; w++) z += partial[w][rank][r];
+    z_of(a, piece.tile.rows[r], piece.slice, piece.first_rank + rank)[blockIdx.z * plane] = z;
+}
+
+// Blocks (eight rows of a tile, slice and 16 of its ranks, chunk of K), small enough to run beside the product
+// that follows.
+extern "C" __global__ void __launch_bounds__(SHRINK_WARPS * WARP, 8) lora_shrink_mma(LoraArgs a) {
+    announce_inputs(a.inputs);
+    let_next_start();
+    Piece piece;
+    // Nobody ends before the kernels before this one have: what comes next relies on that.
+    if (!piece.read(a)) {
+        wait_for_inputs();
+        return tell_inputs(a.inputs);
     }
-}
-
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_mma8(LoraArgs a) {
-    shrink<1>(a);
-}
-
-extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_shrink_mma32(LoraArgs a) {
-    shrink<4>(a);
+    // Who uses which adapter was handed over before the first kernel of the step, so that factors are on
+    // their way before the inputs are there.
+    Turns turns(a);
+    int lane = threadIdx.x % WARP, group = lane / 4;
+    int ranks = piece.tile.part.rank - piece.first_rank;
+    const bf16 *factor = static_cast<const bf16 *>(piece.tile.part.a) +
+                         int64_t(piece.first_rank + group) * a.in_dim;
+    const bf16 *low = group < ranks ? factor : nullptr;
+    const bf16 *high = group + 8 < ranks ? factor + int64_t(8) * a.in_dim : nullptr;
+    for (int k = turns.begin + lane % 4 * EIGHT; k < turns.end; k += Turns::STEP) {
+        if (low) prefetch(low + k);
+        if (high) prefetch(high + k);
+    }
+    const bf16 *x = group < piece.tile.count ? a.x.row<bf16>(piece.tile.rows[group]) : nullptr;
+    wait_for_inputs();
+    tell_inputs(a.inputs);
+    float sums[4] = {};
+    multiply(x, low, high, turns, sums);
+    store(a, piece, sums);
 }
 
 // Eight neighbouring outputs of a row.

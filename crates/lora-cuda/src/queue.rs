@@ -20,6 +20,8 @@ pub struct CudaQueue {
     scratch: Option<CudaBuf>,
     /// Sums of adapters between their two products.
     lora_scratch: Option<CudaBuf>,
+    /// By which kernels of this queue tell each other that inputs are there.
+    input_words: CudaBuf,
     /// Scratch memory that was too small, which recorded work still uses.
     outgrown: Vec<CudaBuf>,
     recording: Recording,
@@ -60,6 +62,9 @@ impl Launch {
     }
 }
 
+/// Bytes of two words.
+const INPUT_WORDS: usize = 8;
+
 impl CudaQueue {
     /// A new stream.
     ///
@@ -71,6 +76,7 @@ impl CudaQueue {
             context: context.clone(),
             scratch: None,
             lora_scratch: None,
+            input_words: CudaBuf::zeroed(context, Pool::Activations, INPUT_WORDS)?,
             outgrown: Vec::new(),
             recording: Recording::Never,
             host_blocks: HostBlocks::default(),
@@ -96,6 +102,11 @@ impl CudaQueue {
     /// [`Error::OutOfMemory`].
     pub(crate) fn lora_scratch(&mut self, bytes: usize) -> Result<u64> {
         self.grown(|q| &mut q.lora_scratch, bytes)
+    }
+
+    /// Address of the two words by which kernels tell that inputs are there, see `lora.cuh`.
+    pub(crate) fn input_words(&self) -> u64 {
+        self.input_words.address()
     }
 
     /// Whether ops are recorded rather than run.

@@ -29,11 +29,13 @@ pub struct LoraArgs {
     pub sizes: Address,
     columns: Address,
     pub z: Address,
+    inputs: Address,
     pub slices: i32,
     pub max_rank: i32,
     pub in_dim: i32,
     chunk: i32,
     planes: i32,
+    tile_rows: i32,
 }
 
 // SAFETY: laid out as `LoraArgs` of `lora.cuh`.
@@ -41,8 +43,7 @@ unsafe impl KernelArgs for LoraArgs {
     const KERNELS: &'static [Kernel] = &[
         Kernel::LoraShrink,
         Kernel::LoraExpand,
-        Kernel::LoraShrinkMma8,
-        Kernel::LoraShrinkMma32,
+        Kernel::LoraShrinkMma,
         Kernel::LoraExpandMma8,
         Kernel::LoraExpandMma32,
         Kernel::LoraBeginMma8,
@@ -63,6 +64,7 @@ pub struct FewRows {
     slices: i32,
     max_rank: i32,
     planes: i32,
+    inputs: Address,
 }
 
 /// Slices of a site whose adapters the product of few rows adds, and what their widths are multiples of.
@@ -81,6 +83,7 @@ impl FewRows {
         slices: 0,
         max_rank: 0,
         planes: 0,
+        inputs: 0,
     };
 
     /// The adapters that `args` names; `None` if the site's slices are not as the kernel takes them.
@@ -91,8 +94,19 @@ impl FewRows {
         for (start, columns) in starts.iter_mut().zip(&spec.slices) {
             *start = columns.start as i32;
         }
-        let LoraArgs { table, order, tiles, sizes, z, slices, max_rank, planes, .. } = *args;
-        suited.then_some(Self { table, order, tiles, sizes, z, starts, slices, max_rank, planes })
+        let LoraArgs { table, order, tiles, sizes, z, inputs, slices, max_rank, planes, .. } = *args;
+        suited.then_some(Self {
+            table,
+            order,
+            tiles,
+            sizes,
+            z,
+            starts,
+            slices,
+            max_rank,
+            planes,
+            inputs,
+        })
     }
 
     /// How many slices the site has; 0 where there are no adapters.
@@ -100,6 +114,10 @@ impl FewRows {
         self.slices as usize
     }
 }
+
+/// Rows and threads of a block of the shrink, as in `lora_mma.cu`.
+const SHRINK_ROWS: usize = 8;
+const SHRINK_THREADS: usize = 128;
 
 /// Ranks of a tile of the shrink, and outputs of a block of the expand, as in `lora_mma.cu`.
 pub const RANKS: usize = 16;
@@ -222,8 +240,9 @@ impl Cuda {
             self.shrink_rows(q, &plan.args, plan.tiles)?;
             return self.multiply_tiles(q, x, w, (&plan.args, batch, &site.spec), out);
         }
-        self.shrink(q, &plan)?;
+        // The shrink comes last: a product of few rows takes its word that the inputs are there.
         let input = self.input(q, x, w)?;
+        self.shrink(q, &plan)?;
         if plan.of_rows.is_some() && self.multiply_stream(q, &input, w, plan.of_rows, out)? {
             return Ok(());
         }
@@ -281,11 +300,13 @@ impl Cuda {
             sizes: address(batch.sizes()),
             columns: site.table.columns(),
             z: q.lora_scratch(room)?,
+            inputs: q.input_words(),
             slices: slices as i32,
             max_rank: max_rank as i32,
             in_dim: site.spec.in_dim as i32,
             chunk: chunk as i32,
             planes: planes as i32,
+            tile_rows: batch.tile_rows() as i32,
         };
         let few = batch.spread() == Spread::Few;
         let widest = site.spec.slices.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
@@ -314,12 +335,9 @@ impl Cuda {
     fn shrink(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
         if let Some(tile_rows) = plan.by_mma {
             let ranks = plan.slices * plan.max_rank.div_ceil(RANKS);
-            let launch = Launch::new([plan.tiles, ranks, plan.planes], ROW_THREADS);
-            let kernel = match tile_rows {
-                8 => Kernel::LoraShrinkMma8,
-                _ => Kernel::LoraShrinkMma32,
-            };
-            return q.launch(&self.modules, kernel, launch, plan.args);
+            let blocks = [plan.tiles * tile_rows / SHRINK_ROWS, ranks, plan.planes];
+            let launch = Launch::new(blocks, SHRINK_THREADS);
+            return q.launch(&self.modules, Kernel::LoraShrinkMma, launch, plan.args);
         }
         let launch = Launch::new([plan.rows, plan.slices, 1], ROW_THREADS);
         q.launch(&self.modules, Kernel::LoraShrink, launch, plan.args)
