@@ -25,7 +25,7 @@ struct TilesArgs {
     TensorMap out;  // Boxes of 64 rows of 128 bytes.
     const float *bias; // Of each output; null: 0.
     ManyRows lora;         // No slices: there are no adapters.
-    int32_t rows, cols, dtype;
+    int32_t rows, cols;
     int32_t steps; // Of K, 128 bytes each.
 };
 
@@ -357,8 +357,8 @@ template <class T> __device__ uint32_t narrow_pair(float a, float b) {
     return *reinterpret_cast<uint32_t *>(&v);
 }
 
-// A group of consumers: 64 rows of a tile.
-template <class T> struct Consumer {
+// A group of consumers: 64 rows of a tile. Without STEPS there is nothing but what adapters add.
+template <class T, bool STEPS> struct Consumer {
     const TilesArgs &a;
     const Memory &memory;
     int group, thread, warp, lane;
@@ -375,7 +375,8 @@ template <class T> struct Consumer {
         for (int i = schedule.begin(); i < schedule.end(); i += schedule.step()) {
             float sums[OUTPUTS / 2];
             Tile tile = schedule(i);
-            multiply(sums);
+            if constexpr (STEPS) multiply(sums);
+            else clear(sums);
             adapt(tile, sums);
             store(tile, sums);
         }
@@ -388,6 +389,11 @@ template <class T> struct Consumer {
     // Tells both blocks that this warp has read a stage. Nothing was written, so nothing is published.
     __device__ void release(int stage) const {
         if (lane < CLUSTER) memory.control->empty[stage].arrive_at(lane);
+    }
+
+    __device__ static void clear(float (&sums)[OUTPUTS / 2]) {
+#pragma unroll
+        for (int i = 0; i < OUTPUTS / 2; i++) sums[i] = 0.0f;
     }
 
     // One step is multiplied while the next is begun.
@@ -483,9 +489,7 @@ __device__ void init(const Memory &memory, int thread) {
     publish_barriers();
 }
 
-// Blocks (cluster, 1, block of the cluster).
-extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
-    linear_tiles(const __grid_constant__ TilesArgs a) {
+template <class F> __device__ __forceinline__ void multiply_tiles(const TilesArgs &a, F &&consume) {
     extern __shared__ uint8_t shared[];
     let_next_start();
     Memory memory(shared);
@@ -504,10 +508,21 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
     } else {
         take_registers<232>();
         wait_for_inputs();
-        if (a.dtype == DTYPE_BF16) Consumer<bf16>(a, memory).run();
-        else Consumer<f16>(a, memory).run();
+        consume(memory);
     }
     __syncthreads();
     // Nobody leaves while the other block may still tell it something.
     cluster_sync();
+}
+
+// Blocks (cluster, 1, block of the cluster).
+extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
+    linear_tiles(const __grid_constant__ TilesArgs a) {
+    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, true>(a, memory).run(); });
+}
+
+// What adapters add alone, and zeros, for a product that is added later.
+extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
+    linear_tiles_begin(const __grid_constant__ TilesArgs a) {
+    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, false>(a, memory).run(); });
 }

@@ -54,10 +54,18 @@ fn random(rows: usize, cols: usize, seed: u64) -> Result<HostTensor> {
     HostTensor::new(DType::Bf16, vec![rows, cols], bytes).context("a matrix")
 }
 
+/// Sequences that decode in one step, at most.
+const MOST_DECODING: usize = 256;
+
 impl Batch {
-    /// `tokens` rows that use `adapters` adapters in turn.
+    /// `tokens` rows that use `adapters` adapters: in turn where each is a sequence that decodes, else one after
+    /// another, as the rows of a prompt are neighbours.
     pub fn new(cuda: &Cuda, q: &mut CudaQueue, tokens: usize, adapters: usize) -> Result<Self> {
-        let slot_of_row: Vec<i32> = (0..tokens).map(|row| (row % adapters) as i32).collect();
+        let slot = |row: usize| match tokens > MOST_DECODING {
+            true => row * adapters / tokens,
+            false => row % adapters,
+        };
+        let slot_of_row: Vec<i32> = (0..tokens).map(|row| slot(row) as i32).collect();
         let mut lora = LoraBatch::new(cuda, tokens)?;
         lora.fill(cuda, q, &RowPlan::new(&slot_of_row))?;
         let (mut x, mut host_x, mut out) = (Vec::new(), Vec::new(), Vec::new());

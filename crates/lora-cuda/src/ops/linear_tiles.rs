@@ -7,13 +7,16 @@ use lora_core::{DType, Mat, Result};
 use super::linear::CudaLinear;
 use super::linear_stream::TensorMap;
 use super::lora::LoraArgs;
-use crate::args::{Address, Kernel, KernelArgs, MatArg, dtype_number};
+use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, View, ViewMut};
 
-/// Rows from which on the kernel is as fast as cuBLASLt's, which leaves adapters to others.
-pub const LEAST_ROWS: usize = 1536;
+/// Rows from which on the kernel is about as fast as cuBLASLt's, which leaves adapters to others.
+const LEAST_ROWS: usize = 1536;
+
+/// Rows from which on it is the fastest to begin outputs with what adapters add.
+const LEAST_ROWS_TO_BEGIN: usize = 512;
 
 /// The most rows that the kernel takes: 64 groups of 256.
 const MOST_ROWS: usize = 64 * LoraBatch::<Cuda>::GROUP_ROWS;
@@ -67,50 +70,55 @@ struct TilesArgs {
     lora: ManyRows,
     rows: i32,
     cols: i32,
-    dtype: i32,
     steps: i32,
 }
 
 // SAFETY: laid out as `TilesArgs` of `linear_tiles.cu`.
 unsafe impl KernelArgs for TilesArgs {
-    const KERNELS: &'static [Kernel] = &[Kernel::LinearTiles];
+    const KERNELS: &'static [Kernel] = &[Kernel::LinearTiles, Kernel::LinearTilesBegin];
 }
 
-/// Whether the kernel takes this batch at this site.
+/// Whether the kernel takes the adapters of this batch at this site, if the output is in bf16.
 pub fn suits(batch: &LoraBatch<Cuda>, spec: &SiteSpec, rows: usize) -> bool {
     let groups = rows.div_ceil(LoraBatch::<Cuda>::GROUP_ROWS);
     let few = batch.group_slot_count() <= MOST_ADAPTERS * groups;
-    (LEAST_ROWS..=MOST_ROWS).contains(&rows) && few && spec.slices.len() <= MOST_SLICES
+    (LEAST_ROWS_TO_BEGIN..=MOST_ROWS).contains(&rows) && few && spec.slices.len() <= MOST_SLICES
 }
 
-/// Whether the kernel takes these operands.
+/// Whether the kernel takes these operands, and is the fastest.
 fn suits_operands(x: Mat, w: Mat, out: Mat) -> bool {
     let dtypes = [x.dtype, w.dtype, out.dtype] == [DType::Bf16; 3];
     let even = w.cols.is_multiple_of(8) && w.rows.is_multiple_of(8);
-    dtypes && even && is_aligned(x) && is_aligned(w) && is_aligned(out)
+    x.rows >= LEAST_ROWS && dtypes && even && is_aligned(x) && is_aligned(w) && is_aligned(out)
 }
 
-impl Cuda {
-    /// Whether [`Cuda::multiply_tiles`] takes these operands.
-    pub(super) fn suits_tiles(&self, x: Mat, w: &CudaLinear, out: Mat) -> bool {
-        suits_operands(x, w.geo(), out)
-    }
+/// A matrix as the kernel reads it.
+#[derive(Clone, Copy)]
+struct Operand {
+    mat: MatArg,
+    geo: Mat,
+}
 
-    /// `out = x wᵀ + bias` with what adapters add, of which `args` has `z`.
-    pub(super) fn multiply_tiles(
-        &self,
-        q: &mut CudaQueue,
-        x: View<'_>,
-        w: &CudaLinear,
-        (args, batch, spec): (&LoraArgs, &LoraBatch<Self>, &SiteSpec),
-        out: &ViewMut<'_>,
-    ) -> Result<()> {
+/// The adapters of a batch at a site, of which `args` has `z`.
+#[derive(Clone, Copy)]
+pub struct Adapters<'a> {
+    /// Where everything lies.
+    pub args: &'a LoraArgs,
+    /// The batch.
+    pub batch: &'a LoraBatch<Cuda>,
+    /// The site.
+    pub spec: &'a SiteSpec,
+}
+
+impl Adapters<'_> {
+    fn many_rows(&self) -> ManyRows {
+        let Self { args, batch, spec } = self;
         let mut starts = [spec.out_dim() as i32; MOST_SLICES + 1];
         for (start, columns) in starts.iter_mut().zip(&spec.slices) {
             *start = columns.start as i32;
         }
         let address = |view| MatArg::from(view).data();
-        let lora = ManyRows {
+        ManyRows {
             table: args.table,
             slot_of_row: address(batch.slot_of_row()),
             group_starts: address(batch.group_starts()),
@@ -119,17 +127,61 @@ impl Cuda {
             starts,
             slices: args.slices,
             max_rank: args.max_rank,
-        };
-        let (w_geo, bytes) = (w.geo(), w.geo().cols * w.geo().dtype.size());
+        }
+    }
+}
+
+impl Cuda {
+    /// Whether [`Cuda::multiply_tiles`] takes these operands.
+    pub(super) fn suits_tiles(&self, x: Mat, w: &CudaLinear, out: Mat) -> bool {
+        suits_operands(x, w.geo(), out)
+    }
+
+    /// `out = x wᵀ + bias` with what adapters add.
+    pub(super) fn multiply_tiles(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        adapters: Adapters<'_>,
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        let x = Operand { mat: x.into(), geo: x.geo };
+        let weights = Operand { mat: w.weights(), geo: w.geo() };
+        self.launch_tiles(q, Some((x, weights)), w.bias(), adapters, out)
+    }
+
+    /// `out` = what adapters add, and 0 where there are none.
+    pub(super) fn begin_by_tiles(
+        &self,
+        q: &mut CudaQueue,
+        adapters: Adapters<'_>,
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        self.launch_tiles(q, None, 0, adapters, out)
+    }
+
+    fn launch_tiles(
+        &self,
+        q: &mut CudaQueue,
+        operands: Option<(Operand, Operand)>,
+        bias: Address,
+        adapters: Adapters<'_>,
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        let outputs = Operand { mat: out.into(), geo: out.geo };
+        let map = |of: Operand, rows| TensorMap::of(of.mat, of.geo, rows);
+        // Without steps the kernel reads neither, but maps must be of something.
+        let (x, w) = operands.unwrap_or((outputs, outputs));
+        let bytes = operands.map_or(0, |(x, _)| x.geo.cols * x.geo.dtype.size());
         let tiles = TilesArgs {
-            w: TensorMap::of(w.weights(), w_geo, OUTPUTS / CLUSTER)?,
-            x: TensorMap::of(x.into(), x.geo, ROWS)?,
-            out: TensorMap::of(out.into(), out.geo, GROUP_ROWS)?,
-            bias: w.bias(),
-            lora,
+            w: map(w, OUTPUTS / CLUSTER)?,
+            x: map(x, ROWS)?,
+            out: map(outputs, GROUP_ROWS)?,
+            bias,
+            lora: adapters.many_rows(),
             rows: out.geo.rows as i32,
             cols: out.geo.cols as i32,
-            dtype: dtype_number(w_geo.dtype),
             steps: bytes.div_ceil(SWIZZLE) as i32,
         };
         let of_rows = out.geo.rows.div_ceil(CLUSTER * ROWS);
@@ -140,6 +192,10 @@ impl Cuda {
             shared: SHARED,
             cluster: CLUSTER,
         };
-        q.launch(&self.modules, Kernel::LinearTiles, launch, tiles)
+        let kernel = match operands {
+            Some(_) => Kernel::LinearTiles,
+            None => Kernel::LinearTilesBegin,
+        };
+        q.launch(&self.modules, kernel, launch, tiles)
     }
 }

@@ -7,6 +7,7 @@ use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, Spread};
 use lora_core::{DType, Error, Mat, Result, check, check_extent};
 
 use super::linear::CudaLinear;
+use super::linear_tiles::Adapters;
 use super::lora_table::Work;
 use super::{ROW_THREADS, WARP, linear_stream, linear_tiles, lora_shrink};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
@@ -94,7 +95,8 @@ impl FewRows {
         for (start, columns) in starts.iter_mut().zip(&spec.slices) {
             *start = columns.start as i32;
         }
-        let LoraArgs { table, order, tiles, sizes, z, inputs, slices, max_rank, planes, .. } = *args;
+        let LoraArgs { table, order, tiles, sizes, z, inputs, slices, max_rank, planes, .. } =
+            *args;
         suited.then_some(Self {
             table,
             order,
@@ -236,9 +238,9 @@ impl Cuda {
         else {
             return self.multiply(q, x, w, out);
         };
-        if plan.by_tiles && self.suits_tiles(x.geo, w, out.geo) {
-            self.shrink_rows(q, &plan.args, plan.tiles)?;
-            return self.multiply_tiles(q, x, w, (&plan.args, batch, &site.spec), out);
+        let adapters = Adapters { args: &plan.args, batch, spec: &site.spec };
+        if plan.by_tiles && self.multiply_many_rows(q, x, w, (&plan, adapters), out)? {
+            return Ok(());
         }
         // The shrink comes last: a product of few rows takes its word that the inputs are there.
         let input = self.input(q, x, w)?;
@@ -256,6 +258,26 @@ impl Cuda {
         }
         self.multiply_input(q, &input, w, out)?;
         self.expand(q, &plan, Output::AddTo)
+    }
+
+    /// The product of many rows and what adapters add, by the kernel that does both or else by cuBLASLt on top
+    /// of what it began; `false` where neither can.
+    fn multiply_many_rows(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        (plan, adapters): (&Plan, Adapters<'_>),
+        out: &ViewMut<'_>,
+    ) -> Result<bool> {
+        self.shrink_rows(q, &plan.args, plan.tiles)?;
+        if self.suits_tiles(x.geo, w, out.geo) {
+            self.multiply_tiles(q, x, w, adapters, out)?;
+            return Ok(true);
+        }
+        self.begin_by_tiles(q, adapters, out)?;
+        let input = self.input(q, x, w)?;
+        self.multiply_by_lt(q, &input, w, true, out)
     }
 
     /// What the two products will do; `None` if there is nothing to do.
@@ -327,6 +349,7 @@ impl Cuda {
             by_tiles: by_mma
                 && matches!(work, Work::Mma { plain: true, .. })
                 && tile_rows == lora_shrink::TILE_ROWS
+                && is_aligned(out.geo)
                 && linear_tiles::suits(batch, &site.spec, rows),
         }))
     }
