@@ -143,6 +143,7 @@ impl Asked {
             seed: Some(self.seed.unwrap_or(0)),
             return_context_logits: self.prompt_logits,
             return_generation_logits: self.logits,
+            include_stop_str_in_output: true,
             stop_token_ids: self
                 .stop
                 .map_or_else(Vec::new, |stop| (stop..512).step_by(8).collect()),

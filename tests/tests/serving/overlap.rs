@@ -25,6 +25,12 @@ fn drawn(tokens: usize, seed: u64) -> SamplingParams {
     SamplingParams { temperature: Some(1.3), seed: Some(seed), ..params(tokens) }
 }
 
+/// As [`drawn`], up to a token.
+fn ending(tokens: usize, seed: u64, stop: u32) -> SamplingParams {
+    // The stop token would be banned at first otherwise, and other tokens drawn.
+    SamplingParams { min_tokens: Some(0), stop_token_ids: vec![stop], ..drawn(tokens, seed) }
+}
+
 fn prompt(which: u32) -> Vec<u32> {
     (0..5 + which).map(|i| (which * 131 + i * 37) % 512).collect()
 }
@@ -79,8 +85,8 @@ fn a_row_of_a_sequence_that_has_ended_is_dropped() {
     let (ahead, after) = (engine(true), engine(false));
     let free = one(&after, drawn(30, 3)).0.token_ids;
     for at in [0, 1, 6, 17] {
-        let ending = SamplingParams { stop_token_ids: vec![free[at]], ..drawn(30, 3) };
-        let others = || mix().into_iter().chain([ask(&prompt(1), ending.clone(), None)]).collect();
+        let ending = || ask(&prompt(1), ending(30, 3, free[at]), None);
+        let others = || mix().into_iter().chain([ending()]).collect();
         let before = [settled(&ahead), settled(&after)].map(|stats| stats.generated_tokens);
         let found = together(&ahead, others());
         assert_eq!(found, together(&after, others()));
@@ -98,8 +104,8 @@ fn what_a_dropped_row_wrote_is_never_found_as_a_prefix() {
     let free = one(&after, drawn(30, 3)).0.token_ids;
     // Ends of answers at every place in a block.
     for at in 4..4 + 2 * BLOCK {
-        let ending = SamplingParams { stop_token_ids: vec![free[at]], ..drawn(30, 3) };
-        one(&ahead, ending);
+        let (answer, _) = one(&ahead, ending(30, 3, free[at]));
+        assert_eq!(answer.stop_reason, Some(StopReason::Token(free[at])));
         // Goes on after the end token with what was drawn there, and with other tokens.
         for next in [free[at + 1], 7] {
             let longer = [&prompt(1)[..], &free[..=at], &[next, 11]].concat();
