@@ -24,6 +24,8 @@ pub struct Plan<'a> {
     pub length: usize,
     /// Tokens of one step.
     pub step_tokens: usize,
+    /// Whether steps may be launched ahead, where the device computes by itself.
+    pub overlap: bool,
 }
 
 /// One batch of requests.
@@ -81,6 +83,10 @@ impl Serving {
         let builder = match plan.quant.clone() {
             Some(quant) => builder.quant_config(quant),
             None => builder,
+        };
+        let builder = match plan.overlap {
+            true => builder,
+            false => builder.disable_overlap_scheduler(true),
         };
         let llm = builder.build(backend);
         let llm = llm.with_context(|| format!("loading {}", path.display()))?;

@@ -27,6 +27,9 @@ pub enum Pool {
 pub struct Caps {
     /// Steps can be recorded once and replayed.
     pub graphs: bool,
+    /// The device works by itself: ops return before their work is done, so that the host can hand
+    /// over the next step while one is computed.
+    pub asynchronous: bool,
     /// Outputs of products (queries, keys and values, the gated halves, the residual stream) are
     /// better kept in f32 whatever the dtype of the activations that products read: fewer
     /// roundings, where the wider stores cost little.
@@ -261,7 +264,7 @@ pub trait Backend: Sized + 'static {
         out: ViewMut<'_, Self>,
     ) -> Result<()>;
 
-    /// `out[i] = x[rows[i]]`. `rows` is `[1, n]` i32.
+    /// `out[i] = x[rows[i]]`. `rows` is `[1, n]` i32. `x` and `out` are floats, or both are i32.
     ///
     /// # Errors
     /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].

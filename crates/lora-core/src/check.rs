@@ -104,12 +104,32 @@ pub fn copy_rows(geo: Mat, from: &Range<usize>, to: usize) -> Result<()> {
     Ok(())
 }
 
-/// Checks [`Backend::embed`] from a table `[rows, cols]`, and [`Backend::gather_rows`].
+/// Checks [`Backend::embed`] from a table `[rows, cols]`.
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`].
-pub fn gather(op: &'static str, cols: usize, ids: Mat, out: Mat) -> Result<()> {
-    float(op, "out", out.dtype)?;
+pub fn embed(cols: usize, ids: Mat, out: Mat) -> Result<()> {
+    float("embed", "out", out.dtype)?;
+    looked_up("embed", cols, ids, out)
+}
+
+/// Checks [`Backend::gather_rows`]. Integers are moved as they are.
+///
+/// # Errors
+/// [`Error::DType`], [`Error::Shape`].
+pub fn gather_rows(x: Mat, rows: Mat, out: Mat) -> Result<()> {
+    const OP: &str = "gather_rows";
+    match x.dtype {
+        DType::I32 => dtype(OP, "out", out.dtype, DType::I32)?,
+        _ => {
+            float(OP, "x", x.dtype)?;
+            float(OP, "out", out.dtype)?;
+        }
+    }
+    looked_up(OP, x.cols, rows, out)
+}
+
+fn looked_up(op: &'static str, cols: usize, ids: Mat, out: Mat) -> Result<()> {
     check_extent(op, "rows of out", out.rows, id_row(op, "ids", ids)?)?;
     check_extent(op, "columns of out", out.cols, cols)
 }

@@ -72,6 +72,7 @@ impl Backend for CpuRef {
     fn caps(&self) -> Caps {
         Caps {
             graphs: false,
+            asynchronous: false,
             wide_activations: true,
             shares_host_memory: true,
             batch_invariant: true,

@@ -27,6 +27,7 @@ impl Backend for Cuda {
     fn caps(&self) -> Caps {
         Caps {
             graphs: true,
+            asynchronous: true,
             wide_activations: false,
             shares_host_memory: false,
             batch_invariant: false,

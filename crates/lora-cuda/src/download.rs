@@ -1,4 +1,4 @@
-//! Copies to the host that run beside what comes after them.
+//! Page-locked memory, and copies to the host that run beside what comes after them.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -21,12 +21,17 @@ pub struct HostBlock {
     context: Arc<CudaContext>,
 }
 
-/// Bytes on their way to the host.
-pub struct CudaDownload {
+/// A block that the device reads or writes until an event comes; then others may have it.
+pub(crate) struct LentBlock {
     block: Option<HostBlock>,
     blocks: HostBlocks,
-    bytes: usize,
     done: CudaEvent,
+}
+
+/// Bytes on their way to the host.
+pub struct CudaDownload {
+    block: LentBlock,
+    bytes: usize,
 }
 
 impl HostBlocks {
@@ -62,32 +67,44 @@ impl Drop for HostBlock {
     }
 }
 
-impl CudaDownload {
-    /// `bytes` bytes that are in `block` once `done` has come.
-    pub(crate) fn new(blocks: HostBlocks, block: HostBlock, bytes: usize, done: CudaEvent) -> Self {
-        Self { block: Some(block), blocks, bytes, done }
+impl LentBlock {
+    /// A block of `blocks` that the device uses until `done` has come.
+    pub(crate) fn new(blocks: HostBlocks, block: HostBlock, done: CudaEvent) -> Self {
+        Self { block: Some(block), blocks, done }
     }
 
-    /// Waits for the bytes.
-    ///
-    /// # Errors
-    /// [`lora_core::Error::Device`] if any of the work before failed.
-    pub(crate) fn wait(mut self) -> Result<Vec<u8>> {
-        self.done.synchronize().map_err(failed("cuEventSynchronize"))?;
-        let Some(block) = self.block.take() else { return Ok(Vec::new()) };
-        // SAFETY: the device has written that many bytes, and writes no more.
-        let bytes = unsafe { std::slice::from_raw_parts(block.address, self.bytes) }.to_vec();
-        self.blocks.0.borrow_mut().push(block);
-        Ok(bytes)
+    /// Whether the device is done with it.
+    pub(crate) fn is_free(&self) -> bool {
+        self.done.is_complete()
     }
 }
 
-impl Drop for CudaDownload {
-    /// The device may still write to the block.
+impl Drop for LentBlock {
+    /// The device may still use the block.
     fn drop(&mut self) {
-        if self.block.is_some() {
-            // A lost device writes no more either.
-            let _ = self.done.synchronize();
-        }
+        // A lost device uses nothing.
+        let _ = self.done.synchronize();
+        self.blocks.0.borrow_mut().extend(self.block.take());
+    }
+}
+
+impl CudaDownload {
+    /// `bytes` bytes that are in `block` once it is free.
+    pub(crate) fn new(block: LentBlock, bytes: usize) -> Self {
+        Self { block, bytes }
+    }
+
+    /// Waits for the bytes, and for no work that was issued after the download.
+    ///
+    /// # Errors
+    /// [`lora_core::Error::Device`] if any of the work before failed.
+    pub(crate) fn wait(self) -> Result<Vec<u8>> {
+        let LentBlock { block, done, .. } = &self.block;
+        done.synchronize().map_err(failed("cuEventSynchronize"))?;
+        // SAFETY: the device has written that many bytes, and writes no more.
+        let bytes = |block: &HostBlock| unsafe {
+            std::slice::from_raw_parts(block.address, self.bytes).to_vec()
+        };
+        Ok(block.as_ref().map_or_else(Vec::new, bytes))
     }
 }

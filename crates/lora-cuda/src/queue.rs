@@ -1,6 +1,7 @@
 //! A stream of work, launches on it, and copies between host and device.
 #![allow(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use lora_core::{Error, Mat, Pool, Result};
 
 use crate::args::{Kernel, KernelArgs};
-use crate::download::{CudaDownload, HostBlocks};
+use crate::download::{CudaDownload, HostBlocks, LentBlock};
 use crate::error::failed;
 use crate::modules::Modules;
 use crate::{CudaBuf, View, ViewMut};
@@ -26,7 +27,17 @@ pub struct CudaQueue {
     outgrown: Vec<CudaBuf>,
     recording: Recording,
     host_blocks: HostBlocks,
+    /// What uploads are read from, oldest first.
+    sources: VecDeque<LentBlock>,
 }
+
+/// Bytes of an upload from pageable memory that the driver takes along with the order; for more, it
+/// may wait until the stream has come there, and the host with it.
+const TAKEN_ALONG: usize = 64 << 10;
+
+/// The most bytes of an upload that page-locked memory is kept for. Only what comes before the first
+/// step is larger.
+const MOST_STAGED: usize = 4 << 20;
 
 /// Whether ops are recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -80,6 +91,7 @@ impl CudaQueue {
             outgrown: Vec::new(),
             recording: Recording::Never,
             host_blocks: HostBlocks::default(),
+            sources: VecDeque::new(),
         })
     }
 
@@ -191,7 +203,8 @@ impl CudaQueue {
         started.result().map_err(failed(name))
     }
 
-    /// Copies bytes from the host to the start of a dense matrix.
+    /// Copies bytes from the host to the start of a dense matrix. The host may go on at once, and
+    /// change `src`, unless there are more than [`MOST_STAGED`] of them.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -200,10 +213,35 @@ impl CudaQueue {
             return Ok(());
         }
         let address = dst.buf.address() + (dst.geo.offset * dst.geo.dtype.size()) as u64;
+        if (TAKEN_ALONG + 1..=MOST_STAGED).contains(&src.len()) {
+            return self.upload_staged(src, address);
+        }
         // SAFETY: the caller has checked that `dst` has as many bytes. `src` is pageable memory,
         // which the driver has read when it returns.
         let copied = unsafe { result::memcpy_htod_async(address, src, self.stream()) };
         copied.map_err(failed("cuMemcpyHtoDAsync"))
+    }
+
+    /// As [`CudaQueue::upload`], by way of page-locked memory that the device reads by itself.
+    fn upload_staged(&mut self, src: &[u8], address: u64) -> Result<()> {
+        while self.sources.front().is_some_and(LentBlock::is_free) {
+            self.sources.pop_front();
+        }
+        let block = self.host_blocks.take(&self.context, src.len())?;
+        let read = self.context.new_event(None).map_err(failed("cuEventCreate"))?;
+        // SAFETY: the block has at least as many bytes, all of which are written before they are
+        // read, and nobody else knows it.
+        let staged = unsafe {
+            std::ptr::copy_nonoverlapping(src.as_ptr(), block.address(), src.len());
+            std::slice::from_raw_parts(block.address(), src.len())
+        };
+        // SAFETY: the caller has checked that the matrix has as many bytes. The block is neither
+        // written nor freed before `read` has come, which is recorded behind the copy.
+        let copied = unsafe { result::memcpy_htod_async(address, staged, self.stream()) };
+        copied.map_err(failed("cuMemcpyHtoDAsync"))?;
+        self.mark(&read)?;
+        self.sources.push_back(LentBlock::new(self.host_blocks.clone(), block, read));
+        Ok(())
     }
 
     /// Starts to copy a matrix to the host.
@@ -222,7 +260,8 @@ impl CudaQueue {
         }
         let done = self.context.new_event(None).map_err(failed("cuEventCreate"))?;
         self.mark(&done)?;
-        Ok(CudaDownload::new(self.host_blocks.clone(), block, bytes, done))
+        let block = LentBlock::new(self.host_blocks.clone(), block, done);
+        Ok(CudaDownload::new(block, bytes))
     }
 
     /// Copies `count` rows of a matrix, from row `from` to row `to`.

@@ -102,7 +102,8 @@ macro_rules! backend_suite {
         mod $module {
             use super::*;
             $crate::backend_suite!(@tests $make, $types;
-                rows: [embedding_looks_rows_up, gathering_copies_rows, the_gate_is_silu_times_up,
+                rows: [embedding_looks_rows_up, gathering_copies_rows,
+                    gathering_moves_integers_as_they_are, the_gate_is_silu_times_up,
                     what_is_uploaded_comes_back, rows_are_copied_within_a_matrix,
                     row_ops_refuse_misfits, copies_outside_or_onto_themselves_are_refused,
                     row_ops_refuse_ids_out_of_range],

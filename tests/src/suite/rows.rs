@@ -49,6 +49,20 @@ pub fn gathering_copies_rows<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     });
 }
 
+/// Integers keep their bits, whatever floats these would be.
+pub fn gathering_moves_integers_as_they_are<B: Backend>(make: &dyn Fn() -> B, _: Types) {
+    let case = (rows(), 1usize..40, 1usize..9, gaps(), gaps(), any::<u64>());
+    for_all(make, 128, case, |rig, &(rows, from, cols, x_gaps, out_gaps, seed)| {
+        let x = ints(from, cols, seed);
+        let list = Fill::new(seed).ids(rows, from);
+        let mut out = rig.place(&ints(rows, cols, !seed), out_gaps)?;
+        let (placed, ids) = (rig.place(&x, x_gaps)?, rig.ids(&list)?);
+        rig.be.gather_rows(&mut rig.q, placed.view(), ids.view(), out.view_mut())?;
+        let list: Vec<usize> = list.iter().map(|r| *r as usize).collect();
+        exact("gather_rows", &out.read(rig)?, &x.pick(&list))
+    });
+}
+
 /// Rows of a matrix go to other rows of it; all else stays.
 pub fn rows_are_copied_within_a_matrix<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (0usize..6, 0usize..4, 0usize..4, any::<bool>(), cols(), gaps(), any::<u64>());

@@ -6,6 +6,7 @@ mod bad_input;
 mod lifecycle;
 mod memory;
 mod mixes;
+mod overlap;
 mod prefixes;
 mod soak;
 mod streams;

@@ -42,14 +42,16 @@ struct Settings {
     device: usize,
     host: usize,
     window: usize,
+    overlaps: bool,
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
     let policy =
         prop_oneof![Just(CapacityPolicy::GuaranteedNoEvict), Just(CapacityPolicy::MaxUtilization)];
     let sizes = (2usize..7, 1usize..40, 1usize..10, MAX_SEQ_LEN..160);
-    (sizes, policy, any::<(bool, bool)>(), 1usize..5, 0usize..3, 0usize..5).prop_map(
-        |((batch, step, block, room), policy, reuse, device, more, window)| Settings {
+    let adapters = (1usize..5, 0usize..3, 0usize..5);
+    (sizes, policy, any::<(bool, bool)>(), adapters, any::<bool>()).prop_map(
+        |((batch, step, block, room), policy, reuse, (device, more, window), overlaps)| Settings {
             batch,
             step,
             block,
@@ -59,6 +61,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             device,
             host: device + more,
             window,
+            overlaps,
         },
     )
 }
@@ -78,6 +81,7 @@ impl Settings {
             .max_batch_size(self.batch)
             .max_num_tokens(self.step)
             .max_seq_len(MAX_SEQ_LEN)
+            .disable_overlap_scheduler(!self.overlaps)
             .kv_cache_config(kv)
             .scheduler_config(SchedulerConfig { capacity_scheduler_policy: self.policy });
         start(engine)
@@ -93,6 +97,10 @@ struct Asked {
     seed: Option<u64>,
     outputs: usize,
     prompt_logits: bool,
+    /// Whether logits of the answer are wanted, for which steps wait for each other.
+    logits: bool,
+    /// Every eighth token from this one on ends the answer.
+    stop: Option<u32>,
     /// Pieces of earlier answers that are read before it comes.
     after: usize,
     /// It is dropped once this many pieces were read.
@@ -108,8 +116,9 @@ fn prompts() -> impl Strategy<Value = Vec<u32>> {
 }
 
 fn requests() -> impl Strategy<Value = Vec<Asked>> {
-    let what = (prompts(), option::weighted(0.8, 0..ADAPTERS.len()), 1usize..9);
-    let how = (option::of(0u64..4), 1usize..3, prop::bool::weighted(0.2));
+    let what = (prompts(), option::weighted(0.8, 0..ADAPTERS.len()), 1usize..14);
+    let logits = (prop::bool::weighted(0.1), prop::bool::weighted(0.1));
+    let how = (option::of(0u64..4), 1usize..3, logits, option::of(0u32..8));
     let when = (0usize..4, option::weighted(0.15, 0usize..4));
     let asked = (what, how, when).prop_map(|(what, how, when)| Asked {
         prompt: what.0,
@@ -117,7 +126,9 @@ fn requests() -> impl Strategy<Value = Vec<Asked>> {
         tokens: what.2,
         seed: how.0,
         outputs: how.1,
-        prompt_logits: how.2,
+        prompt_logits: how.2.0,
+        logits: how.2.1,
+        stop: how.3,
         after: when.0,
         cut: when.1,
     });
@@ -132,6 +143,11 @@ impl Asked {
             top_k: self.seed.map(|_| 50),
             seed: Some(self.seed.unwrap_or(0)),
             return_context_logits: self.prompt_logits,
+            return_generation_logits: self.logits,
+            include_stop_str_in_output: true,
+            stop_token_ids: self
+                .stop
+                .map_or_else(Vec::new, |stop| (stop..512).step_by(8).collect()),
             ..greedy(self.tokens)
         };
         // Several greedy outputs would be one output several times, which is refused.
@@ -220,6 +236,7 @@ fn preempted_requests_go_on_where_they_were() {
         device: 3,
         host: 3,
         window: 2,
+        overlaps: true,
     };
     let asked = |i: usize| Asked {
         prompt: (0..8).map(|t| (i as u32 * 50 + t) % 512).collect(),
@@ -228,6 +245,8 @@ fn preempted_requests_go_on_where_they_were() {
         seed: Some(i as u64),
         outputs: 1,
         prompt_logits: false,
+        logits: false,
+        stop: None,
         after: 0,
         cut: None,
     };

@@ -24,6 +24,7 @@ impl Bench {
             rank: args.rank,
             length: args.prompt + args.new_tokens,
             step_tokens: batch * args.prompt,
+            overlap: true,
         };
         let threads = args.threads;
         let serving = Serving::start(&plan, move || CpuRef::with_threads(threads))?;

@@ -26,6 +26,9 @@ pub struct Args {
     /// Only cases with this number of tokens in a step
     #[arg(long)]
     tokens: Option<usize>,
+    /// Have each step of the engine wait for the tokens of the one before
+    #[arg(long)]
+    no_overlap: bool,
 }
 
 /// What is measured.
@@ -86,8 +89,8 @@ const LAYERS: usize = 2;
 pub fn run(args: &Args) -> Result<()> {
     match args.what {
         What::Layers => layers(args),
-        What::Steps => steps::run(false, args.tokens),
-        What::StepsFp8 => steps::run(true, args.tokens),
+        What::Steps => steps::run(false, args.tokens, !args.no_overlap),
+        What::StepsFp8 => steps::run(true, args.tokens, !args.no_overlap),
     }
 }
 

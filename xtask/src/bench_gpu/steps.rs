@@ -79,11 +79,12 @@ struct Row {
 }
 
 /// Measures every case, or those with one number of tokens in a step, with weights in bf16, or in FP8 if `fp8`, and
-/// prints a JSON line for each, then the table.
+/// prints a JSON line for each, then the table. Without `overlap`, each step waits for the tokens of
+/// the one before.
 ///
 /// # Errors
 /// If there is no GPU, or a request fails.
-pub fn run(fp8: bool, tokens: Option<usize>) -> Result<()> {
+pub fn run(fp8: bool, tokens: Option<usize>, overlap: bool) -> Result<()> {
     let (weights, cases): (_, &[Case]) = if fp8 { ("fp8", &FP8) } else { ("bf16", &BF16) };
     let quant =
         fp8.then(|| QuantConfig { quant_algo: Some(QuantAlgo::Fp8), ..QuantConfig::default() });
@@ -95,6 +96,7 @@ pub fn run(fp8: bool, tokens: Option<usize>) -> Result<()> {
         rank: RANK,
         length: 2048 + NEW_TOKENS,
         step_tokens: 2048,
+        overlap,
     };
     let serving = Serving::start(&plan, || Cuda::new(0).map_err(Into::into))?;
     let start = Instant::now();

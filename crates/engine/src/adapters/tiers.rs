@@ -172,6 +172,11 @@ impl AdapterTiers {
         std::mem::take(&mut self.orders)
     }
 
+    /// Whether there are orders to be carried out.
+    pub fn has_orders(&self) -> bool {
+        !self.orders.is_empty()
+    }
+
     /// Use since the start.
     pub fn stats(&self) -> TierStats {
         self.stats

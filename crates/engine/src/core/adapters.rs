@@ -95,6 +95,11 @@ impl<B: Backend> Core<B> {
         moved
     }
 
+    /// Whether something is to be moved, which is done between steps.
+    pub(super) fn adapters_wait(&self) -> bool {
+        self.scheduler.tiers.has_orders() || !self.adapters.copies.is_empty()
+    }
+
     /// Takes in what a loader thread read.
     pub(super) fn take_read(&mut self, outcome: ReadOutcome) {
         let ReadOutcome { entry, result, took } = outcome;

@@ -22,6 +22,7 @@ pub use stats::{AdapterStats, EngineStats, KvStats};
 use crate::model::{DenseModel, KvCache, RunState, StepGraphs};
 use crate::scheduler::{Scheduler, Sequence};
 use history::History;
+use step::Launched;
 
 /// A submitted request with what the loop tracks for it.
 #[derive(Debug)]
@@ -32,6 +33,13 @@ pub struct Job {
 }
 
 impl Job {
+    /// Whether its next token can be drawn before the host knows the one that is being drawn now.
+    fn draws_unseen(&self) -> bool {
+        let Submission { plan, guide, siblings, .. } = &*self.submission;
+        // Siblings start once the prompt is computed, which has to be noticed at once.
+        plan.draws_unseen() && guide.is_none() && siblings.is_empty()
+    }
+
     /// Reports an event. Where nobody listens any more, the sequence has no reason to go on.
     fn emit(&mut self, event: Event) {
         if self.submission.events.send((self.submission.id, event)).is_err() {
@@ -63,67 +71,73 @@ pub struct Core<B: Backend> {
     pub(crate) adapters: AdapterStore,
     pub(crate) inbox: Receiver<Command>,
     pub(crate) counts: Counts,
+    /// Whether a step may be launched before the one before it is done.
+    pub(crate) overlaps: bool,
 }
 
 /// What was done since the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
     steps: u64,
+    overlapped_steps: u64,
     generated_tokens: u64,
     prompt_tokens: u64,
 }
 
-/// What came of a step.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    /// There was nothing to do.
-    None,
-    /// Something was computed or moved.
+/// How far the engine is.
+enum Progress<B: Backend> {
+    /// There is nothing to do before a command comes.
+    Idle,
+    /// Something was computed or moved, and no step is under way.
     Moved,
-    /// The engine was told to stop meanwhile.
-    Stopped,
+    /// A step is under way.
+    Launched(Launched<B>),
 }
 
-/// Whether the loop goes on.
+/// What the inbox held.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Loop {
-    Go,
+enum News {
+    None,
+    Some,
+    /// The order to stop.
     Stop,
 }
 
 impl<B: Backend> Core<B> {
     /// Serves commands until the senders are gone or [`Command::Shutdown`] comes.
     pub fn run(mut self) {
-        let mut moved = false;
+        let mut progress = Progress::Idle;
         loop {
-            // Where nothing moved, nothing will before a command comes.
-            if self.take_commands(!moved) == Loop::Stop {
-                return;
+            let news = self.take_commands(matches!(progress, Progress::Idle));
+            if news == News::Stop {
+                return self.fail_running("the engine was stopped");
             }
-            moved = match self.step() {
-                Ok(Progress::Stopped) => return,
-                Ok(progress) => progress == Progress::Moved,
-                Err(error) => {
-                    self.fail_running(&error.to_string());
-                    true
-                }
+            progress = self.step(progress, news).unwrap_or_else(|error| {
+                self.fail_running(&error.to_string());
+                Progress::Moved
+            });
+            let under_way = match &mut progress {
+                Progress::Launched(launched) => &mut launched.works,
+                Progress::Idle | Progress::Moved => &mut Vec::new(),
             };
-            self.scheduler.retire(|s| s.data.finished);
+            self.scheduler.retire(under_way, |s| s.data.finished);
         }
     }
 
     /// Takes in what has arrived; with `wait`, waits for the first command.
-    fn take_commands(&mut self, mut wait: bool) -> Loop {
+    fn take_commands(&mut self, mut wait: bool) -> News {
+        let mut news = News::None;
         loop {
             let command = match std::mem::take(&mut wait) {
                 true => self.inbox.recv().map_err(|_| TryRecvError::Disconnected),
                 false => self.inbox.try_recv(),
             };
             match command {
-                Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return Loop::Stop,
+                Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return News::Stop,
                 Ok(command) => self.take(command),
-                Err(TryRecvError::Empty) => return Loop::Go,
+                Err(TryRecvError::Empty) => return news,
             }
+            news = News::Some;
         }
     }
 
@@ -190,6 +204,7 @@ impl<B: Backend> Core<B> {
         let (host, device) = scheduler.tiers.fill();
         EngineStats {
             steps: counts.steps,
+            overlapped_steps: counts.overlapped_steps,
             generated_tokens: counts.generated_tokens,
             prompt_tokens: counts.prompt_tokens,
             graphs: self.graphs.stats(),

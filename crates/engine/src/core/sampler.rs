@@ -88,6 +88,11 @@ impl<B: Backend> Sampler<B> {
         })
     }
 
+    /// Where drawn tokens are, those of the last draw first: `[1, rows]` i32.
+    pub fn tokens(&self) -> View<'_, B> {
+        self.tokens.view()
+    }
+
     /// Draws a token from each row of `logits`; the tokens are there once `Drawn::wait` returns.
     ///
     /// # Errors
@@ -168,7 +173,7 @@ pub struct Drawn<B: Backend> {
 }
 
 impl<B: Backend> Drawn<B> {
-    /// Blocks until the step that draws them is done.
+    /// Blocks until the step that draws them is done; one that was launched after it may go on.
     ///
     /// # Errors
     /// [`lora_core::Error::Device`] if it failed.

@@ -12,6 +12,8 @@ use crate::scheduler::SchedulerStats;
 pub struct EngineStats {
     /// Steps computed.
     pub steps: u64,
+    /// Those of them that were handed to the device before the tokens of the step before were known.
+    pub overlapped_steps: u64,
     /// Tokens drawn.
     pub generated_tokens: u64,
     /// Prompt tokens computed; those found in the KV cache are not among them.

@@ -1,4 +1,4 @@
-//! One step: plan, forward pass, draw, report.
+//! One step: plan, forward pass, draw, report; and the next one before its tokens are known.
 
 use lora_core::ops::SampleRow;
 use lora_core::{Backend, Result};
@@ -6,7 +6,7 @@ use lora_core::{Backend, Result};
 use super::constraint::{self, Mask};
 use super::message::{Event, FinishReason, TokenLogprobs};
 use super::sampler::{Drawn, Draws, fetch};
-use super::{Core, Job, Loop, Progress};
+use super::{Core, Job, News, Progress};
 use crate::model::{DenseModel, StepRows};
 use crate::scheduler::{Sequence, Work};
 
@@ -18,33 +18,54 @@ struct Outcome {
 }
 
 /// A step that was handed to the device.
-struct Launched<B: Backend> {
-    works: Vec<Work>,
+pub struct Launched<B: Backend> {
+    /// The shares of the sequences that still run.
+    pub(super) works: Vec<Work>,
     drawn: Drawn<B>,
 }
 
 impl<B: Backend> Core<B> {
-    /// Admits what fits, moves adapters and computes one step. While the device computes, commands
-    /// are taken in.
+    /// Launches a step where none is under way. Otherwise takes in what the one under way computes,
+    /// with the next one launched before, if nothing that is still to come decides about it: the
+    /// device then goes on while the host reads, reports and plans.
     ///
     /// # Errors
     /// Those of the backend; all running sequences are then in an unknown state.
-    pub(super) fn step(&mut self) -> Result<Progress> {
+    pub(super) fn step(&mut self, progress: Progress<B>, news: News) -> Result<Progress<B>> {
+        let Progress::Launched(launched) = progress else { return self.begin() };
+        // What commands change is looked at between steps.
+        let next = match news {
+            News::None => self.launch_after(&launched)?,
+            _ => None,
+        };
+        self.finish(launched)?;
+        self.counts.steps += 1;
+        self.counts.overlapped_steps += u64::from(next.is_some());
+        Ok(next.map_or(Progress::Moved, Progress::Launched))
+    }
+
+    /// Admits what fits, moves adapters and launches a step.
+    fn begin(&mut self) -> Result<Progress<B>> {
         let copies = self.scheduler.admit();
         self.kv.copy_blocks(&self.be, &mut self.queue, &copies)?;
         let moved = self.move_adapters();
         let works = self.scheduler.plan();
-        if works.is_empty() {
-            return Ok(if moved { Progress::Moved } else { Progress::None });
+        match works.is_empty() {
+            true if moved => Ok(Progress::Moved),
+            true => Ok(Progress::Idle),
+            false => self.launch(works).map(Progress::Launched),
         }
-        let launched = self.launch(works)?;
-        if self.take_commands(false) == Loop::Stop {
-            self.fail_running("the engine was stopped");
-            return Ok(Progress::Stopped);
+    }
+
+    /// Launches the step after one that is under way, whose tokens stay on the device. Sequences that
+    /// these tokens turn out to end have been computed a row too many, which is dropped.
+    fn launch_after(&mut self, before: &Launched<B>) -> Result<Option<Launched<B>>> {
+        let all_draw_unseen = || self.scheduler.running().iter().all(|s| s.data.draws_unseen());
+        if !self.overlaps || self.adapters_wait() || !all_draw_unseen() {
+            return Ok(None);
         }
-        self.finish(launched)?;
-        self.counts.steps += 1;
-        Ok(Progress::Moved)
+        let works = self.scheduler.plan_after(&before.works, |s| s.data.finished);
+        works.map(|works| self.launch(works)).transpose()
     }
 
     fn launch(&mut self, works: Vec<Work>) -> Result<Launched<B>> {
@@ -54,7 +75,7 @@ impl<B: Backend> Core<B> {
         let wanted = rows.logit_rows.len();
         let Self { be, queue, model, kv, state, graphs, sampler, scheduler, .. } = self;
         graphs.pad(&mut rows);
-        DenseModel::prepare(be, queue, state, &rows)?;
+        DenseModel::prepare(be, queue, state, &rows, sampler.tokens())?;
         graphs.forward(model, be, queue, state, kv)?;
         // The device may still be computing.
         let masks = constraint::masks(scheduler.running_mut(), &works);
@@ -68,11 +89,8 @@ impl<B: Backend> Core<B> {
         let Launched { works, drawn } = launched;
         let outcome = self.outcome(&works, drawn.wait(&self.be)?)?;
         let mut siblings = Vec::new();
-        let mut first_row = 0;
         for work in &works {
-            let rows = first_row..first_row + work.logit_rows();
-            first_row = rows.end;
-            let token = work.samples.then(|| outcome.tokens[rows.end - 1] as u32);
+            let token = work.samples.then(|| outcome.tokens[work.rows().end - 1] as u32);
             let sequence = &mut self.scheduler.running_mut()[work.sequence];
             self.counts.generated_tokens += u64::from(work.samples);
             let of_prompt = work.positions.end.min(sequence.prompt_len);
@@ -82,7 +100,7 @@ impl<B: Backend> Core<B> {
                 siblings.append(&mut sequence.data.submission.siblings);
             }
             if !sequence.data.finished {
-                report(sequence, work, &outcome, rows);
+                report(sequence, work, &outcome);
             }
             self.scheduler.commit(work, token);
         }
@@ -96,7 +114,7 @@ impl<B: Backend> Core<B> {
         let wanted = works.iter().map(|w| &running[w.sequence].data.submission.plan);
         let wants_logits = wanted.clone().any(|p| p.context_logits || p.generation_logits);
         let k = wanted.filter_map(|p| p.logprobs.max(p.prompt_logprobs)).max();
-        let next_of_prompt = prompt_targets(running, works);
+        let next_of_prompt = prompt_targets(running, works, tokens.len());
         let Self { be, queue, state, sampler, .. } = self;
         let logits = state.logits(tokens.len());
         let logprobs = match k {
@@ -130,12 +148,14 @@ fn step_rows(running: &[Sequence<Job>], works: &[Work], tokens_per_block: usize)
             if position >= work.logits_from {
                 rows.logit_rows.push(rows.ids.len() as i32);
             }
-            rows.ids.push(sequence.tokens[position] as i32);
+            // One that is still being drawn comes from the device.
+            rows.ids.push(sequence.tokens.get(position).map_or(0, |token| *token as i32));
             rows.positions.push(position as i32);
             rows.kv_slots.push(sequence.kv_slot(position, tokens_per_block) as i32);
             rows.sequences.push(i as i32);
             rows.lora_slots.push(sequence.slot().map_or(-1, |slot| slot as i32));
         }
+        rows.drawn.extend(work.token_from.map(|row| row as i32));
         let blocks = sequence.blocks().iter().map(|b| *b as i32);
         let padding = max_blocks - sequence.blocks().len();
         rows.block_tables.extend(blocks.chain(std::iter::repeat_n(0, padding)));
@@ -154,11 +174,13 @@ fn draws(running: &[Sequence<Job>], works: &[Work], masks: &[Option<Mask>]) -> D
         }
         if work.samples {
             let (job, plan) = (&sequence.data, &sequence.data.submission.plan);
-            let row = SampleRow { position: sequence.len() as u32, ..plan.row };
+            let position = work.positions.end;
+            let row = SampleRow { position: position as u32, ..plan.row };
             match &masks[work.sequence] {
                 Some(mask) => draws.push_masked(row, job.history.entries(), mask),
                 None => {
-                    let banned = plan.banned_after(&sequence.tokens, sequence.generated());
+                    let generated = position - sequence.prompt_len;
+                    let banned = plan.banned_after(&sequence.tokens, generated);
                     draws.push(row, job.history.entries(), &banned);
                 }
             }
@@ -167,23 +189,20 @@ fn draws(running: &[Sequence<Job>], works: &[Work], masks: &[Option<Mask>]) -> D
     draws
 }
 
-/// For each row of logits: the prompt token that follows it, if one does.
-fn prompt_targets(running: &[Sequence<Job>], works: &[Work]) -> Vec<Option<i32>> {
-    let of_work = |work: &Work| {
-        let (tokens, end) = (&running[work.sequence].tokens, work.positions.end);
-        let next = |p: usize| tokens.get(p + 1).map(|t| *t as i32);
-        (end - work.logit_rows()..end).map(next).collect::<Vec<_>>()
-    };
-    works.iter().flat_map(of_work).collect()
+/// For each of `rows` rows of logits: the prompt token that follows it, if one does.
+fn prompt_targets(running: &[Sequence<Job>], works: &[Work], rows: usize) -> Vec<Option<i32>> {
+    let mut targets = vec![None; rows];
+    for work in works {
+        let next = &running[work.sequence].tokens[work.logits_from + 1..];
+        let known = next.iter().map(|token| Some(*token as i32));
+        targets[work.rows()].iter_mut().zip(known).for_each(|(target, known)| *target = known);
+    }
+    targets
 }
 
 /// Tells the owner of a sequence what the step brought.
-fn report(
-    sequence: &mut Sequence<Job>,
-    work: &Work,
-    outcome: &Outcome,
-    rows: std::ops::Range<usize>,
-) {
+fn report(sequence: &mut Sequence<Job>, work: &Work, outcome: &Outcome) {
+    let rows = work.rows();
     let plan = sequence.data.submission.plan.clone();
     let cut = |entry: &TokenLogprobs, k: usize| TokenLogprobs {
         top: entry.top[..k.min(entry.top.len())].to_vec(),

@@ -40,6 +40,7 @@ pub struct LlmBuilder {
     quant_config: Option<QuantConfig>,
     moe_backend: MoeBackend,
     cuda_graphs: bool,
+    disable_overlap_scheduler: Option<bool>,
     kv_cache: KvCacheConfig,
     scheduler: SchedulerConfig,
     batch: BatchLimits,
@@ -58,6 +59,7 @@ impl LlmBuilder {
             quant_config: None,
             moe_backend: MoeBackend::Auto,
             cuda_graphs: true,
+            disable_overlap_scheduler: None,
             kv_cache: KvCacheConfig::default(),
             scheduler: SchedulerConfig::default(),
             batch: BatchLimits::default(),
@@ -115,6 +117,15 @@ impl LlmBuilder {
     #[must_use]
     pub fn cuda_graphs(mut self, enabled: bool) -> Self {
         self.cuda_graphs = enabled;
+        self
+    }
+
+    /// Whether every step waits until the tokens of the one before are known. Otherwise steps in which
+    /// all sequences decode are handed to the device one ahead, with the same tokens; if not called,
+    /// that is done where the device computes by itself.
+    #[must_use]
+    pub fn disable_overlap_scheduler(mut self, disabled: bool) -> Self {
+        self.disable_overlap_scheduler = Some(disabled);
         self
     }
 
@@ -208,6 +219,7 @@ impl LlmBuilder {
             scheduler: self.scheduler,
             batch: self.batch,
             cuda_graphs: self.cuda_graphs,
+            disable_overlap_scheduler: self.disable_overlap_scheduler,
             progress: self.progress,
             adapters,
             inbox,
@@ -266,6 +278,7 @@ struct Start {
     scheduler: SchedulerConfig,
     batch: BatchLimits,
     cuda_graphs: bool,
+    disable_overlap_scheduler: Option<bool>,
     progress: Progress,
     adapters: AdapterStore,
     inbox: Receiver<Command>,
@@ -331,6 +344,7 @@ impl Start {
             adapters: self.adapters,
             inbox: self.inbox,
             counts: Default::default(),
+            overlaps: !self.disable_overlap_scheduler.unwrap_or(!be.caps().asynchronous),
             be,
             queue,
             model,

@@ -4,7 +4,7 @@
 
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec};
 use lora_core::ops::{AttentionArgs, HeadDims, QkvArgs};
-use lora_core::{Backend, DType, Pool, Result, Tensor};
+use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
 use super::layers::{Layer, Loader};
 use super::state::{Extents, KvCache, RunState, StepRows};
@@ -83,7 +83,8 @@ impl<B: Backend> DenseModel<B> {
         self.lm_head.as_ref().unwrap_or(&self.embed)
     }
 
-    /// Hands a step's rows to the device.
+    /// Hands a step's rows to the device. `tokens` are those drawn last, `[1, rows]` i32, from which
+    /// rows may take theirs ([`StepRows::drawn`]).
     ///
     /// # Errors
     /// Those of the backend.
@@ -92,8 +93,9 @@ impl<B: Backend> DenseModel<B> {
         q: &mut B::Queue,
         state: &mut RunState<B>,
         rows: &StepRows,
+        tokens: View<'_, B>,
     ) -> Result<()> {
-        state.inputs.fill(be, q, rows)
+        state.inputs.fill(be, q, rows, tokens)
     }
 
     /// Runs the prepared rows, and leaves the logits asked for in [`RunState::logits`].

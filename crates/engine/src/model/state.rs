@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytemuck::cast_slice;
 use lora_core::lora::{LoraBatch, RowPlan};
-use lora_core::{Backend, DType, Pool, Result, Tensor, View};
+use lora_core::{Backend, DType, Mat, Pool, Result, Tensor, View};
 
 use super::ModelConfig;
 use crate::kv::{BlockCopy, BlockId};
@@ -78,6 +78,9 @@ pub struct StepRows {
     pub lora_slots: Vec<i32>,
     /// Rows whose logits are wanted.
     pub logit_rows: Vec<i32>,
+    /// For the first rows, in place of their `ids`: which of the tokens drawn last they compute.
+    /// Empty where the host knows all tokens.
+    pub drawn: Vec<i32>,
 }
 
 /// How many of what a step has.
@@ -135,6 +138,8 @@ impl StepRows {
 /// alone, so that steps of the same extents find them in the same places.
 pub struct StepInputs<B: Backend> {
     words: Tensor<B>,
+    /// [`StepRows::drawn`].
+    drawn: Tensor<B>,
     pub(super) extents: Extents,
     pub(super) lora: LoraBatch<B>,
     pub(super) logit_lora: LoraBatch<B>,
@@ -151,20 +156,32 @@ fn places(of: &Extents) -> [Range<usize>; 6] {
     })
 }
 
+/// A row as a column.
+fn column(row: Mat) -> Mat {
+    Mat { rows: row.cols, cols: 1, row_stride: 1, ..row }
+}
+
 impl<B: Backend> StepInputs<B> {
     /// Room for steps of up to these extents.
     fn new(be: &B, most: &Extents) -> Result<Self> {
         let [.., last] = places(most);
         Ok(Self {
             words: Tensor::zeros(be, Pool::StepInputs, 1, last.end, DType::I32)?,
+            drawn: Tensor::zeros(be, Pool::StepInputs, 1, most.logit_rows, DType::I32)?,
             extents: Extents::default(),
             lora: LoraBatch::new(be, most.rows)?,
             logit_lora: LoraBatch::new(be, most.logit_rows)?,
         })
     }
 
-    /// Hands a step's rows to the device.
-    pub(super) fn fill(&mut self, be: &B, q: &mut B::Queue, rows: &StepRows) -> Result<()> {
+    /// Hands a step's rows to the device. `tokens`: those drawn last, `[1, rows]`.
+    pub(super) fn fill(
+        &mut self,
+        be: &B,
+        q: &mut B::Queue,
+        rows: &StepRows,
+        tokens: View<'_, B>,
+    ) -> Result<()> {
         self.extents = rows.extents();
         let words = [
             &rows.ids[..],
@@ -181,7 +198,29 @@ impl<B: Backend> StepInputs<B> {
         self.lora.fill(be, q, &RowPlan::new(&rows.lora_slots))?;
         let of_logits: Vec<i32> =
             rows.logit_rows.iter().map(|r| rows.lora_slots[*r as usize]).collect();
-        self.logit_lora.fill(be, q, &RowPlan::new(&of_logits))
+        self.logit_lora.fill(be, q, &RowPlan::new(&of_logits))?;
+        self.take_drawn(be, q, &rows.drawn, tokens)
+    }
+
+    /// Puts tokens that the host does not know yet in the place of the first ids.
+    fn take_drawn(
+        &mut self,
+        be: &B,
+        q: &mut B::Queue,
+        drawn: &[i32],
+        mut tokens: View<'_, B>,
+    ) -> Result<()> {
+        if drawn.is_empty() {
+            return Ok(());
+        }
+        let mut which = self.drawn.view_mut();
+        which.geo = which.geo.slice_cols(0..drawn.len());
+        be.upload(q, cast_slice(drawn), which)?;
+        // Ids come first among the words.
+        let mut ids = self.words.view_mut();
+        ids.geo = column(ids.geo.slice_cols(0..drawn.len()));
+        tokens.geo = column(tokens.geo);
+        be.gather_rows(q, tokens, self.drawn.view().slice_cols(0..drawn.len()), ids)
     }
 
     fn part(&self, part: usize) -> View<'_, B> {

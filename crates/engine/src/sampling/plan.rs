@@ -36,6 +36,15 @@ impl SamplingPlan {
         self.prompt_logprobs.is_some() || self.context_logits
     }
 
+    /// Whether a token can be drawn before the host knows the one before it, and nothing but the
+    /// tokens drawn is reported.
+    pub fn draws_unseen(&self) -> bool {
+        let reads_tokens = self.penalises || self.bad_sequences.iter().any(|bad| bad.len() > 1);
+        let reports_more =
+            self.wants_prompt_logits() || self.logprobs.is_some() || self.generation_logits;
+        !reads_tokens && !reports_more
+    }
+
     /// Tokens that must not come next after `tokens`, of which `generated` were generated.
     pub fn banned_after(&self, tokens: &[u32], generated: usize) -> Vec<i32> {
         let mut banned = Vec::new();
@@ -77,6 +86,22 @@ mod tests {
     fn end_tokens_are_banned_until_min_tokens() {
         assert_eq!(plan().banned_after(&[1], 0), [2, 9, 7]);
         assert_eq!(plan().banned_after(&[1], 1), [7]);
+    }
+
+    #[test]
+    fn what_depends_on_tokens_or_logits_is_not_drawn_unseen() {
+        let plain = SamplingPlan { bad_sequences: vec![vec![7]], ..plan() };
+        assert!(plain.draws_unseen());
+        for other in [
+            plan(),
+            SamplingPlan { penalises: true, ..plain.clone() },
+            SamplingPlan { logprobs: Some(0), ..plain.clone() },
+            SamplingPlan { prompt_logprobs: Some(0), ..plain.clone() },
+            SamplingPlan { context_logits: true, ..plain.clone() },
+            SamplingPlan { generation_logits: true, ..plain.clone() },
+        ] {
+            assert!(!other.draws_unseen(), "{other:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! one that lacks KV blocks holds the queue.
 
 mod admission;
+mod ahead;
 mod policy;
 mod sequence;
 mod share;
@@ -116,9 +117,30 @@ impl<T> Scheduler<T> {
         sequence.tokens.extend(token);
     }
 
-    /// Removes the running sequences that `ended` says have ended and frees what they held.
-    pub fn retire(&mut self, ended: impl FnMut(&mut Sequence<T>) -> bool) -> Vec<Sequence<T>> {
-        let mut done: Vec<_> = self.running.extract_if(.., ended).collect();
+    /// Removes the running sequences that `ended` says have ended and frees what they held. Their
+    /// shares of the step that is being computed, `under_way`, are dropped: what they write comes
+    /// before whatever is done with their blocks from now on, and nobody reads it.
+    pub fn retire(
+        &mut self,
+        under_way: &mut Vec<Work>,
+        mut ended: impl FnMut(&mut Sequence<T>) -> bool,
+    ) -> Vec<Sequence<T>> {
+        let mut staying = 0;
+        let mut places = Vec::with_capacity(self.running.len());
+        let leaves = |sequence: &mut Sequence<T>| {
+            let leaves = ended(sequence);
+            places.push((!leaves).then_some(staying));
+            staying += usize::from(!leaves);
+            leaves
+        };
+        let mut done: Vec<_> = self.running.extract_if(.., leaves).collect();
+        under_way.retain_mut(|work| match places[work.sequence] {
+            Some(place) => {
+                work.sequence = place;
+                true
+            }
+            None => false,
+        });
         for sequence in &mut done {
             self.publish_tail(sequence);
             self.let_go(sequence);

@@ -15,12 +15,22 @@ pub struct Work {
     pub logits_from: usize,
     /// Whether a token follows: the last position known is among those computed.
     pub samples: bool,
+    /// First of its rows among the step's rows of logits.
+    pub first_row: usize,
+    /// Where the token to compute is still being drawn: the row of logits of the step before that it
+    /// is drawn from.
+    pub token_from: Option<usize>,
 }
 
 impl Work {
     /// Rows of logits that this share yields.
     pub fn logit_rows(&self) -> usize {
         self.positions.end - self.logits_from
+    }
+
+    /// Which of the step's rows of logits these are; a token that follows is drawn from the last.
+    pub fn rows(&self) -> Range<usize> {
+        self.first_row..self.first_row + self.logit_rows()
     }
 }
 
@@ -38,9 +48,10 @@ impl<T> Scheduler<T> {
                     continue;
                 }
                 let Some(work) = share(i, sequence, rows, logits) else { continue };
+                let first_row = self.limits.max_logit_rows - logits;
                 rows -= work.positions.len();
                 logits -= work.logit_rows();
-                works.push(work);
+                works.push(Work { first_row, ..work });
             }
         }
         works
@@ -50,7 +61,7 @@ impl<T> Scheduler<T> {
     fn grow_all(&mut self) {
         let mut i = 0;
         while i < self.running.len() {
-            if self.grow(i) {
+            if self.grow(i, self.running[i].len()) {
                 i += 1;
             } else {
                 self.preempt_last();
@@ -58,9 +69,10 @@ impl<T> Scheduler<T> {
         }
     }
 
-    fn grow(&mut self, index: usize) -> bool {
+    /// Gives a running sequence the blocks for `tokens` tokens. `false`: there are too few.
+    pub(super) fn grow(&mut self, index: usize, tokens: usize) -> bool {
+        let needed = self.kv.blocks_for(tokens);
         let sequence = &mut self.running[index];
-        let needed = self.kv.blocks_for(sequence.tokens.len());
         while sequence.blocks.len() < needed {
             let Some(block) = self.kv.take() else { return false };
             sequence.blocks.push(block);
@@ -92,6 +104,8 @@ fn share<T>(index: usize, sequence: &Sequence<T>, rows: usize, logits: usize) ->
         positions: sequence.computed..end,
         logits_from: sequence.logits_from(end),
         samples: end == sequence.len(),
+        first_row: 0,
+        token_from: None,
     };
     let full = work(sequence.len().min(sequence.computed + rows));
     let over = full.logit_rows().saturating_sub(logits);

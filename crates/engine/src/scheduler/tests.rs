@@ -44,6 +44,11 @@ fn run_step(s: &mut Scheduler<usize>) -> Vec<Work> {
     works
 }
 
+/// Rows of logits of a step.
+fn rows(works: &[Work]) -> usize {
+    works.iter().map(Work::logit_rows).sum()
+}
+
 /// Carries out one order.
 fn carry_out(s: &mut Scheduler<usize>, order: Order) {
     match order {
@@ -76,7 +81,7 @@ fn a_sequence_that_wants_all_logits_never_exceeds_the_logit_rows() {
     s.submit(sequence(0, 6, 1, None));
     s.admit();
     run_step(&mut s);
-    s.retire(|_| true);
+    s.retire(&mut Vec::new(), |_| true);
     let mut all = sequence(0, 6, 1, None);
     all.all_logits = true;
     s.submit(all);
@@ -94,7 +99,7 @@ fn a_prompt_that_was_computed_before_is_not_computed_again() {
         assert_eq!(copies.len(), usize::from(cached > 0));
         let work = run_step(&mut s).remove(0);
         assert_eq!(work.positions, cached..6);
-        s.retire(|_| true);
+        s.retire(&mut Vec::new(), |_| true);
     }
     assert_eq!((s.kv.stats().hit_tokens, s.kv.held()), (5, 0));
 }
@@ -125,7 +130,7 @@ fn a_cold_adapter_lets_later_sequences_pass_as_far_as_the_window() {
     for _ in 0..4 {
         s.admit();
         started.extend(running(&s));
-        s.retire(|_| true);
+        s.retire(&mut Vec::new(), |_| true);
     }
     assert_eq!(started, (1..=WINDOW).collect::<Vec<_>>());
     assert_eq!(s.stats().most_overtaken, WINDOW);
@@ -144,7 +149,7 @@ fn a_sequence_that_lacks_blocks_holds_the_queue() {
     }
     s.admit();
     assert_eq!(running(&s), [0]);
-    s.retire(|_| true);
+    s.retire(&mut Vec::new(), |_| true);
     s.admit();
     assert_eq!(running(&s), [1]);
 }
@@ -159,13 +164,64 @@ fn under_max_utilization_the_one_that_started_last_is_put_back_and_resumes() {
     for _ in 0..40 {
         s.admit();
         run_step(&mut s);
-        for ended in s.retire(|q| q.len() >= q.max_len) {
+        for ended in s.retire(&mut Vec::new(), |q| q.len() >= q.max_len) {
             lengths.push((ended.data, ended.len()));
         }
     }
     assert_eq!(lengths, [(0, 10), (1, 10)]);
     assert!(s.stats().preemptions > 0);
     assert_eq!(s.kv.held(), 0);
+}
+
+/// A scheduler whose sequences, all of one prompt token and `new` more, decode, and their last step.
+fn decoding(new: &[usize]) -> (Scheduler<usize>, Vec<Work>) {
+    let mut s = guaranteed(16, 0);
+    for (id, new) in new.iter().enumerate() {
+        s.submit(sequence(id, 1, *new, None));
+    }
+    s.admit();
+    run_step(&mut s);
+    let works = s.plan();
+    (s, works)
+}
+
+#[test]
+fn the_next_step_is_planned_before_tokens_are_known() {
+    let (mut s, mut works) = decoding(&[9, 2, 9]);
+    let next = s.plan_after(&works, |_| false).unwrap();
+    let of = |work: &Work| (work.sequence, work.positions.clone(), work.rows(), work.token_from);
+    // The second one reaches its longest length.
+    let expected = [(0, 2..3, 0..1, Some(0)), (2, 2..3, 1..2, Some(2))];
+    assert_eq!(next.iter().map(of).collect::<Vec<_>>(), expected);
+    for work in &works {
+        s.commit(work, Some(7));
+    }
+    // The first one ends early, too: the last one moves up.
+    works = next;
+    s.retire(&mut works, |sequence| sequence.data < 2);
+    assert_eq!(works.iter().map(of).collect::<Vec<_>>(), [(0, 2..3, 1..2, Some(2))]);
+    assert_eq!(s.kv.held(), 1);
+    let after = s.plan_after(&works, |_| false).unwrap();
+    assert_eq!(after.iter().map(of).collect::<Vec<_>>(), [(0, 3..4, 0..1, Some(1))]);
+}
+
+#[test]
+fn a_step_is_not_planned_ahead_of_what_may_change_it() {
+    let (mut s, works) = decoding(&[9, 9]);
+    assert!(s.plan_after(&works, |_| true).is_none(), "nothing goes on");
+    assert!(s.plan_after(&works[..1], |_| false).is_none(), "one draws nothing");
+    assert_eq!(s.plan_after(&works[..1], |sequence| sequence.data == 1).unwrap().len(), 1);
+    let mut prompt = works.clone();
+    prompt[1].samples = false;
+    assert!(s.plan_after(&prompt, |_| false).is_none(), "one computes its prompt");
+    s.submit(sequence(2, 1, 9, None));
+    assert!(s.plan_after(&works, |_| false).is_none(), "one may start");
+    let (mut full, works) = decoding(&[9, 9, 9]);
+    full.submit(sequence(3, 1, 9, None));
+    assert!(full.plan_after(&works, |_| false).is_some(), "there is no place");
+    assert!(full.plan_after(&works, |sequence| sequence.data == 1).is_none(), "there will be one");
+    let (mut last, works) = decoding(&[2]);
+    assert!(last.plan_after(&works, |_| false).is_none(), "it has drawn its last token");
 }
 
 /// What a user may do, and the device.
@@ -226,6 +282,8 @@ impl ReferenceStateMachine for Anything {
 /// The scheduler with a device that answers late.
 struct Machine {
     scheduler: Scheduler<usize>,
+    /// The step that is being computed.
+    under_way: Option<Vec<Work>>,
     orders: Vec<Order>,
     /// Ids of sequences that have not ended, and how often each has.
     ended: Vec<usize>,
@@ -247,17 +305,41 @@ impl Machine {
         self.scheduler.submit(sequence);
     }
 
+    /// Begins a step, or ends the one under way, with the next one begun before where that can be.
     fn step(&mut self) -> bool {
-        self.scheduler.admit();
-        self.orders.extend(self.scheduler.tiers.take_orders());
-        let works = run_step(&mut self.scheduler);
-        let rows: usize = works.iter().map(|work| work.positions.len()).sum();
-        let logits: usize = works.iter().map(Work::logit_rows).sum();
-        assert!(rows <= LIMITS.max_num_tokens && logits <= LIMITS.max_logit_rows);
-        assert!(self.scheduler.running().len() <= LIMITS.max_batch_size);
-        let done = self.scheduler.retire(|sequence| sequence.len() >= sequence.max_len);
+        let Some(works) = self.under_way.take() else {
+            self.scheduler.admit();
+            self.orders.extend(self.scheduler.tiers.take_orders());
+            let works = self.scheduler.plan();
+            return self.begin(works);
+        };
+        if let Some(next) = self.scheduler.plan_after(&works, |_| false) {
+            for work in &next {
+                let before = works.iter().find(|before| before.sequence == work.sequence).unwrap();
+                assert_eq!(work.token_from, before.rows().last());
+            }
+            self.begin(next);
+        }
+        for work in &works {
+            self.scheduler.commit(work, work.samples.then_some(7));
+        }
+        // Every third one draws an end token after its first.
+        let ended = |s: &mut Sequence<usize>| {
+            s.len() >= s.max_len || (s.data.is_multiple_of(3) && s.generated() > 1)
+        };
+        let done = self.scheduler.retire(self.under_way.as_mut().unwrap_or(&mut Vec::new()), ended);
         done.iter().for_each(|sequence| self.ended[sequence.data] += 1);
-        !works.is_empty()
+        true
+    }
+
+    fn begin(&mut self, works: Vec<Work>) -> bool {
+        let tokens: usize = works.iter().map(|work| work.positions.len()).sum();
+        assert!(tokens <= LIMITS.max_num_tokens && rows(&works) <= LIMITS.max_logit_rows);
+        assert!(self.scheduler.running().len() <= LIMITS.max_batch_size);
+        let taken: Vec<usize> = works.iter().flat_map(Work::rows).collect();
+        assert_eq!(taken, (0..taken.len()).collect::<Vec<_>>(), "rows of logits in order");
+        self.under_way = (!works.is_empty()).then_some(works);
+        self.under_way.is_some()
     }
 
     fn answer(&mut self, at: usize, fails: bool) {
@@ -278,7 +360,9 @@ impl Machine {
         }
         let id = index.index(self.ended.len());
         let mut gone = self.scheduler.cancel_waiting(|sequence| sequence.data == id);
-        gone.extend(self.scheduler.retire(|sequence| sequence.data == id));
+        let under_way = self.under_way.as_mut();
+        let running = |sequence: &mut Sequence<usize>| sequence.data == id;
+        gone.extend(self.scheduler.retire(under_way.unwrap_or(&mut Vec::new()), running));
         gone.iter().for_each(|sequence| self.ended[sequence.data] += 1);
     }
 
@@ -292,6 +376,11 @@ impl Machine {
         let unended = self.ended.iter().filter(|count| **count == 0).count();
         assert_eq!(unended, s.waiting().len() + s.running().len());
         assert!(self.ended.iter().all(|count| *count <= 1), "a sequence ended twice");
+        for work in self.under_way.iter().flatten() {
+            let sequence = &s.running()[work.sequence];
+            assert_eq!(sequence.computed(), work.positions.start, "shares follow their sequence");
+            assert!(sequence.blocks().len() * BLOCK >= work.positions.end);
+        }
         for sequence in s.running() {
             assert!(sequence.blocks().len() * BLOCK >= sequence.computed());
             if let Some(id) = sequence.adapter {
@@ -307,7 +396,8 @@ impl StateMachineTest for Machine {
 
     fn init_test(policy: &CapacityPolicy) -> Self {
         let scheduler = scheduler(*policy, BLOCKS, 2);
-        Self { scheduler, orders: Vec::new(), ended: Vec::new(), retired: Default::default() }
+        let (orders, ended) = (Vec::new(), Vec::new());
+        Self { scheduler, under_way: None, orders, ended, retired: Default::default() }
     }
 
     fn apply(mut machine: Self, _: &CapacityPolicy, event: Event) -> Self {

@@ -1,7 +1,7 @@
 //! Looking rows up, and the gate of an MLP.
 #![allow(unsafe_code)]
 
-use lora_core::{Mat, Result, check};
+use lora_core::{DType, Mat, Result, check};
 
 use super::linear::CudaLinear;
 use super::{EIGHT, ROW_THREADS, in_eights};
@@ -46,9 +46,9 @@ impl Cuda {
         const OP: &str = "embed";
         let geo = table.geo();
         check::float(OP, "table", geo.dtype)?;
-        check::gather(OP, geo.cols, ids.geo, out.geo)?;
+        check::embed(geo.cols, ids.geo, out.geo)?;
         self.check_ids(q, [OP, "token id"], ids, geo.rows)?;
-        self.look_up(q, (table.weights(), geo), ids, out)
+        self.look_up(q, (table.weights(), geo), ids, (out.into(), out.geo))
     }
 
     /// See [`lora_core::Backend::gather_rows`].
@@ -59,11 +59,10 @@ impl Cuda {
         rows: View<'_>,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        const OP: &str = "gather_rows";
-        check::float(OP, "x", x.geo.dtype)?;
-        check::gather(OP, x.geo.cols, rows.geo, out.geo)?;
-        self.check_ids(q, [OP, "row"], rows, x.geo.rows)?;
-        self.look_up(q, (x.into(), x.geo), rows, out)
+        check::gather_rows(x.geo, rows.geo, out.geo)?;
+        self.check_ids(q, ["gather_rows", "row"], rows, x.geo.rows)?;
+        let (from, to) = (as_bits(x.geo), as_bits(out.geo));
+        self.look_up(q, (MatArg::new(x.buf, from), from), rows, (MatArg::new(out.buf, to), to))
     }
 
     fn look_up(
@@ -71,10 +70,10 @@ impl Cuda {
         q: &mut CudaQueue,
         (table, geo): (MatArg, Mat),
         ids: View<'_>,
-        out: &ViewMut<'_>,
+        (out, out_geo): (MatArg, Mat),
     ) -> Result<()> {
-        let args = GatherArgs { table, out: out.into(), ids: MatArg::from(ids).data() };
-        let (kernel, launch) = choose_gather(geo, out.geo);
+        let args = GatherArgs { table, out, ids: MatArg::from(ids).data() };
+        let (kernel, launch) = choose_gather(geo, out_geo);
         q.launch(&self.modules, kernel, launch, args)
     }
 
@@ -89,6 +88,14 @@ impl Cuda {
         let (kernel, launch) = choose_gate(gate_up.geo, out.geo);
         let args = GateArgs { gate_up: gate_up.into(), out: out.into() };
         q.launch(&self.modules, kernel, launch, args)
+    }
+}
+
+/// The same matrix for a kernel that only moves its elements: integers go as the bits of floats.
+fn as_bits(geo: Mat) -> Mat {
+    match geo.dtype {
+        DType::I32 => Mat { dtype: DType::F32, ..geo },
+        _ => geo,
     }
 }
 
@@ -118,8 +125,6 @@ fn choose_gate(gate_up: Mat, out: Mat) -> (Kernel, Launch) {
 
 #[cfg(test)]
 mod tests {
-    use lora_core::DType;
-
     use super::*;
 
     #[test]
