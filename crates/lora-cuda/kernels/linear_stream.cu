@@ -330,7 +330,9 @@ template <class S> struct Finisher {
     // Asks for the factors of a tile, which come while something else is done.
     __device__ void prefetch(int tile) const {
         int n = first_of(tile), slice = slice_of(a.lora, n), in_slice = n - a.lora.starts[slice];
-        int count = min(width, a.out.cols - n);
+        // Not beyond the slice, in whose B alone they lie.
+        int end = slice + 1 < a.lora.slices ? a.lora.starts[slice + 1] : a.out.cols;
+        int count = min(width, end - n);
         for (int t = warp; t < tiles; t += FINISHERS / WARP) {
             const Part &part = memory.parts[t * a.lora.slices + slice];
             const bf16 *b = part.b + int64_t(in_slice) * part.rank;

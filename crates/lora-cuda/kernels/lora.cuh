@@ -48,23 +48,27 @@ struct FewRows {
 
 // A product needs the inputs at once, but z late. So it does not wait for the shrink's end before it reads
 // inputs, but for word: the shrink announces a number before it lets the product start, and repeats it in the
-// second of two words once it has waited for the inputs itself. Numbers only grow; all kernels that announce
-// one run one after another. Done by the first block, with all of its threads.
+// second of two words once it has waited for the inputs itself. Numbers only grow. Kernels that announce one
+// start one after another, the next perhaps before this one has its inputs. Done by the first block, with all
+// of its threads.
 __device__ inline bool is_first_block() { return blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0; }
 
-__device__ inline void announce_inputs(int32_t *words) {
-    if (!is_first_block()) return;
+// Returns the number, for the thread that tells.
+__device__ inline int32_t announce_inputs(int32_t *words) {
+    if (!is_first_block()) return 0;
+    int32_t number = 0;
     if (threadIdx.x == 0) {
         auto announced = static_cast<volatile int32_t *>(words);
-        *announced = *announced + 1;
+        number = *announced + 1;
+        *announced = number;
         __threadfence();
     }
     __syncthreads(); // before any of them lets the product start
+    return number;
 }
 
-__device__ inline void tell_inputs(int32_t *words) {
+__device__ inline void tell_inputs(int32_t *words, int32_t announced) {
     if (!is_first_block() || threadIdx.x != 0) return;
-    int32_t announced = *static_cast<volatile int32_t *>(words);
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(words + 1), "r"(announced) : "memory");
 }
 

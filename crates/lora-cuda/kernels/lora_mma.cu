@@ -119,13 +119,13 @@ __device__ void store(const LoraArgs &a, const Piece &piece, const float (&sums)
 // Blocks (eight rows of a tile, slice and 16 of its ranks, chunk of K), small enough to run beside the product
 // that follows.
 extern "C" __global__ void __launch_bounds__(SHRINK_WARPS * WARP, 8) lora_shrink_mma(LoraArgs a) {
-    announce_inputs(a.inputs);
+    int32_t announced = announce_inputs(a.inputs);
     let_next_start();
     Piece piece;
     // Nobody ends before the kernels before this one have: what comes next relies on that.
     if (!piece.read(a)) {
         wait_for_inputs();
-        return tell_inputs(a.inputs);
+        return tell_inputs(a.inputs, announced);
     }
     // Who uses which adapter was handed over before the first kernel of the step, so that factors are on
     // their way before the inputs are there.
@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(SHRINK_WARPS * WARP, 8) lora_shrink
     }
     const bf16 *x = group < piece.tile.count ? a.x.row<bf16>(piece.tile.rows[group]) : nullptr;
     wait_for_inputs();
-    tell_inputs(a.inputs);
+    tell_inputs(a.inputs, announced);
     float sums[4] = {};
     multiply(x, low, high, turns, sums);
     store(a, piece, sums);

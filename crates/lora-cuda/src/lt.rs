@@ -30,8 +30,18 @@ struct Shape {
     x_stride: usize,
     out_stride: usize,
     dtypes: [DType; 2],
+    /// Bytes that the addresses of weights, input and output are multiples of.
+    alignments: [u32; 3],
     bias: bool,
     adds: bool,
+}
+
+/// What cuBLASLt takes for granted of addresses, unless it is told less.
+const USUAL_ALIGNMENT: u32 = 256;
+
+/// Bytes that an address is a multiple of, as far as algorithms depend on it.
+fn alignment_of(address: Address) -> u32 {
+    1 << address.trailing_zeros().min(USUAL_ALIGNMENT.trailing_zeros())
 }
 
 /// What a product is given besides its operands.
@@ -162,6 +172,7 @@ impl Lt {
             x_stride: x_geo.row_stride,
             out_stride: out_geo.row_stride,
             dtypes: [x_geo.dtype, out_geo.dtype],
+            alignments: [w, x, out].map(|operand| alignment_of(operand.data())),
             bias: extras.bias.is_some(),
             adds: extras.adds,
         };
@@ -220,6 +231,43 @@ fn cuda_type(dtype: DType) -> Option<sys::cudaDataType> {
     }
 }
 
+/// What algorithms are chosen by.
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new([w, x, out]: [u32; 3]) -> Result<Self> {
+        use sys::cublasLtMatmulPreferenceAttributes_t::*;
+        let preference = result::create_matmul_pref();
+        let preference = Self(preference.map_err(failed("cublasLtMatmulPreferenceCreate"))?);
+        preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE)?;
+        preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, w)?;
+        preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x)?;
+        preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out)?;
+        preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out)?;
+        Ok(preference)
+    }
+
+    fn set<T: Copy>(
+        &self,
+        attribute: sys::cublasLtMatmulPreferenceAttributes_t,
+        value: T,
+    ) -> Result<()> {
+        // SAFETY: the attribute is a value of that type, which is copied.
+        let set = unsafe {
+            let value = (&raw const value).cast();
+            result::set_matmul_pref_attribute(self.0, attribute, value, size_of::<T>())
+        };
+        set.map_err(failed("cublasLtMatmulPreferenceSetAttribute"))
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: made by `new` and not used after this. A failure can be told to nobody.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
 impl Plan {
     /// Rows of ours are columns of theirs: `outᵀ [n, rows] = w [n, k] xᵀ [k, rows]`.
     /// `anywhere` is an address of the device, for algorithms are chosen by whether there is a scale or
@@ -245,23 +293,10 @@ impl Plan {
         let w = layout(input, shape.k, shape.n, shape.k)?;
         let x = layout(input, shape.k, shape.rows, shape.x_stride.max(shape.k))?;
         let out = layout(output, shape.n, shape.rows, shape.out_stride.max(shape.n))?;
-        let workspace = WORKSPACE;
-        let preference = result::create_matmul_pref();
-        let preference = preference.map_err(failed("cublasLtMatmulPreferenceCreate"))?;
-        // SAFETY: the attribute is a number of bytes; the layouts were made above.
+        let preference = Preference::new(shape.alignments)?;
+        // SAFETY: product, layouts and preference were made above.
         let best = unsafe {
-            result::set_matmul_pref_attribute(
-                preference,
-                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                (&raw const workspace).cast(),
-                size_of_val(&workspace),
-            )
-            .map_err(failed("cublasLtMatmulPreferenceSetAttribute"))?;
-            let best =
-                result::get_matmul_algo_heuristic(handle, product.0, w, x, out, out, preference);
-            let destroyed = result::destroy_matmul_pref(preference);
-            destroyed.map_err(failed("cublasLtMatmulPreferenceDestroy"))?;
-            best
+            result::get_matmul_algo_heuristic(handle, product.0, w, x, out, out, preference.0)
         };
         Ok(best.ok().map(|found| Self { product, w, x, out, algorithm: found.algo }))
     }

@@ -251,6 +251,11 @@ impl<B: Backend> LoraBatch<B> {
         self.group_slots
     }
 
+    /// Rows of the batch, those without an adapter included.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Rows of a full tile.
     pub fn tile_rows(&self) -> usize {
         self.tile_rows

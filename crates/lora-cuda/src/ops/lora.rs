@@ -290,6 +290,7 @@ impl Cuda {
         batch: &LoraBatch<Self>,
         out: &ViewMut<'_>,
     ) -> Result<Option<Plan>> {
+        check_extent(op, "rows of the batch", batch.rows(), out.geo.rows)?;
         self.check_batch(op, q, site, batch, out.geo.rows)?;
         let (rows, slices) = (out.geo.rows, site.spec.slices.len());
         // What a recorded step finds when it runs is not known yet.
