@@ -6,7 +6,9 @@ use engine::{
     KvCacheConfig, Llm, SamplingParams, StopReason,
 };
 
-use super::settle::{ask, assert_nothing_held, builder, greedy, lora, settled, start, tiers};
+use polylora_tests::settle::{
+    ask, assert_nothing_held, builder, greedy, lora, settled, start, tiers,
+};
 
 /// Tokens of a block.
 const BLOCK: usize = 4;

@@ -22,7 +22,7 @@ pub struct RowPlan {
     pub idle_rows: Vec<i32>,
     /// Slot of each row, negative where there is no adapter.
     pub slot_of_row: Vec<i32>,
-    /// Of each group of [`GROUP_ROWS`] neighbouring rows: where its slots begin in `group_slots`; then
+    /// Of each group of [`LoraBatch::GROUP_ROWS`] neighbouring rows: where its slots begin in `group_slots`; then
     /// their number.
     pub group_starts: Vec<i32>,
     /// Slots that rows of a group have, ascending in each group.

@@ -40,9 +40,7 @@ impl Work {
         match (slots.iter().any(|slot| slot.is_general), self) {
             (true, _) => Self::General(rank),
             (false, Self::Nothing) if slots.iter().all(|slot| !slot.is_active) => Self::Nothing,
-            (false, _) => {
-                Self::Mma { rank, gains, plain: slots.iter().all(|slot| slot.is_plain()) }
-            }
+            (false, _) => Self::Mma { rank, gains, plain: slots.iter().all(Slot::is_plain) },
         }
     }
 
