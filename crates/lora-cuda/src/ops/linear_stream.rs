@@ -31,7 +31,7 @@ const X_STAGES: usize = 8;
 const SPREAD: usize = 4;
 
 /// Bytes of a row of a tile.
-const SWIZZLE: usize = 128;
+pub const SWIZZLE: usize = 128;
 
 /// Bytes of a `Part` of `linear_stream.cu`, of what else it knows of a row, and enough for its `Control` and
 /// the alignment of tiles.

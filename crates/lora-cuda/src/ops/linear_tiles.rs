@@ -5,7 +5,7 @@ use lora_core::lora::{LoraBatch, SiteSpec};
 use lora_core::{DType, Mat, Result};
 
 use super::linear::CudaLinear;
-use super::linear_stream::TensorMap;
+use super::linear_stream::{SWIZZLE, TensorMap};
 use super::lora::LoraArgs;
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
@@ -33,9 +33,6 @@ const CLUSTER: usize = 2;
 const THREADS: usize = 384;
 const GROUP_ROWS: usize = 64;
 const MOST_SLICES: usize = 4;
-
-/// Bytes of a row of a tile.
-const SWIZZLE: usize = 128;
 
 /// Bytes of `Control`: barriers, factors, slots of rows, and counts.
 const CONTROL: usize = 4 * 4 * 8 + 32 * 24 + ROWS * 4 + 64 * MOST_SLICES * 2;
@@ -85,8 +82,8 @@ pub fn suits(batch: &LoraBatch<Cuda>, spec: &SiteSpec, rows: usize) -> bool {
     (LEAST_ROWS_TO_BEGIN..=MOST_ROWS).contains(&rows) && few && spec.slices.len() <= MOST_SLICES
 }
 
-/// Whether the kernel takes these operands, and is the fastest.
-fn suits_operands(x: Mat, w: Mat, out: Mat) -> bool {
+/// Whether [`Cuda::multiply_tiles`] takes these operands, and is the fastest.
+pub fn suits_operands(x: Mat, w: Mat, out: Mat) -> bool {
     let dtypes = [x.dtype, w.dtype, out.dtype] == [DType::Bf16; 3];
     let even = w.cols.is_multiple_of(8) && w.rows.is_multiple_of(8);
     x.rows >= LEAST_ROWS && dtypes && even && is_aligned(x) && is_aligned(w) && is_aligned(out)
@@ -132,11 +129,6 @@ impl Adapters<'_> {
 }
 
 impl Cuda {
-    /// Whether [`Cuda::multiply_tiles`] takes these operands.
-    pub(super) fn suits_tiles(&self, x: Mat, w: &CudaLinear, out: Mat) -> bool {
-        suits_operands(x, w.geo(), out)
-    }
-
     /// `out = x wᵀ + bias` with what adapters add.
     pub(super) fn multiply_tiles(
         &self,

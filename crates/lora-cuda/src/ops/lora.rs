@@ -271,7 +271,7 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<bool> {
         self.shrink_rows(q, &plan.args, plan.tiles)?;
-        if self.suits_tiles(x.geo, w, out.geo) {
+        if linear_tiles::suits_operands(x.geo, w.geo(), out.geo) {
             self.multiply_tiles(q, x, w, adapters, out)?;
             return Ok(true);
         }
