@@ -366,6 +366,25 @@ pub trait Backend: Sized + 'static {
             None => Ok(()),
         }
     }
+
+    /// [`Backend::linear_lora`] to `gate_up`, then [`Backend::silu_mul`] of that. The composition is the
+    /// meaning of `out`; a backend overrides it only to fuse the ops, and need not round between them
+    /// then. What `gate_up` holds in the end is not defined.
+    ///
+    /// # Errors
+    /// Those of the two ops.
+    fn gated_linear_lora(
+        &self,
+        q: &mut Self::Queue,
+        x: View<'_, Self>,
+        w: &Self::Linear,
+        lora: Option<(&LoraSite<Self>, &LoraBatch<Self>)>,
+        mut gate_up: ViewMut<'_, Self>,
+        out: ViewMut<'_, Self>,
+    ) -> Result<()> {
+        self.linear_lora(q, x, w, lora, gate_up.reborrow())?;
+        self.silu_mul(q, gate_up.as_view(), out)
+    }
 }
 
 /// Collective operations of one rank with its peers; every rank must issue them in one order.

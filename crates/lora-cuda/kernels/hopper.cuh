@@ -147,6 +147,25 @@ __device__ inline void copy_chunk(void *to, const void *from, bool there) {
                  : "memory");
 }
 
+// Arrives at a barrier when what this thread copied by `copy_chunk` is there.
+__device__ inline void arrive_after_copies(Barrier &barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&barrier.state))
+                 : "memory");
+}
+
+// Where chunk `chunk` of 16 bytes of row `row` lies in a swizzled tile.
+__device__ inline int swizzled(int row, int chunk) { return row * SWIZZLE + ((chunk ^ (row & 7)) << 4); }
+
+// A place in a ring of stages, and the parity of its turn.
+struct Ring {
+    int stage = 0;
+    uint32_t parity = 0;
+
+    __device__ void next(int stages) {
+        if (++stage == stages) stage = 0, parity ^= 1;
+    }
+};
+
 // Makes what this thread wrote to shared memory, or knows to be written, known to the copy engine and to
 // products.
 __device__ inline void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -83,6 +83,47 @@ extern "C" __global__ void quantise_rows(QuantiseArgs a) {
     });
 }
 
+template <class X> struct TwoOf;
+template <> struct TwoOf<bf16> { using Type = __nv_bfloat162; };
+template <> struct TwoOf<f16> { using Type = __half2; };
+
+// The larger of `largest` and the magnitudes of eight numbers.
+template <class X> __device__ float larger(float largest, const Eight<X> &x) {
+    using Two = typename TwoOf<X>::Type;
+    const Two *twos = reinterpret_cast<const Two *>(x.v);
+    Two most = __hmax2(__hmax2(__habs2(twos[0]), __habs2(twos[1])), __hmax2(__habs2(twos[2]), __habs2(twos[3])));
+    return fmaxf(largest, fmaxf(to_float(most.x), to_float(most.y)));
+}
+
+// Divides by one number as IEEE 754 rounds it.
+struct Divisor {
+    float value, inverse;
+    bool simple;
+
+    // For numbers of at most this magnitude.
+    __device__ Divisor(float value, float largest) : value(value), inverse(1.0f / value) {
+        simple = value > 0x1p-60f && value < 0x1p60f && largest * inverse < 1024.0f;
+    }
+
+    // Far from the ends of the range, the remainder of a first quotient corrects it (Markstein, 1990).
+    __device__ float quotient(float x) const {
+        float first = x * inverse;
+        return simple ? fmaf(fmaf(-first, value, x), inverse, first) : x / value;
+    }
+};
+
+// The codes of eight numbers, in pairs.
+struct alignas(EIGHT) Codes {
+    uint16_t pairs[EIGHT / 2];
+
+    template <class X> __device__ Codes(const Eight<X> &x, const Divisor &divisor) {
+        for (int i = 0; i < EIGHT / 2; i++) {
+            float low = divisor.quotient(to_float(x.v[2 * i])), high = divisor.quotient(to_float(x.v[2 * i + 1]));
+            pairs[i] = __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
+        }
+    }
+};
+
 // As `quantise_rows`, for 16-bit numbers: what a thread reads once stays in its registers.
 extern "C" __global__ void quantise_rows_eights(QuantiseArgs a) {
     enter();
@@ -99,19 +140,16 @@ extern "C" __global__ void quantise_rows_eights(QuantiseArgs a) {
             else row[i] = {};
         }
 #pragma unroll
-        for (int i = 0; i < TURNS; i++)
-            for (int e = 0; e < EIGHT; e++) largest = fmaxf(largest, fabsf(to_float(row[i].v[e])));
-        float divisor = a.scale;
-        if (divisor == 0.0f) divisor = divisor_of(block_reduce(largest, 0.0f, Max()));
+        for (int i = 0; i < TURNS; i++) largest = larger(largest, row[i]);
+        float scale = a.scale;
+        if (scale == 0.0f) scale = divisor_of(block_reduce(largest, 0.0f, Max()));
+        Divisor divisor(scale, largest);
 #pragma unroll
         for (int i = 0; i < TURNS; i++) {
             int c = (i * blockDim.x + threadIdx.x) * EIGHT;
-            if (c >= a.x.cols) continue;
-            Eight<f8> codes;
-            for (int e = 0; e < EIGHT; e++) codes.v[e] = from_float<f8>(to_float(row[i].v[e]) / divisor);
-            codes.store(a.codes.row<f8>(r) + c);
+            if (c < a.x.cols) *reinterpret_cast<Codes *>(a.codes.row<f8>(r) + c) = Codes(row[i], divisor);
         }
-        if (threadIdx.x == 0) a.scales[r] = divisor;
+        if (threadIdx.x == 0) a.scales[r] = scale;
     });
 }
 

@@ -50,16 +50,6 @@ struct Control {
     Barrier staged, taken; // of the cluster's sums
 };
 
-// A place in a ring of stages, and the parity of its turn.
-struct Ring {
-    int stage = 0;
-    uint32_t parity = 0;
-
-    __device__ void next(int stages) {
-        if (++stage == stages) stage = 0, parity ^= 1;
-    }
-};
-
 // The shared memory of a block.
 template <class S> struct Memory {
     uint8_t *w, *x;

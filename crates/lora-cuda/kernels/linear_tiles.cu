@@ -26,10 +26,13 @@ struct TilesArgs {
     const float *bias; // Of each output; null: 0.
     ManyRows lora;         // No slices: there are no adapters.
     int32_t rows, cols;
-    int32_t steps; // Of K, 128 bytes each.
+    int32_t width;  // Outputs of a tile: all that it has sums of, or a gate and what it is for.
+    int32_t second; // Where weights of the second half of a tile begin, behind the first half's.
+    int32_t steps;  // Of K, 128 bytes each.
 };
 
 constexpr int ROWS = 128, OUTPUTS = 256; // of a tile
+constexpr int HALF = OUTPUTS / 2;
 constexpr int CLUSTER = 2;               // blocks
 constexpr int CLUSTER_ROWS = CLUSTER * ROWS; // for which slots are listed
 constexpr int MOST_CLUSTERS = 64;        // of so many rows
@@ -78,16 +81,6 @@ struct Memory {
     __device__ uint8_t *w(int stage) const { return x(stage) + X_BYTES; }
 };
 
-// A place in the ring of stages, and the parity of its turn.
-struct Ring {
-    int stage = 0;
-    uint32_t parity = 0;
-
-    __device__ void next() {
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-};
-
 // Which turn the barriers of a kind are at, a bit for each stage, where they have fewer turns than the ring.
 struct Turns {
     uint32_t parities = 0;
@@ -106,10 +99,10 @@ struct Tile {
 // The tiles of this block, in turn with other clusters. Those that run at the same time have few rows and few
 // outputs among them, so that the second cache holds what they read.
 struct Schedule {
-    int row_tiles, output_tiles, rank;
+    int row_tiles, output_tiles, width, rank;
 
-    __device__ explicit Schedule(const TilesArgs &a) : rank(cluster_rank()) {
-        row_tiles = (a.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS, output_tiles = (a.cols + OUTPUTS - 1) / OUTPUTS;
+    __device__ explicit Schedule(const TilesArgs &a) : width(a.width), rank(cluster_rank()) {
+        row_tiles = (a.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS, output_tiles = (a.cols + a.width - 1) / a.width;
     }
     __device__ int begin() const { return blockIdx.x; }
     __device__ int step() const { return gridDim.x; }
@@ -119,18 +112,29 @@ struct Schedule {
         int in_group = TOGETHER * output_tiles, group = i / in_group;
         int in_turn = min(TOGETHER, row_tiles - group * TOGETHER);
         int row = (group * TOGETHER + i % in_group % in_turn) * CLUSTER_ROWS;
-        return {row + rank * ROWS, i % in_group / in_turn * OUTPUTS, row};
+        return {row + rank * ROWS, i % in_group / in_turn * width, row};
     }
 };
+
+__device__ int width_of(const ManyRows &lora, int slice) { return lora.starts[slice + 1] - lora.starts[slice]; }
+
+// Where the first output of half a tile lies in a slice; it may lie before or behind it.
+__device__ int in_slice(const TilesArgs &a, int output, int half, int slice) {
+    return output + half * a.second - a.lora.starts[slice];
+}
 
 // The slices that a tile has outputs of: from `first` to before `end`.
 struct Slices {
     int first, end;
 
-    __device__ Slices(const ManyRows &lora, int output) : first(0), end(0) {
-        for (int slice = 0; slice < lora.slices; slice++) {
-            if (lora.starts[slice + 1] <= output) first = slice + 1;
-            if (lora.starts[slice] < output + OUTPUTS) end = slice + 1;
+    __device__ Slices(const TilesArgs &a, int output) : first(0), end(0) {
+        for (int slice = a.lora.slices - 1; slice >= 0; slice--) {
+            bool meets = false;
+            for (int half = 0; half < 2; half++) {
+                int from = in_slice(a, output, half, slice);
+                meets |= from > -HALF && from < width_of(a.lora, slice);
+            }
+            if (meets) first = slice, end = max(end, slice + 1);
         }
     }
 };
@@ -138,7 +142,7 @@ struct Slices {
 // Units of the adapters of a tile, the same for both blocks of a cluster.
 __device__ int units_of(const TilesArgs &a, const Memory &memory, const Tile &tile) {
     int units = 0;
-    Slices slices(a.lora, tile.output);
+    Slices slices(a, tile.output);
     for (int slice = slices.first; slice < slices.end; slice++)
         units += memory.control->units[tile.cluster_row / CLUSTER_ROWS * a.lora.slices + slice];
     return units;
@@ -163,10 +167,11 @@ struct Producer {
 
     __device__ void weights(int stage, const Tile &tile, int step) const {
         Barrier &full = memory.control->full[stage];
-        int first = cluster_rank() * (OUTPUTS / CLUSTER);
+        static_assert(CLUSTER == 2, "a block copies a half");
+        int half = cluster_rank();
         full.expect(STAGE_BYTES);
-        copy_tile_to((1 << CLUSTER) - 1, memory.w(stage) + first * SWIZZLE, a.w, step * COLUMNS,
-                     tile.output + first, full, Keep::AS_USUAL);
+        copy_tile_to((1 << CLUSTER) - 1, memory.w(stage) + half * HALF * SWIZZLE, a.w, step * COLUMNS,
+                     tile.output + half * a.second, full, Keep::AS_USUAL);
     }
     __device__ void inputs(int stage, const Tile &tile, int step) const {
         copy_tile(memory.x(stage), a.x, step * COLUMNS, tile.row, memory.control->full[stage], Keep::LAST_OUT);
@@ -188,25 +193,16 @@ struct Producer {
                     weights(ring.stage, tile, step);
                 }
                 inputs(ring.stage, tile, step);
-                ring.next();
+                ring.next(STAGES);
             }
             for (int step = steps_of(units_of(a, memory, tile)); step > 0; step--) {
                 memory.control->empty[ring.stage].wait(ring.parity ^ 1);
                 memory.control->given[ring.stage].arrive();
-                ring.next();
+                ring.next(STAGES);
             }
         }
     }
 };
-
-// Arrives at a barrier when what this thread copied by `copy_chunk` is there.
-__device__ void arrive_after_copies(Barrier &barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&barrier.state))
-                 : "memory");
-}
-
-// Where chunk `chunk` of 16 bytes of row `row` lies in a swizzled tile.
-__device__ int swizzled(int row, int chunk) { return row * SWIZZLE + ((chunk ^ (row & 7)) << 4); }
 
 // Sixteen ranks of one slot at one slice.
 struct Unit {
@@ -226,7 +222,7 @@ struct Filler {
     int from;        // of the ranks of the next
 
     __device__ Filler(const TilesArgs &a, const Memory &memory, int thread)
-        : a(a), memory(memory), thread(thread), slices(a.lora, 0) {}
+        : a(a), memory(memory), thread(thread), slices(a, 0) {}
 
     __device__ static void sync() { asm volatile("bar.sync 3, %0;" ::"n"(FILLERS) : "memory"); }
 
@@ -251,7 +247,7 @@ struct Filler {
 
     // Learns what a tile needs, while the ring is full.
     __device__ void begin(const Tile &of) {
-        tile = of, slices = Slices(a.lora, tile.output);
+        tile = of, slices = Slices(a, tile.output);
         const int32_t *ends = a.lora.group_starts + tile.cluster_row / CLUSTER_ROWS;
         first = ends[0], end = ends[1], known = next = from = 0;
         sync();
@@ -274,11 +270,13 @@ struct Filler {
         for (int i = 0; i < count; i++) prefetch(memory.control->entries[i]);
     }
     __device__ void prefetch(const Entry &entry) const {
-        int start = a.lora.starts[entry.slice];
-        int from = max(tile.output, start), to = min(tile.output + OUTPUTS, a.lora.starts[entry.slice + 1]);
-        const bf16 *b = entry.b + int64_t(from - start) * entry.rank;
-        for (int i = thread * COLUMNS; i < (to - from) * entry.rank; i += FILLERS * COLUMNS)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(b + i));
+        for (int half = 0; half < 2; half++) {
+            int first = in_slice(a, tile.output, half, entry.slice), from = max(first, 0);
+            int count = min(first + HALF, width_of(a.lora, entry.slice)) - from;
+            const bf16 *b = entry.b + int64_t(from) * entry.rank;
+            for (int i = thread * COLUMNS; i < count * entry.rank; i += FILLERS * COLUMNS)
+                asm volatile("prefetch.global.L2 [%0];" ::"l"(b + i));
+        }
     }
 
     __device__ Unit take() {
@@ -313,16 +311,15 @@ struct Filler {
     __device__ void fill_weights(uint8_t *to, int chunk, const Unit &unit) const {
         using P = Part<UNIT / CHUNK>;
         P part(thread);
-        int first = a.lora.starts[unit.slice] - tile.output, end = a.lora.starts[unit.slice + 1] - tile.output;
-        int k = unit.from + part.chunk * CHUNK;
-        if (k >= unit.rank) end = 0;
-        const bf16 *b = unit.b + int64_t(part.row - first) * unit.rank + k;
+        int k = unit.from + part.chunk * CHUNK, width = k < unit.rank ? width_of(a.lora, unit.slice) : 0;
+        int first = in_slice(a, tile.output, 0, unit.slice), second = in_slice(a, tile.output, 1, unit.slice);
         to += swizzled(part.row, chunk + part.chunk);
 #pragma unroll
         for (int row = part.row; row < OUTPUTS; row += P::ROW_STEP) {
-            bool there = row >= first && row < end;
-            copy_chunk(to, there ? b : unit.b, there);
-            to += P::ROW_STEP * SWIZZLE, b += P::ROW_STEP * unit.rank;
+            int n = row < HALF ? first + row : second + row - HALF;
+            bool there = n >= 0 && n < width;
+            copy_chunk(to, there ? unit.b + int64_t(n) * unit.rank + k : unit.b, there);
+            to += P::ROW_STEP * SWIZZLE;
         }
     }
 
@@ -357,8 +354,15 @@ template <class T> __device__ uint32_t narrow_pair(float a, float b) {
     return *reinterpret_cast<uint32_t *>(&v);
 }
 
-// A group of consumers: 64 rows of a tile. Without STEPS there is nothing but what adapters add.
-template <class T, bool STEPS> struct Consumer {
+// What a product does.
+enum class Does {
+    MULTIPLY, // and adds what adapters add
+    BEGIN,    // nothing but what adapters add
+    GATE      // multiplies, for outputs silu(sum of the first half) * sum of the second
+};
+
+// A group of consumers: 64 rows of a tile.
+template <class T, Does DOES> struct Consumer {
     const TilesArgs &a;
     const Memory &memory;
     int group, thread, warp, lane;
@@ -375,8 +379,8 @@ template <class T, bool STEPS> struct Consumer {
         for (int i = schedule.begin(); i < schedule.end(); i += schedule.step()) {
             float sums[OUTPUTS / 2];
             Tile tile = schedule(i);
-            if constexpr (STEPS) multiply(sums);
-            else clear(sums);
+            if constexpr (DOES == Does::BEGIN) clear(sums);
+            else multiply(sums);
             adapt(tile, sums);
             store(tile, sums);
         }
@@ -410,7 +414,7 @@ template <class T, bool STEPS> struct Consumer {
             products_wait<1>();
             if (step > 0) release(last);
             last = ring.stage;
-            ring.next();
+            ring.next(STAGES);
         }
         products_wait<0>();
         release(last);
@@ -433,42 +437,60 @@ template <class T, bool STEPS> struct Consumer {
             }
             products_end();
             release(ring.stage);
-            ring.next();
+            ring.next(STAGES);
         }
     }
 
     // Two boxes take turns: one is filled while the other is stored.
     __device__ void store(const Tile &tile, const float (&sums)[OUTPUTS / 2]) const {
+        constexpr int WIDTH = DOES == Does::GATE ? HALF : OUTPUTS;
 #pragma unroll
-        for (int number = 0; number < OUTPUTS / COLUMNS; number++) {
+        for (int number = 0; number < WIDTH / COLUMNS; number++) {
             uint8_t *box = memory.boxes + (group * 2 + number % 2) * BOX_BYTES;
             int output = tile.output + number * COLUMNS;
             if (thread == 0) stores_read<1>();
             group_sync(group);
 #pragma unroll
-            for (int i = 0; i < COLUMNS / 16; i++)
-                fill(box, i * 2, output + i * 16, &sums[number * COLUMNS / 2 + i * 8]);
+            for (int i = 0; i < COLUMNS / 8; i += 2) {
+                float values[2][4];
+#pragma unroll
+                for (int j = 0; j < 2; j++) values_of(output + (i + j) * 8, &sums[(number * 8 + i + j) * 4], values[j]);
+                fill(box, i, values);
+            }
             publish();
             group_sync(group);
             if (thread == 0) store_tile(a.out, output, tile.row + group * GROUP_ROWS, box);
         }
     }
 
-    // Sixteen outputs of the warp's rows, from chunk `chunk` of the box on.
-    __device__ void fill(uint8_t *box, int chunk, int output, const float *sums) const {
-        float2 first = bias_of(output + lane % 4 * 2), second = bias_of(output + 8 + lane % 4 * 2);
+    // Four of eight outputs from `output` on, of two rows.
+    __device__ void values_of(int output, const float *sums, float (&values)[4]) const {
+        int n = output + lane % 4 * 2;
+        const float *bias = a.bias && n < a.cols ? a.bias + n : nullptr;
+        add_bias(bias, sums, values);
+        if constexpr (DOES == Does::GATE) {
+            float ups[4];
+            add_bias(bias ? bias + a.second : nullptr, sums + HALF / 2, ups);
+#pragma unroll
+            for (int i = 0; i < 4; i++) values[i] = gated_nearly(values[i], ups[i]);
+        }
+    }
+    __device__ static void add_bias(const float *of_two, const float *sums, float (&values)[4]) {
+        float2 bias = of_two ? *reinterpret_cast<const float2 *>(of_two) : make_float2(0, 0);
+#pragma unroll
+        for (int i = 0; i < 4; i++) values[i] = sums[i] + (i % 2 ? bias.y : bias.x);
+    }
+
+    // Puts sixteen outputs of the warp's rows into the box, from chunk `chunk` on.
+    __device__ void fill(uint8_t *box, int chunk, const float (&values)[2][4]) const {
         int row = warp * 16 + lane % 16;
         asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                          shared_address(box + swizzled(row, chunk + lane / 16))),
-                     "r"(narrow_pair<T>(sums[0] + first.x, sums[1] + first.y)),
-                     "r"(narrow_pair<T>(sums[2] + first.x, sums[3] + first.y)),
-                     "r"(narrow_pair<T>(sums[4] + second.x, sums[5] + second.y)),
-                     "r"(narrow_pair<T>(sums[6] + second.x, sums[7] + second.y))
+                     "r"(narrow_pair<T>(values[0][0], values[0][1])),
+                     "r"(narrow_pair<T>(values[0][2], values[0][3])),
+                     "r"(narrow_pair<T>(values[1][0], values[1][1])),
+                     "r"(narrow_pair<T>(values[1][2], values[1][3]))
                      : "memory");
-    }
-    __device__ float2 bias_of(int n) const {
-        if (!a.bias || n >= a.cols) return make_float2(0, 0);
-        return *reinterpret_cast<const float2 *>(a.bias + n);
     }
 };
 
@@ -518,11 +540,17 @@ template <class F> __device__ __forceinline__ void multiply_tiles(const TilesArg
 // Blocks (cluster, 1, block of the cluster).
 extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
     linear_tiles(const __grid_constant__ TilesArgs a) {
-    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, true>(a, memory).run(); });
+    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, Does::MULTIPLY>(a, memory).run(); });
 }
 
 // What adapters add alone, and zeros, for a product that is added later.
 extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
     linear_tiles_begin(const __grid_constant__ TilesArgs a) {
-    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, false>(a, memory).run(); });
+    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, Does::BEGIN>(a, memory).run(); });
+}
+
+// Gates alone: the first half of a tile's sums are those of gates, the second of what they are for.
+extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
+    linear_tiles_gate(const __grid_constant__ TilesArgs a) {
+    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, Does::GATE>(a, memory).run(); });
 }

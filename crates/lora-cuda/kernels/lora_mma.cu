@@ -1,4 +1,5 @@
-// Adapters in bf16 by tensor cores: rows of one adapter share its factors, a tile of them a block.
+// Adapters in bf16 by tensor cores: rows of one adapter share its factors, a tile of them a block. For many rows,
+// another kernel has left z (`lora_shrink.cu`).
 //
 // Shrink cuts K into chunks of a fixed size, a block each, and leaves a plane of partial sums for
 // every chunk; whoever reads them adds the planes in their order. So nothing is zeroed, nothing is added
@@ -195,10 +196,16 @@ template <int ROWS> struct Bridge {
     bf16 coarse[ROWS][MAX_RANK + 8], fine[ROWS][MAX_RANK + 8];
     int32_t rows[ROWS]; // -1: there is no such row
 
-    __device__ void fill(const LoraArgs &a, const Tile &tile, int slice, int padded) {
-        int64_t plane = int64_t(a.out.rows) * a.slices * a.max_rank;
+    __device__ void fill(const LoraArgs &a, Tile &tile, int slice, int padded) {
         if (threadIdx.x < ROWS)
             rows[threadIdx.x] = threadIdx.x < tile.count ? tile.rows[threadIdx.x] : -1;
+        if constexpr (ROWS == EIGHT) add_planes(a, tile, slice, padded);
+        else copy(a, tile, slice, padded);
+    }
+
+    // The sum of the planes that the shrink of few rows left.
+    __device__ void add_planes(const LoraArgs &a, const Tile &tile, int slice, int padded) {
+        int64_t plane = int64_t(a.out.rows) * a.slices * a.max_rank;
         for (int i = threadIdx.x; i < ROWS * padded; i += blockDim.x) {
             int row = i / padded, j = i % padded;
             float z = 0.0f;
@@ -210,6 +217,20 @@ template <int ROWS> struct Bridge {
             Halves halves(z);
             coarse[row][j] = halves.coarse, fine[row][j] = halves.fine;
         }
+    }
+
+    // The halves that the shrink of many rows left, with the scale in them; zeros behind the rank.
+    __device__ void copy(const LoraArgs &a, Tile &tile, int slice, int padded) {
+        int eights = padded / EIGHT;
+        for (int i = threadIdx.x; i < ROWS * 2 * eights; i += blockDim.x) {
+            int row = i / (2 * eights), half = i / eights % 2, j = i % eights * EIGHT;
+            if (row >= tile.count) continue;
+            const bf16 *z = reinterpret_cast<const bf16 *>(a.z);
+            z += ((int64_t(tile.rows[row]) * a.slices + slice) * 2 + half) * a.max_rank + j;
+            bf16 *to = half ? fine[row] : coarse[row];
+            *reinterpret_cast<uint4 *>(to + j) = *reinterpret_cast<const uint4 *>(z);
+        }
+        tile.part.scale = 1.0f;
     }
 };
 
@@ -264,16 +285,18 @@ template <int EIGHTS, bool BEGIN> struct Expander {
 };
 
 // Blocks (tile, slice, some of its outputs, 512 at a time). What does not depend on z is asked for before
-// z is read.
+// z is there.
 template <int EIGHTS, bool BEGIN> __device__ void expand(const LoraArgs &a) {
     __shared__ Bridge<EIGHTS * EIGHT> z;
+    let_next_start();
     Tile tile;
     int slice = blockIdx.y;
     bool there = BEGIN ? read_first_tile(a, blockIdx.x, slice, EIGHTS * EIGHT, tile)
                        : read_tile(a, blockIdx.x, slice, tile);
-    if (!there) return;
+    if (!there) return wait_for_inputs();
     int padded = (tile.part.rank + 15) / 16 * 16;
     Expander<EIGHTS, BEGIN> expander(a, tile, z, slice);
+    wait_for_inputs();
     z.fill(a, tile, slice, padded);
     __syncthreads();
 #pragma unroll 1
@@ -295,22 +318,18 @@ template <int EIGHTS, bool BEGIN> __device__ void expand(const LoraArgs &a) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_expand_mma8(LoraArgs a) {
-    enter();
     expand<1, false>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) lora_expand_mma32(LoraArgs a) {
-    enter();
     expand<4, false>(a);
 }
 
 // The same where the output is to be begun, as the base layer's is added later.
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_begin_mma8(LoraArgs a) {
-    enter();
     expand<1, true>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) lora_begin_mma32(LoraArgs a) {
-    enter();
     expand<4, true>(a);
 }

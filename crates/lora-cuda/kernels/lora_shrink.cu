@@ -1,6 +1,7 @@
-// scale * A x for many rows, as products of many rows take it: sums of two numbers in bf16. A block has a
-// tile of rows of one adapter, reads them once for several slices, and shares the terms of their sums with
-// the other blocks of its cluster, which add up each other's in a fixed order.
+// scale * A x for many rows, as products of many rows take it: sums of two numbers in bf16. A cluster has a
+// tile of rows of one adapter and some of its ranks; each of its blocks sums a part of K. In a block, one
+// group of warps copies inputs and factors to a ring in shared memory, two others multiply. Then the blocks
+// add up each other's sums in a fixed order.
 #include "hopper.cuh"
 #include "lora_factors.cuh"
 
@@ -8,210 +9,258 @@
 struct ShrinkArgs {
     Mat x;
     const SlotRow *table;
-    const int32_t *order;
-    const int4 *tiles;    // Rows of one adapter: start in `order`, number, slot.
-    const int32_t *sizes; // The third is the number of tiles.
-    bf16 *z;              // [rows, slices, 2, max_rank]
+    const int32_t *order, *starts, *slots; // Segments: where the rows of each slot begin in `order`.
+    const int32_t *sizes;                  // The first is the number of segments.
+    bf16 *z;                               // [rows, slices, 2, max_rank]
     int32_t slices, max_rank;
-    int32_t chunk;        // Columns of K of a block.
+    int32_t steps; // of K of a block
 };
 
-constexpr int ROWS = 32, EIGHTS = ROWS / EIGHT; // of a tile
-constexpr int RANKS = 16;                       // of an instruction
-constexpr int WARPS = 8;
-constexpr int QUEUE_BYTES = 24 << 10;           // of a warp
-constexpr int STEP = 32;                        // columns of K of a warp
-constexpr int STRIDE = RANKS + 4;               // spreads what a warp stores over all banks
+constexpr int ROWS = 128;    // of a tile
+constexpr int RANKS = 16;    // of a unit: of one slice
+constexpr int COLUMNS = 64;  // of K in a step
+constexpr int CHUNK = 8;     // columns of one copy
+constexpr int CHUNKS = COLUMNS / CHUNK;
+constexpr int STAGES = 4;    // of the ring
+constexpr int GROUP_ROWS = 64; // of a group of consumers
+constexpr int CONSUMERS = 2 * WARPGROUP, LOADERS = WARPGROUP, THREADS = CONSUMERS + LOADERS;
+constexpr int LOADED = LOADERS / CHUNKS; // rows that loaders copy together
+constexpr int X_BYTES = ROWS * SWIZZLE;
+static_assert(LOADED == RANKS && LOADED % 8 == 0, "all rows of a loader are swizzled alike, one of each unit");
 
-// Sixteen ranks of a slice, as a thread reads them: two rows of A.
-struct Ranks {
-    const bf16 *low, *high; // null: there is no such rank
+// Rows of one adapter. No rows: there is no such tile.
+struct Tile {
+    int start, rows, slot; // `start` in `order`
+};
+
+// Sixteen ranks of a slice. No ranks: there is no such unit.
+struct Unit {
+    const bf16 *a; // The first row.
     float scale;
     int slice, first, count;
 
-    __device__ Ranks(const ShrinkArgs &a, int slot, int number) {
-        int of_slice = a.max_rank / RANKS, group = threadIdx.x % WARP / 4;
+    __device__ Unit(const ShrinkArgs &args, int slot, int number) : a(nullptr), scale(0), count(0) {
+        int of_slice = args.max_rank / RANKS;
         slice = number / of_slice, first = number % of_slice * RANKS;
-        low = high = nullptr, count = 0;
-        if (slice >= a.slices) return;
-        const SlotRow &part = a.table[slot * a.slices + slice];
-        const bf16 *factor = static_cast<const bf16 *>(part.a) + int64_t(first + group) * a.x.cols;
-        scale = part.scale, count = part.rank - first;
-        if (group < count) low = factor;
-        if (group + 8 < count) high = factor + int64_t(8) * a.x.cols;
+        if (slice >= args.slices) return;
+        const SlotRow &part = args.table[slot * args.slices + slice];
+        a = static_cast<const bf16 *>(part.a) + int64_t(first) * args.x.cols;
+        scale = part.scale, count = max(min(part.rank - first, RANKS), 0);
     }
 };
 
-// Loads on their way, in shared memory. A lane reads only what it asked for itself, so that nobody waits for
-// another: it is a queue of registers. An item is 16 bytes of each lane.
-template <int T> struct Queue {
-    static constexpr int ITEMS = EIGHTS + 2 * T, STAGES = QUEUE_BYTES / (ITEMS * WARP * 16);
-    uint4 *lanes;
+// Finds the tile of a number, if segments are cut into tiles one after another. By one warp.
+__device__ Tile find_tile(const ShrinkArgs &a, int number) {
+    int lane = threadIdx.x % WARP, segments = a.sizes[0];
+    for (int base = 0; base < segments; base += WARP) {
+        int i = base + lane, start = 0, rows = 0;
+        if (i < segments) start = a.starts[i], rows = a.starts[i + 1] - start;
+        int tiles = (rows + ROWS - 1) / ROWS, end = tiles;
+        for (int step = 1; step < WARP; step *= 2) {
+            int before = __shfl_up_sync(ALL_LANES, end, step);
+            if (lane >= step) end += before;
+        }
+        unsigned found = __ballot_sync(ALL_LANES, number < end);
+        if (found) {
+            int first = (number - (end - tiles)) * ROWS;
+            Tile tile = {start + first, min(rows - first, ROWS), i < segments ? a.slots[i] : 0};
+            int from = __ffs(found) - 1;
+            return {__shfl_sync(ALL_LANES, tile.start, from), __shfl_sync(ALL_LANES, tile.rows, from),
+                    __shfl_sync(ALL_LANES, tile.slot, from)};
+        }
+        number -= __shfl_sync(ALL_LANES, end, WARP - 1);
+    }
+    return {0, 0, 0};
+}
 
-    __device__ uint4 &at(int stage, int item) const { return lanes[(stage * ITEMS + item) * WARP]; }
-    __device__ void ask(int stage, int item, const bf16 *row, int k, bool inside) const {
-        bool there = row && inside;
-        // An address must be given where nothing is read, too.
-        copy_chunk(&at(stage, item), there ? row + k : static_cast<const void *>(lanes), there);
+// Barriers of each stage: it holds a step of K; it may be filled again.
+struct Control {
+    Barrier full[STAGES], empty[STAGES];
+    Tile tile;
+
+    __device__ void init() {
+        for (int i = 0; i < STAGES; i++) full[i].init(LOADERS), empty[i].init(CONSUMERS / WARP);
+        publish_barriers();
     }
 };
 
-// A tile of rows, and T times sixteen ranks.
-template <int T> struct Shrink {
+// The shared memory of a block. Sums take the place of the ring in the end: [ROWS, STRIDE].
+template <int T> struct Memory {
+    static constexpr int STAGE_BYTES = X_BYTES + T * RANKS * SWIZZLE;
+    static constexpr int STRIDE = T * RANKS + 4; // spreads what a warp stores over the banks
+    static_assert(ROWS * STRIDE * sizeof(float) <= STAGES * STAGE_BYTES);
+    uint8_t *stages;
+    Control *control;
+
+    __device__ explicit Memory(uint8_t *memory) {
+        // The swizzle goes by addresses.
+        stages = memory + (-shared_address(memory) & (SWIZZLE_BLOCK - 1));
+        control = reinterpret_cast<Control *>(stages + STAGES * STAGE_BYTES);
+    }
+    __device__ uint8_t *x(int stage) const { return stages + stage * STAGE_BYTES; }
+    __device__ uint8_t *factors(int stage) const { return x(stage) + X_BYTES; }
+    __device__ float *sums() const { return reinterpret_cast<float *>(stages); }
+};
+
+// The part of K of this block, in steps.
+struct Share {
+    int first, count;
+
+    __device__ explicit Share(const ShrinkArgs &a) : first(blockIdx.z * a.steps) {
+        count = min(a.steps, (a.x.cols + COLUMNS - 1) / COLUMNS - first);
+    }
+};
+
+// Copies inputs and factors. A thread has the same columns of one row of each unit, and of a row in sixteen
+// of the tile.
+template <int T> struct Loader {
     const ShrinkArgs &a;
-    int4 tile;
-    int lane, warp, group, quad, begin, end;
-    float sums[T][EIGHTS][4] = {};
+    const Memory<T> &memory;
+    Share share;
+    int row, column, place; // The first row; `place` in a tile of shared memory.
+    const bf16 *x[ROWS / LOADED], *factors[T]; // null: zeros
 
-    __device__ Shrink(const ShrinkArgs &a, int4 tile) : a(a), tile(tile) {
-        lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, quad = lane % 4;
-        begin = blockIdx.z * a.chunk + warp * STEP, end = min(int(blockIdx.z + 1) * a.chunk, a.x.cols);
-    }
-
-    // Factors are on their way before the inputs are there.
-    __device__ void prefetch(const Ranks (&ranks)[T]) const {
-        for (int k = begin + quad * EIGHT; k < end; k += WARPS * STEP)
+    __device__ Loader(const ShrinkArgs &a, const Memory<T> &memory, Tile tile)
+        : a(a), memory(memory), share(a), row((threadIdx.x - CONSUMERS) / CHUNKS) {
+        int chunk = threadIdx.x % CHUNKS;
+        column = chunk * CHUNK, place = swizzled(row, chunk);
 #pragma unroll
-            for (int t = 0; t < T; t++) {
-                if (ranks[t].low) asm volatile("prefetch.global.L2 [%0];" ::"l"(ranks[t].low + k));
-                if (ranks[t].high) asm volatile("prefetch.global.L2 [%0];" ::"l"(ranks[t].high + k));
-            }
-    }
-
-    // Asks for the warp's next columns.
-    __device__ void ask(const Ranks (&ranks)[T], const Queue<T> &queue, const bf16 *const (&x)[EIGHTS],
-                        int base, int stage) const {
-        int k = base + quad * EIGHT;
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) queue.ask(stage, e, x[e], k, k < end);
+        for (int i = 0; i < ROWS / LOADED; i++) {
+            int r = row + i * LOADED;
+            x[i] = r < tile.rows ? a.x.row<bf16>(a.order[tile.start + r]) + column : nullptr;
+        }
 #pragma unroll
         for (int t = 0; t < T; t++) {
-            queue.ask(stage, EIGHTS + 2 * t, ranks[t].low, k, k < end);
-            queue.ask(stage, EIGHTS + 2 * t + 1, ranks[t].high, k, k < end);
+            Unit unit(a, tile.slot, blockIdx.y * T + t);
+            factors[t] = row < unit.count ? unit.a + int64_t(row) * a.x.cols + column : nullptr;
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");
     }
 
-    __device__ void multiply(const Ranks (&ranks)[T], const Queue<T> &queue) {
-        constexpr int STAGES = Queue<T>::STAGES;
-        const bf16 *x[EIGHTS];
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            int row = e * EIGHT + group;
-            x[e] = row < tile.y ? a.x.row<bf16>(a.order[tile.x + row]) : nullptr;
-        }
-        int base = begin;
-        for (int i = 0; i < STAGES - 1; i++, base += WARPS * STEP) ask(ranks, queue, x, base, i);
-        for (int at = begin, stage = 0; at < end; at += WARPS * STEP, base += WARPS * STEP) {
-            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
-            multiply(queue, stage);
-            int last = stage == 0 ? STAGES - 1 : stage - 1;
-            ask(ranks, queue, x, base, last);
-            if (++stage == STAGES) stage = 0;
-        }
-        asm volatile("cp.async.wait_all;" ::: "memory");
-    }
-
-    // Fragments take eight neighbours of K from a thread where the instruction has them elsewhere; as both
-    // operands do, the sum is the same.
-    __device__ void multiply(const Queue<T> &queue, int stage) {
-        uint4 v[EIGHTS];
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) v[e] = queue.at(stage, e);
-#pragma unroll
-        for (int t = 0; t < T; t++) {
-            uint4 p = queue.at(stage, EIGHTS + 2 * t), r = queue.at(stage, EIGHTS + 2 * t + 1);
-#pragma unroll
-            for (int e = 0; e < EIGHTS; e++) {
-                mma(sums[t][e], p.x, r.x, p.y, r.y, v[e].x, v[e].y);
-                mma(sums[t][e], p.z, r.z, p.w, r.w, v[e].z, v[e].w);
+    // Factors come first: they are there before the inputs.
+    __device__ void run() const {
+        int ahead = min(share.count, STAGES);
+        for (int step = 0; step < ahead; step++) load_factors(step, step);
+        wait_for_inputs();
+        Ring ring;
+        for (int step = 0; step < share.count; step++, ring.next(STAGES)) {
+            if (step >= STAGES) {
+                memory.control->empty[ring.stage].wait(ring.parity ^ 1);
+                load_factors(ring.stage, step);
             }
+            load_inputs(ring.stage, step);
+            arrive_after_copies(memory.control->full[ring.stage]);
         }
     }
 
-    // Adds up the sums of all warps; the first has the block's then. `parts`: [warps, T, rows, STRIDE]
-    __device__ void reduce(float *parts) const {
-        constexpr int COUNT = T * ROWS * STRIDE;
+    __device__ void load_factors(int stage, int step) const {
 #pragma unroll
-        for (int i = 0; i < T * EIGHTS * 4; i++) {
-            int t = i / (EIGHTS * 4), e = i / 4 % EIGHTS, row = e * EIGHT + 2 * quad + i % 2;
-            parts[warp * COUNT + (t * ROWS + row) * STRIDE + group + i % 4 / 2 * 8] = sums[t][e][i % 4];
-        }
-        __syncthreads();
-        for (int i = threadIdx.x; i < T * ROWS * RANKS; i += blockDim.x) {
-            int at = i / RANKS * STRIDE + i % RANKS;
-            float sum = parts[at];
-            for (int w = 1; w < WARPS; w++) sum += parts[w * COUNT + at];
-            parts[at] = sum;
-        }
+        for (int t = 0; t < T; t++) load(memory.factors(stage) + t * RANKS * SWIZZLE, factors[t], step);
     }
-
-    // Adds up the sums of the cluster's blocks, a share of them each, four at a time.
-    __device__ void finish(const float *parts, const Ranks (&ranks)[T]) const {
-        constexpr int FOURS = T * ROWS * RANKS / 4;
-        int blocks = cluster_size(), share = (FOURS + blocks - 1) / blocks;
-        int from = cluster_rank() * share, to = min(from + share, FOURS);
-        for (int i = from + threadIdx.x; i < to; i += blockDim.x) {
-            int t = i * 4 / (ROWS * RANKS), row = i * 4 / RANKS % ROWS, rank = i * 4 % RANKS;
-            float4 sum = make_float4(0, 0, 0, 0);
-            for (int block = 0; block < blocks; block++) {
-                float4 v = load_at(shared_address(parts + i * 4 / RANKS * STRIDE + rank), block);
-                sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-            }
-            if (row < tile.y) store(ranks, t, a.order[tile.x + row], rank, sum);
-        }
-    }
-
-    __device__ void store(const Ranks (&ranks)[T], int t, int row, int rank, float4 v) const {
+    __device__ void load_inputs(int stage, int step) const {
 #pragma unroll
-        for (int i = 0; i < T; i++) {
-            if (i != t || ranks[i].count <= 0) continue;
-            float scale = ranks[i].scale;
-            Halves x(scale * v.x), y(scale * v.y), z(scale * v.z), w(scale * v.w);
-            bf16 *to = a.z + (int64_t(row) * a.slices + ranks[i].slice) * 2 * a.max_rank + ranks[i].first + rank;
-            *reinterpret_cast<uint2 *>(to) = make_uint2(pair(x.coarse, y.coarse), pair(z.coarse, w.coarse));
-            *reinterpret_cast<uint2 *>(to + a.max_rank) = make_uint2(pair(x.fine, y.fine), pair(z.fine, w.fine));
+        for (int i = 0; i < ROWS / LOADED; i++) load(memory.x(stage) + i * LOADED * SWIZZLE, x[i], step);
+    }
+    __device__ void load(uint8_t *to, const bf16 *from, int step) const {
+        int k = (share.first + step) * COLUMNS;
+        bool there = from && k + column < a.x.cols;
+        // An address must be given where nothing is read, too.
+        copy_chunk(to + place, there ? from + k : static_cast<const void *>(a.table), there);
+    }
+};
+
+// Sums of 64 rows, by each of two groups of warps.
+template <int T> struct Consumer {
+    const Memory<T> &memory;
+    float sums[T * RANKS / 2];
+
+    __device__ void multiply(int steps) {
+        Ring ring;
+        int group = threadIdx.x / WARPGROUP, last = 0;
+#pragma unroll 1
+        for (int step = 0; step < steps; step++, ring.next(STAGES)) {
+            memory.control->full[ring.stage].wait(ring.parity);
+            publish();
+            uint64_t x = operand(memory.x(ring.stage) + group * GROUP_ROWS * SWIZZLE);
+            uint64_t factors = operand(memory.factors(ring.stage));
+            products_begin();
+#pragma unroll
+            for (int k = 0; k < 4; k++) product(bf16{}, sums, x + 2 * k, factors + 2 * k, step + k > 0);
+            products_commit();
+            products_wait<1>();
+            if (step > 0) release(last);
+            last = ring.stage;
+        }
+        products_wait<0>();
+    }
+    __device__ void release(int stage) const {
+        if (threadIdx.x % WARP == 0) memory.control->empty[stage].arrive();
+    }
+
+    // Leaves the sums for all blocks of the cluster.
+    __device__ void keep() const {
+        int row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4, rank = threadIdx.x % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < T * RANKS / 4; i++) {
+            float *to = memory.sums() + (row + i % 2 * 8) * Memory<T>::STRIDE + i / 2 * 8 + rank;
+            *reinterpret_cast<float2 *>(to) = make_float2(sums[2 * i], sums[2 * i + 1]);
         }
     }
 };
 
-// Whether any of the ranks is there, for all threads of all blocks of the cluster.
-template <int T> __device__ bool any(const Ranks (&ranks)[T]) {
-    bool found = false;
-#pragma unroll
-    for (int t = 0; t < T; t++) found |= ranks[t].count > 0;
-    return found;
+// Adds up the sums of the cluster's blocks, a share of them each, four at a time.
+template <int T> __device__ void finish(const ShrinkArgs &a, const Memory<T> &memory, Tile tile) {
+    constexpr int OF_ROW = T * RANKS / 4;
+    int blocks = cluster_size(), fours = tile.rows * OF_ROW, share = (fours + blocks - 1) / blocks;
+    int from = cluster_rank() * share, to = min(from + share, fours);
+    for (int i = from + threadIdx.x; i < to; i += THREADS) {
+        int row = i / OF_ROW, rank = i % OF_ROW * 4;
+        Unit unit(a, tile.slot, blockIdx.y * T + rank / RANKS);
+        if (unit.count == 0) continue;
+        float4 v = make_float4(0, 0, 0, 0);
+        for (int block = 0; block < blocks; block++) {
+            float4 part = load_at(shared_address(memory.sums() + row * Memory<T>::STRIDE + rank), block);
+            v.x += part.x, v.y += part.y, v.z += part.z, v.w += part.w;
+        }
+        Halves x(unit.scale * v.x), y(unit.scale * v.y), z(unit.scale * v.z), w(unit.scale * v.w);
+        int64_t part = (int64_t(a.order[tile.start + row]) * a.slices + unit.slice) * 2;
+        bf16 *out = a.z + part * a.max_rank + unit.first + rank % RANKS;
+        *reinterpret_cast<uint2 *>(out) = make_uint2(pair(x.coarse, y.coarse), pair(z.coarse, w.coarse));
+        *reinterpret_cast<uint2 *>(out + a.max_rank) = make_uint2(pair(x.fine, y.fine), pair(z.fine, w.fine));
+    }
 }
 
-// Blocks (tile, sixteen ranks T at a time, block of the cluster). What is known of adapters was handed over
-// before the first kernel of the step.
-template <int T> __device__ void shrink_tile(const ShrinkArgs &a) {
-    extern __shared__ uint4 shared[];
+// Whether the tile's adapter has any of this block's ranks, the same for all blocks of the cluster.
+template <int T> __device__ bool has_units(const ShrinkArgs &a, Tile tile) {
+    bool any = false;
+    for (int t = 0; t < T; t++) any |= Unit(a, tile.slot, blockIdx.y * T + t).count > 0;
+    return any;
+}
+
+// Blocks (tile, T units, block of the cluster). What is known of adapters was handed over before the first
+// kernel of the step.
+template <int T> __device__ void shrink_rows(const ShrinkArgs &a) {
+    extern __shared__ uint8_t shared[];
     let_next_start();
-    int4 tile = a.tiles[blockIdx.x];
-    if (int(blockIdx.x) >= a.sizes[2]) return wait_for_inputs();
-    auto ranks_of = [&](int t) { return Ranks(a, tile.z, blockIdx.y * T + t); };
-    Shrink<T> shrink(a, tile);
-    if constexpr (T == 1) run(shrink, {ranks_of(0)}, shared);
-    else if constexpr (T == 2) run(shrink, {ranks_of(0), ranks_of(1)}, shared);
-    else run(shrink, {ranks_of(0), ranks_of(1), ranks_of(2), ranks_of(3)}, shared);
-}
-
-template <int T> __device__ void run(Shrink<T> &shrink, const Ranks (&ranks)[T], uint4 *shared) {
-    if (!any(ranks)) return wait_for_inputs();
-    shrink.prefetch(ranks);
-    wait_for_inputs();
-    shrink.multiply(ranks, Queue<T>{shared + shrink.warp * (QUEUE_BYTES / 16) + shrink.lane});
-    // The sums lie where the loads were.
+    Memory<T> memory(shared);
+    if (threadIdx.x < WARP) {
+        Tile found = find_tile(a, blockIdx.x);
+        if (threadIdx.x == 0) memory.control->tile = found, memory.control->init();
+    }
     __syncthreads();
-    float *parts = reinterpret_cast<float *>(shared);
-    shrink.reduce(parts);
+    Tile tile = memory.control->tile;
+    if (tile.rows == 0 || !has_units<T>(a, tile)) return wait_for_inputs();
+    Consumer<T> consumer{memory};
+    if (threadIdx.x < CONSUMERS) consumer.multiply(Share(a).count);
+    else Loader<T>(a, memory, tile).run();
+    wait_for_inputs();
+    __syncthreads();
+    if (threadIdx.x < CONSUMERS) consumer.keep();
     cluster_sync();
-    shrink.finish(parts, ranks);
+    finish<T>(a, memory, tile);
     // Nobody leaves while others read its sums.
     cluster_sync();
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_rows1(ShrinkArgs a) { shrink_tile<1>(a); }
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_rows2(ShrinkArgs a) { shrink_tile<2>(a); }
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) lora_shrink_rows4(ShrinkArgs a) { shrink_tile<4>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_shrink_rows1(ShrinkArgs a) { shrink_rows<1>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_shrink_rows2(ShrinkArgs a) { shrink_rows<2>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_shrink_rows4(ShrinkArgs a) { shrink_rows<4>(a); }

@@ -39,8 +39,6 @@ struct GateArgs {
     Mat gate_up, out;
 };
 
-__device__ float gated(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
-
 // out = silu(gate) * up, gate in the left half of `gate_up`. Blocks (row, part of its columns).
 extern "C" __global__ void silu_mul(GateArgs a) {
     enter();

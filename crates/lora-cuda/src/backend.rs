@@ -232,6 +232,22 @@ impl Backend for Cuda {
         }
     }
 
+    fn gated_linear_lora(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        lora: Option<(&LoraSite<Self>, &LoraBatch<Self>)>,
+        mut gate_up: ViewMut<'_>,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        if self.multiply_and_gate(q, x, w, lora, &gate_up, &out)? {
+            return Ok(());
+        }
+        self.linear_lora(q, x, w, lora, gate_up.reborrow())?;
+        self.silu_mul(q, gate_up.as_view(), out)
+    }
+
     fn lora_embed(
         &self,
         q: &mut CudaQueue,

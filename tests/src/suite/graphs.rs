@@ -1,11 +1,11 @@
-//! Recorded steps.
+//! Recorded steps, and ops one after another.
 
-use lora_core::Backend;
-use lora_core::lora::{RowPlan, SiteKind};
+use lora_core::lora::{LoraBatch, LoraSite, RowPlan, SiteKind};
+use lora_core::{Backend, DType, Result};
 use proptest::prelude::*;
 
 use super::draw::Fill;
-use super::lora_case::{batch, linear_cases};
+use super::lora_case::{batch, chained_cases, linear_cases};
 use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::{Types, for_all};
 
@@ -61,6 +61,75 @@ pub fn a_replay_is_what_would_have_been_run<B: Backend>(make: &dyn Fn() -> B, ty
         be.linear_lora(q, x.view(), &w, Some((&site, &batch)), out.view_mut())?;
         let expected = out.read(rig)?;
         prop_assert!(!replayed || found == expected, "{found:?} instead of {expected:?}");
+        Ok(())
+    });
+}
+
+/// Norms and products with adapters one after another, of which each reads what the one before wrote.
+struct Chain<'a, B: Backend> {
+    norm: &'a Placed<B>,
+    w: &'a B::Linear,
+    lora: (&'a LoraSite<B>, &'a LoraBatch<B>),
+    /// What products write and norms read, and what norms write and products read.
+    outputs: Placed<B>,
+    inputs: Placed<B>,
+}
+
+impl<B: Backend> Chain<'_, B> {
+    /// Products of a chain.
+    const LENGTH: usize = 12;
+
+    fn run(&mut self, be: &B, q: &mut B::Queue, waits: bool) -> Result<()> {
+        for _ in 0..Self::LENGTH {
+            let (norm, inputs) = (self.norm.view(), self.inputs.view_mut());
+            be.rms_norm(q, self.outputs.view(), norm, 1e-6, inputs)?;
+            let lora = Some(self.lora);
+            be.linear_lora(q, self.inputs.view(), self.w, lora, self.outputs.view_mut())?;
+            if waits {
+                let written = be.download(q, self.outputs.view())?;
+                be.wait(written)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Products with adapters, issued or replayed without a wait, give the bits that they give if each is waited
+/// for: none reads its input before that is there.
+pub fn products_one_after_another_read_what_came_before<B: Backend>(
+    make: &dyn Fn() -> B,
+    types: Types,
+) {
+    for_all(make, 24, chained_cases(), |rig, case| {
+        let mut fill = Fill::new(case.seed);
+        let (rows, width) = (case.slot_of_row.len(), case.in_dim);
+        let first = fill.matrix(rows, width, types.out);
+        let w = fill.matrix(width, width, types.w);
+        let w = rig.be.prepare_linear(&[w.data], None)?;
+        let site = case.site(rig, SiteKind::Linear, types)?.site;
+        let batch = batch(rig, &case.slot_of_row)?;
+        let norm = rig.place(&fill.matrix(1, width, DType::F32), Gaps::default())?;
+        let outputs = rig.place(&first, Gaps::default())?;
+        let inputs = rig.place(&fill.matrix(rows, width, types.x), Gaps::default())?;
+        let mut chain = Chain { norm: &norm, w: &w, lora: (&site, &batch), outputs, inputs };
+        let mut found = Vec::new();
+        for waits in [true, false] {
+            let Rig { be, q } = rig;
+            be.upload(q, first.data.bytes(), chain.outputs.view_mut())?;
+            chain.run(be, q, waits)?;
+            found.push(chain.outputs.read(rig)?);
+        }
+        let Rig { be, q } = rig;
+        let recorded =
+            (0..ATTEMPTS).find_map(|_| be.capture(q, |q| chain.run(be, q, false)).transpose());
+        if let Some(graph) = recorded.transpose()? {
+            be.upload(q, first.data.bytes(), chain.outputs.view_mut())?;
+            prop_assert!(be.replay(q, &graph)?, "nothing has changed since it was recorded");
+            found.push(chain.outputs.read(rig)?);
+        }
+        for other in &found[1..] {
+            prop_assert!(*other == found[0], "{other:?} instead of {:?}", found[0]);
+        }
         Ok(())
     });
 }

@@ -1,17 +1,18 @@
 //! Adapters applied to the output of a base layer.
 
-use lora_core::lora::{LoraSite, SiteKind, SiteSpec};
+use lora_core::lora::{LoraSite, SiteKind, SiteSpec, SlotSlice};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use super::compare::{Class, close, exact};
+use super::compare::{Class, Num, close, exact};
 use super::draw::Fill;
 use super::lora_case::{
-    Case, added, batch, embedding_cases, linear_cases, many_row_cases, prompt_cases, tiled_cases,
+    Case, added, batch, embedding_cases, gated_cases, linear_cases, many_gated_cases,
+    many_row_cases, prompt_cases, tiled_cases,
 };
 use super::misuse::{Misuse, refusals};
-use super::reference::{Input, adapted, linear};
+use super::reference::{Input, adapted, gated, linear};
 use super::rig::{Gaps, Matrix, Rig};
 use super::{Types, for_all};
 
@@ -97,22 +98,66 @@ fn product_then_adapter<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types)
     rig.be.linear(&mut rig.q, placed.view(), &prepared, plain.view_mut())?;
     exact("linear_lora without adapters", &found[0], &plain.read(rig)?)?;
 
-    let base = linear(&x, &w, Some(&bias));
-    let mut start = 0;
-    for (i, width) in case.widths.iter().enumerate() {
-        for (r, slot) in case.slot_of_row.iter().enumerate() {
-            let columns = start..start + width;
-            let y = &base[r * w.rows..][columns.clone()];
-            let slice = usize::try_from(*slot).ok().and_then(|s| site.slots[s][i].as_ref());
-            let input = Input::Row(x.nums(r));
-            let expected = match slice {
-                Some(slice) => adapted(SiteKind::Linear, slice, &input, y),
-                None => y.to_vec(),
-            };
-            let class = Class::Through(case.in_dim + case.max_rank(), types.out);
-            close("linear_lora", &found[1].cut(r, columns), &expected, class)?;
+    let expected = with_adapters(case, &site.slots, &x, linear(&x, &w, Some(&bias)));
+    let class = Class::Through(case.in_dim + case.max_rank(), types.out);
+    close("linear_lora", &found[1], &expected, class)
+}
+
+/// What products of all rows become by their adapters: `[rows, out_dim]`.
+fn with_adapters(
+    case: &Case,
+    slots: &[Vec<Option<SlotSlice>>],
+    x: &Matrix,
+    mut outputs: Vec<Num>,
+) -> Vec<Num> {
+    for (r, slot) in case.slot_of_row.iter().enumerate() {
+        let Ok(slot) = usize::try_from(*slot) else { continue };
+        let mut left = &mut outputs[r * case.out_dim()..];
+        for (slice, width) in slots[slot].iter().zip(&case.widths) {
+            let (of_slice, rest) = left.split_at_mut(*width);
+            if let Some(slice) = slice {
+                let input = Input::Row(x.nums(r));
+                of_slice.copy_from_slice(&adapted(SiteKind::Linear, slice, &input, of_slice));
+            }
+            left = rest;
         }
-        start += width;
+    }
+    outputs
+}
+
+/// `gated_linear_lora` is the product, then the adapter, then the gate.
+pub fn a_gated_product_is_its_parts<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 48, gated_cases(), |rig, case| gated_product(rig, case, types));
+}
+
+/// The same for so many rows that a device may do all of it at once.
+pub fn gated_products_of_many_rows_are_their_parts<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 4, many_gated_cases(), |rig, case| gated_product(rig, case, types));
+}
+
+fn gated_product<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types) -> TestCaseResult {
+    let mut fill = Fill::new(case.seed);
+    let (rows, width) = (case.slot_of_row.len(), case.widths[0]);
+    let y = fill.matrix(rows, 2 * width, types.out);
+    // Small, so that products of two sums are numbers of 16 bits.
+    let values: Vec<f32> = fill.values(rows * case.in_dim).iter().map(|v| v / 16.0).collect();
+    let x = Matrix::floats(rows, case.in_dim, types.x, &values);
+    let w = fill.matrix(case.out_dim(), case.in_dim, types.w);
+    let bias = fill.values(case.out_dim());
+    let prepared = rig.be.prepare_linear(std::slice::from_ref(&w.data), Some(&bias))?;
+    let site = case.site(rig, SiteKind::Linear, types)?;
+    let (batch, placed) = (batch(rig, &case.slot_of_row)?, rig.place(&x, case.gaps[0])?);
+    let base = linear(&x, &w, Some(&bias));
+    let adapted = with_adapters(case, &site.slots, &x, base.clone());
+    for (lora, outputs) in [(None, base), (Some((&site.site, &batch)), adapted)] {
+        let mut gate_up = rig.place(&y, case.gaps[1])?;
+        let mut out = rig.place(&fill.matrix(rows, width, types.x), case.gaps[0])?;
+        let (gate_up, target) = (gate_up.view_mut(), out.view_mut());
+        rig.be.gated_linear_lora(&mut rig.q, placed.view(), &prepared, lora, gate_up, target)?;
+        let halves = outputs.chunks(2 * width).map(|row| row.split_at(width));
+        let gates = halves.flat_map(|(gate, up)| gate.iter().zip(up).map(|(g, u)| gated(*g, *u)));
+        let class = Class::Through(case.in_dim + case.max_rank(), types.out);
+        close("gated_linear_lora", &out.read(rig)?, &gates.collect::<Vec<_>>(), class)?;
     }
     Ok(())
 }

@@ -97,13 +97,40 @@ pub fn tiled_cases() -> impl Strategy<Value = Case> {
     let adapters = prop_oneof![3 => 1usize..5, 1 => 20usize..24];
     let rows = select(&[1, 7, 8, 9, 33, 64, 65, 130]);
     let ranks = &[1, 2, 7, 8, 16, 16, 17, 64, 255, 256];
-    even_cases(adapters, rows, ranks, any::<[bool; 2]>())
+    even_cases(even_widths(), even_in_dims(), adapters, rows, ranks, any::<[bool; 2]>())
 }
 
 /// Cases of more rows than a product by the usual kernels has, with adapters that suit one for these.
 pub fn many_row_cases() -> impl Strategy<Value = Case> {
-    let rows = select(&[1536, 1537, 1700, 2050]);
-    even_cases(1usize..6, rows, &[8, 16, 24, 48, 256], Just([false; 2])).prop_map(|mut case| {
+    many_rows(even_widths(), even_in_dims(), &[8, 16, 24, 48, 256])
+}
+
+/// Cases of a gate and what it is for, with few rows.
+pub fn gated_cases() -> impl Strategy<Value = Case> {
+    (cols(), cols()).prop_flat_map(|(width, in_dim)| with_widths(vec![width; 2], in_dim, rows()))
+}
+
+/// The same for many rows.
+pub fn many_gated_cases() -> impl Strategy<Value = Case> {
+    let widths = select(&[64, 136, 200]).prop_map(|width| vec![width; 2]);
+    many_rows(widths, select(&[8, 64, 136]), &[8, 16, 24])
+}
+
+/// Cases of products one after another, each of as many columns as the next reads.
+pub fn chained_cases() -> impl Strategy<Value = Case> {
+    select(&[64, 192, 576]).prop_flat_map(|width| {
+        let rows = select(&[1, 3, 8, 17, 64, 130]);
+        even_cases(Just(vec![width]), Just(width), 1usize..5, rows, &[8, 16, 64], Just([false; 2]))
+    })
+}
+
+fn many_rows(
+    widths: impl Strategy<Value = Vec<usize>>,
+    in_dim: impl Strategy<Value = usize>,
+    ranks: &'static [usize],
+) -> impl Strategy<Value = Case> {
+    let rows = select(&[600, 1536, 1537, 1700, 2050]);
+    even_cases(widths, in_dim, 1usize..6, rows, ranks, Just([false; 2])).prop_map(|mut case| {
         // Prompts: neighbours mostly have the same adapter.
         if case.seed % 2 == 0 {
             case.slot_of_row.sort_unstable();
@@ -112,20 +139,29 @@ pub fn many_row_cases() -> impl Strategy<Value = Case> {
     })
 }
 
+fn even_widths() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(select(&[64, 128, 192]), 1..=4)
+}
+
+fn even_in_dims() -> impl Strategy<Value = usize> {
+    select(&[8, 64, 136, 520])
+}
+
 fn select(values: &'static [usize]) -> impl Strategy<Value = usize> {
     prop::sample::select(values)
 }
 
 /// Cases of extents that suit tensor cores.
 fn even_cases(
+    widths: impl Strategy<Value = Vec<usize>>,
+    in_dim: impl Strategy<Value = usize>,
     adapters: impl Strategy<Value = usize>,
     rows: impl Strategy<Value = usize>,
     ranks: &'static [usize],
     gain_and_shift: impl Strategy<Value = [bool; 2]>,
 ) -> impl Strategy<Value = Case> {
-    let widths = prop::collection::vec(select(&[64, 128, 192]), 1..=4);
-    (widths, select(&[8, 64, 136, 520]), adapters, rows, gain_and_shift, any::<u64>())
-        .prop_flat_map(move |(widths, in_dim, adapters, rows, [gain, shift], seed)| {
+    (widths, in_dim, adapters, rows, gain_and_shift, any::<u64>()).prop_flat_map(
+        move |(widths, in_dim, adapters, rows, [gain, shift], seed)| {
             let rank = select(ranks);
             let parts = rank.prop_map(move |rank| {
                 Some(Parts { rank: Some(rank), gain, shift, replacement: false })
@@ -142,7 +178,8 @@ fn even_cases(
                 gaps: Default::default(),
                 seed,
             })
-        })
+        },
+    )
 }
 
 /// Cases of an embedding.

@@ -125,10 +125,12 @@ macro_rules! backend_suite {
                     a_product_then_its_adapter,
                     products_in_tiles_get_their_adapters,
                     products_of_many_rows_get_their_adapters,
+                    a_gated_product_is_its_parts, gated_products_of_many_rows_are_their_parts,
                     an_embedding_adapter_does_what_its_formula_says,
                     a_row_gets_its_adapter_as_if_it_were_alone, rows_without_an_adapter_keep_bits,
                     adapters_refuse_misfits, adapters_refuse_ids_out_of_range],
-                graphs: [a_replay_is_what_would_have_been_run],
+                graphs: [a_replay_is_what_would_have_been_run,
+                    products_one_after_another_read_what_came_before],
                 slots: [a_slot_holds_what_was_written_last, a_refused_write_leaves_the_slot],
             );
         }

@@ -223,8 +223,8 @@ fn mlp<B: Backend>(
     state: &mut RunState<B>,
 ) -> Result<()> {
     let (n, lora) = (state.inputs.extents.rows, active(&state.inputs.lora));
-    layer.gate_up.forward(be, q, state.normed.head(n), lora, state.gate_up.head_mut(n))?;
-    be.silu_mul(q, state.gate_up.head(n), state.activated.head_mut(n))?;
+    let (gate_up, activated) = (state.gate_up.head_mut(n), state.activated.head_mut(n));
+    layer.gate_up.forward_gated(be, q, state.normed.head(n), lora, gate_up, activated)?;
     layer.down.forward(be, q, state.activated.head(n), lora, state.x.head_mut(n))
 }
 

@@ -34,6 +34,23 @@ impl<B: Backend> Projection<B> {
     ) -> Result<()> {
         be.linear_lora(q, x, &self.weight, lora.map(|batch| (&self.site, batch)), out)
     }
+
+    /// As [`Projection::forward`], to `gate_up`, of which `out` gets the gated half.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn forward_gated(
+        &self,
+        be: &B,
+        q: &mut B::Queue,
+        x: View<'_, B>,
+        lora: Option<&LoraBatch<B>>,
+        gate_up: ViewMut<'_, B>,
+        out: ViewMut<'_, B>,
+    ) -> Result<()> {
+        let lora = lora.map(|batch| (&self.site, batch));
+        be.gated_linear_lora(q, x, &self.weight, lora, gate_up, out)
+    }
 }
 
 /// One decoder layer.

@@ -261,6 +261,14 @@ impl<B: Backend> LoraBatch<B> {
         self.tile_rows
     }
 
+    /// The most adapters of a batch with as many rows, and as many in a tile: what a recorded step may find
+    /// when it runs.
+    pub fn most_segments(&self) -> usize {
+        let [_, large] = TILE_ROWS;
+        let [_, of_each] = MANY_ROWS;
+        if self.tile_rows == large { self.rows / of_each } else { self.rows }
+    }
+
     /// How many adapters the rows have. Recorded steps take it for granted, and the rows of a tile.
     pub fn spread(&self) -> Spread {
         self.spread

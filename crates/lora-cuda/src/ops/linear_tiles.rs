@@ -67,12 +67,15 @@ struct TilesArgs {
     lora: ManyRows,
     rows: i32,
     cols: i32,
+    width: i32,
+    second: i32,
     steps: i32,
 }
 
 // SAFETY: laid out as `TilesArgs` of `linear_tiles.cu`.
 unsafe impl KernelArgs for TilesArgs {
-    const KERNELS: &'static [Kernel] = &[Kernel::LinearTiles, Kernel::LinearTilesBegin];
+    const KERNELS: &'static [Kernel] =
+        &[Kernel::LinearTiles, Kernel::LinearTilesBegin, Kernel::LinearTilesGate];
 }
 
 /// Whether the kernel takes the adapters of this batch at this site, if the output is in bf16.
@@ -107,6 +110,31 @@ pub struct Adapters<'a> {
     pub spec: &'a SiteSpec,
 }
 
+impl ManyRows {
+    /// No adapters.
+    const NONE: Self = Self {
+        table: 0,
+        slot_of_row: 0,
+        group_starts: 0,
+        group_slots: 0,
+        z: 0,
+        starts: [0; MOST_SLICES + 1],
+        slices: 0,
+        max_rank: 0,
+    };
+}
+
+/// What a kernel of the family does.
+#[derive(Clone, Copy)]
+enum Does {
+    /// Multiplies by weights, and adds a bias.
+    Multiply(Operand, Operand, Address),
+    /// Nothing but what adapters add.
+    Begin,
+    /// As `Multiply`, for outputs `silu(gate) * up`.
+    Gate(Operand, Operand, Address),
+}
+
 impl Adapters<'_> {
     fn many_rows(&self) -> ManyRows {
         let Self { args, batch, spec } = self;
@@ -138,9 +166,9 @@ impl Cuda {
         adapters: Adapters<'_>,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        let x = Operand { mat: x.into(), geo: x.geo };
-        let weights = Operand { mat: w.weights(), geo: w.geo() };
-        self.launch_tiles(q, Some((x, weights)), w.bias(), adapters, out)
+        let [x, weights] = operands(x, w);
+        let does = Does::Multiply(x, weights, w.bias());
+        self.launch_tiles(q, does, adapters.many_rows(), out)
     }
 
     /// `out` = what adapters add, and 0 where there are none.
@@ -150,44 +178,72 @@ impl Cuda {
         adapters: Adapters<'_>,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        self.launch_tiles(q, None, 0, adapters, out)
+        self.launch_tiles(q, Does::Begin, adapters.many_rows(), out)
+    }
+
+    /// `out = silu(gate) * up` of the two halves of `x wᵀ + bias` with what adapters add.
+    pub(super) fn gate_by_tiles(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        adapters: Option<Adapters<'_>>,
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        let [x, weights] = operands(x, w);
+        let lora = adapters.map_or(ManyRows::NONE, |adapters| adapters.many_rows());
+        self.launch_tiles(q, Does::Gate(x, weights, w.bias()), lora, out)
     }
 
     fn launch_tiles(
         &self,
         q: &mut CudaQueue,
-        operands: Option<(Operand, Operand)>,
-        bias: Address,
-        adapters: Adapters<'_>,
+        does: Does,
+        lora: ManyRows,
         out: &ViewMut<'_>,
     ) -> Result<()> {
         let outputs = Operand { mat: out.into(), geo: out.geo };
         let map = |of: Operand, rows| TensorMap::of(of.mat, of.geo, rows);
-        // Without steps the kernel reads neither, but maps must be of something.
-        let (x, w) = operands.unwrap_or((outputs, outputs));
-        let bytes = operands.map_or(0, |(x, _)| x.geo.cols * x.geo.dtype.size());
+        let (kernel, [x, w], bias) = match does {
+            Does::Multiply(x, w, bias) => (Kernel::LinearTiles, [x, w], bias),
+            Does::Gate(x, w, bias) => (Kernel::LinearTilesGate, [x, w], bias),
+            // It reads neither, but maps must be of something.
+            Does::Begin => (Kernel::LinearTilesBegin, [outputs, outputs], 0),
+        };
+        let (width, second, steps) = match does {
+            Does::Multiply(..) => (OUTPUTS, OUTPUTS / 2, steps_of(x.geo)),
+            Does::Gate(..) => (OUTPUTS / 2, out.geo.cols, steps_of(x.geo)),
+            Does::Begin => (OUTPUTS, OUTPUTS / 2, 0),
+        };
         let tiles = TilesArgs {
             w: map(w, OUTPUTS / CLUSTER)?,
             x: map(x, ROWS)?,
             out: map(outputs, GROUP_ROWS)?,
             bias,
-            lora: adapters.many_rows(),
+            lora,
             rows: out.geo.rows as i32,
             cols: out.geo.cols as i32,
-            steps: bytes.div_ceil(SWIZZLE) as i32,
+            width: width as i32,
+            second: second as i32,
+            steps: steps as i32,
         };
         let of_rows = out.geo.rows.div_ceil(CLUSTER * ROWS);
-        let clusters = (of_rows * out.geo.cols.div_ceil(OUTPUTS)).min(CLUSTERS);
+        let clusters = (of_rows * out.geo.cols.div_ceil(width)).min(CLUSTERS);
         let launch = Launch {
             grid: [clusters, 1, CLUSTER],
             threads: THREADS,
             shared: SHARED,
             cluster: CLUSTER,
         };
-        let kernel = match operands {
-            Some(_) => Kernel::LinearTiles,
-            None => Kernel::LinearTilesBegin,
-        };
         q.launch(&self.modules, kernel, launch, tiles)
     }
+}
+
+fn operands(x: View<'_>, w: &CudaLinear) -> [Operand; 2] {
+    [Operand { mat: x.into(), geo: x.geo }, Operand { mat: w.weights(), geo: w.geo() }]
+}
+
+/// Steps of K of a product with this input.
+fn steps_of(x: Mat) -> usize {
+    (x.cols * x.dtype.size()).div_ceil(SWIZZLE)
 }

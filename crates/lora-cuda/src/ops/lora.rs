@@ -23,10 +23,10 @@ pub struct LoraArgs {
     ids: Address,
     pub table: Address,
     pub order: Address,
-    starts: Address,
-    slots: Address,
+    pub starts: Address,
+    pub slots: Address,
     idle: Address,
-    pub tiles: Address,
+    tiles: Address,
     pub sizes: Address,
     columns: Address,
     pub z: Address,
@@ -117,7 +117,10 @@ impl FewRows {
     }
 }
 
-/// Rows and threads of a block of the shrink, as in `lora_mma.cu`.
+/// Rows of a tile of many rows, for which `z` is left as products of many rows take it.
+const LARGE_TILE: usize = 32;
+
+/// Rows and threads of a block of the shrink of few rows, as in `lora_mma.cu`.
 const SHRINK_ROWS: usize = 8;
 const SHRINK_THREADS: usize = 128;
 
@@ -145,6 +148,7 @@ struct Plan {
     /// Rows of a tile where tensor cores do the work.
     by_mma: Option<usize>,
     rows: usize,
+    segments: usize,
     tiles: usize,
     slices: usize,
     max_rank: usize,
@@ -260,6 +264,39 @@ impl Cuda {
         self.expand(q, &plan, Output::AddTo)
     }
 
+    /// See [`lora_core::Backend::gated_linear_lora`].
+    pub(crate) fn multiply_and_gate(
+        &self,
+        q: &mut CudaQueue,
+        x: View<'_>,
+        w: &CudaLinear,
+        lora: Option<(&LoraSite<Self>, &LoraBatch<Self>)>,
+        gate_up: &ViewMut<'_>,
+        out: &ViewMut<'_>,
+    ) -> Result<bool> {
+        check::silu_mul(gate_up.geo, out.geo)?;
+        check::linear(x.geo, [w.geo().rows, w.geo().cols], gate_up.geo)?;
+        if !linear_tiles::suits_operands(x.geo, w.geo(), out.geo) {
+            return Ok(false);
+        }
+        let Some((site, batch)) = lora else {
+            self.gate_by_tiles(q, x, w, None, out)?;
+            return Ok(true);
+        };
+        check_linear(&x, site, gate_up)?;
+        let plan = self.plan("gated_linear_lora", q, (x.into(), x.geo, 0), site, batch, gate_up)?;
+        match plan {
+            None => self.gate_by_tiles(q, x, w, None, out)?,
+            Some(plan) if plan.by_tiles => {
+                self.shrink(q, &plan)?;
+                let adapters = Adapters { args: &plan.args, batch, spec: &site.spec };
+                self.gate_by_tiles(q, x, w, Some(adapters), out)?;
+            }
+            Some(_) => return Ok(false),
+        }
+        Ok(true)
+    }
+
     /// The product of many rows and what adapters add, by the kernel that does both or else by cuBLASLt on top
     /// of what it began; `false` where neither can.
     fn multiply_many_rows(
@@ -270,7 +307,7 @@ impl Cuda {
         (plan, adapters): (&Plan, Adapters<'_>),
         out: &ViewMut<'_>,
     ) -> Result<bool> {
-        self.shrink_rows(q, &plan.args, plan.tiles)?;
+        self.shrink(q, plan)?;
         if linear_tiles::suits_operands(x.geo, w.geo(), out.geo) {
             self.multiply_tiles(q, x, w, adapters, out)?;
             return Ok(true);
@@ -294,7 +331,10 @@ impl Cuda {
         self.check_batch(op, q, site, batch, out.geo.rows)?;
         let (rows, slices) = (out.geo.rows, site.spec.slices.len());
         // What a recorded step finds when it runs is not known yet.
-        let most = if q.is_recording() { site.table.slots().min(rows) } else { batch.segments() };
+        let most = match q.is_recording() {
+            true => site.table.slots().min(batch.most_segments()),
+            false => batch.segments(),
+        };
         let work = site.table.work();
         if most == 0 || rows == 0 || work == Work::Nothing {
             return Ok(None);
@@ -340,6 +380,7 @@ impl Cuda {
             args,
             by_mma: by_mma.then_some(tile_rows),
             rows,
+            segments: most,
             tiles,
             slices,
             max_rank,
@@ -349,7 +390,7 @@ impl Cuda {
             may_begin: by_mma && matches!(work, Work::Mma { gains: false, .. }),
             by_tiles: by_mma
                 && matches!(work, Work::Mma { plain: true, .. })
-                && tile_rows == lora_shrink::TILE_ROWS
+                && tile_rows == LARGE_TILE
                 && is_aligned(out.geo)
                 && linear_tiles::suits(batch, &site.spec, rows),
         }))
@@ -357,14 +398,19 @@ impl Cuda {
 
     /// `z = A x`.
     fn shrink(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
-        if let Some(tile_rows) = plan.by_mma {
-            let ranks = plan.slices * plan.max_rank.div_ceil(RANKS);
-            let blocks = [plan.tiles * tile_rows / SHRINK_ROWS, ranks, plan.planes];
-            let launch = Launch::new(blocks, SHRINK_THREADS);
-            return q.launch(&self.modules, Kernel::LoraShrinkMma, launch, plan.args);
+        match plan.by_mma {
+            Some(LARGE_TILE) => self.shrink_rows(q, &plan.args, plan.rows, plan.segments),
+            Some(tile_rows) => {
+                let ranks = plan.slices * plan.max_rank.div_ceil(RANKS);
+                let blocks = [plan.tiles * tile_rows / SHRINK_ROWS, ranks, plan.planes];
+                let launch = Launch::new(blocks, SHRINK_THREADS);
+                q.launch(&self.modules, Kernel::LoraShrinkMma, launch, plan.args)
+            }
+            None => {
+                let launch = Launch::new([plan.rows, plan.slices, 1], ROW_THREADS);
+                q.launch(&self.modules, Kernel::LoraShrink, launch, plan.args)
+            }
         }
-        let launch = Launch::new([plan.rows, plan.slices, 1], ROW_THREADS);
-        q.launch(&self.modules, Kernel::LoraShrink, launch, plan.args)
     }
 
     /// `y = gain * (y + scale * B z) + shift`.
@@ -381,10 +427,10 @@ impl Cuda {
             let blocks = [tiles, plan.slices, plan.widest.div_ceil(OUTPUTS).min(parts)];
             let launch = Launch::new(blocks, ROW_THREADS);
             let kernel = match (tile_rows, output) {
-                (8, Output::AddTo) => Kernel::LoraExpandMma8,
-                (8, Output::Begin) => Kernel::LoraBeginMma8,
-                (_, Output::AddTo) => Kernel::LoraExpandMma32,
-                (_, Output::Begin) => Kernel::LoraBeginMma32,
+                (LARGE_TILE, Output::AddTo) => Kernel::LoraExpandMma32,
+                (LARGE_TILE, Output::Begin) => Kernel::LoraBeginMma32,
+                (_, Output::AddTo) => Kernel::LoraExpandMma8,
+                (_, Output::Begin) => Kernel::LoraBeginMma8,
             };
             return q.launch(&self.modules, kernel, launch, plan.args);
         }

@@ -3,7 +3,7 @@
 
 use lora_core::Result;
 
-use super::WARP;
+use super::linear_stream::SWIZZLE;
 use super::lora::{LoraArgs, RANKS};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::queue::Launch;
@@ -15,12 +15,13 @@ struct ShrinkArgs {
     x: MatArg,
     table: Address,
     order: Address,
-    tiles: Address,
+    starts: Address,
+    slots: Address,
     sizes: Address,
     z: Address,
     slices: i32,
     max_rank: i32,
-    chunk: i32,
+    steps: i32,
 }
 
 // SAFETY: laid out as `ShrinkArgs` of `lora_shrink.cu`.
@@ -29,51 +30,109 @@ unsafe impl KernelArgs for ShrinkArgs {
         &[Kernel::LoraShrinkRows1, Kernel::LoraShrinkRows2, Kernel::LoraShrinkRows4];
 }
 
-/// Rows of a tile, which the kernel takes for granted.
-pub const TILE_ROWS: usize = 32;
+/// As in `lora_shrink.cu`: rows of a tile, columns of K in a step, stages of the ring, and threads.
+const ROWS: usize = 128;
+const COLUMNS: usize = 64;
+const STAGES: usize = 4;
+const THREADS: usize = 384;
 
-/// Blocks that share the terms of a sum: such clusters run on all multiprocessors at once, larger ones do not.
-const BLOCKS: usize = 2;
+/// Blocks that may share the terms of a sum, and blocks that run at once.
+const MOST_BLOCKS: usize = 8;
+const AT_ONCE: usize = 2 * 132;
 
-/// As in `lora_shrink.cu`: warps of a block, and columns of K of a warp.
-const WARPS: usize = 8;
-const STEP: usize = 32;
+/// Steps of K that are worth a block.
+const LEAST_STEPS: usize = 4;
 
-/// Bytes of shared memory: for what each warp loads.
-pub const SHARED: usize = WARPS * (24 << 10);
+/// The most units of sixteen ranks that a block takes.
+const MOST_UNITS: usize = 4;
+
+/// Bytes of shared memory of a block that takes so many units: the ring, its barriers, the tile, and room to align
+/// them.
+const fn shared(units: usize) -> usize {
+    STAGES * (ROWS + units * RANKS) * SWIZZLE + STAGES * 16 + 12 + 1024
+}
+
+/// The most bytes of shared memory of a block.
+pub const SHARED: usize = shared(MOST_UNITS);
 
 /// Bytes of `z`: two numbers in bf16 for each rank of each slice.
 pub fn bytes_of_z(rows: usize, slices: usize, max_rank: usize) -> usize {
     rows * slices * 2 * max_rank * 2
 }
 
+/// How a shrink is cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Cut {
+    /// Tiles of rows, of which some may be empty.
+    tiles: usize,
+    /// Units of sixteen ranks that a block takes, and blocks that it takes for all.
+    units: usize,
+    parts: usize,
+    /// Blocks that share the terms of a sum, and steps of K of each.
+    blocks: usize,
+    steps: usize,
+}
+
+impl Cut {
+    fn new(rows: usize, segments: usize, units: usize, in_dim: usize) -> Self {
+        let together = units.next_power_of_two().min(MOST_UNITS);
+        let parts = units.div_ceil(together);
+        // A segment has a tile that is not full; half of one, on average.
+        let usual_tiles = rows / ROWS + segments.div_ceil(2);
+        let all_steps = in_dim.div_ceil(COLUMNS);
+        let wanted = (AT_ONCE / (usual_tiles * parts).max(1)).min(all_steps / LEAST_STEPS);
+        // Larger clusters, and those of odd sizes, leave multiprocessors idle.
+        let blocks = 1 << wanted.clamp(1, MOST_BLOCKS).ilog2();
+        let steps = all_steps.div_ceil(blocks).max(1);
+        let tiles = rows.min(rows / ROWS + segments);
+        Self { tiles, units: together, parts, blocks: all_steps.div_ceil(steps).max(1), steps }
+    }
+}
+
 impl Cuda {
-    /// `z = scale * A x` of up to `tiles` tiles of [`TILE_ROWS`] rows, to where `args` has it.
+    /// `z = scale * A x` of `rows` rows with up to `segments` adapters, to where `args` has it.
     pub(super) fn shrink_rows(
         &self,
         q: &mut CudaQueue,
         args: &LoraArgs,
-        tiles: usize,
+        rows: usize,
+        segments: usize,
     ) -> Result<()> {
-        let (slices, max_rank) = (args.slices as usize, args.max_rank as usize);
-        let in_dim = args.in_dim as usize;
-        let chunk = in_dim.div_ceil(BLOCKS).next_multiple_of(WARPS * STEP);
-        let units = slices * max_rank.div_ceil(RANKS);
-        let (kernel, together) = match units {
-            1 => (Kernel::LoraShrinkRows1, 1),
-            2 => (Kernel::LoraShrinkRows2, 2),
-            _ => (Kernel::LoraShrinkRows4, 4),
-        };
-        let blocks = in_dim.div_ceil(chunk).max(1);
+        let LoraArgs { x, table, order, starts, slots, sizes, z, slices, max_rank, .. } = *args;
+        let units = slices as usize * (max_rank as usize / RANKS);
+        let cut = Cut::new(rows, segments, units, args.in_dim as usize);
         let launch = Launch {
-            grid: [tiles, units.div_ceil(together), blocks],
-            threads: WARPS * WARP,
-            shared: SHARED,
-            cluster: blocks,
+            grid: [cut.tiles, cut.parts, cut.blocks],
+            threads: THREADS,
+            shared: shared(cut.units),
+            cluster: cut.blocks,
         };
-        let LoraArgs { x, table, order, tiles, sizes, z, slices, max_rank, .. } = *args;
-        let chunk = chunk as i32;
-        let args = ShrinkArgs { x, table, order, tiles, sizes, z, slices, max_rank, chunk };
+        let kernel = match cut.units {
+            1 => Kernel::LoraShrinkRows1,
+            2 => Kernel::LoraShrinkRows2,
+            _ => Kernel::LoraShrinkRows4,
+        };
+        let steps = cut.steps as i32;
+        let args = ShrinkArgs { x, table, order, starts, slots, sizes, z, slices, max_rank, steps };
         q.launch(&self.modules, kernel, launch, args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shrink_is_cut_to_fill_the_device_once() {
+        let cut = |rows, segments, units, in_dim| {
+            let cut = Cut::new(rows, segments, units, in_dim);
+            [cut.tiles, cut.units, cut.parts, cut.blocks, cut.steps]
+        };
+        assert_eq!(cut(2048, 8, 3, 4096), [24, 4, 1, 8, 8]);
+        assert_eq!(cut(2048, 1, 12, 4096), [17, 4, 3, 4, 16]);
+        assert_eq!(cut(8192, 8, 1, 4096), [72, 1, 1, 2, 32]);
+        assert_eq!(cut(1 << 14, 1, 12, 14336), [129, 4, 3, 1, 224]);
+        assert_eq!(cut(129, 2, 2, 72), [3, 2, 1, 1, 2]);
+        assert_eq!(cut(5, 9, 1, 8), [5, 1, 1, 1, 1]);
     }
 }
