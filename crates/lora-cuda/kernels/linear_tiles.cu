@@ -21,7 +21,7 @@ struct ManyRows {
 
 // Laid out as `TilesArgs` of `ops/linear_tiles.rs`.
 struct TilesArgs {
-    TensorMap w, x; // Boxes of 128 rows of 128 bytes.
+    TensorMap w, x; // Boxes of 128 rows of 128 bytes. Where the product is there, `x` is that.
     TensorMap out;  // Boxes of 64 rows of 128 bytes.
     const float *bias; // Of each output; null: 0.
     ManyRows lora;         // No slices: there are no adapters.
@@ -29,6 +29,7 @@ struct TilesArgs {
     int32_t width;  // Outputs of a tile: all that it has sums of, or a gate and what it is for.
     int32_t second; // Where weights of the second half of a tile begin, behind the first half's.
     int32_t steps;  // Of K, 128 bytes each.
+    int32_t bases;  // Boxes of each half of a tile of the product, where that is there.
 };
 
 constexpr int ROWS = 128, OUTPUTS = 256; // of a tile
@@ -177,6 +178,14 @@ struct Producer {
         copy_tile(memory.x(stage), a.x, step * COLUMNS, tile.row, memory.control->full[stage], Keep::LAST_OUT);
     }
 
+    __device__ void base(int stage, const Tile &tile, int number) const {
+        Barrier &full = memory.control->full[stage];
+        int output = tile.output + number * COLUMNS;
+        full.expect(2 * X_BYTES);
+        copy_tile(memory.x(stage), a.x, output, tile.row, full, Keep::FIRST_OUT);
+        copy_tile(memory.w(stage), a.x, output + a.second, tile.row, full, Keep::FIRST_OUT);
+    }
+
     __device__ void run() const {
         Schedule schedule(a);
         Ring ring;
@@ -198,6 +207,11 @@ struct Producer {
             for (int step = steps_of(units_of(a, memory, tile)); step > 0; step--) {
                 memory.control->empty[ring.stage].wait(ring.parity ^ 1);
                 memory.control->given[ring.stage].arrive();
+                ring.next(STAGES);
+            }
+            for (int i = 0; i < a.bases; i++) {
+                memory.control->empty[ring.stage].wait(ring.parity ^ 1);
+                base(ring.stage, tile, i);
                 ring.next(STAGES);
             }
         }
@@ -242,6 +256,7 @@ struct Filler {
                 arrive_after_copies(memory.control->filled[stage]);
                 stage = (stage + 1) % STAGES;
             }
+            stage = (stage + a.bases) % STAGES;
         }
     }
 
@@ -356,15 +371,17 @@ template <class T> __device__ uint32_t narrow_pair(float a, float b) {
 
 // What a product does.
 enum class Does {
-    MULTIPLY, // and adds what adapters add
-    BEGIN,    // nothing but what adapters add
-    GATE      // multiplies, for outputs silu(sum of the first half) * sum of the second
+    MULTIPLY,  // and adds what adapters add
+    BEGIN,     // nothing but what adapters add
+    GATE,      // multiplies, for outputs silu(sum of the first half) * sum of the second
+    GATE_ADDED // the same of a product that is there
 };
 
 // A group of consumers: 64 rows of a tile.
 template <class T, Does DOES> struct Consumer {
     const TilesArgs &a;
     const Memory &memory;
+    static constexpr bool GATES = DOES == Does::GATE || DOES == Does::GATE_ADDED;
     int group, thread, warp, lane;
     Ring ring;
     Turns full, filled;
@@ -379,7 +396,7 @@ template <class T, Does DOES> struct Consumer {
         for (int i = schedule.begin(); i < schedule.end(); i += schedule.step()) {
             float sums[OUTPUTS / 2];
             Tile tile = schedule(i);
-            if constexpr (DOES == Does::BEGIN) clear(sums);
+            if constexpr (DOES == Does::BEGIN || DOES == Does::GATE_ADDED) clear(sums);
             else multiply(sums);
             adapt(tile, sums);
             store(tile, sums);
@@ -442,20 +459,25 @@ template <class T, Does DOES> struct Consumer {
     }
 
     // Two boxes take turns: one is filled while the other is stored.
-    __device__ void store(const Tile &tile, const float (&sums)[OUTPUTS / 2]) const {
-        constexpr int WIDTH = DOES == Does::GATE ? HALF : OUTPUTS;
+    __device__ void store(const Tile &tile, const float (&sums)[OUTPUTS / 2]) {
+        constexpr int WIDTH = GATES ? HALF : OUTPUTS;
 #pragma unroll
         for (int number = 0; number < WIDTH / COLUMNS; number++) {
             uint8_t *box = memory.boxes + (group * 2 + number % 2) * BOX_BYTES;
             int output = tile.output + number * COLUMNS;
             if (thread == 0) stores_read<1>();
             group_sync(group);
+            if constexpr (DOES == Does::GATE_ADDED) full.wait(memory.control->full, ring.stage);
 #pragma unroll
-            for (int i = 0; i < COLUMNS / 8; i += 2) {
+            for (int chunk = 0; chunk < COLUMNS / 8; chunk += 2) {
                 float values[2][4];
-#pragma unroll
-                for (int j = 0; j < 2; j++) values_of(output + (i + j) * 8, &sums[(number * 8 + i + j) * 4], values[j]);
-                fill(box, i, values);
+                values_of(output, chunk, &sums[number * COLUMNS / 2], values);
+                fill(box, chunk, values);
+            }
+            if constexpr (DOES == Does::GATE_ADDED) {
+                __syncwarp();
+                release(ring.stage);
+                ring.next(STAGES);
             }
             publish();
             group_sync(group);
@@ -463,22 +485,42 @@ template <class T, Does DOES> struct Consumer {
         }
     }
 
-    // Four of eight outputs from `output` on, of two rows.
-    __device__ void values_of(int output, const float *sums, float (&values)[4]) const {
-        int n = output + lane % 4 * 2;
-        const float *bias = a.bias && n < a.cols ? a.bias + n : nullptr;
-        add_bias(bias, sums, values);
-        if constexpr (DOES == Does::GATE) {
-            float ups[4];
-            add_bias(bias ? bias + a.second : nullptr, sums + HALF / 2, ups);
+    // Four of each of two chunks of eight outputs, of two rows.
+    __device__ void values_of(int output, int chunk, const float *sums, float (&values)[2][4]) const {
+        add_bias(output, chunk, 0, sums, values);
+        if constexpr (GATES) {
+            float ups[2][4];
+            add_bias(output, chunk, a.second, sums + HALF / 2, ups);
+            if constexpr (DOES == Does::GATE_ADDED) {
+                add_base(memory.x(ring.stage), chunk, values);
+                add_base(memory.w(ring.stage), chunk, ups);
+            }
 #pragma unroll
-            for (int i = 0; i < 4; i++) values[i] = gated_nearly(values[i], ups[i]);
+            for (int i = 0; i < 8; i++) values[i / 4][i % 4] = gated_nearly(values[i / 4][i % 4], ups[i / 4][i % 4]);
         }
     }
-    __device__ static void add_bias(const float *of_two, const float *sums, float (&values)[4]) {
-        float2 bias = of_two ? *reinterpret_cast<const float2 *>(of_two) : make_float2(0, 0);
+    __device__ void add_bias(int output, int chunk, int from, const float *sums, float (&values)[2][4]) const {
 #pragma unroll
-        for (int i = 0; i < 4; i++) values[i] = sums[i] + (i % 2 ? bias.y : bias.x);
+        for (int j = 0; j < 2; j++) {
+            int n = output + (chunk + j) * 8 + lane % 4 * 2;
+            float2 bias = make_float2(0, 0);
+            if (a.bias && n < a.cols) bias = *reinterpret_cast<const float2 *>(a.bias + from + n);
+#pragma unroll
+            for (int i = 0; i < 4; i++) values[j][i] = sums[(chunk + j) * 4 + i] + (i % 2 ? bias.y : bias.x);
+        }
+    }
+    __device__ void add_base(const uint8_t *tile, int chunk, float (&values)[2][4]) const {
+        uint32_t pairs[4];
+        int row = group * GROUP_ROWS + warp * 16 + lane % 16;
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                     : "r"(shared_address(tile + swizzled(row, chunk + lane / 16)))
+                     : "memory");
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float2 two = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162 *>(&pairs[i]));
+            values[i / 2][i % 2 * 2] += two.x, values[i / 2][i % 2 * 2 + 1] += two.y;
+        }
     }
 
     // Puts sixteen outputs of the warp's rows into the box, from chunk `chunk` on.
@@ -553,4 +595,9 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
 extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
     linear_tiles_gate(const __grid_constant__ TilesArgs a) {
     multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, Does::GATE>(a, memory).run(); });
+}
+
+extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
+    linear_tiles_gate_added(const __grid_constant__ TilesArgs a) {
+    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, Does::GATE_ADDED>(a, memory).run(); });
 }

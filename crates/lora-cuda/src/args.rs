@@ -63,6 +63,7 @@ kernels! {
     LinearTiles: "linear_tiles" in "linear_tiles.cu",
     LinearTilesBegin: "linear_tiles_begin" in "linear_tiles.cu",
     LinearTilesGate: "linear_tiles_gate" in "linear_tiles.cu",
+    LinearTilesGateAdded: "linear_tiles_gate_added" in "linear_tiles.cu",
     QuantiseRows: "quantise_rows" in "linear.cu",
     QuantiseRowsEights: "quantise_rows_eights" in "linear.cu",
     RowNorms: "row_norms" in "linear.cu",

@@ -17,9 +17,10 @@ use crate::ops::{linear_stream, linear_tiles, lora_shrink};
 fn most_shared(kernel: Kernel) -> i32 {
     match kernel {
         Kernel::LinearStream => linear_stream::SHARED as i32,
-        Kernel::LinearTiles | Kernel::LinearTilesBegin | Kernel::LinearTilesGate => {
-            linear_tiles::SHARED as i32
-        }
+        Kernel::LinearTiles
+        | Kernel::LinearTilesBegin
+        | Kernel::LinearTilesGate
+        | Kernel::LinearTilesGateAdded => linear_tiles::SHARED as i32,
         Kernel::LoraShrinkRows1 | Kernel::LoraShrinkRows2 | Kernel::LoraShrinkRows4 => {
             lora_shrink::SHARED as i32
         }

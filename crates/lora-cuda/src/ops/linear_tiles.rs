@@ -26,12 +26,13 @@ const MOST_ROWS: usize = 64 * LoraBatch::<Cuda>::GROUP_ROWS;
 const MOST_ADAPTERS: usize = 16;
 
 /// As in `linear_tiles.cu`: rows and outputs of a tile, blocks of a cluster, threads, rows of a group of
-/// consumers, and slices.
+/// consumers, columns of a box, and slices.
 const ROWS: usize = 128;
 const OUTPUTS: usize = 256;
 const CLUSTER: usize = 2;
 const THREADS: usize = 384;
 const GROUP_ROWS: usize = 64;
+const COLUMNS: usize = 64;
 const MOST_SLICES: usize = 4;
 
 /// Bytes of `Control`: barriers, factors, slots of rows, and counts.
@@ -70,12 +71,17 @@ struct TilesArgs {
     width: i32,
     second: i32,
     steps: i32,
+    bases: i32,
 }
 
 // SAFETY: laid out as `TilesArgs` of `linear_tiles.cu`.
 unsafe impl KernelArgs for TilesArgs {
-    const KERNELS: &'static [Kernel] =
-        &[Kernel::LinearTiles, Kernel::LinearTilesBegin, Kernel::LinearTilesGate];
+    const KERNELS: &'static [Kernel] = &[
+        Kernel::LinearTiles,
+        Kernel::LinearTilesBegin,
+        Kernel::LinearTilesGate,
+        Kernel::LinearTilesGateAdded,
+    ];
 }
 
 /// Whether the kernel takes the adapters of this batch at this site, if the output is in bf16.
@@ -133,6 +139,8 @@ enum Does {
     Begin,
     /// As `Multiply`, for outputs `silu(gate) * up`.
     Gate(Operand, Operand, Address),
+    /// The same of a product that is there.
+    GateAdded(Operand),
 }
 
 impl Adapters<'_> {
@@ -195,6 +203,18 @@ impl Cuda {
         self.launch_tiles(q, Does::Gate(x, weights, w.bias()), lora, out)
     }
 
+    /// `out = silu(gate) * up` of the two halves of `gate_up` with what adapters add.
+    pub(super) fn gate_added_by_tiles(
+        &self,
+        q: &mut CudaQueue,
+        adapters: Adapters<'_>,
+        gate_up: &ViewMut<'_>,
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        let base = Operand { mat: gate_up.into(), geo: gate_up.geo };
+        self.launch_tiles(q, Does::GateAdded(base), adapters.many_rows(), out)
+    }
+
     fn launch_tiles(
         &self,
         q: &mut CudaQueue,
@@ -207,13 +227,18 @@ impl Cuda {
         let (kernel, [x, w], bias) = match does {
             Does::Multiply(x, w, bias) => (Kernel::LinearTiles, [x, w], bias),
             Does::Gate(x, w, bias) => (Kernel::LinearTilesGate, [x, w], bias),
-            // It reads neither, but maps must be of something.
+            // What is not read must be a matrix as well.
             Does::Begin => (Kernel::LinearTilesBegin, [outputs, outputs], 0),
+            Does::GateAdded(base) => (Kernel::LinearTilesGateAdded, [base, outputs], 0),
         };
-        let (width, second, steps) = match does {
-            Does::Multiply(..) => (OUTPUTS, OUTPUTS / 2, steps_of(x.geo)),
-            Does::Gate(..) => (OUTPUTS / 2, out.geo.cols, steps_of(x.geo)),
-            Does::Begin => (OUTPUTS, OUTPUTS / 2, 0),
+        let (width, second) = match does {
+            Does::Multiply(..) | Does::Begin => (OUTPUTS, OUTPUTS / 2),
+            Does::Gate(..) | Does::GateAdded(_) => (OUTPUTS / 2, out.geo.cols),
+        };
+        let (steps, bases) = match does {
+            Does::Multiply(..) | Does::Gate(..) => (steps_of(x.geo), 0),
+            Does::Begin => (0, 0),
+            Does::GateAdded(_) => (0, width / COLUMNS),
         };
         let tiles = TilesArgs {
             w: map(w, OUTPUTS / CLUSTER)?,
@@ -226,6 +251,7 @@ impl Cuda {
             width: width as i32,
             second: second as i32,
             steps: steps as i32,
+            bases: bases as i32,
         };
         let of_rows = out.geo.rows.div_ceil(CLUSTER * ROWS);
         let clusters = (of_rows * out.geo.cols.div_ceil(width)).min(CLUSTERS);

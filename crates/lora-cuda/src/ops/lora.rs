@@ -264,7 +264,7 @@ impl Cuda {
         self.expand(q, &plan, Output::AddTo)
     }
 
-    /// See [`lora_core::Backend::gated_linear_lora`].
+    /// See [`lora_core::Backend::gated_linear_lora`]; `false` where the ops must be done one after another.
     pub(crate) fn multiply_and_gate(
         &self,
         q: &mut CudaQueue,
@@ -274,25 +274,30 @@ impl Cuda {
         gate_up: &ViewMut<'_>,
         out: &ViewMut<'_>,
     ) -> Result<bool> {
+        const OP: &str = "gated_linear_lora";
         check::silu_mul(gate_up.geo, out.geo)?;
         check::linear(x.geo, [w.geo().rows, w.geo().cols], gate_up.geo)?;
-        if !linear_tiles::suits_operands(x.geo, w.geo(), out.geo) {
+        let at_once = linear_tiles::suits_operands(x.geo, w.geo(), out.geo);
+        let without_adapters = |q: &mut CudaQueue| {
+            if at_once {
+                self.gate_by_tiles(q, x, w, None, out)?;
+            }
+            Ok(at_once)
+        };
+        let Some((site, batch)) = lora else { return without_adapters(q) };
+        check_linear(&x, site, gate_up)?;
+        let plan = self.plan(OP, q, (x.into(), x.geo, 0), site, batch, gate_up)?;
+        let Some(plan) = plan else { return without_adapters(q) };
+        if !plan.by_tiles || out.geo.dtype != DType::Bf16 || !is_aligned(out.geo) {
             return Ok(false);
         }
-        let Some((site, batch)) = lora else {
-            self.gate_by_tiles(q, x, w, None, out)?;
-            return Ok(true);
-        };
-        check_linear(&x, site, gate_up)?;
-        let plan = self.plan("gated_linear_lora", q, (x.into(), x.geo, 0), site, batch, gate_up)?;
-        match plan {
-            None => self.gate_by_tiles(q, x, w, None, out)?,
-            Some(plan) if plan.by_tiles => {
-                self.shrink(q, &plan)?;
-                let adapters = Adapters { args: &plan.args, batch, spec: &site.spec };
-                self.gate_by_tiles(q, x, w, Some(adapters), out)?;
-            }
-            Some(_) => return Ok(false),
+        let adapters = Adapters { args: &plan.args, batch, spec: &site.spec };
+        self.shrink(q, &plan)?;
+        if at_once {
+            self.gate_by_tiles(q, x, w, Some(adapters), out)?;
+        } else {
+            self.multiply(q, x, w, gate_up)?;
+            self.gate_added_by_tiles(q, adapters, gate_up, out)?;
         }
         Ok(true)
     }
