@@ -1,9 +1,9 @@
 // Products of many rows, with what adapters add. A block computes tiles of outputs one after another:
 // a producer copies tiles of weights and inputs to a ring in shared memory, two groups of consumers
 // multiply. An adapter is more terms of the same sums: z stands beside the input and B beside the weights,
-// and fillers put both into the ring behind the last step of K. The two blocks of a cluster compute the same outputs of
-// different rows: each copies half of the weights to both, as the second cache could not serve each of them
-// at the pace of the tensor cores.
+// and fillers put both into the ring behind the last step of K. A tile has two halves of weights, neighbours
+// or a gate and what it is for. The two blocks of a cluster compute the same outputs of different rows: each
+// copies a half to both, as the second cache could not serve each of them at the pace of the tensor cores.
 #include "hopper.cuh"
 #include "lora.cuh"
 

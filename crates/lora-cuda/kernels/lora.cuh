@@ -22,7 +22,7 @@ struct LoraArgs {
     const int4 *tiles;      // Rows of one adapter: start in `order`, number, slot.
     const int32_t *sizes;   // Number of segments, of rows in `order`, and of tiles.
     const int32_t *columns; // Where slices begin, and the end.
-    float *z;               // Parts of A x: [planes, rows, slices, max_rank]
+    float *z; // Parts of A x: [planes, rows, slices, max_rank]; without planes what `lora_shrink.cu` leaves.
     int32_t *inputs;        // Two words, see `announce_inputs`.
     int32_t slices, max_rank, in_dim;
     int32_t chunk, planes;  // Columns of K that a plane sums, and their number.

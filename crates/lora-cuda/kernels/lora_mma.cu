@@ -63,11 +63,11 @@ struct Piece {
     }
 };
 
-// The columns of K of a warp, and of its turns.
-struct Turns {
+// The columns of K of a warp, which takes some of them in a turn.
+struct Columns {
     int begin, end;
 
-    __device__ explicit Turns(const LoraArgs &a) {
+    __device__ explicit Columns(const LoraArgs &a) {
         begin = blockIdx.z * a.chunk + threadIdx.x / WARP * 32;
         end = min(int(blockIdx.z + 1) * a.chunk, a.in_dim);
     }
@@ -76,18 +76,18 @@ struct Turns {
 
 // Sums of a warp. Fragments take eight neighbours of K from a thread where the instruction has them
 // elsewhere; as both operands do, the sum is the same.
-__device__ void multiply(const bf16 *x, const bf16 *low, const bf16 *high, Turns turns, float (&sums)[4]) {
+__device__ void multiply(const bf16 *x, const bf16 *low, const bf16 *high, Columns columns, float (&sums)[4]) {
     constexpr int BATCH = 2; // turns whose loads are under way together
     // All lanes take every turn, as the instruction needs all of them.
 #pragma unroll 1
-    for (int base = turns.begin; base < turns.end; base += BATCH * Turns::STEP) {
+    for (int base = columns.begin; base < columns.end; base += BATCH * Columns::STEP) {
         uint4 v[BATCH], p[BATCH], r[BATCH];
         uint32_t any = 0;
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
-            int k = base + i * Turns::STEP + threadIdx.x % 4 * EIGHT;
-            v[i] = load_eight(x, k, turns.end);
-            p[i] = load_eight(low, k, turns.end), r[i] = load_eight(high, k, turns.end);
+            int k = base + i * Columns::STEP + threadIdx.x % 4 * EIGHT;
+            v[i] = load_eight(x, k, columns.end);
+            p[i] = load_eight(low, k, columns.end), r[i] = load_eight(high, k, columns.end);
         }
         // All loads are looked at before the first product, as the compiler would else put off each until its
         // own, and they would be waited for one after another.
@@ -130,14 +130,14 @@ extern "C" __global__ void __launch_bounds__(SHRINK_WARPS * WARP, 8) lora_shrink
     }
     // Who uses which adapter was handed over before the first kernel of the step, so that factors are on
     // their way before the inputs are there.
-    Turns turns(a);
+    Columns columns(a);
     int lane = threadIdx.x % WARP, group = lane / 4;
     int ranks = piece.tile.part.rank - piece.first_rank;
     const bf16 *factor = static_cast<const bf16 *>(piece.tile.part.a) +
                          int64_t(piece.first_rank + group) * a.in_dim;
     const bf16 *low = group < ranks ? factor : nullptr;
     const bf16 *high = group + 8 < ranks ? factor + int64_t(8) * a.in_dim : nullptr;
-    for (int k = turns.begin + lane % 4 * EIGHT; k < turns.end; k += Turns::STEP) {
+    for (int k = columns.begin + lane % 4 * EIGHT; k < columns.end; k += Columns::STEP) {
         if (low) prefetch(low + k);
         if (high) prefetch(high + k);
     }
@@ -145,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(SHRINK_WARPS * WARP, 8) lora_shrink
     wait_for_inputs();
     tell_inputs(a.inputs, announced);
     float sums[4] = {};
-    multiply(x, low, high, turns, sums);
+    multiply(x, low, high, columns, sums);
     store(a, piece, sums);
 }
 
@@ -199,7 +199,7 @@ template <int ROWS> struct Bridge {
     __device__ void fill(const LoraArgs &a, Tile &tile, int slice, int padded) {
         if (threadIdx.x < ROWS)
             rows[threadIdx.x] = threadIdx.x < tile.count ? tile.rows[threadIdx.x] : -1;
-        if constexpr (ROWS == EIGHT) add_planes(a, tile, slice, padded);
+        if (a.planes > 0) add_planes(a, tile, slice, padded);
         else copy(a, tile, slice, padded);
     }
 

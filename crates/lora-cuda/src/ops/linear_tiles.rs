@@ -6,7 +6,7 @@ use lora_core::{DType, Mat, Result};
 
 use super::linear::CudaLinear;
 use super::linear_stream::{SWIZZLE, TensorMap};
-use super::lora::LoraArgs;
+use super::lora::{LoraArgs, starts_of};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
 use crate::queue::Launch;
@@ -146,10 +146,6 @@ enum Does {
 impl Adapters<'_> {
     fn many_rows(&self) -> ManyRows {
         let Self { args, batch, spec } = self;
-        let mut starts = [spec.out_dim() as i32; MOST_SLICES + 1];
-        for (start, columns) in starts.iter_mut().zip(&spec.slices) {
-            *start = columns.start as i32;
-        }
         let address = |view| MatArg::from(view).data();
         ManyRows {
             table: args.table,
@@ -157,7 +153,7 @@ impl Adapters<'_> {
             group_starts: address(batch.group_starts()),
             group_slots: address(batch.group_slots()),
             z: args.z,
-            starts,
+            starts: starts_of(spec),
             slices: args.slices,
             max_rank: args.max_rank,
         }

@@ -91,10 +91,7 @@ impl FewRows {
     fn new(args: &LoraArgs, spec: &SiteSpec) -> Option<Self> {
         let even = |columns: &Range<usize>| columns.end.is_multiple_of(SLICE_STEP);
         let suited = spec.slices.len() <= MOST_SLICES && spec.slices.iter().all(even);
-        let mut starts = [0; MOST_SLICES];
-        for (start, columns) in starts.iter_mut().zip(&spec.slices) {
-            *start = columns.start as i32;
-        }
+        let starts = starts_of(spec);
         let LoraArgs { table, order, tiles, sizes, z, inputs, slices, max_rank, planes, .. } =
             *args;
         suited.then_some(Self {
@@ -117,8 +114,17 @@ impl FewRows {
     }
 }
 
-/// Rows of a tile of many rows, for which `z` is left as products of many rows take it.
+/// Rows of a tile of many rows.
 const LARGE_TILE: usize = 32;
+
+/// Rows from which on, in such tiles, a shrink as products of many rows want it is the faster one.
+const LEAST_ROWS_TO_SHRINK: usize = 512;
+
+/// Where the slices of a site begin, and its end in the places of those that it has not.
+pub fn starts_of<const N: usize>(spec: &SiteSpec) -> [i32; N] {
+    let of = |i: usize| spec.slices.get(i).map_or(spec.out_dim(), |columns| columns.start);
+    std::array::from_fn(|i| of(i) as i32)
+}
 
 /// Rows and threads of a block of the shrink of few rows, as in `lora_mma.cu`.
 const SHRINK_ROWS: usize = 8;
@@ -351,7 +357,9 @@ impl Cuda {
             true => chunk(site.spec.in_dim),
             false => site.spec.in_dim.max(1),
         };
-        let planes = site.spec.in_dim.div_ceil(chunk);
+        let shrinks_rows =
+            by_mma && batch.tile_rows() == LARGE_TILE && rows >= LEAST_ROWS_TO_SHRINK;
+        let planes = if shrinks_rows { 0 } else { site.spec.in_dim.div_ceil(chunk) };
         let address = |view| MatArg::from(view).data();
         let for_planes = planes * rows * slices * max_rank * size_of::<f32>();
         let room = for_planes.max(lora_shrink::bytes_of_z(rows, slices, max_rank));
@@ -395,7 +403,7 @@ impl Cuda {
             may_begin: by_mma && matches!(work, Work::Mma { gains: false, .. }),
             by_tiles: by_mma
                 && matches!(work, Work::Mma { plain: true, .. })
-                && tile_rows == LARGE_TILE
+                && planes == 0
                 && is_aligned(out.geo)
                 && linear_tiles::suits(batch, &site.spec, rows),
         }))
@@ -404,7 +412,9 @@ impl Cuda {
     /// `z = A x`.
     fn shrink(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
         match plan.by_mma {
-            Some(LARGE_TILE) => self.shrink_rows(q, &plan.args, plan.rows, plan.segments),
+            Some(_) if plan.planes == 0 => {
+                self.shrink_rows(q, &plan.args, plan.rows, plan.segments)
+            }
             Some(tile_rows) => {
                 let ranks = plan.slices * plan.max_rank.div_ceil(RANKS);
                 let blocks = [plan.tiles * tile_rows / SHRINK_ROWS, ranks, plan.planes];
