@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use cli::model_fetch::{MODEL_FILE, cached_model_path};
-use engine::RequestOutput;
+use engine::{KvCacheConfig, RequestOutput};
 use lora_core::DType;
 use lora_cuda::Cuda;
 use polylora_tests::suite::Types;
@@ -109,7 +109,10 @@ fn demo_meets(dtype: DType, tie: f32) {
         writeln!(stderr, "{told} {DEMO_VARIABLE}").unwrap();
         return;
     };
-    let llm = builder(&model, dtype).build(|| Cuda::new(0).map_err(Into::into));
+    // Other tests need room on the device, too.
+    let kv = KvCacheConfig { max_tokens: Some(1 << 14), ..KvCacheConfig::default() };
+    let builder = builder(&model, dtype).kv_cache_config(kv);
+    let llm = builder.build(|| Cuda::new(0).map_err(Into::into));
     let llm = llm.expect("the demo's model loads");
     let cases = DemoCase::all();
     let requests: Vec<_> = cases.iter().map(|case| case.request(&adapters)).collect();

@@ -130,10 +130,10 @@ impl ManyRows {
     };
 }
 
-/// What a kernel of the family does.
+/// What a kernel of the family does, with its input, weights and bias.
 #[derive(Clone, Copy)]
 enum Does {
-    /// Multiplies by weights, and adds a bias.
+    /// Multiplies.
     Multiply(Operand, Operand, Address),
     /// Nothing but what adapters add.
     Begin,
