@@ -33,13 +33,22 @@ def demo(folder):
     cases = json.loads((FIXTURES / "demo-expected.json").read_text())
     for dtype in (torch.float32, torch.bfloat16):
         for adapter in (None, "pirate", "json", "sql", "shout"):
-            model = AutoModelForCausalLM.from_config(base.config).to(dtype)
+            model = AutoModelForCausalLM.from_config(base.config)
             model.load_state_dict(weights)
             if adapter:
                 model = PeftModel.from_pretrained(model, ROOT / "demo/adapters" / adapter)
             of_adapter = [case for case in cases if case["adapter"] == adapter]
-            worst = max(largest_lost_margin(model.to(dtype).eval(), case) for case in of_adapter)
+            cast_parameters(model, dtype)
+            worst = max(largest_lost_margin(model.eval(), case) for case in of_adapter)
             print(f"demo, {adapter or 'base'} in {dtype}: other tokens up to a margin of {worst}", flush=True)
+
+
+def cast_parameters(model, dtype):
+    """As loading in that dtype does: frequencies of rotations are no parameters, and stay in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    frequencies = [buffer.dtype for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    assert frequencies and all(kept == torch.float32 for kept in frequencies)
 
 
 def largest_lost_margin(model, case):
