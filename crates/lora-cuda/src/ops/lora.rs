@@ -141,7 +141,8 @@ const EXPAND_BLOCKS: usize = 2048;
 const MMA_MAX_RANK: usize = 256;
 
 /// Columns of K that one block of the shrink sums: small enough to give every multiprocessor work,
-/// large enough that planes are few. It depends on the site alone, as does how a row is summed.
+/// large enough that planes are few. It depends on the site alone, as does how a row is summed by these
+/// kernels; from [`LEAST_ROWS_TO_SHRINK`] rows on another one sums, and cuts by rows and adapters, too.
 fn chunk(in_dim: usize) -> usize {
     const MOST_PLANES: usize = 8;
     const LEAST: usize = 512;

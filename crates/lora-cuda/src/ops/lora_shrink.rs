@@ -81,7 +81,8 @@ impl Cut {
         let usual_tiles = rows / ROWS + segments.div_ceil(2);
         let all_steps = in_dim.div_ceil(COLUMNS);
         let wanted = (AT_ONCE / (usual_tiles * parts).max(1)).min(all_steps / LEAST_STEPS);
-        // Larger clusters, and those of odd sizes, leave multiprocessors idle.
+        // Larger clusters, and those of odd sizes, leave multiprocessors idle; where K has few steps,
+        // rounding may still take a block off.
         let blocks = 1 << wanted.clamp(1, MOST_BLOCKS).ilog2();
         let steps = all_steps.div_ceil(blocks).max(1);
         let tiles = rows.min(rows / ROWS + segments);
