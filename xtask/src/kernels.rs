@@ -4,10 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use lora_cuda::kernels::{HEADERS, MANIFEST, Manifest, NVCC_FLAGS, UNITS, compiled_name, version};
+use lora_cuda::kernels::{
+    HEADERS, LIBRARY, LIBRARY_FLAGS, LIBRARY_SOURCES, LINK_FLAGS, MANIFEST, Manifest, NVCC_FLAGS,
+    Source, UNITS, compiled_name, library_version, version,
+};
 use rayon::prelude::*;
+use tempfile::TempDir;
 
-use crate::nvcc::Nvcc;
+use crate::nvcc::{Nvcc, library_headers};
 
 /// Arguments of `cargo xtask kernels`.
 #[derive(clap::Args)]
@@ -38,23 +42,62 @@ pub fn run(args: &Args) -> Result<()> {
 pub fn compile(folder: &Path) -> Result<()> {
     let manifest = folder.join(MANIFEST);
     let known = fs::read(&manifest).ok().and_then(|t| serde_json::from_slice::<Manifest>(&t).ok());
-    if known.is_some_and(|known| known.version == version()) {
+    if known.as_ref().is_some_and(|known| known.version == version()) {
         println!("{} holds the kernels of version {}", folder.display(), version());
         return Ok(());
     }
     let nvcc = Nvcc::find()?;
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    // Sources are taken from the program, so that what is compiled is what its version names.
-    let sources = tempfile::tempdir()?;
-    for source in HEADERS.iter().chain(&UNITS) {
-        fs::write(sources.path().join(source.name), source.text)?;
+    let sources = Sources::written()?;
+    if known.is_none_or(|known| known.library != library_version()) {
+        sources.compile_library(&nvcc, &folder.join(LIBRARY))?;
     }
     UNITS.par_iter().try_for_each(|unit| {
         let target = folder.join(compiled_name(unit));
-        nvcc.compile(&NVCC_FLAGS, &sources.path().join(unit.name), &target)
+        nvcc.run(&NVCC_FLAGS, &[sources.path(unit)], &target)
     })?;
-    let written = Manifest { version: version(), compiler: nvcc.version()? };
+    let (version, library) = (version(), library_version());
+    let written = Manifest { version, library, compiler: nvcc.version()? };
     fs::write(&manifest, serde_json::to_string_pretty(&written)?)?;
-    println!("{} kernel files of version {} in {}", UNITS.len(), version(), folder.display());
+    let (count, version) = (UNITS.len(), written.version);
+    println!("{count} kernel files and {LIBRARY} of version {version} in {}", folder.display());
     Ok(())
+}
+
+/// The sources as files. They are taken from the program, so that what is compiled is what its version names.
+struct Sources(TempDir);
+
+impl Sources {
+    fn written() -> Result<Self> {
+        let written = Self(tempfile::tempdir()?);
+        for source in HEADERS.iter().chain(&UNITS).chain(&LIBRARY_SOURCES) {
+            let path = written.path(source);
+            fs::create_dir_all(path.parent().context("a file without a folder")?)?;
+            fs::write(path, source.text)?;
+        }
+        Ok(written)
+    }
+
+    fn path(&self, source: &Source) -> PathBuf {
+        self.0.path().join(source.name)
+    }
+
+    fn compile_library(&self, nvcc: &Nvcc, target: &Path) -> Result<()> {
+        let headers: Vec<String> = library_headers()?
+            .iter()
+            .map(|folder| format!("-isystem={}", folder.display()))
+            .collect();
+        let flags: Vec<&str> =
+            LIBRARY_FLAGS.into_iter().chain(headers.iter().map(String::as_str)).collect();
+        println!("compiling {LIBRARY}, which takes some minutes");
+        let units = LIBRARY_SOURCES.par_iter().filter(|source| source.name.ends_with(".cu"));
+        let objects = units.map(|unit| {
+            let object = self.path(unit).with_extension("o");
+            nvcc.run(&flags, &[self.path(unit)], &object).map(|()| object)
+        });
+        let objects = objects.collect::<Result<Vec<_>>>()?;
+        let libraries = nvcc.libraries().map(|folder| format!("-L{}", folder.display()));
+        let flags: Vec<&str> = LINK_FLAGS.into_iter().chain(libraries.as_deref()).collect();
+        nvcc.run(&flags, &objects, target)
+    }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use lora_cuda::kernels::LIBRARY_HEADERS;
 
 /// Packages that make a compiler, of the CUDA version that the kernels are for.
 const PACKAGES: [&str; 5] = [
@@ -36,11 +37,10 @@ impl Nvcc {
         if on_path.version().is_ok() {
             return Ok(on_path);
         }
-        let cache = dirs::cache_dir().context("there is no cache directory; set NVCC")?;
-        let folder = cache.join("polylora").join("cuda-13.0");
+        let folder = cache_folder("cuda-13.0")?;
         let nvcc = Self(folder.join(INSIDE).join("bin").join("nvcc"));
         if nvcc.version().is_err() {
-            install(&folder)?;
+            install(&PACKAGES, &folder)?;
             nvcc.version()?;
         }
         Ok(nvcc)
@@ -58,27 +58,54 @@ impl Nvcc {
         line.map(str::to_owned).with_context(|| format!("{} is no nvcc", self.0.display()))
     }
 
-    /// Compiles one file.
+    /// Where the packages have the libraries of CUDA, whose `nvcc` does not look there by itself.
+    pub fn libraries(&self) -> Option<PathBuf> {
+        let folder = self.0.parent()?.parent()?.join("lib");
+        folder.is_dir().then_some(folder)
+    }
+
+    /// Compiles or links files to one.
     ///
     /// # Errors
     /// With what the compiler said, if it refused.
-    pub fn compile(&self, flags: &[&str], source: &Path, target: &Path) -> Result<()> {
-        let output = Command::new(&self.0).args(flags).arg(source).arg("-o").arg(target).output();
+    pub fn run(&self, flags: &[&str], sources: &[PathBuf], target: &Path) -> Result<()> {
+        let output = Command::new(&self.0).args(flags).args(sources).arg("-o").arg(target).output();
         let output = output.with_context(|| format!("cannot run {}", self.0.display()))?;
         if output.status.success() {
             return Ok(());
         }
-        bail!("{}: {}", source.display(), String::from_utf8_lossy(&output.stderr))
+        bail!("{}: {}", target.display(), String::from_utf8_lossy(&output.stderr))
     }
 }
 
-fn install(folder: &Path) -> Result<()> {
-    eprintln!("installing {} into {}", PACKAGES.join(", "), folder.display());
+/// Folders of headers of FlashInfer, CUTLASS and CCCL, which are installed in the user's cache directory if
+/// need be.
+///
+/// # Errors
+/// If pip cannot install them.
+pub fn library_headers() -> Result<[PathBuf; 5]> {
+    let folder = cache_folder(LIBRARY_HEADERS)?;
+    let data = folder.join("flashinfer/data");
+    if !data.is_dir() {
+        install(&[LIBRARY_HEADERS], &folder)?;
+    }
+    let inside =
+        ["include", "cutlass/include", "cccl/libcudacxx/include", "cccl/cub", "cccl/thrust"];
+    Ok(inside.map(|headers| data.join(headers)))
+}
+
+fn cache_folder(name: &str) -> Result<PathBuf> {
+    let cache = dirs::cache_dir().context("there is no cache directory; set HOME")?;
+    Ok(cache.join("polylora").join(name))
+}
+
+fn install(packages: &[&str], folder: &Path) -> Result<()> {
+    eprintln!("installing {} into {}", packages.join(", "), folder.display());
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]).arg(folder);
-    let status = pip.args(PACKAGES).status().context("cannot run python3; set NVCC")?;
+    let status = pip.args(packages).status().context("cannot run python3; set NVCC")?;
     if status.success() {
         return Ok(());
     }
-    bail!("pip could not install the compiler; check the network, or set NVCC")
+    bail!("pip could not install {}; check the network", packages.join(", "))
 }

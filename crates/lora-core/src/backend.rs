@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use crate::fp8::Fp8Scales;
 use crate::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
-use crate::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs};
+use crate::ops::{
+    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, QkvArgs, SampleArgs,
+};
 use crate::{HostTensor, Result, View, ViewMut};
 
 /// What a block of device memory is for.
@@ -71,6 +73,8 @@ pub trait Backend: Sized + 'static {
     type Linear;
     /// The adapters of one site, a row per slot and slice, in device memory.
     type LoraTable;
+    /// What the device is told once about the rows of a step, for the attention of all layers.
+    type AttentionPlan;
     /// The group of ranks this device belongs to.
     type Comm: Comm<Self>;
 
@@ -238,6 +242,25 @@ pub trait Backend: Sized + 'static {
     /// # Errors
     /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
     fn qk_norm_rope_append(&self, q: &mut Self::Queue, args: QkvArgs<'_, Self>) -> Result<()>;
+
+    /// Room for plans of up to `rows` rows; a plan of no rows.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    fn attention_plan(&self, dims: HeadDims, rows: usize) -> Result<Self::AttentionPlan>;
+
+    /// Plans the attention of a step: how its work is shared out depends on where prompts lie, which only the
+    /// host knows in time. What is recorded takes plans of single rows alone, which have nothing to share.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] if there are more rows than there is room for, or other numbers of sequences
+    /// and positions.
+    fn plan_attention(
+        &self,
+        q: &mut Self::Queue,
+        rows: AttentionRows<'_>,
+        plan: &mut Self::AttentionPlan,
+    ) -> Result<()>;
 
     /// Causal attention over paged keys and values; see [`AttentionArgs`]. `out` is
     /// `[rows, heads * head_dim]`, without gaps between rows. Where [`Caps::batch_invariant`] is

@@ -68,6 +68,17 @@ pub struct QkvArgs<'a, B: Backend> {
     pub kv_scales: KvScales,
 }
 
+/// The rows of a step as the host knows them, for [`Backend::plan_attention`].
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionRows<'a> {
+    /// [`AttentionArgs::sequence_of_row`].
+    pub sequences: &'a [i32],
+    /// [`AttentionArgs::positions`], as many.
+    pub positions: &'a [i32],
+    /// Entries from one block table to the next.
+    pub table_stride: usize,
+}
+
 /// Arguments of [`Backend::attention`].
 ///
 /// Row `i` belongs to sequence `sequence_of_row[i]` and stands at `positions[i]`; it attends to
@@ -97,6 +108,8 @@ pub struct AttentionArgs<'a, B: Backend> {
     pub scale: f32,
     /// Sliding window in tokens, the row itself included.
     pub window: Option<usize>,
+    /// What [`Backend::plan_attention`] made of these rows; without it, the host knows nothing of them.
+    pub plan: Option<&'a B::AttentionPlan>,
 }
 
 /// How to draw one row's token; the wire form of a request's sampling parameters.

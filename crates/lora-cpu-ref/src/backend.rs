@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use lora_core::fp8::Fp8Scales;
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
-use lora_core::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs};
+use lora_core::ops::{
+    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, QkvArgs, SampleArgs,
+};
 use lora_core::{Backend, Caps, Error, HostTensor, Pool, Result, check};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sysinfo::System;
@@ -67,6 +69,7 @@ impl Backend for CpuRef {
     type Graph = Infallible;
     type Linear = CpuLinear;
     type LoraTable = CpuLoraTable;
+    type AttentionPlan = ();
     type Comm = ThreadComm;
 
     fn caps(&self) -> Caps {
@@ -197,6 +200,14 @@ impl Backend for CpuRef {
 
     fn qk_norm_rope_append(&self, (): &mut (), args: QkvArgs<'_, Self>) -> Result<()> {
         rope::qk_norm_rope_append(self.isa, args)
+    }
+
+    fn attention_plan(&self, _: HeadDims, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn plan_attention(&self, (): &mut (), _: AttentionRows<'_>, (): &mut ()) -> Result<()> {
+        Ok(())
     }
 
     fn attention(

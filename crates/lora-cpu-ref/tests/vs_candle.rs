@@ -259,6 +259,7 @@ proptest! {
             tokens_per_block: BLOCK,
             scale: (dims.head_dim as f32).sqrt().recip(),
             window: None,
+            plan: None,
         };
         let mut out = zeros(&be, tokens, dims.q_cols(), DType::F32);
         be.attention(&mut (), args, out.view_mut()).unwrap();

@@ -3,6 +3,7 @@
 // keys and values into shared memory, the next ones while it computes. The exponentials of a tile run
 // beside the product of the weights and values of the tile before.
 #include "attention.cuh"
+#include "hopper.cuh"
 
 constexpr int GROUPS = 3;           // groups of four warps, which issue products together
 constexpr int GROUP_M = 64;         // pairs of row and head of a group
@@ -17,10 +18,6 @@ constexpr int COLUMN = 64, ALIGNMENT = 1024;
 // Place of eight neighbours in a tile of `rows` rows, in elements.
 __device__ int place(int rows, int row, int eight) {
     return eight / 8 * rows * COLUMN + row * COLUMN + ((eight ^ row) & 7) * EIGHT;
-}
-
-__device__ uint32_t shared_address(const void *p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
 // Describes an operand in shared memory that begins at `p`; `apart` is the distance of its columns in
@@ -43,12 +40,6 @@ __device__ void settle() {
 #define REGISTERS_64                                                                               \
     REGISTERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "   \
                  "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
-// What is in registers may be used by the products that follow.
-__device__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-
-// The products since the last call are one batch.
-__device__ void close_batch() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 // Waits for all batches but the last `LATER`, whose sums may not be touched.
 template <int LATER> __device__ void await(float (&sums)[32]) {
@@ -121,13 +112,6 @@ struct Rows {
     }
 };
 
-// Starts to bring eight elements into shared memory, or zeros.
-__device__ void bring(void *to, const void *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(there ? 16 : 0)
-                 : "memory");
-}
-
 // A thread's parts of a tile of keys or values: the same eight of every `STEP`th row.
 template <int DIM, class T, class C> struct Porter {
     static constexpr int EIGHTS = DIM / EIGHT, STEP = THREADS / EIGHTS, PARTS = (KEYS + STEP - 1) / STEP;
@@ -149,7 +133,7 @@ template <int DIM, class T, class C> struct Porter {
         for (int i = 0; i < PARTS; i++) {
             if (!has(i)) continue;
             const C *row = from + rows[first() + i * STEP] * cache.row_stride;
-            if constexpr (DIRECT) bring(to + i * STEP * COLUMN, row, true);
+            if constexpr (DIRECT) copy_chunk(to + i * STEP * COLUMN, row, true);
             else raw[i] = *reinterpret_cast<const Raw<C> *>(row);
         }
     }
@@ -171,14 +155,14 @@ template <int DIM, class T> struct Pairs {
 
     // Starts the products of the queries and a tile of keys.
     __device__ void score(float (&scores)[KEYS / 2], const T *queries, const T *keys) {
-        begin_products();
+        products_begin();
 #pragma unroll
         for (int k = 0; k < DIM; k += 16) {
             int inside = k % COLUMN, column = k / COLUMN;
             ::score(T{}, scores, operand(queries + column * M * COLUMN + inside, 16),
                     operand(keys + column * KEYS * COLUMN + inside, 16), k > 0);
         }
-        close_batch();
+        products_commit();
     }
 
     __device__ void mask(float (&scores)[KEYS / 2], const Run &run, int base, int window) {
@@ -234,11 +218,11 @@ template <int DIM, class T> struct Pairs {
 
     // Starts the product of the weights and a tile of values.
     __device__ void add(const T *values) {
-        begin_products();
+        products_begin();
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++)
             ::add(T{}, sums, taken[k], operand(values + k * 16 * COLUMN, KEYS * COLUMN * sizeof(T)));
-        close_batch();
+        products_commit();
     }
 };
 
@@ -361,7 +345,7 @@ __device__ void prefill(const AttentionArgs &a, void *memory, Rows &rows, Places
     for (int i = threadIdx.x; i < M * (DIM / EIGHT); i += THREADS) {
         int m = i / (DIM / EIGHT), eight = i % (DIM / EIGHT), row = m / group;
         const T *from = a.queries.row<T>(first_row + row) + (kv_head * group + m % group) * DIM;
-        bring(tiles.queries + place(M, m, eight), from + eight * EIGHT, row < count);
+        copy_chunk(tiles.queries + place(M, m, eight), from + eight * EIGHT, row < count);
     }
     __syncthreads();
     Pairs<DIM, T> pairs;

@@ -44,10 +44,32 @@ template <int N, int GROUPS> struct Sizes {
     static constexpr int CONSUMERS = GROUPS * WARPGROUP;
 };
 
+// A barrier of one role in the blocks of a cluster. Every thread arrives for itself, in its own block by the usual
+// instructions: checkers of races follow that.
+struct ClusterBarrier {
+    Barrier here, there;
+
+    __device__ void init(int threads) {
+        here.init(threads);
+        there.init(threads);
+    }
+    __device__ void arrive() {
+        static_assert(MAX_BLOCKS == 2, "there is one other");
+        here.arrive();
+        if (cluster_size() == 1) return;
+        publish_to_cluster();
+        there.arrive_at(cluster_rank() ^ 1);
+    }
+    __device__ void wait(uint32_t parity) {
+        here.wait(parity);
+        if (cluster_size() > 1) there.wait_for_cluster(parity);
+    }
+};
+
 // Barriers of a block.
 struct Control {
     Barrier w_full[MOST_STAGES], w_empty[MOST_STAGES], x_full[8], x_empty[8];
-    Barrier staged, taken; // of the cluster's sums
+    ClusterBarrier staged, taken; // of the cluster's sums
 };
 
 // The shared memory of a block.
@@ -83,8 +105,8 @@ template <class S> struct Memory {
             control->x_empty[lane].init(S::CONSUMERS / WARP);
         }
         if (lane == 0) {
-            control->staged.init(cluster_size());
-            control->taken.init(cluster_size());
+            control->staged.init(S::CONSUMERS);
+            control->taken.init(FINISHERS);
         }
         publish_barriers();
         __syncwarp();
@@ -243,13 +265,9 @@ __device__ void consume(const StreamArgs &a, const Memory<S> &memory, const Shar
         case DTYPE_F8: multiply_all<f8, N, S>(a, memory, steps, at, sums); break;
         }
         // Until all blocks have taken what was staged before.
-        control.taken.wait_for_cluster(parity ^ 1);
+        control.taken.wait(parity ^ 1);
         stage<N, S>(memory, sums);
-        role_sync<1, S::CONSUMERS>();
-        if (threadIdx.x < cluster_size()) {
-            publish_to_cluster();
-            control.staged.arrive_at(threadIdx.x);
-        }
+        control.staged.arrive();
         parity ^= 1;
     }
 }
@@ -452,16 +470,14 @@ __device__ void finish(const StreamArgs &a, const Memory<S> &memory, const Share
         if (tile + share.clusters < share.tiles) finisher.prefetch(tile + share.clusters);
         finisher.expand_any(tile);
         role_sync<2, FINISHERS>();
-        control.staged.wait_for_cluster(parity);
+        control.staged.wait(parity);
         finisher.finish(tile);
-        role_sync<2, FINISHERS>();
-        // What they took is in registers, and used.
-        if (threadIdx.x % FINISHERS < cluster_size())
-            control.taken.arrive_at(threadIdx.x % FINISHERS);
+        control.taken.arrive();
+        role_sync<2, FINISHERS>(); // What adapters add is used.
         parity ^= 1;
     }
-    // Nobody leaves while others read its sums.
-    control.taken.wait_for_cluster(parity ^ 1);
+    // What the other block tells this one has arrived before this one leaves.
+    control.taken.wait(parity ^ 1);
 }
 
 template <int N, int GROUPS> __device__ __forceinline__ void stream(const StreamArgs &a, uint8_t *shared) {
@@ -484,6 +500,8 @@ template <int N, int GROUPS> __device__ __forceinline__ void stream(const Stream
     else if (thread == PRODUCERS + WARP) produce_inputs(a, memory, share, columns, announced);
     else if (thread < S::CONSUMERS) consume<N, S>(a, memory, share);
     else if (thread < PRODUCERS) finish<S>(a, memory, share);
+    __syncwarp();
+    cluster_sync(); // Nobody leaves while others read its sums.
 }
 
 // Blocks (cluster, 1, block of the cluster), one for a multiprocessor.

@@ -2,8 +2,8 @@
 // another kernel has left z (`lora_shrink.cu`).
 //
 // Shrink cuts K into chunks of a fixed size, a block each, and leaves a plane of partial sums for
-// every chunk; whoever reads them adds the planes in their order. So nothing is zeroed, nothing is added
-// atomically, and a row's bits do not depend on the batch.
+// every chunk; whoever reads them adds the planes in their order. So nothing is zeroed and nothing is added
+// atomically, and as long as this is the shrink, a row's bits do not depend on the batch.
 #include "lora_factors.cuh"
 
 constexpr int RANKS = 16;   // ranks in a tile of the shrink

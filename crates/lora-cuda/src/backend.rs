@@ -5,13 +5,15 @@ use std::ops::Range;
 use cudarc::driver::result;
 use lora_core::fp8::Fp8Scales;
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
-use lora_core::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs};
+use lora_core::ops::{
+    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, QkvArgs, SampleArgs,
+};
 use lora_core::{Backend, Caps, HostTensor, Pool, Result, check};
 
 use crate::error::failed;
 use crate::{
-    Cuda, CudaBuf, CudaDownload, CudaGraph, CudaLinear, CudaLoraTable, CudaQueue, OneRank, View,
-    ViewMut,
+    AttentionPlan, Cuda, CudaBuf, CudaDownload, CudaGraph, CudaLinear, CudaLoraTable, CudaQueue,
+    OneRank, View, ViewMut,
 };
 
 impl Backend for Cuda {
@@ -22,6 +24,7 @@ impl Backend for Cuda {
     type Graph = CudaGraph;
     type Linear = CudaLinear;
     type LoraTable = CudaLoraTable;
+    type AttentionPlan = AttentionPlan;
     type Comm = OneRank;
 
     fn caps(&self) -> Caps {
@@ -150,6 +153,19 @@ impl Backend for Cuda {
 
     fn qk_norm_rope_append(&self, q: &mut CudaQueue, args: QkvArgs<'_, Self>) -> Result<()> {
         self.rotate(q, &args)
+    }
+
+    fn attention_plan(&self, dims: HeadDims, rows: usize) -> Result<AttentionPlan> {
+        self.room_for_plans(dims, rows)
+    }
+
+    fn plan_attention(
+        &self,
+        q: &mut CudaQueue,
+        rows: AttentionRows<'_>,
+        plan: &mut AttentionPlan,
+    ) -> Result<()> {
+        self.plan_rows(q, rows, plan)
     }
 
     fn attention(

@@ -10,6 +10,7 @@ use lora_core::{Mat, Pool, Result, check};
 
 use crate::copies::Copies;
 use crate::error::CudaError;
+use crate::flashinfer::FlashInfer;
 use crate::lt::Lt;
 use crate::modules::Modules;
 use crate::{CudaBuf, CudaQueue, View, kernels};
@@ -18,6 +19,7 @@ use crate::{CudaBuf, CudaQueue, View, kernels};
 pub struct Cuda {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) modules: Modules,
+    pub(crate) flashinfer: FlashInfer,
     pub(crate) lt: RefCell<Lt>,
     pub(crate) copies: RefCell<Copies>,
     /// Counts changes of what recorded steps take for granted about the adapters of sites.
@@ -33,9 +35,11 @@ impl Cuda {
     pub fn new(ordinal: usize) -> std::result::Result<Self, CudaError> {
         let (context, kernels) = find(ordinal)?;
         let modules = Modules::load(&kernels)?;
+        let flashinfer = FlashInfer::load(&kernels)?;
         let lt = RefCell::new(Lt::new(&context)?);
         let copies = RefCell::new(Copies::new(&context)?);
-        Ok(Self { context, modules, lt, copies, adapters_changed: Cell::new(0), checked: false })
+        let adapters_changed = Cell::new(0);
+        Ok(Self { context, modules, flashinfer, lt, copies, adapters_changed, checked: false })
     }
 
     /// The name of a device that could be used, by all that can be told without loading anything.

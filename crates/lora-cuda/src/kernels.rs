@@ -43,8 +43,15 @@ macro_rules! sources {
 }
 
 /// Headers, which are not compiled by themselves.
-pub const HEADERS: [Source; 5] =
-    sources!["attention.cuh", "common.cuh", "hopper.cuh", "lora.cuh", "lora_factors.cuh"];
+pub const HEADERS: [Source; 7] = sources![
+    "attention.cuh",
+    "common.cuh",
+    "hopper.cuh",
+    "linear_tiles.cuh",
+    "linear_tiles_filler.cuh",
+    "lora.cuh",
+    "lora_factors.cuh"
+];
 
 /// Files that become a fatbin each.
 pub const UNITS: [Source; 14] = sources![
@@ -64,26 +71,66 @@ pub const UNITS: [Source; 14] = sources![
     "sample.cu",
 ];
 
+/// Files that become [`LIBRARY`]; those that end in `.cu` are compiled.
+pub const LIBRARY_SOURCES: [Source; 5] = sources![
+    "flashinfer/library.h",
+    "flashinfer/prefill.cuh",
+    "flashinfer/library.cu",
+    "flashinfer/prefill_64.cu",
+    "flashinfer/prefill_128.cu",
+];
+
+/// File of what CUTLASS and FlashInfer are compiled to.
+pub const LIBRARY: &str = "libpolylora_flashinfer.so";
+
+/// The package on PyPI whose headers the library is compiled with: FlashInfer's, and the CUTLASS and CCCL that
+/// it was written for.
+pub const LIBRARY_HEADERS: &str = "flashinfer-python==0.7.2.post1";
+
+/// What `nvcc` is called with for each file of the library, beside input, output and the folders of headers.
+pub const LIBRARY_FLAGS: [&str; 7] = [
+    "-c",
+    "-std=c++17",
+    "-O3",
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "--expt-relaxed-constexpr",
+    "-DNDEBUG",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+];
+
+/// What `nvcc` is called with to link the library, which needs nothing but the C library then.
+pub const LINK_FLAGS: [&str; 3] =
+    ["-shared", "-cudart=static", "-Xcompiler=-static-libstdc++,-static-libgcc"];
+
 /// What a folder of compiled kernels says of itself.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`version`] of the sources.
     pub version: String,
+    /// [`library_version`] of those of the library.
+    #[serde(default)]
+    pub library: String,
     /// The compiler's own words about its version.
     pub compiler: String,
 }
 
-/// The version of the kernels: a hash of sources and flags.
+/// The version of the kernels: a hash of all sources and flags.
 pub fn version() -> String {
+    let sources = HEADERS.iter().chain(&UNITS).flat_map(|source| [source.name, source.text]);
+    hash_of(sources.chain(NVCC_FLAGS).chain([library_version().as_str()]))
+}
+
+/// The version of the library alone, which takes longer to compile than all else and changes less often.
+pub fn library_version() -> String {
+    let sources = LIBRARY_SOURCES.iter().flat_map(|source| [source.name, source.text]);
+    hash_of(sources.chain(LIBRARY_FLAGS).chain(LINK_FLAGS).chain([LIBRARY_HEADERS]))
+}
+
+fn hash_of<'a>(texts: impl Iterator<Item = &'a str>) -> String {
     let mut hash = blake3::Hasher::new();
-    for source in HEADERS.iter().chain(&UNITS) {
-        for text in [source.name, source.text] {
-            hash.update(&(text.len() as u64).to_le_bytes());
-            hash.update(text.as_bytes());
-        }
-    }
-    for flag in NVCC_FLAGS {
-        hash.update(flag.as_bytes());
+    for text in texts {
+        hash.update(&(text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
     }
     hash.finalize().to_hex()[..16].to_owned()
 }
@@ -133,13 +180,17 @@ mod tests {
 
     #[test]
     fn every_source_in_the_folder_is_listed() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-        let mut found: Vec<String> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let files_of = |folder: &str| {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(folder);
+            let entries = std::fs::read_dir(path).unwrap().map(Result::unwrap);
+            let files = entries.filter(|entry| entry.path().is_file());
+            let name = |entry: std::fs::DirEntry| entry.file_name().into_string().unwrap();
+            files.map(name).map(|name| format!("{folder}{name}")).collect::<Vec<_>>()
+        };
+        let mut found = [files_of(""), files_of("flashinfer/")].concat();
         found.sort_unstable();
-        let mut listed: Vec<&str> = HEADERS.iter().chain(&UNITS).map(|s| s.name).collect();
+        let all = HEADERS.iter().chain(&UNITS).chain(&LIBRARY_SOURCES);
+        let mut listed: Vec<&str> = all.map(|source| source.name).collect();
         listed.sort_unstable();
         assert_eq!(found, listed);
     }

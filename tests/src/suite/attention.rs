@@ -1,8 +1,9 @@
 //! Causal attention over paged keys and values.
 
-use lora_core::ops::{AttentionArgs, HeadDims, KvScales};
+use lora_core::ops::{AttentionArgs, AttentionRows, HeadDims, KvScales};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
 
 use super::compare::{Class, Num, close, exact};
 use super::draw::{Fill, gaps, kv_scales, outer_rows};
@@ -24,6 +25,8 @@ struct Case {
     kv_scales: KvScales,
     gaps: Gaps,
     cache_gaps: Gaps,
+    /// Rows lie in the order of their positions, which the host knows.
+    planned: bool,
     seed: u64,
 }
 
@@ -57,6 +60,46 @@ fn cases() -> impl Strategy<Value = Case> {
             kv_scales,
             gaps,
             cache_gaps,
+            planned: false,
+            seed,
+        },
+    )
+}
+
+/// Steps with prompts, whole ones and later parts, and sequences that decode beside them.
+fn planned_cases() -> impl Strategy<Value = Case> {
+    let sequence = prop_oneof![
+        3 => (32usize..300).prop_map(|len| (len, len)),
+        2 => (100usize..400).prop_flat_map(|len| (Just(len), 32..=len / 2)),
+        1 => (2usize..40).prop_map(|len| (len, len)),
+        2 => (1usize..200).prop_map(|len| (len, 1)),
+    ];
+    let sequences = prop::collection::vec(sequence, 1..4);
+    let (group, size) = (
+        prop::sample::select(vec![1usize, 2, 3, 4, 7]),
+        prop::sample::select(vec![64usize, 128, 256]),
+    );
+    let dims = (group, 1usize..=3, size).prop_map(|(group, kv_heads, head_dim)| HeadDims {
+        heads: group * kv_heads,
+        kv_heads,
+        head_dim,
+    });
+    let block = prop::sample::select(vec![1usize, 5, 16, 32, 64]);
+    let window = prop::option::of(prop_oneof![1usize..40, 100usize..200]);
+    // Values are used as they are stored, mostly.
+    let kv_scales = prop_oneof![4 => Just(1.0f32), 1 => Just(0.5)].prop_flat_map(|v| {
+        prop::sample::select(vec![1.0, 1.7]).prop_map(move |k| KvScales { k, v })
+    });
+    (dims, sequences, block, window, kv_scales, outer_rows(), any::<u64>()).prop_map(
+        |(dims, sequences, tokens_per_block, window, kv_scales, gaps, seed)| Case {
+            dims,
+            sequences,
+            tokens_per_block,
+            window,
+            kv_scales,
+            gaps,
+            cache_gaps: gaps,
+            planned: true,
             seed,
         },
     )
@@ -68,7 +111,7 @@ impl Case {
     }
 
     /// KV blocks in random places, and NaN in every cache row that no sequence has reached. Rows
-    /// of different sequences are interleaved.
+    /// of different sequences are interleaved, unless they are planned.
     fn operands(&self, types: Types) -> Operands {
         let mut fill = Fill::new(self.seed);
         let tables = self.tables(&mut fill);
@@ -79,8 +122,10 @@ impl Case {
             (0..*len).for_each(|p| used[self.place(&tables, s, p)] = true);
             rows.extend((len - count..*len).map(|p| (s as i32, p as i32)));
         }
-        let order = fill.shuffled(rows.len());
-        let rows: Vec<_> = order.iter().map(|i| rows[*i as usize]).collect();
+        if !self.planned {
+            let order = fill.shuffled(rows.len());
+            rows = order.iter().map(|i| rows[*i as usize]).collect();
+        }
         let caches = [(); 2].map(|()| {
             let row = |used: &bool| {
                 let values = fill.values(self.dims.kv_cols());
@@ -152,6 +197,13 @@ fn attended<B: Backend>(
     let tables = rig.place(&operands.tables, case.gaps)?;
     let (sequences, positions) =
         (rig.ids(&operands.sequence_of_row)?, rig.ids(&operands.positions)?);
+    let mut plan = rig.be.attention_plan(case.dims, rows)?;
+    let of_rows = AttentionRows {
+        sequences: &operands.sequence_of_row,
+        positions: &operands.positions,
+        table_stride: tables.view().geo.row_stride,
+    };
+    rig.be.plan_attention(&mut rig.q, of_rows, &mut plan)?;
     let args = AttentionArgs {
         queries: queries.view(),
         dims: case.dims,
@@ -164,6 +216,7 @@ fn attended<B: Backend>(
         tokens_per_block: case.tokens_per_block,
         scale: case.scale(),
         window: case.window,
+        plan: case.planned.then_some(&plan),
     };
     rig.be.attention(&mut rig.q, args, out.view_mut())?;
     out.read(rig)
@@ -172,7 +225,17 @@ fn attended<B: Backend>(
 /// Every row attends to its own sequence's positions up to its own, within the window, through the
 /// block table, each group of query heads to its key head; nothing else is read.
 pub fn attention_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) {
-    for_all(make, 160, cases(), |rig, case| {
+    for_all(make, 160, cases(), is_its_formula(types));
+}
+
+/// So it is where the host knows of prompts. A device that makes nothing of that needs few cases.
+pub fn planned_attention_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    let cases = if size_of::<B::AttentionPlan>() == 0 { 4 } else { 96 };
+    for_all(make, cases, planned_cases(), is_its_formula(types));
+}
+
+fn is_its_formula<B: Backend>(types: Types) -> impl Fn(&mut Rig<B>, &Case) -> TestCaseResult {
+    move |rig, case| {
         let operands = case.operands(types);
         let found = attended(rig, case, &operands, types.x)?;
         let longest = case.sequences.iter().map(|(len, _)| *len).max().unwrap_or(0);
@@ -181,8 +244,9 @@ pub fn attention_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) 
             true => Class::Dot(terms),
             false => Class::Through(terms, types.out),
         };
-        close("attention", &found, &case.expected(&operands), class)
-    });
+        let op = if case.planned { "planned attention" } else { "attention" };
+        close(op, &found, &case.expected(&operands), class)
+    }
 }
 
 /// A row gets the same bits alone and in a batch.
@@ -257,6 +321,7 @@ fn refused<B: Backend>(
             tokens_per_block: 4,
             scale: 0.5,
             window: None,
+            plan: None,
         };
         spoil(&mut args);
         rig.be.attention(&mut rig.q, args, out.view_mut())

@@ -95,7 +95,11 @@ impl Class {
         let (terms, before) = match self {
             Self::Rounded => (0, 0.0),
             Self::Dot(terms) => (terms, 0.0),
-            Self::Through(terms, dtype) => (terms, rounding(dtype, expected.size)),
+            Self::Through(terms, dtype) => {
+                // Parts may be too small for the dtype, each of them.
+                let lost = 4.0 * (terms as f64).sqrt() * rounding(dtype, 0.0);
+                (terms, rounding(dtype, expected.size) + lost)
+            }
         };
         let sum = (32.0 + 4.0 * (terms as f64).sqrt()) * F32_ROUNDOFF * expected.size;
         before + sum + rounding(dtype, expected.value.abs() + before + sum)

@@ -1,5 +1,6 @@
 //! Adapters applied to the output of a base layer.
 
+use lora_core::fp8::{Fp8Scales, InputScale};
 use lora_core::lora::{LoraSite, SiteKind, SiteSpec, SlotSlice};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
@@ -8,8 +9,8 @@ use proptest::test_runner::TestCaseResult;
 use super::compare::{Class, Num, close, exact};
 use super::draw::Fill;
 use super::lora_case::{
-    Case, added, batch, embedding_cases, gated_cases, linear_cases, many_gated_cases,
-    many_row_cases, prompt_cases, tiled_cases,
+    Case, added, batch, embedding_cases, gated_cases, linear_cases, long_input_cases,
+    many_gated_cases, many_gated_fp8_cases, many_row_cases, prompt_cases, tiled_cases,
 };
 use super::misuse::{Misuse, refusals};
 use super::reference::{Input, adapted, gated, linear};
@@ -77,6 +78,11 @@ pub fn products_of_many_rows_get_their_adapters<B: Backend>(make: &dyn Fn() -> B
     for_all(make, 4, many_row_cases(), |rig, case| product_then_adapter(rig, case, types));
 }
 
+/// The same for many rows of long inputs.
+pub fn long_inputs_get_their_adapters<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 4, long_input_cases(), |rig, case| product_then_adapter(rig, case, types));
+}
+
 fn product_then_adapter<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types) -> TestCaseResult {
     let [x, y] = operands(case, types);
     let mut fill = Fill::new(case.seed ^ 2);
@@ -127,24 +133,48 @@ fn with_adapters(
 
 /// `gated_linear_lora` is the product, then the adapter, then the gate.
 pub fn a_gated_product_is_its_parts<B: Backend>(make: &dyn Fn() -> B, types: Types) {
-    for_all(make, 48, gated_cases(), |rig, case| gated_product(rig, case, types));
+    for_all(make, 48, gated_cases(), |rig, case| gated_product(rig, case, types, types.w));
 }
 
 /// The same for so many rows that a device may do all of it at once.
 pub fn gated_products_of_many_rows_are_their_parts<B: Backend>(make: &dyn Fn() -> B, types: Types) {
-    for_all(make, 4, many_gated_cases(), |rig, case| gated_product(rig, case, types));
+    for_all(make, 4, many_gated_cases(), |rig, case| gated_product(rig, case, types, types.w));
 }
 
-fn gated_product<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types) -> TestCaseResult {
+/// The same for weights in e4m3, and inputs that are exact in it.
+pub fn gated_fp8_products_of_many_rows_are_their_parts<B: Backend>(
+    make: &dyn Fn() -> B,
+    types: Types,
+) {
+    let cases = many_gated_fp8_cases();
+    for_all(make, 4, cases, |rig, case| gated_product(rig, case, types, DType::F8E4m3));
+}
+
+fn gated_product<B: Backend>(
+    rig: &mut Rig<B>,
+    case: &Case,
+    types: Types,
+    weights: DType,
+) -> TestCaseResult {
     let mut fill = Fill::new(case.seed);
     let (rows, width) = (case.slot_of_row.len(), case.widths[0]);
     let y = fill.matrix(rows, 2 * width, types.out);
+    let fp8 = weights == DType::F8E4m3;
+    let drawn = fill.matrix(rows, case.in_dim, if fp8 { weights } else { DType::F32 });
     // Small, so that products of two sums are numbers of 16 bits.
-    let values: Vec<f32> = fill.values(rows * case.in_dim).iter().map(|v| v / 16.0).collect();
+    let of_row = |r| (0..case.in_dim).map(move |c| (r, c));
+    let values: Vec<f32> = (0..rows).flat_map(of_row).map(|(r, c)| drawn.at(r, c) / 16.0).collect();
     let x = Matrix::floats(rows, case.in_dim, types.x, &values);
-    let w = fill.matrix(case.out_dim(), case.in_dim, types.w);
+    let w = fill.matrix(case.out_dim(), case.in_dim, weights);
     let bias = fill.values(case.out_dim());
-    let prepared = rig.be.prepare_linear(std::slice::from_ref(&w.data), Some(&bias))?;
+    let parts = std::slice::from_ref(&w.data);
+    let prepared = match fp8 {
+        true => {
+            let scales = Fp8Scales { parts: vec![1.0], input: InputScale::Static(1.0 / 16.0) };
+            rig.be.prepare_fp8_linear(parts, &scales, Some(&bias))?
+        }
+        false => rig.be.prepare_linear(parts, Some(&bias))?,
+    };
     let site = case.site(rig, SiteKind::Linear, types)?;
     let (batch, placed) = (batch(rig, &case.slot_of_row)?, rig.place(&x, case.gaps[0])?);
     let base = linear(&x, &w, Some(&bias));
@@ -156,8 +186,14 @@ fn gated_product<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types) -> Tes
         rig.be.gated_linear_lora(&mut rig.q, placed.view(), &prepared, lora, gate_up, target)?;
         let halves = outputs.chunks(2 * width).map(|row| row.split_at(width));
         let gates = halves.flat_map(|(gate, up)| gate.iter().zip(up).map(|(g, u)| gated(*g, *u)));
-        let class = Class::Through(case.in_dim + case.max_rank(), types.out);
-        close("gated_linear_lora", &out.read(rig)?, &gates.collect::<Vec<_>>(), class)?;
+        let (op, rounded) = match (fp8, types.out) {
+            // Sums of e4m3 have fewer bits than f32 on some devices.
+            (true, DType::F32) => ("gated fp8 linear_lora", DType::F16),
+            (true, dtype) => ("gated fp8 linear_lora", dtype),
+            (false, dtype) => ("gated_linear_lora", dtype),
+        };
+        let class = Class::Through(case.in_dim + case.max_rank(), rounded);
+        close(op, &out.read(rig)?, &gates.collect::<Vec<_>>(), class)?;
     }
     Ok(())
 }

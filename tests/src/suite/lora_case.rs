@@ -105,6 +105,12 @@ pub fn many_row_cases() -> impl Strategy<Value = Case> {
     many_rows(even_widths(), even_in_dims(), &[8, 16, 24, 48, 256])
 }
 
+/// Cases of many rows of long inputs, whose sums a device may share among several blocks, with adapters of any kind.
+pub fn long_input_cases() -> impl Strategy<Value = Case> {
+    let (in_dim, rows) = (select(&[2056, 4096]), select(&[520, 600]));
+    even_cases(Just(vec![64]), in_dim, 1usize..5, rows, &[7, 16, 17, 64], any::<[bool; 2]>())
+}
+
 /// Cases of a gate and what it is for, with few rows.
 pub fn gated_cases() -> impl Strategy<Value = Case> {
     (cols(), cols()).prop_flat_map(|(width, in_dim)| with_widths(vec![width; 2], in_dim, rows()))
@@ -114,6 +120,12 @@ pub fn gated_cases() -> impl Strategy<Value = Case> {
 pub fn many_gated_cases() -> impl Strategy<Value = Case> {
     let widths = select(&[64, 136, 200]).prop_map(|width| vec![width; 2]);
     many_rows(widths, select(&[8, 64, 136]), &[8, 16, 24])
+}
+
+/// The same with inputs that suit products in e4m3.
+pub fn many_gated_fp8_cases() -> impl Strategy<Value = Case> {
+    let widths = select(&[64, 128, 192]).prop_map(|width| vec![width; 2]);
+    many_rows(widths, select(&[64, 128]), &[8, 16, 24])
 }
 
 /// Cases of products one after another, each of as many columns as the next reads.

@@ -38,7 +38,7 @@ pub struct Batch {
 }
 
 /// Uniform numbers in bf16 of variance `1 / cols`: a block of random ones, repeated.
-fn random(rows: usize, cols: usize, seed: u64) -> Result<HostTensor> {
+pub fn random(rows: usize, cols: usize, seed: u64) -> Result<HostTensor> {
     const BLOCK: usize = (1 << 20) - 3;
     let limit = (3.0 / cols as f32).sqrt();
     let mut state = seed;

@@ -1,5 +1,6 @@
 //! `cargo xtask bench-gpu`: layers and whole steps with adapters on the GPU, beside floors and peers.
 
+mod attention;
 mod layer;
 mod report;
 mod steps;
@@ -40,6 +41,8 @@ enum What {
     Steps,
     /// Steps of the engine with weights in FP8
     StepsFp8,
+    /// Attention of prompts, by FlashInfer and by the crate's own kernel
+    Attention,
 }
 
 impl Args {
@@ -91,6 +94,7 @@ pub fn run(args: &Args) -> Result<()> {
         What::Layers => layers(args),
         What::Steps => steps::run(false, args.tokens, !args.no_overlap),
         What::StepsFp8 => steps::run(true, args.tokens, !args.no_overlap),
+        What::Attention => attention::run(args.replays),
     }
 }
 

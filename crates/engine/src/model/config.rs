@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lora_core::DType;
+use lora_core::ops::HeadDims;
 use serde::Deserialize;
 
 use super::ModelError;
@@ -160,6 +161,11 @@ impl TokenIds {
 const MAX_LAYERS: usize = 1 << 16;
 
 impl ModelConfig {
+    /// Extents of every layer's attention.
+    pub const fn head_dims(&self) -> HeadDims {
+        HeadDims { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+
     /// Reads `config.json` of a model folder, and the end tokens of its `generation_config.json`.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! The model knows sites, not adapters: which adapter a row uses is an argument of the ops.
 
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec};
-use lora_core::ops::{AttentionArgs, HeadDims, QkvArgs};
+use lora_core::ops::{AttentionArgs, QkvArgs};
 use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
 use super::layers::{Layer, Loader};
@@ -146,7 +146,7 @@ impl<B: Backend> DenseModel<B> {
         tokens_per_block: usize,
     ) -> Result<()> {
         let inputs = &state.inputs;
-        let (n, lora, dims) = (inputs.extents.rows, active(&inputs.lora), self.head_dims());
+        let (n, lora, dims) = (inputs.extents.rows, active(&inputs.lora), self.config.head_dims());
         layer.qkv.forward(be, q, state.normed.head(n), lora, state.qkv.head_mut(n))?;
         let norms = layer.head_norms.as_ref();
         be.qk_norm_rope_append(
@@ -175,6 +175,7 @@ impl<B: Backend> DenseModel<B> {
             tokens_per_block,
             scale: (dims.head_dim as f32).sqrt().recip(),
             window: layer.window,
+            plan: Some(&inputs.attention),
         };
         be.attention(q, args, state.attended.head_mut(n))?;
         layer.o.forward(be, q, state.attended.head(n), lora, state.x.head_mut(n))
@@ -189,11 +190,6 @@ impl<B: Backend> DenseModel<B> {
         let lora = active(&inputs.logit_lora).map(|batch| (&self.head_site, batch));
         let hidden = state.gathered.head(n);
         be.linear_lora(q, hidden, self.head(), lora, state.logits.head_mut(n))
-    }
-
-    fn head_dims(&self) -> HeadDims {
-        let c = &self.config;
-        HeadDims { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
     }
 }
 

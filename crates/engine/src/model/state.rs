@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytemuck::cast_slice;
 use lora_core::lora::{LoraBatch, RowPlan};
+use lora_core::ops::{AttentionRows, HeadDims};
 use lora_core::{Backend, DType, Mat, Pool, Result, Tensor, View};
 
 use super::ModelConfig;
@@ -141,6 +142,7 @@ pub struct StepInputs<B: Backend> {
     /// [`StepRows::drawn`].
     drawn: Tensor<B>,
     pub(super) extents: Extents,
+    pub(super) attention: B::AttentionPlan,
     pub(super) lora: LoraBatch<B>,
     pub(super) logit_lora: LoraBatch<B>,
 }
@@ -163,12 +165,13 @@ fn column(row: Mat) -> Mat {
 
 impl<B: Backend> StepInputs<B> {
     /// Room for steps of up to these extents.
-    fn new(be: &B, most: &Extents) -> Result<Self> {
+    fn new(be: &B, dims: HeadDims, most: &Extents) -> Result<Self> {
         let [.., last] = places(most);
         Ok(Self {
             words: Tensor::zeros(be, Pool::StepInputs, 1, last.end, DType::I32)?,
             drawn: Tensor::zeros(be, Pool::StepInputs, 1, most.logit_rows, DType::I32)?,
             extents: Extents::default(),
+            attention: be.attention_plan(dims, most.rows)?,
             lora: LoraBatch::new(be, most.rows)?,
             logit_lora: LoraBatch::new(be, most.logit_rows)?,
         })
@@ -195,6 +198,12 @@ impl<B: Backend> StepInputs<B> {
         let mut view = self.words.view_mut();
         view.geo = view.geo.slice_cols(0..words.len());
         be.upload(q, cast_slice(&words), view)?;
+        let of_rows = AttentionRows {
+            sequences: &rows.sequences,
+            positions: &rows.positions,
+            table_stride: rows.max_blocks,
+        };
+        be.plan_attention(q, of_rows, &mut self.attention)?;
         self.lora.fill(be, q, &RowPlan::new(&rows.lora_slots))?;
         let of_logits: Vec<i32> =
             rows.logit_rows.iter().map(|r| rows.lora_slots[*r as usize]).collect();
@@ -300,7 +309,7 @@ impl<B: Backend> RunState<B> {
         let wide = |cols| activations(rows, cols, wide_dtype);
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         Ok(Self {
-            inputs: StepInputs::new(be, most)?,
+            inputs: StepInputs::new(be, config.head_dims(), most)?,
             residual: wide(config.hidden)?,
             x: wide(config.hidden)?,
             normed: act(config.hidden)?,

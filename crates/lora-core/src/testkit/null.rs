@@ -6,7 +6,9 @@ use std::ops::Range;
 use super::memory::{CountedBlock, CountedMemory};
 use crate::fp8::Fp8Scales;
 use crate::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
-use crate::ops::{AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs, SampleRow};
+use crate::ops::{
+    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, QkvArgs, SampleArgs, SampleRow,
+};
 use crate::{Backend, Caps, Comm, Error, HostTensor, Pool, Result};
 
 type View<'a> = crate::View<'a, NullBackend>;
@@ -104,6 +106,7 @@ impl Backend for NullBackend {
     type Graph = Infallible;
     type Linear = NullLinear;
     type LoraTable = NullLoraTable;
+    type AttentionPlan = ();
     type Comm = NullComm;
 
     fn caps(&self) -> Caps {
@@ -219,6 +222,14 @@ impl Backend for NullBackend {
     }
 
     fn qk_norm_rope_append(&self, (): &mut (), _: QkvArgs<'_, Self>) -> Result<()> {
+        Ok(())
+    }
+
+    fn attention_plan(&self, _: HeadDims, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn plan_attention(&self, (): &mut (), _: AttentionRows<'_>, (): &mut ()) -> Result<()> {
         Ok(())
     }
 

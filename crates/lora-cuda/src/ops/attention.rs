@@ -5,8 +5,10 @@ use lora_core::ops::{AttentionArgs as Args, HeadDims};
 use lora_core::{Backend, DType, Error, Result, check};
 
 use super::WARP;
+use super::attention_plan::Prompts;
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
+use crate::flashinfer::{PrefillArgs, PrefillLists};
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, ViewMut};
 
@@ -66,25 +68,10 @@ unsafe impl KernelArgs for AttentionArgs {
     ];
 }
 
-impl Cuda {
-    /// See [`lora_core::Backend::attention`].
-    pub(crate) fn attend(
-        &self,
-        q: &mut CudaQueue,
-        args: &Args<'_, Self>,
-        out: &ViewMut<'_>,
-    ) -> Result<()> {
-        check::attention(args, out.geo)?;
-        let dims = args.dims;
-        if dims.head_dim > MAX_HEAD_DIM {
-            let what = format!("heads of {}, above {MAX_HEAD_DIM}", dims.head_dim);
-            return Err(Error::Unsupported { op: "attention", backend: Self::NAME, what });
-        }
-        self.check_paging(q, args)?;
-        let shape = Shape::of(args, out);
-        let (name, launch) = choose(&shape);
-        let rest = choose_for_rest(&shape, name);
-        let kernel = AttentionArgs {
+impl AttentionArgs {
+    /// `apart`: rows that are alone are left to the kernel for single rows.
+    fn new(args: &Args<'_, Cuda>, out: &ViewMut<'_>, apart: bool) -> Self {
+        Self {
             queries: args.queries.into(),
             k_cache: args.k_cache.into(),
             v_cache: args.v_cache.into(),
@@ -97,16 +84,55 @@ impl Cuda {
             v_scale: args.kv_scales.v,
             tokens_per_block: args.tokens_per_block as i32,
             window: args.window.map_or(0, |w| w.min(i32::MAX as usize) as i32),
-            heads: dims.heads as i32,
-            kv_heads: dims.kv_heads as i32,
-            head_dim: dims.head_dim as i32,
-            apart: i32::from(rest.is_some()),
-        };
-        q.launch(&self.modules, name, launch, kernel)?;
-        match rest {
-            Some((name, launch)) => q.launch(&self.modules, name, launch, kernel),
-            None => Ok(()),
+            heads: args.dims.heads as i32,
+            kv_heads: args.dims.kv_heads as i32,
+            head_dim: args.dims.head_dim as i32,
+            apart: i32::from(apart),
         }
+    }
+}
+
+impl Cuda {
+    /// See [`lora_core::Backend::attention`].
+    pub(crate) fn attend(
+        &self,
+        q: &mut CudaQueue,
+        args: &Args<'_, Self>,
+        out: &ViewMut<'_>,
+    ) -> Result<()> {
+        check::attention(args, out.geo)?;
+        if args.dims.head_dim > MAX_HEAD_DIM {
+            let what = format!("heads of {}, above {MAX_HEAD_DIM}", args.dims.head_dim);
+            return Err(Error::Unsupported { op: "attention", backend: Self::NAME, what });
+        }
+        self.check_paging(q, args)?;
+        let shape = Shape::of(args, out);
+        let (first, rest) = match self.planned(q, args, &shape)? {
+            Some(prompts) => {
+                self.flashinfer.prefill(q, &prefill_args(args, prompts.lists, out))?;
+                (None, choose_decode(&shape, shape.sequences).filter(|_| prompts.singles))
+            }
+            None => {
+                let (kernel, launch) = choose(&shape);
+                (Some((kernel, launch)), choose_for_rest(&shape, kernel))
+            }
+        };
+        let kernel_args = AttentionArgs::new(args, out, rest.is_some());
+        let mut kernels = first.into_iter().chain(rest);
+        kernels
+            .try_for_each(|(kernel, launch)| q.launch(&self.modules, kernel, launch, kernel_args))
+    }
+
+    /// The planned prompts, where FlashInfer has a kernel for the operands.
+    fn planned(
+        &self,
+        q: &CudaQueue,
+        args: &Args<'_, Self>,
+        shape: &Shape,
+    ) -> Result<Option<Prompts>> {
+        let Some(plan) = args.plan else { return Ok(None) };
+        let prompts = plan.prompts(args)?;
+        Ok(prompts.filter(|_| shape.suits_flashinfer() && !q.is_recording()))
     }
 
     fn check_paging(&self, q: &mut CudaQueue, args: &Args<'_, Self>) -> Result<()> {
@@ -129,7 +155,10 @@ struct Shape {
     longest: usize,
     queries: DType,
     cache: DType,
+    out: DType,
     aligned: bool,
+    /// Keys and values have the same stride, and need no scale but that of the scores.
+    alike: bool,
 }
 
 impl Shape {
@@ -142,15 +171,46 @@ impl Shape {
             longest: tables.cols * args.tokens_per_block,
             queries: args.queries.geo.dtype,
             cache: args.k_cache.geo.dtype,
+            out: out.geo.dtype,
+            alike: args.k_cache.geo.row_stride == args.v_cache.geo.row_stride
+                && args.kv_scales.v == 1.0,
             aligned: [args.queries.geo, args.k_cache.geo, args.v_cache.geo, out.geo]
                 .into_iter()
                 .all(is_aligned),
         }
     }
 
+    fn suits_flashinfer(&self) -> bool {
+        let narrow = [self.queries, self.cache, self.out].iter().all(|d| *d == DType::Bf16);
+        self.aligned && narrow && self.alike
+    }
+
     fn suits_tensor_cores(&self) -> bool {
         let narrow = matches!(self.queries, DType::Bf16 | DType::F16);
         self.aligned && narrow && (self.cache == self.queries || self.cache == DType::F8E4m3)
+    }
+}
+
+/// What the library takes.
+fn prefill_args(args: &Args<'_, Cuda>, lists: PrefillLists, out: &ViewMut<'_>) -> PrefillArgs {
+    let data = |view| MatArg::from(view).data();
+    PrefillArgs {
+        queries: data(args.queries),
+        keys: data(args.k_cache),
+        values: data(args.v_cache),
+        out: MatArg::from(out).data(),
+        tables: data(args.block_tables),
+        lists,
+        query_stride: args.queries.geo.row_stride as i64,
+        cache_stride: args.k_cache.geo.row_stride as i64,
+        out_stride: out.geo.row_stride as i64,
+        scale: args.scale * args.kv_scales.k,
+        rows: args.queries.geo.rows as i32,
+        heads: args.dims.heads as i32,
+        kv_heads: args.dims.kv_heads as i32,
+        head_dim: args.dims.head_dim as i32,
+        tokens_per_block: args.tokens_per_block as i32,
+        before: args.window.map_or(-1, |w| w.min(i32::MAX as usize) as i32 - 1),
     }
 }
 
@@ -209,12 +269,35 @@ fn splits(blocks: usize, longest: usize) -> usize {
 mod tests {
     use super::*;
 
+    const SHAPE: Shape = Shape {
+        dims: HeadDims { heads: 32, kv_heads: 8, head_dim: 128 },
+        rows: 1,
+        sequences: 1,
+        longest: 4096,
+        queries: DType::Bf16,
+        cache: DType::Bf16,
+        out: DType::Bf16,
+        aligned: true,
+        alike: true,
+    };
+
+    #[test]
+    fn planned_prompts_in_bf16_are_flashinfers() {
+        assert!(SHAPE.suits_flashinfer());
+        for other in [
+            Shape { queries: DType::F16, cache: DType::F16, ..SHAPE },
+            Shape { cache: DType::F8E4m3, ..SHAPE },
+            Shape { out: DType::F32, ..SHAPE },
+            Shape { aligned: false, ..SHAPE },
+            Shape { alike: false, ..SHAPE },
+        ] {
+            assert!(!other.suits_flashinfer(), "{other:?}");
+        }
+    }
+
     #[test]
     fn kernels_are_chosen_by_rows_heads_and_dtypes() {
-        let dims = HeadDims { heads: 32, kv_heads: 8, head_dim: 128 };
-        let (queries, cache) = (DType::Bf16, DType::Bf16);
-        let decode =
-            Shape { dims, rows: 1, sequences: 1, longest: 4096, queries, cache, aligned: true };
+        let (decode, dims) = (SHAPE, SHAPE.dims);
         let (kernel, launch) = choose(&decode);
         assert_eq!((kernel, launch.grid), (Kernel::AttentionDecode128, [1, 8, 8]));
         let (_, launch) = choose(&Shape { rows: 256, sequences: 256, ..decode });

@@ -137,6 +137,11 @@ const OUTPUTS: usize = 512;
 /// Blocks of the expand that keep a device busy.
 const EXPAND_BLOCKS: usize = 2048;
 
+/// Tiles of rows times sixteens of ranks that the product of few rows expands while it multiplies a tile of
+/// weights, and outputs of which its blocks have a tile each.
+const MOST_PIECES: usize = 16;
+const ONE_TILE_EACH: usize = 8448;
+
 /// The largest rank of `lora_mma.cu`.
 const MMA_MAX_RANK: usize = 256;
 
@@ -167,6 +172,12 @@ struct Plan {
     may_begin: bool,
     /// Whether products of many rows take the adapters in.
     by_tiles: bool,
+}
+
+/// Whether the product of few rows multiplies a tile of weights no faster than it prepares what adapters add to the
+/// next. Outputs of which each block has one tile are over before that matters.
+fn hides(tiles: usize, max_rank: usize, outputs: usize) -> bool {
+    tiles * max_rank.div_ceil(RANKS) <= MOST_PIECES || outputs <= ONE_TILE_EACH
 }
 
 /// What an expand finds in the output.
@@ -400,7 +411,9 @@ impl Cuda {
             max_rank,
             planes,
             widest,
-            of_rows: FewRows::new(&args, &site.spec).filter(|_| by_mma && few),
+            of_rows: FewRows::new(&args, &site.spec).filter(|_| {
+                by_mma && few && hides(rows.div_ceil(tile_rows), max_rank, out.geo.cols)
+            }),
             may_begin: by_mma && matches!(work, Work::Mma { gains: false, .. }),
             by_tiles: by_mma
                 && matches!(work, Work::Mma { plain: true, .. })

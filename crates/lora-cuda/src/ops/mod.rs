@@ -1,6 +1,7 @@
 //! The ops, one file a concept: checks, then launches.
 
 pub mod attention;
+pub mod attention_plan;
 pub mod linear;
 pub mod linear_stream;
 pub mod linear_tiles;

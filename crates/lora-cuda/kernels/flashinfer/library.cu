@@ -1,0 +1,19 @@
+// What the library exports.
+#include "library.h"
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+// Starts the kernel; returns a `cudaError_t`.
+EXPORTED int32_t polylora_prefill(const PrefillArgs *args, void *stream) {
+    auto on = static_cast<cudaStream_t>(stream);
+    switch (args->head_dim) {
+    case 64: return prefill_64(*args, on);
+    case 128: return prefill_128(*args, on);
+    default: return cudaErrorInvalidValue;
+    }
+}
+
+// What a `cudaError_t` means.
+EXPORTED const char *polylora_error(int32_t error) {
+    return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
