@@ -49,15 +49,15 @@ pub fn compile(folder: &Path) -> Result<()> {
     let nvcc = Nvcc::find()?;
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let sources = Sources::written()?;
-    if known.is_none_or(|known| known.library != library_version()) {
+    if known.is_none_or(|known| known.flashinfer != library_version()) {
         sources.compile_library(&nvcc, &folder.join(LIBRARY))?;
     }
     UNITS.par_iter().try_for_each(|unit| {
         let target = folder.join(compiled_name(unit));
         nvcc.run(&NVCC_FLAGS, &[sources.path(unit)], &target)
     })?;
-    let (version, library) = (version(), library_version());
-    let written = Manifest { version, library, compiler: nvcc.version()? };
+    let (version, flashinfer) = (version(), library_version());
+    let written = Manifest { version, flashinfer, compiler: nvcc.version()? };
     fs::write(&manifest, serde_json::to_string_pretty(&written)?)?;
     let (count, version) = (UNITS.len(), written.version);
     println!("{count} kernel files and {LIBRARY} of version {version} in {}", folder.display());

@@ -109,7 +109,7 @@ pub struct Manifest {
     pub version: String,
     /// [`library_version`] of those of the library.
     #[serde(default)]
-    pub library: String,
+    pub flashinfer: String,
     /// The compiler's own words about its version.
     pub compiler: String,
 }

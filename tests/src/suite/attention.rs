@@ -10,7 +10,7 @@ use super::draw::{Fill, gaps, kv_scales, outer_rows};
 use super::misuse::{Misuse, refusals};
 use super::reference::attend;
 use super::rig::{Gaps, Matrix, Placed, Rig};
-use super::rope::dims;
+use super::rope::{dims, dims_of};
 use super::{Types, for_all};
 
 /// Shape of a step.
@@ -48,22 +48,8 @@ fn cases() -> impl Strategy<Value = Case> {
         1 => (64usize..200).prop_flat_map(|len| (Just(len), 1..=40.min(len))),
     ];
     let sequences = prop::collection::vec(sequence, 0..5);
-    let block = prop::sample::select(vec![1usize, 2, 5, 16, 64]);
     let window = prop::option::of(1usize..40);
-    let gaps = (gaps(), outer_rows());
-    (dims(), sequences, block, window, kv_scales(), gaps, any::<u64>()).prop_map(
-        |(dims, sequences, tokens_per_block, window, kv_scales, (gaps, cache_gaps), seed)| Case {
-            dims,
-            sequences,
-            tokens_per_block,
-            window,
-            kv_scales,
-            gaps,
-            cache_gaps,
-            planned: false,
-            seed,
-        },
-    )
+    cases_of((dims(), sequences, window), kv_scales(), (gaps(), outer_rows()), false)
 }
 
 /// Steps with prompts, whole ones and later parts, and sequences that decode beside them.
@@ -75,32 +61,40 @@ fn planned_cases() -> impl Strategy<Value = Case> {
         2 => (1usize..200).prop_map(|len| (len, 1)),
     ];
     let sequences = prop::collection::vec(sequence, 1..4);
-    let (group, size) = (
-        prop::sample::select(vec![1usize, 2, 3, 4, 7]),
-        prop::sample::select(vec![64usize, 128, 256]),
-    );
-    let dims = (group, 1usize..=3, size).prop_map(|(group, kv_heads, head_dim)| HeadDims {
-        heads: group * kv_heads,
-        kv_heads,
-        head_dim,
-    });
-    let block = prop::sample::select(vec![1usize, 5, 16, 32, 64]);
     let window = prop::option::of(prop_oneof![1usize..40, 100usize..200]);
     // Values are used as they are stored, mostly.
-    let kv_scales = prop_oneof![4 => Just(1.0f32), 1 => Just(0.5)].prop_flat_map(|v| {
-        prop::sample::select(vec![1.0, 1.7]).prop_map(move |k| KvScales { k, v })
-    });
-    (dims, sequences, block, window, kv_scales, outer_rows(), any::<u64>()).prop_map(
-        |(dims, sequences, tokens_per_block, window, kv_scales, gaps, seed)| Case {
-            dims,
-            sequences,
+    let v = prop_oneof![4 => Just(1.0f32), 1 => Just(0.5)];
+    let kv_scales = (prop::sample::select(vec![1.0, 1.7]), v).prop_map(|(k, v)| KvScales { k, v });
+    let shape = (dims_of(&[64, 128, 256]), sequences, window);
+    cases_of(shape, kv_scales, (outer_rows(), outer_rows()), true)
+}
+
+fn cases_of(
+    shape: impl Strategy<Value = (HeadDims, Vec<(usize, usize)>, Option<usize>)>,
+    kv_scales: impl Strategy<Value = KvScales>,
+    gaps: impl Strategy<Value = (Gaps, Gaps)>,
+    planned: bool,
+) -> impl Strategy<Value = Case> {
+    let block = prop::sample::select(vec![1usize, 2, 5, 16, 64]);
+    (shape, block, kv_scales, gaps, any::<u64>()).prop_map(
+        move |(
+            (dims, sequences, window),
             tokens_per_block,
-            window,
             kv_scales,
-            gaps,
-            cache_gaps: gaps,
-            planned: true,
+            (gaps, cache_gaps),
             seed,
+        )| {
+            Case {
+                dims,
+                sequences,
+                tokens_per_block,
+                window,
+                kv_scales,
+                gaps,
+                cache_gaps,
+                planned,
+                seed,
+            }
         },
     )
 }
@@ -242,6 +236,8 @@ fn is_its_formula<B: Backend>(types: Types) -> impl Fn(&mut Rig<B>, &Case) -> Te
         let terms = longest + case.dims.head_dim;
         let class = match rig.be.caps().batch_invariant {
             true => Class::Dot(terms),
+            // The more keys there are, the smaller are their weights.
+            false if case.planned => Class::ThroughEach(terms, types.out),
             false => Class::Through(terms, types.out),
         };
         let op = if case.planned { "planned attention" } else { "attention" };

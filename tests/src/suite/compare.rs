@@ -84,6 +84,8 @@ pub enum Class {
     Dot(usize),
     /// As [`Class::Dot`], but made of parts that may have been rounded to this dtype before.
     Through(usize, DType),
+    /// As [`Class::Through`], where each of the parts may be too small for the dtype.
+    ThroughEach(usize, DType),
 }
 
 impl Class {
@@ -95,8 +97,8 @@ impl Class {
         let (terms, before) = match self {
             Self::Rounded => (0, 0.0),
             Self::Dot(terms) => (terms, 0.0),
-            Self::Through(terms, dtype) => {
-                // Parts may be too small for the dtype, each of them.
+            Self::Through(terms, dtype) => (terms, rounding(dtype, expected.size)),
+            Self::ThroughEach(terms, dtype) => {
                 let lost = 4.0 * (terms as f64).sqrt() * rounding(dtype, 0.0);
                 (terms, rounding(dtype, expected.size) + lost)
             }

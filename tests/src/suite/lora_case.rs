@@ -118,14 +118,16 @@ pub fn gated_cases() -> impl Strategy<Value = Case> {
 
 /// The same for many rows.
 pub fn many_gated_cases() -> impl Strategy<Value = Case> {
-    let widths = select(&[64, 136, 200]).prop_map(|width| vec![width; 2]);
-    many_rows(widths, select(&[8, 64, 136]), &[8, 16, 24])
+    many_gated(&[64, 136, 200], &[8, 64, 136])
 }
 
 /// The same with inputs that suit products in e4m3.
 pub fn many_gated_fp8_cases() -> impl Strategy<Value = Case> {
-    let widths = select(&[64, 128, 192]).prop_map(|width| vec![width; 2]);
-    many_rows(widths, select(&[64, 128]), &[8, 16, 24])
+    many_gated(&[64, 128, 192], &[64, 128])
+}
+
+fn many_gated(widths: &'static [usize], in_dims: &'static [usize]) -> impl Strategy<Value = Case> {
+    many_rows(select(widths).prop_map(|width| vec![width; 2]), select(in_dims), &[8, 16, 24])
 }
 
 /// Cases of products one after another, each of as many columns as the next reads.

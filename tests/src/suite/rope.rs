@@ -46,8 +46,13 @@ struct Results {
 
 /// Extents of an attention layer with groups of up to 7 heads, three included.
 pub fn dims() -> impl Strategy<Value = HeadDims> {
+    dims_of(&[2, 4, 6, 16, 20, 64, 80, 128])
+}
+
+/// The same with heads of these sizes.
+pub fn dims_of(sizes: &'static [usize]) -> impl Strategy<Value = HeadDims> {
     let group = prop::sample::select(vec![1usize, 2, 3, 4, 7]);
-    let size = prop::sample::select(vec![2usize, 4, 6, 16, 20, 64, 80, 128]);
+    let size = prop::sample::select(sizes);
     (group, 1usize..=3, size).prop_map(|(group, kv_heads, head_dim)| HeadDims {
         heads: group * kv_heads,
         kv_heads,
