@@ -188,10 +188,8 @@ __device__ void produce_inputs(const StreamArgs &a, const Memory<S> &memory, con
     }
 }
 
-// Waits for the threads of one role.
-template <int BARRIER, int THREADS> __device__ void role_sync() {
-    asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
-}
+// Waits for all finishers.
+__device__ void finishers_sync() { asm volatile("bar.sync 2, %0;" ::"n"(FINISHERS) : "memory"); }
 
 // A consumer's places in the rings.
 struct Places {
@@ -318,7 +316,7 @@ template <class S> struct Finisher {
         tiles = a.lora.sizes[2];
         if (thread < a.out.rows) memory.order[thread] = a.lora.order[thread], memory.tile_of_row[thread] = -1;
         if (thread < tiles) memory.tiles[thread] = a.lora.tiles[thread];
-        role_sync<2, FINISHERS>();
+        finishers_sync();
         if (thread < tiles) {
             int4 tile = memory.tiles[thread];
             for (int i = 0; i < tile.y; i++) memory.tile_of_row[memory.order[tile.x + i]] = thread;
@@ -329,7 +327,7 @@ template <class S> struct Finisher {
             memory.parts[i] = {static_cast<const bf16 *>(found.b), found.gain, found.shift,
                                found.scale, found.rank, found.active};
         }
-        role_sync<2, FINISHERS>();
+        finishers_sync();
     }
 
     // The first output of a tile that this block finishes.
@@ -469,11 +467,11 @@ __device__ void finish(const StreamArgs &a, const Memory<S> &memory, const Share
     for (int tile = share.tile; tile < share.tiles; tile += share.clusters) {
         if (tile + share.clusters < share.tiles) finisher.prefetch(tile + share.clusters);
         finisher.expand_any(tile);
-        role_sync<2, FINISHERS>();
+        finishers_sync();
         control.staged.wait(parity);
         finisher.finish(tile);
         control.taken.arrive();
-        role_sync<2, FINISHERS>(); // What adapters add is used.
+        finishers_sync(); // What adapters add is used.
         parity ^= 1;
     }
     // What the other block tells this one has arrived before this one leaves.

@@ -17,12 +17,10 @@ __device__ inline uint32_t pair(bf16 a, bf16 b) {
     return uint32_t(__bfloat16_as_ushort(a)) | uint32_t(__bfloat16_as_ushort(b)) << 16;
 }
 
-// Four neighbours `from` of a row of B; zeros behind its end, or where there is no row.
-__device__ inline uint2 load_four(const bf16 *row, int from, int rank) {
-    if (!row || from >= rank) return make_uint2(0, 0);
-    if (rank % 4 == 0) return __ldg(reinterpret_cast<const uint2 *>(row + from));
+// Four neighbours of a row of B, of `count` that there are; zeros behind them.
+__device__ inline uint2 load_some(const bf16 *from, int count) {
     bf16 v[4];
-    for (int i = 0; i < 4; i++) v[i] = from + i < rank ? row[from + i] : __float2bfloat16_rn(0.0f);
+    for (int i = 0; i < 4; i++) v[i] = i < count ? from[i] : __float2bfloat16_rn(0.0f);
     return make_uint2(pair(v[0], v[1]), pair(v[2], v[3]));
 }
 
@@ -31,13 +29,23 @@ __device__ inline uint2 load_four(const bf16 *row, int from, int rank) {
 template <int T> struct Factors {
     uint2 even[T], odd[T];
 
-    // `first`: the thread's first row, of `left` that there are.
+    // Four ranks of each row, `from` a rank on; zeros behind the end. `first`: the thread's first row, of `left` that
+    // there are.
     __device__ void load(const bf16 *first, int rank, int left, int from) {
+        if (from >= rank) left = 0;
+        first += from;
+        if (rank % 4 == 0) {
+            each(rank, left, [&](const bf16 *row) { return __ldg(reinterpret_cast<const uint2 *>(row)); }, first);
+        } else {
+            each(rank, left, [&](const bf16 *row) { return load_some(row, rank - from); }, first);
+        }
+    }
+    template <class Load> __device__ void each(int rank, int left, Load load, const bf16 *row) {
 #pragma unroll
-        for (int t = 0; t < T; t++) {
-            const bf16 *row = first + int64_t(2 * t) * rank;
-            even[t] = load_four(2 * t < left ? row : nullptr, from, rank);
-            odd[t] = load_four(2 * t + 1 < left ? row + rank : nullptr, from, rank);
+        for (int t = 0; t < T; t++, row += int64_t(2) * rank) {
+            even[t] = odd[t] = make_uint2(0, 0);
+            if (2 * t < left) even[t] = load(row);
+            if (2 * t + 1 < left) odd[t] = load(row + rank);
         }
     }
 

@@ -179,14 +179,21 @@ struct Outputs {
     // `base`: whether what was loaded is the base layer's.
     __device__ void add(const SlotRow &part, int n, int left, const float (&sums)[8], bool base) {
         if (!place) return;
+        float v[8];
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            float v = part.scale * sums[i];
-            if (base) v += __bfloat162float(values[i]);
-            if (part.gain && i < left) v *= part.gain[n + i];
-            if (part.shift && i < left) v += part.shift[n + i];
-            values[i] = __float2bfloat16_rn(v);
+        for (int i = 0; i < 8; i++) v[i] = part.scale * sums[i] + (base ? __bfloat162float(values[i]) : 0.0f);
+        if (part.gain) {
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (i < left) v[i] *= part.gain[n + i];
         }
+        if (part.shift) {
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (i < left) v[i] += part.shift[n + i];
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) values[i] = __float2bfloat16_rn(v[i]);
         store(left);
     }
 };
@@ -234,36 +241,57 @@ template <int ROWS> struct Bridge {
     }
 };
 
-// A warp's 64 outputs of a tile's rows. A thread's are eight neighbours: two of each of four instructions.
+// A warp's 64 outputs of a tile's rows, and more of them in turns. A thread's are eight neighbours: two of each of four
+// instructions.
 template <int EIGHTS, bool BEGIN> struct Expander {
     const LoraArgs &a;
     const Tile &tile;
     const Bridge<EIGHTS * EIGHT> &z;
-    int begin, width, group, quad, n, left;
+    int begin, width, group, quad, n;
     Factors<4> next;
 
+    // Asks for the first factors.
     __device__ Expander(const LoraArgs &a, const Tile &tile, const Bridge<EIGHTS * EIGHT> &z, int slice)
         : a(a), tile(tile), z(z), begin(a.columns[slice]), width(a.columns[slice + 1] - begin),
           group(threadIdx.x % WARP / 4), quad(threadIdx.x % 4) {
-        turn_to(blockIdx.z);
+        n = (blockIdx.z * WARPS + threadIdx.x / WARP) * OUTPUTS + group * 8;
+        load_factors(n, 0);
     }
 
-    // Asks for the first factors of 512 outputs.
-    __device__ void turn_to(int chunk) {
-        n = (chunk * WARPS + threadIdx.x / WARP) * OUTPUTS + group * 8, left = width - n;
-        load_factors(0);
+    // All lanes take every turn, as the instruction needs all of them.
+    __device__ void run(int padded) {
+        int turns = (width + gridDim.z * STEP - 1 - blockIdx.z * STEP) / (gridDim.z * STEP);
+#pragma unroll 1
+        for (; turns > 0; turns--, n += gridDim.z * STEP) change(padded);
+    }
+    static constexpr int STEP = WARPS * OUTPUTS;
+
+    // Leaves the first factors of the next turn.
+    __device__ void change(int padded) {
+        float sums[EIGHTS][4][4] = {};
+        Outputs out[2] = {outputs(0), outputs(1)};
+        multiply(padded, sums);
+#pragma unroll
+        for (int i = 0; i < EIGHTS * 2; i++) {
+            float of_row[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) of_row[j] = sums[i / 2][j / 2][i % 2 + j % 2 * 2];
+            out[i % 2].add(tile.part, n, width - n, of_row, !BEGIN);
+            // The next but one, while the next is added.
+            if (i + 2 < EIGHTS * 2) out[i % 2] = outputs(i + 2);
+        }
     }
 
-    __device__ void load_factors(int k) {
+    __device__ void load_factors(int n, int k) {
         int rank = tile.part.rank;
-        const bf16 *first = static_cast<const bf16 *>(tile.part.b) + int64_t(n) * rank;
-        next.load(first, rank, left, k + quad * 4);
+        next.load(static_cast<const bf16 *>(tile.part.b) + int64_t(n) * rank, rank, width - n, k + quad * 4);
     }
 
     __device__ void multiply(int padded, float (&sums)[EIGHTS][4][4]) {
         for (int k = 0; k < padded; k += 16) {
             Factors<4> b = next;
-            load_factors(k + 16);
+            bool last = k + 16 >= padded;
+            load_factors(last ? n + gridDim.z * STEP : n, last ? 0 : k + 16);
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
                 int row = e * EIGHT + group;
@@ -278,8 +306,8 @@ template <int EIGHTS, bool BEGIN> struct Expander {
     __device__ Outputs outputs(int i) const {
         Outputs out;
         int row = z.rows[i / 2 * EIGHT + 2 * quad + i % 2];
-        out.place = row >= 0 && left > 0 ? a.out.row<bf16>(row) + begin + n : nullptr;
-        if (!BEGIN) out.load(left);
+        out.place = row >= 0 && n < width ? a.out.row<bf16>(row) + begin + n : nullptr;
+        if (!BEGIN) out.load(width - n);
         return out;
     }
 };
@@ -299,22 +327,7 @@ template <int EIGHTS, bool BEGIN> __device__ void expand(const LoraArgs &a) {
     wait_for_inputs();
     z.fill(a, tile, slice, padded);
     __syncthreads();
-#pragma unroll 1
-    for (int chunk = blockIdx.z; chunk * WARPS * OUTPUTS < expander.width; chunk += gridDim.z) {
-        float sums[EIGHTS][4][4] = {};
-        if (chunk != blockIdx.z) expander.turn_to(chunk);
-        Outputs out[2] = {expander.outputs(0), expander.outputs(1)};
-        expander.multiply(padded, sums);
-#pragma unroll
-        for (int i = 0; i < EIGHTS * 2; i++) {
-            float of_row[8];
-#pragma unroll
-            for (int n = 0; n < 8; n++) of_row[n] = sums[i / 2][n / 2][i % 2 + n % 2 * 2];
-            out[i % 2].add(tile.part, expander.n, expander.left, of_row, !BEGIN);
-            // The next but one, while the next is added.
-            if (i + 2 < EIGHTS * 2) out[i % 2] = expander.outputs(i + 2);
-        }
-    }
+    expander.run(padded);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) lora_expand_mma8(LoraArgs a) {

@@ -11,6 +11,7 @@ use super::draw::Fill;
 use super::lora_case::{
     Case, added, batch, embedding_cases, gated_cases, linear_cases, long_input_cases,
     many_gated_cases, many_gated_fp8_cases, many_row_cases, prompt_cases, tiled_cases,
+    wide_gated_cases,
 };
 use super::misuse::{Misuse, refusals};
 use super::reference::{Input, adapted, gated, linear};
@@ -139,6 +140,11 @@ pub fn a_gated_product_is_its_parts<B: Backend>(make: &dyn Fn() -> B, types: Typ
 /// The same for so many rows that a device may do all of it at once.
 pub fn gated_products_of_many_rows_are_their_parts<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 4, many_gated_cases(), |rig, case| gated_product(rig, case, types, types.w));
+}
+
+/// The same for fewer rows without adapters, whose many outputs keep a device as busy.
+pub fn wide_gated_products_are_their_parts<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    for_all(make, 1, wide_gated_cases(), |rig, case| gated_product(rig, case, types, types.w));
 }
 
 /// The same for weights in e4m3, and inputs that are exact in it.

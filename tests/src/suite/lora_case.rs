@@ -121,6 +121,15 @@ pub fn many_gated_cases() -> impl Strategy<Value = Case> {
     many_gated(&[64, 136, 200], &[8, 64, 136])
 }
 
+/// The same for fewer rows, none of which has an adapter, and many outputs.
+pub fn wide_gated_cases() -> impl Strategy<Value = Case> {
+    let (widths, in_dim) = (Just(vec![6912; 2]), select(&[8, 72]));
+    even_cases(widths, in_dim, 1usize..3, Just(256), &[8], Just([false; 2])).prop_map(|mut case| {
+        case.slot_of_row.fill(-1);
+        case
+    })
+}
+
 /// The same with inputs that suit products in e4m3.
 pub fn many_gated_fp8_cases() -> impl Strategy<Value = Case> {
     many_gated(&[64, 128, 192], &[64, 128])

@@ -127,7 +127,7 @@ macro_rules! backend_suite {
                     products_in_tiles_get_their_adapters,
                     products_of_many_rows_get_their_adapters,
                     long_inputs_get_their_adapters, a_gated_product_is_its_parts,
-                    gated_products_of_many_rows_are_their_parts,
+                    gated_products_of_many_rows_are_their_parts, wide_gated_products_are_their_parts,
                     gated_fp8_products_of_many_rows_are_their_parts,
                     an_embedding_adapter_does_what_its_formula_says,
                     a_row_gets_its_adapter_as_if_it_were_alone, rows_without_an_adapter_keep_bits,

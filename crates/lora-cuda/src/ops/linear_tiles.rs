@@ -15,6 +15,9 @@ use crate::{Cuda, CudaQueue, View, ViewMut};
 /// Rows from which on the kernel is about as fast as cuBLASLt's, which leaves adapters to others.
 const LEAST_ROWS: usize = 1536;
 
+/// What of the device must be busy, at the pace of the slowest, for the kernel to be faster than cuBLASLt and a gate.
+const LEAST_BUSY: f64 = 0.8;
+
 /// Rows from which on it is the fastest to begin outputs with what adapters add.
 const LEAST_ROWS_TO_BEGIN: usize = 512;
 
@@ -93,9 +96,22 @@ pub fn suits(batch: &LoraBatch<Cuda>, spec: &SiteSpec, rows: usize) -> bool {
 
 /// Whether [`Cuda::multiply_tiles`] takes these operands, and is the fastest.
 pub fn suits_operands(x: Mat, w: Mat, out: Mat) -> bool {
+    x.rows >= LEAST_ROWS && takes(x, w, out)
+}
+
+/// Whether [`Cuda::gate_by_tiles`] takes these operands, and is the fastest without adapters: cuBLASLt leaves gates to
+/// others, too, so that fewer rows are enough if they keep the device busy.
+pub fn suits_gate(x: Mat, w: Mat, out: Mat) -> bool {
+    let tiles = x.rows.div_ceil(CLUSTER * ROWS) * w.rows.div_ceil(OUTPUTS);
+    let work = (x.rows * w.rows) as f64 / (CLUSTER * ROWS * OUTPUTS) as f64;
+    let busy = work / tiles.next_multiple_of(CLUSTERS).max(1) as f64;
+    takes(x, w, out) && (x.rows >= LEAST_ROWS || busy >= LEAST_BUSY)
+}
+
+fn takes(x: Mat, w: Mat, out: Mat) -> bool {
     let dtypes = [x.dtype, w.dtype, out.dtype] == [DType::Bf16; 3];
     let even = w.cols.is_multiple_of(8) && w.rows.is_multiple_of(8);
-    x.rows >= LEAST_ROWS && dtypes && even && is_aligned(x) && is_aligned(w) && is_aligned(out)
+    dtypes && even && is_aligned(x) && is_aligned(w) && is_aligned(out)
 }
 
 /// A matrix as the kernel reads it.

@@ -149,7 +149,7 @@ const MMA_MAX_RANK: usize = 256;
 /// large enough that planes are few. It depends on the site alone, as does how a row is summed by these
 /// kernels; from [`LEAST_ROWS_TO_SHRINK`] rows on another one sums, and cuts by rows and adapters, too.
 fn chunk(in_dim: usize) -> usize {
-    const MOST_PLANES: usize = 8;
+    const MOST_PLANES: usize = 16;
     const LEAST: usize = 512;
     in_dim.div_ceil(MOST_PLANES).next_multiple_of(WARP).max(LEAST)
 }
@@ -297,10 +297,11 @@ impl Cuda {
         check::linear(x.geo, [w.geo().rows, w.geo().cols], gate_up.geo)?;
         let at_once = linear_tiles::suits_operands(x.geo, w.geo(), out.geo);
         let without_adapters = |q: &mut CudaQueue| {
-            if at_once {
+            let suited = linear_tiles::suits_gate(x.geo, w.geo(), out.geo);
+            if suited {
                 self.gate_by_tiles(q, x, w, None, out)?;
             }
-            Ok(at_once)
+            Ok(suited)
         };
         let Some((site, batch)) = lora else { return without_adapters(q) };
         check_linear(&x, site, gate_up)?;
