@@ -102,10 +102,15 @@ pub fn suits_operands(x: Mat, w: Mat, out: Mat) -> bool {
 /// Whether [`Cuda::gate_by_tiles`] takes these operands, and is the fastest without adapters: cuBLASLt leaves gates to
 /// others, too, so that fewer rows are enough if they keep the device busy.
 pub fn suits_gate(x: Mat, w: Mat, out: Mat) -> bool {
-    let tiles = x.rows.div_ceil(CLUSTER * ROWS) * w.rows.div_ceil(OUTPUTS);
-    let work = (x.rows * w.rows) as f64 / (CLUSTER * ROWS * OUTPUTS) as f64;
+    let tiles = tiles(out, OUTPUTS / 2);
+    let work = (out.rows * out.cols) as f64 / (CLUSTER * ROWS * OUTPUTS / 2) as f64;
     let busy = work / tiles.next_multiple_of(CLUSTERS).max(1) as f64;
     takes(x, w, out) && (x.rows >= LEAST_ROWS || busy >= LEAST_BUSY)
+}
+
+/// Tiles of a cluster, so many outputs wide, that make `out`.
+fn tiles(out: Mat, width: usize) -> usize {
+    out.rows.div_ceil(CLUSTER * ROWS) * out.cols.div_ceil(width)
 }
 
 fn takes(x: Mat, w: Mat, out: Mat) -> bool {
@@ -252,7 +257,7 @@ impl Cuda {
             Does::Begin => (0, 0),
             Does::GateAdded(_) => (0, width / COLUMNS),
         };
-        let tiles = TilesArgs {
+        let args = TilesArgs {
             w: map(w, OUTPUTS / CLUSTER)?,
             x: map(x, ROWS)?,
             out: map(outputs, GROUP_ROWS)?,
@@ -265,15 +270,14 @@ impl Cuda {
             steps: steps as i32,
             bases: bases as i32,
         };
-        let of_rows = out.geo.rows.div_ceil(CLUSTER * ROWS);
-        let clusters = (of_rows * out.geo.cols.div_ceil(width)).min(CLUSTERS);
+        let clusters = tiles(out.geo, width).min(CLUSTERS);
         let launch = Launch {
             grid: [clusters, 1, CLUSTER],
             threads: THREADS,
             shared: SHARED,
             cluster: CLUSTER,
         };
-        q.launch(&self.modules, kernel, launch, tiles)
+        q.launch(&self.modules, kernel, launch, args)
     }
 }
 
@@ -284,4 +288,20 @@ fn operands(x: View<'_>, w: &CudaLinear) -> [Operand; 2] {
 /// Steps of K of a product with this input.
 fn steps_of(x: Mat) -> usize {
     (x.cols * x.dtype.size()).div_ceil(SWIZZLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gates_of_fewer_rows_must_keep_the_device_busy() {
+        let suits = |rows, n| {
+            let mat = |rows, cols| Mat::dense(rows, cols, DType::Bf16);
+            suits_gate(mat(rows, 4096), mat(2 * n, 4096), mat(rows, n))
+        };
+        assert!(suits(256, 14336) && suits(1536, 8) && suits(512, 6912));
+        // Half of the tiles' rows, a second turn for few clusters, and few tiles.
+        assert!(!suits(128, 14336) && !suits(256, 9216) && !suits(256, 4096));
+    }
 }
