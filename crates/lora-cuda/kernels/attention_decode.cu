@@ -268,11 +268,11 @@ struct Merged {
     }
 };
 
-// Row `r`; blocks (any, some heads that share keys, part of the keys).
+// Row `r`; blocks (some heads that share keys, any, part of the keys).
 template <int DIM, class T, class C>
 __device__ void decode(const AttentionArgs &a, Shared<DIM> &shared, int r) {
     int shared_by = a.heads / a.kv_heads, chunks = (shared_by + HEADS - 1) / HEADS;
-    int kv_head = blockIdx.y / chunks, first_head = blockIdx.y % chunks * HEADS;
+    int kv_head = blockIdx.x / chunks, first_head = blockIdx.x % chunks * HEADS;
     int heads = min(HEADS, shared_by - first_head);
     first_head += kv_head * shared_by;
     int position = a.positions[r], sequence = a.sequences[r];
@@ -310,23 +310,25 @@ __device__ void decode(const AttentionArgs &a, Shared<DIM> &shared, int r) {
     });
 }
 
-// The first row of a sequence behind row `r` that is alone; the number of rows if there is none.
-__device__ int next_alone(const AttentionArgs &a, int sequence, int r) {
+// The first row behind row `r` that is alone, of a block's sequences; the number of rows if there is none.
+__device__ int next_alone(const AttentionArgs &a, int r) {
     int rows = a.queries.rows, found = rows;
 #pragma unroll 8
     for (int i = r + 1 + threadIdx.x; i < rows; i += WARPS * WARP)
-        if (a.sequences[i] == sequence && is_alone(a, i)) found = min(found, i);
+        if (a.sequences[i] % int(gridDim.y) == int(blockIdx.y) && is_alone(a, i)) found = min(found, i);
     return -block_reduce(-found, -rows, Max());
 }
 
-// Blocks (row, some heads that share keys, part of the keys), or, for rows apart, sequences rather than
-// rows; those of a row's heads are a cluster.
+// Blocks (some heads that share keys, row, part of the keys), or, for rows apart, sequences rather than rows, and
+// both in turn where there are more of them; those of a row's heads are a cluster. All heads of a row run together,
+// as their keys are neighbours in memory.
 template <int DIM, class T, class C>
 __device__ void decode_rows(const AttentionArgs &a, Shared<DIM> &shared) {
-    int r = a.apart ? next_alone(a, blockIdx.x, -1) : int(blockIdx.x);
+    int r = a.apart ? next_alone(a, -1) : int(blockIdx.y);
     while (r < a.queries.rows) {
         decode<DIM, T, C>(a, shared, r);
-        r = a.apart ? next_alone(a, blockIdx.x, r) : a.queries.rows;
+        r = a.apart ? next_alone(a, r) : r + int(gridDim.y);
+        __syncthreads(); // The last row's sums are read.
     }
 }
 

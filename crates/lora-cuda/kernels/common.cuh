@@ -90,6 +90,11 @@ template <class F> __device__ inline void with_narrow(int dtype, F &&f) {
     else f(f16{});
 }
 
+// Asks for bytes in the second cache: a multiple of 16, from such an address on.
+__device__ inline void prefetch_bytes(const void *from, uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 

@@ -81,6 +81,7 @@ template <class S> struct Memory {
     Part *parts;   // [tiles of rows, slices]
     int4 *tiles;
     int32_t *order, *tile_of_row; // -1: no adapter
+    float *row_scales;
 
     __device__ Memory(uint8_t *memory, int stages) {
         // The swizzle goes by addresses.
@@ -92,7 +93,8 @@ template <class S> struct Memory {
         deltas = sums + S::ROWS * S::STRIDE;
         tiles = reinterpret_cast<int4 *>(deltas + S::ROWS * (S::WIDTH / cluster_size() + 4));
         order = reinterpret_cast<int32_t *>(tiles + S::ROWS), tile_of_row = order + S::ROWS;
-        parts = reinterpret_cast<Part *>(tile_of_row + S::ROWS);
+        row_scales = reinterpret_cast<float *>(tile_of_row + S::ROWS);
+        parts = reinterpret_cast<Part *>(row_scales + S::ROWS);
     }
     // By the lanes of a warp.
     __device__ void init(int stages, int lane) const {
@@ -339,11 +341,10 @@ template <class S> struct Finisher {
         // Not beyond the slice, in whose B alone they lie.
         int end = slice + 1 < a.lora.slices ? a.lora.starts[slice + 1] : a.out.cols;
         int count = min(width, end - n);
-        for (int t = warp; t < tiles; t += FINISHERS / WARP) {
+        for (int t = thread; t < tiles; t += FINISHERS) {
             const Part &part = memory.parts[t * a.lora.slices + slice];
-            const bf16 *b = part.b + int64_t(in_slice) * part.rank;
-            for (int i = thread % WARP * 64; i < count * part.rank; i += WARP * 64)
-                asm volatile("prefetch.global.L2 [%0];" ::"l"(b + i));
+            if (count > 0 && part.rank > 0)
+                prefetch_bytes(part.b + int64_t(in_slice) * part.rank, count * part.rank * sizeof(bf16));
         }
     }
 
@@ -389,8 +390,31 @@ template <class S> struct Finisher {
 
     __device__ float *delta_of(int row) const { return memory.deltas + row * (width + 4); }
 
+    // Reads what rows are divided by.
+    __device__ void read_scales() const {
+        if (a.x_scales && thread < a.out.rows) memory.row_scales[thread] = a.x_scales[thread];
+    }
+
+    // What the base layer does to a thread's four outputs of a tile. To be read before their sums are there, as reading
+    // takes long while weights stream in.
+    struct Outputs {
+        float scales[4], bias[4];
+    };
+    __device__ Outputs outputs_of(int tile) const {
+        Outputs outputs = {{1, 1, 1, 1}, {}};
+        int n = first_of(tile) + thread % (width / 4) * 4;
+        if (n >= a.out.cols) return outputs;
+        auto read = [&](const float *from, float (&to)[4]) {
+            float4 v = *reinterpret_cast<const float4 *>(from + n);
+            to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+        };
+        if (a.w_scales) read(a.w_scales, outputs.scales);
+        if (a.bias) read(a.bias, outputs.bias);
+        return outputs;
+    }
+
     // Adds up staged sums, applies scales, bias and adapters, and stores, four neighbours at a time.
-    __device__ void finish(int tile) const {
+    __device__ void finish(int tile, const Outputs &outputs) const {
         constexpr int TURN = 4;
         int log = 31 - __clz(width / 4), count = a.out.rows << log, mask = (1 << log) - 1;
         for (int i = thread; i < count; i += FINISHERS * TURN) {
@@ -403,22 +427,20 @@ template <class S> struct Finisher {
 #pragma unroll
             for (int u = 0; u < TURN; u++) {
                 int at = i + u * FINISHERS;
-                if (at < count) finish(tile, at >> log, (at & mask) * 4, sums[u]);
+                if (at < count) finish(tile, outputs, at >> log, (at & mask) * 4, sums[u]);
             }
         }
     }
 
-    __device__ void finish(int tile, int row, int from, const float4 (&sums)[MAX_BLOCKS]) const {
+    __device__ void finish(int tile, const Outputs &outputs, int row, int from,
+                           const float4 (&sums)[MAX_BLOCKS]) const {
         int n = first_of(tile) + from;
         if (n >= a.out.cols) return;
         float v[4] = {sums[0].x, sums[0].y, sums[0].z, sums[0].w};
         if (blocks > 1) v[0] += sums[1].x, v[1] += sums[1].y, v[2] += sums[1].z, v[3] += sums[1].w;
-        float of_row = a.x_scales ? a.x_scales[row] : 1.0f;
+        float of_row = a.x_scales ? memory.row_scales[row] : 1.0f;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (a.w_scales) v[i] *= of_row * a.w_scales[n + i];
-            if (a.bias) v[i] += a.bias[n + i];
-        }
+        for (int i = 0; i < 4; i++) v[i] = v[i] * (of_row * outputs.scales[i]) + outputs.bias[i];
         adapt(row, n, from, v);
         with_float(a.out.dtype, [&](auto o) {
             using O = decltype(o);
@@ -464,12 +486,14 @@ __device__ void finish(const StreamArgs &a, const Memory<S> &memory, const Share
     finisher.read_batch();
     finisher.prefetch(share.tile);
     wait_for_inputs();
+    finisher.read_scales();
     for (int tile = share.tile; tile < share.tiles; tile += share.clusters) {
         if (tile + share.clusters < share.tiles) finisher.prefetch(tile + share.clusters);
+        auto outputs = finisher.outputs_of(tile);
         finisher.expand_any(tile);
         finishers_sync();
         control.staged.wait(parity);
-        finisher.finish(tile);
+        finisher.finish(tile, outputs);
         control.taken.arrive();
         finishers_sync(); // What adapters add is used.
         parity ^= 1;

@@ -39,8 +39,6 @@ __device__ bool read_first_tile(const LoraArgs &a, int index, int slice, int row
     return tile.count > 0;
 }
 
-__device__ void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 // Eight neighbours of a row; zeros where there is none, or behind `end`.
 __device__ uint4 load_eight(const bf16 *row, int k, int end) {
     return row && k < end ? *reinterpret_cast<const uint4 *>(row + k) : make_uint4(0, 0, 0, 0);
@@ -61,41 +59,53 @@ struct Piece {
         tile.rows += from, tile.count = min(tile.count - from, EIGHT);
         return tile.count > 0 && first_rank < tile.part.rank;
     }
+
+    // The factors of a rank.
+    __device__ const bf16 *factors(const LoraArgs &a, int rank) const {
+        return static_cast<const bf16 *>(tile.part.a) + int64_t(first_rank + rank) * a.in_dim;
+    }
+
+    // Asks for the block's columns, up to `end`, of all ranks: those of a rank lie in one piece.
+    __device__ void prefetch(const LoraArgs &a, int end) const {
+        int begin = blockIdx.z * a.chunk;
+        if (threadIdx.x < min(tile.part.rank - first_rank, RANKS))
+            prefetch_bytes(factors(a, threadIdx.x) + begin, (end - begin) * sizeof(bf16));
+    }
 };
 
-// The columns of K of a warp, which takes some of them in a turn.
+// The columns of K of a warp, which takes some of them in a turn, two times 32: a line of the caches.
 struct Columns {
     int begin, end;
 
     __device__ explicit Columns(const LoraArgs &a) {
-        begin = blockIdx.z * a.chunk + threadIdx.x / WARP * 32;
+        begin = blockIdx.z * a.chunk + threadIdx.x / WARP * TIMES * 32;
         end = min(int(blockIdx.z + 1) * a.chunk, a.in_dim);
     }
-    static constexpr int STEP = SHRINK_WARPS * 32;
+    static constexpr int TIMES = 2, STEP = SHRINK_WARPS * TIMES * 32;
 };
 
 // Sums of a warp. Fragments take eight neighbours of K from a thread where the instruction has them
 // elsewhere; as both operands do, the sum is the same.
 __device__ void multiply(const bf16 *x, const bf16 *low, const bf16 *high, Columns columns, float (&sums)[4]) {
-    constexpr int BATCH = 2; // turns whose loads are under way together
+    constexpr int TIMES = Columns::TIMES;
     // All lanes take every turn, as the instruction needs all of them.
 #pragma unroll 1
-    for (int base = columns.begin; base < columns.end; base += BATCH * Columns::STEP) {
-        uint4 v[BATCH], p[BATCH], r[BATCH];
+    for (int base = columns.begin; base < columns.end; base += Columns::STEP) {
+        uint4 v[TIMES], p[TIMES], r[TIMES];
         uint32_t any = 0;
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            int k = base + i * Columns::STEP + threadIdx.x % 4 * EIGHT;
+        for (int i = 0; i < TIMES; i++) {
+            int k = base + i * 32 + threadIdx.x % 4 * EIGHT;
             v[i] = load_eight(x, k, columns.end);
             p[i] = load_eight(low, k, columns.end), r[i] = load_eight(high, k, columns.end);
         }
         // All loads are looked at before the first product, as the compiler would else put off each until its
         // own, and they would be waited for one after another.
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) any |= bits(v[i]) | bits(p[i]) | bits(r[i]);
+        for (int i = 0; i < TIMES; i++) any |= bits(v[i]) | bits(p[i]) | bits(r[i]);
         if (!__any_sync(ALL_LANES, any != 0)) continue;
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
+        for (int i = 0; i < TIMES; i++) {
             mma(sums, p[i].x, r[i].x, p[i].y, r[i].y, v[i].x, v[i].y);
             mma(sums, p[i].z, r[i].z, p[i].w, r[i].w, v[i].z, v[i].w);
         }
@@ -133,14 +143,9 @@ extern "C" __global__ void __launch_bounds__(SHRINK_WARPS * WARP, 8) lora_shrink
     Columns columns(a);
     int lane = threadIdx.x % WARP, group = lane / 4;
     int ranks = piece.tile.part.rank - piece.first_rank;
-    const bf16 *factor = static_cast<const bf16 *>(piece.tile.part.a) +
-                         int64_t(piece.first_rank + group) * a.in_dim;
-    const bf16 *low = group < ranks ? factor : nullptr;
-    const bf16 *high = group + 8 < ranks ? factor + int64_t(8) * a.in_dim : nullptr;
-    for (int k = columns.begin + lane % 4 * EIGHT; k < columns.end; k += Columns::STEP) {
-        if (low) prefetch(low + k);
-        if (high) prefetch(high + k);
-    }
+    const bf16 *low = group < ranks ? piece.factors(a, group) : nullptr;
+    const bf16 *high = group + 8 < ranks ? piece.factors(a, group + 8) : nullptr;
+    piece.prefetch(a, columns.end);
     const bf16 *x = group < piece.tile.count ? a.x.row<bf16>(piece.tile.rows[group]) : nullptr;
     wait_for_inputs();
     tell_inputs(a.inputs, announced);

@@ -27,6 +27,9 @@ const KEYS: usize = 64;
 /// To what its tiles in shared memory are aligned, which shared memory itself may not be.
 const ALIGNMENT: usize = 1024;
 
+/// The most blocks of a launch along y.
+const MOST_BLOCKS: usize = 65_535;
+
 /// Blocks that keep a device busy, and the most of them that a cluster may have on any device.
 const BLOCKS: usize = 512;
 const MOST_SPLITS: usize = 8;
@@ -247,7 +250,7 @@ fn choose_decode(of: &Shape, rows: usize) -> Option<(Kernel, Launch)> {
     };
     let groups = kv_heads * (heads / kv_heads).div_ceil(HEADS);
     let cluster = splits(rows * groups, of.longest);
-    let launch = Launch::new([rows, groups, cluster], WARPS * WARP);
+    let launch = Launch::new([groups, rows.min(MOST_BLOCKS), cluster], WARPS * WARP);
     Some((kernel, Launch { cluster, ..launch }))
 }
 
@@ -299,14 +302,14 @@ mod tests {
     fn kernels_are_chosen_by_rows_heads_and_dtypes() {
         let (decode, dims) = (SHAPE, SHAPE.dims);
         let (kernel, launch) = choose(&decode);
-        assert_eq!((kernel, launch.grid), (Kernel::AttentionDecode128, [1, 8, 8]));
+        assert_eq!((kernel, launch.grid), (Kernel::AttentionDecode128, [8, 1, 8]));
         let (_, launch) = choose(&Shape { rows: 256, sequences: 256, ..decode });
-        assert_eq!((launch.grid, launch.cluster), ([256, 8, 1], 1));
+        assert_eq!((launch.grid, launch.cluster), ([8, 256, 1], 1));
         let (_, launch) = choose(&Shape { longest: 192, ..decode });
-        assert_eq!((launch.grid, launch.cluster), ([1, 8, 4], 4));
+        assert_eq!((launch.grid, launch.cluster), ([8, 1, 4], 4));
         let wide = HeadDims { heads: 40, kv_heads: 4, head_dim: 96 };
         let (kernel, launch) = choose(&Shape { dims: wide, rows: 16, ..decode });
-        assert_eq!((kernel, launch.grid), (Kernel::AttentionDecode96, [16, 8, 4]));
+        assert_eq!((kernel, launch.grid), (Kernel::AttentionDecode96, [8, 16, 4]));
         let prefill = Shape { rows: 100, cache: DType::F8E4m3, ..decode };
         let (kernel, launch) = choose(&prefill);
         assert!(
@@ -315,7 +318,7 @@ mod tests {
         );
         let rest = choose_for_rest(&Shape { sequences: 70, ..prefill }, kernel);
         let (single, of_sequences) = rest.unwrap();
-        assert_eq!((single, of_sequences.grid), (Kernel::AttentionDecode128, [70, 8, 1]));
+        assert_eq!((single, of_sequences.grid), (Kernel::AttentionDecode128, [8, 70, 1]));
         assert_eq!((kernel, launch.grid), (Kernel::AttentionPrefill128, [8, 3, 1]));
         assert_eq!((launch.threads, launch.shared), (384, 113 << 10));
         for other in [

@@ -36,7 +36,7 @@ pub const SWIZZLE: usize = 128;
 /// Bytes of a `Part` of `linear_stream.cu`, of what else it knows of a row, and enough for its `Control` and
 /// the alignment of tiles.
 const PART: usize = 40;
-const OF_ROW: usize = 24;
+const OF_ROW: usize = 28;
 const REST: usize = 2048;
 
 /// Blocks that may share the terms of a sum, and how many such clusters an H100 or H200 runs at once.
