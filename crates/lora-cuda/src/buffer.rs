@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, result, sys};
 use lora_core::{Error, Pool, Result};
 
-use crate::error::failed;
+use crate::error::{failed, is_full};
 
 /// A block of device memory; dropping it waits for the device and frees it.
 pub struct CudaBuf {
@@ -19,7 +19,7 @@ impl CudaBuf {
     /// A block of `bytes` zeros.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
+    /// [`Error::OutOfMemory`], [`Error::Device`].
     pub(crate) fn zeroed(context: &Arc<CudaContext>, pool: Pool, bytes: usize) -> Result<Self> {
         let buf = Self::unwritten(context, pool, bytes)?;
         // SAFETY: the block has that many bytes and nobody else knows it.
@@ -32,13 +32,18 @@ impl CudaBuf {
     /// A block of `bytes` bytes that hold anything.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
+    /// [`Error::OutOfMemory`]; [`Error::Device`] if it is another reason for which the device refuses.
     pub(crate) fn unwritten(context: &Arc<CudaContext>, pool: Pool, bytes: usize) -> Result<Self> {
         context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         // SAFETY: the context is current, and an empty block is asked for as one byte.
-        let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|_| {
-            let available = result::mem_get_info().map_or(0, |(free, _)| free);
-            Error::OutOfMemory { pool, requested: bytes, available }
+        let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|cause| {
+            let known = result::mem_get_info();
+            let available = known.map_or(0, |(free, _)| free);
+            // The driver may have other words for more than any device has.
+            match is_full(cause) || known.is_ok() && bytes > available {
+                true => Error::OutOfMemory { pool, requested: bytes, available },
+                false => failed("cuMemAlloc")(cause),
+            }
         })?;
         Ok(Self { address, bytes, context: context.clone() })
     }
