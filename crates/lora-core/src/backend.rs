@@ -90,7 +90,7 @@ pub trait Backend: Sized + 'static {
     /// Allocates `bytes` zeroed bytes. Only called at start-up and when an adapter is loaded.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfMemory`].
+    /// [`crate::Error::OutOfMemory`]; [`crate::Error::Device`] if the device refuses for another reason.
     fn alloc(&self, pool: Pool, bytes: usize) -> Result<Self::Buf>;
 
     /// Bytes that further blocks could take; `None` where that is not known.

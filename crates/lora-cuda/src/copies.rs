@@ -93,7 +93,7 @@ impl Copies {
     /// A block for adapters; what it holds is not known.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
+    /// [`Error::OutOfMemory`], [`Error::Device`].
     pub(crate) fn block(&mut self, bytes: usize) -> Result<CudaBuf> {
         self.free_retired();
         let block = CudaBuf::unwritten(&self.context, Pool::Adapters, bytes);

@@ -87,6 +87,9 @@ pub enum CudaError {
         /// What the driver said.
         cause: DriverError,
     },
+    /// What the device is opened with could not be made.
+    #[error(transparent)]
+    Opening(#[from] lora_core::Error),
 }
 
 fn list(paths: &[PathBuf]) -> String {

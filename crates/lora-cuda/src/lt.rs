@@ -143,7 +143,7 @@ impl Lt {
         let full = || CudaError::Full { what: "cuBLASLt".to_owned() };
         let workspace = workspace.map_err(|error| match error {
             Error::OutOfMemory { .. } => full(),
-            _ => refused(),
+            error => CudaError::Opening(error),
         })?;
         let handle = result::create_handle().map_err(|error| match error.0 {
             sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => full(),
