@@ -89,7 +89,7 @@ pub enum CudaError {
     },
     /// What the device is opened with could not be made.
     #[error(transparent)]
-    Opening(#[from] lora_core::Error),
+    Opening(lora_core::Error),
 }
 
 fn list(paths: &[PathBuf]) -> String {
@@ -114,7 +114,10 @@ impl CudaError {
 
 impl From<CudaError> for lora_core::Error {
     fn from(error: CudaError) -> Self {
-        Self::Device(error.to_string())
+        match error {
+            CudaError::Opening(error) => error,
+            error => Self::Device(error.to_string()),
+        }
     }
 }
 
@@ -137,6 +140,9 @@ mod tests {
         // Its text is the driver's.
         let lost = driver(sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE);
         assert!(matches!(lost, CudaError::Driver { call: "cuStreamCreate", .. }));
+        let refused = lora_core::Error::Device("cuMemAlloc: refused".to_owned());
+        let text = refused.to_string();
+        assert_eq!(lora_core::Error::from(CudaError::Opening(refused)).to_string(), text);
         for (error, parts) in [
             (library, &["libcuda", "install the driver", "CPU"][..]),
             (device, &["device 3", "shows 2"]),
