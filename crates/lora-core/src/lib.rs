@@ -13,6 +13,7 @@ pub mod check;
 mod config;
 mod dtype;
 mod error;
+pub mod files;
 #[cfg(feature = "formats")]
 pub mod formats;
 pub mod fp8;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::adapter::Adapter;
 use crate::config::{CkptSource, ExpertLayout, LoraConfig, NemoQkvLayout};
+use crate::files;
 use crate::geometry::ModelGeometry;
 use crate::modules::ModuleMap;
 use crate::rules::{Rejections, listed};
@@ -336,7 +337,7 @@ fn file_names(paths: &[PathBuf]) -> String {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, AdapterError> {
-    std::fs::read(path).map_err(|source| io_error(path, source))
+    files::read(path, files::MAX_CONFIG).map_err(|source| io_error(path, source))
 }
 
 fn io_error(path: &Path, source: std::io::Error) -> AdapterError {

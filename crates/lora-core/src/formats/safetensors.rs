@@ -1,17 +1,17 @@
 //! Safetensors files, whole or in shards.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Component, Path};
 
 use bytes::Bytes;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
-use super::{AdapterError, ElementType, RawTensor, RawTensors, Source, io_error, read_file};
+use super::{AdapterError, ElementType, RawTensor, RawTensors, Source, io_error};
 use crate::dtype::DType;
+use crate::files;
 
-/// Largest header that is read: far above what the largest expert adapters need.
+/// Largest header or index that is read: far above what the largest expert adapters need.
 const MAX_HEADER: u64 = 64 << 20;
 
 /// Bytes of the header's length, at the start of a file.
@@ -99,7 +99,7 @@ pub fn parse(file: &Source) -> Result<RawTensors, AdapterError> {
 /// As [`read`]; also an index whose shards are missing, lie outside its directory, or hold other
 /// tensors than the index says.
 pub fn read_sharded(index: &Path, residence: Residence) -> Result<RawTensors, AdapterError> {
-    let parsed: Index = serde_json::from_slice(&read_file(index)?)
+    let parsed: Index = serde_json::from_slice(&read_index(index)?)
         .map_err(|source| AdapterError::Json { path: index.to_owned(), source })?;
     let broken = |problem: String| AdapterError::InvalidIndex { path: index.to_owned(), problem };
     let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -127,6 +127,10 @@ pub fn read_sharded(index: &Path, residence: Residence) -> Result<RawTensors, Ad
     Ok(all)
 }
 
+fn read_index(path: &Path) -> Result<Vec<u8>, AdapterError> {
+    files::read(path, MAX_HEADER).map_err(|source| io_error(path, source))
+}
+
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
@@ -139,7 +143,7 @@ fn is_plain_name(file: &str) -> bool {
 
 #[allow(unsafe_code)]
 fn map_file(path: &Path) -> Result<Bytes, AdapterError> {
-    let file = File::open(path).map_err(|source| io_error(path, source))?;
+    let file = files::open_regular(path).map_err(|source| io_error(path, source))?;
     let length = file.metadata().map_err(|source| io_error(path, source))?.len();
     if length < PREFIX {
         return Err(truncated(path, length, PREFIX));

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{AdapterError, io_error};
+use crate::files;
 
 /// A run of bytes, in memory or in an open file. Slices share the memory or the open file, so a
 /// file that is replaced under its name does not change what they hold.
@@ -42,12 +43,9 @@ impl Source {
     /// [`AdapterError::Missing`], or [`AdapterError::Io`] also for what is not a regular file.
     pub fn open(path: &Path) -> Result<Self, AdapterError> {
         let failed = |source| io_error(path, source);
-        let file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
-        }
-        Ok(Self::in_file(path, file, metadata.len()))
+        let file = files::open_regular(path).map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len();
+        Ok(Self::in_file(path, file, len))
     }
 
     /// The first `len` bytes of an open file; `path` is what messages call it.
