@@ -50,7 +50,14 @@ impl AdapterFiles {
     /// # Panics
     /// If they cannot be read: the checkout is broken.
     pub fn open(adapter: &str) -> Self {
-        let dir = adapter_path(adapter);
+        Self::read(&adapter_path(adapter))
+    }
+
+    /// Those in a directory.
+    ///
+    /// # Panics
+    /// If they cannot be read: the checkout is broken.
+    pub fn read(dir: &Path) -> Self {
         let config = fs::read(dir.join("adapter_config.json")).unwrap();
         let bytes = fs::read(dir.join("adapter_model.safetensors")).unwrap();
         let parsed = SafeTensors::deserialize(&bytes).unwrap();

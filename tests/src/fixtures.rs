@@ -72,7 +72,11 @@ pub fn geometry(model: &str) -> ModelGeometry {
     let size = |name: &str| known(name).expect("a size");
     let heads = size("num_attention_heads");
     let experts = known("num_experts").or(known("num_local_experts")).unwrap_or(0);
-    let attention = ModelGeometry::DENSE_MODULES.iter().take(if experts > 0 { 4 } else { 7 });
+    let modules = match experts {
+        0 => ModelGeometry::DENSE_MODULES.to_vec(),
+        // Attention, and what stands before the experts.
+        _ => [&ModelGeometry::DENSE_MODULES[..4], &["mlp.gate"]].concat(),
+    };
     ModelGeometry {
         hidden: size("hidden_size"),
         intermediate: size("intermediate_size"),
@@ -87,7 +91,7 @@ pub fn geometry(model: &str) -> ModelGeometry {
             _ => known("moe_intermediate_size").unwrap_or(size("intermediate_size")),
         },
         tied_embeddings: config["tie_word_embeddings"].as_bool().expect("a flag"),
-        hf_modules: attention.map(ToString::to_string).collect(),
+        hf_modules: modules.into_iter().map(str::to_owned).collect(),
         biased_modules: match config["model_type"].as_str() {
             Some("qwen2") => [TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV].into(),
             _ => BTreeSet::new(),

@@ -54,6 +54,8 @@ const IRRELEVANT: [&str; 14] = [
 #[derive(PartialEq, Debug)]
 enum Verdict {
     Accepted(Generation),
+    /// Accepted, and a person is told of something.
+    Warned(Generation),
     Refused(BTreeSet<Code>),
     Unreadable,
 }
@@ -69,7 +71,12 @@ fn judge(dir: &Path, model: &ModelGeometry) -> Verdict {
     let options = ReadOptions::default().with_source(formats::source_of(dir));
     match formats::load(dir, &options.for_model(model.clone())) {
         Ok(adapter) => match adapter.check(model, &LoraConfig::default()) {
-            broken if broken.is_empty() => Verdict::Accepted(adapter.generation),
+            broken if broken.is_empty() => {
+                let silent =
+                    adapter.source.warnings.is_empty() && adapter.warnings(model).is_empty();
+                let verdict = if silent { Verdict::Accepted } else { Verdict::Warned };
+                verdict(adapter.generation)
+            }
             broken => Verdict::Refused(codes(&broken)),
         },
         Err(error) => match error.rejections() {
@@ -89,6 +96,12 @@ fn for_each_adapter(body: impl Fn(&str, &AdapterFiles, &ModelGeometry, Generatio
         };
         body(adapter, &files, &model, generation);
     }
+}
+
+/// It need not be refused, but a person has to be told.
+fn assert_told(verdict: &Verdict, what: &str) {
+    let told = matches!(verdict, Verdict::Refused(_) | Verdict::Warned(_));
+    assert!(told, "{what}: {verdict:?}");
 }
 
 fn assert_refused(verdict: &Verdict, what: &str) {
@@ -181,7 +194,7 @@ fn no_tensor_can_be_dropped() {
 }
 
 #[test]
-fn no_module_can_be_dropped_whole() {
+fn no_module_can_be_dropped_whole_unnoticed() {
     for_each_adapter(|adapter, files, model, _| {
         let modules: BTreeSet<&str> = files
             .tensors
@@ -191,7 +204,7 @@ fn no_module_can_be_dropped_whole() {
         for module in modules {
             let mut changed = files.clone();
             changed.tensors.retain(|name, _| !name.starts_with(module));
-            assert_refused(&verdict_of(&changed, model), &format!("{adapter}: without {module}"));
+            assert_told(&verdict_of(&changed, model), &format!("{adapter}: without {module}"));
         }
     });
 }
@@ -235,7 +248,7 @@ fn no_tensor_can_change_its_type_or_values_unnoticed() {
                 });
                 let verdict = verdict_of(&changed, model);
                 assert_ne!(verdict, Verdict::Accepted(generation), "{adapter}: {name} {dtype:?}");
-                if matches!(dtype, Dtype::F64 | Dtype::I32) {
+                if dtype == Dtype::I32 {
                     assert_eq!(verdict, Verdict::Refused(BTreeSet::from([Code::TensorDtype])));
                 }
             }
@@ -419,8 +432,6 @@ fn each_rule_about_tensors_is_told_by_its_own_code() {
 #[test]
 fn each_rule_about_the_model_is_told_by_its_own_code() {
     let plain = |change: &dyn Fn(&mut AdapterFiles)| codes_after("llama.attn-r8", "llama", change);
-    let more = plain(&|f| f.config["target_modules"] = json!(["q_proj", "v_proj", "o_proj"]));
-    assert_eq!(more, [Code::TargetWithoutWeights].into());
     let fewer = plain(&|f| f.config["target_modules"] = json!(["q_proj"]));
     assert_eq!(fewer, [Code::WeightsWithoutTarget].into());
     let beyond = plain(&|f| *f = f.renamed(|name| name.replace("layers.2.", "layers.3.")));

@@ -17,6 +17,8 @@ mod check;
 mod diff;
 pub(crate) mod generation;
 #[cfg(feature = "formats")]
+pub(crate) mod pattern;
+#[cfg(feature = "formats")]
 pub(crate) mod targets;
 
 #[cfg(feature = "formats")]
@@ -256,7 +258,8 @@ pub struct ModuleNaming {
 pub struct Declaration {
     /// `target_modules`.
     pub targets: Selector,
-    /// `target_parameters`: parameters of routed experts, such as `mlp.experts.down_proj`.
+    /// `target_parameters`: parameters of routed experts and routers, such as
+    /// `mlp.experts.down_proj` and `gate.weight`.
     pub parameters: Vec<String>,
     /// `exclude_modules`.
     pub exclude: Option<Selector>,

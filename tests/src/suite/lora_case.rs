@@ -15,6 +15,8 @@ use super::rig::{Gaps, Matrix, Placed, Rig};
 #[derive(Clone, Debug)]
 pub struct Parts {
     rank: Option<usize>,
+    /// Type of B, if it is another than that of A.
+    b_dtype: Option<DType>,
     gain: bool,
     shift: bool,
     replacement: bool,
@@ -47,8 +49,17 @@ pub struct Site<B: Backend> {
 
 fn parts() -> impl Strategy<Value = Parts> {
     let flag = || prop::bool::weighted(0.25);
-    (prop::option::weighted(0.8, 1usize..=40), flag(), flag(), flag())
-        .prop_map(|(rank, gain, shift, replacement)| Parts { rank, gain, shift, replacement })
+    let floats = prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16]);
+    let b_dtype = prop::option::weighted(0.25, floats);
+    (prop::option::weighted(0.8, 1usize..=40), b_dtype, flag(), flag(), flag()).prop_map(
+        |(rank, b_dtype, gain, shift, replacement)| Parts {
+            rank,
+            b_dtype,
+            gain,
+            shift,
+            replacement,
+        },
+    )
 }
 
 fn with_widths(
@@ -187,7 +198,7 @@ fn even_cases(
         move |(widths, in_dim, adapters, rows, [gain, shift], seed)| {
             let rank = select(ranks);
             let parts = rank.prop_map(move |rank| {
-                Some(Parts { rank: Some(rank), gain, shift, replacement: false })
+                Some(Parts { rank: Some(rank), b_dtype: None, gain, shift, replacement: false })
             });
             let slice = prop_oneof![5 => parts, 1 => Just(None)];
             let written =
@@ -324,7 +335,7 @@ impl Parts {
         SlotSlice {
             low_rank: self.rank.map(|rank| SlotLowRank {
                 a: fill.matrix(rank, in_dim, dtype).data,
-                b: fill.matrix(out, rank, dtype).data,
+                b: fill.matrix(out, rank, self.b_dtype.unwrap_or(dtype)).data,
                 scale,
             }),
             gain: self.gain.then(|| fill.values(out)),

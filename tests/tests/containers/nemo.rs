@@ -152,7 +152,9 @@ fn tensors_must_be_finite_floating_point_numbers() {
     };
     assert_eq!(file("BFloat16Storage", vec![0xff; 512]), [Code::NonFinite]);
     assert_eq!(file("LongStorage", vec![0; 2048]), [Code::TensorDtype]);
-    assert_eq!(file("FloatStorage", vec![0; 1024]), [Code::TensorDtype]);
+    // Beside A in bfloat16.
+    assert_eq!(file("FloatStorage", vec![0xff; 1024]), [Code::NonFinite]);
+    assert_eq!(file("DoubleStorage", vec![0xff; 2048]), [Code::NonFinite]);
 }
 
 #[test]

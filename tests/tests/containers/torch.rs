@@ -1,5 +1,7 @@
 //! Torch files that torch did not write.
 
+use std::path::Path;
+
 use lora_core::DType;
 use lora_core::formats::{self, AdapterError, ElementType, RawTensors, ReadOptions};
 use polylora_tests::adapter_path;
@@ -51,12 +53,29 @@ fn tensors_are_ranges_of_the_file() {
     assert_eq!(raw.tensors["part"].shape(), [2, 2]);
     assert_eq!(raw.tensors["part"].element(), &ElementType::Known(DType::Bf16));
     assert_eq!(raw.tensors["shared"].read().unwrap(), raw.tensors["part"].read().unwrap());
-    let other = ElementType::Other("torch.DoubleStorage".to_owned());
-    assert_eq!(raw.tensors["double"].element(), &other);
+    assert_eq!(raw.tensors["double"].element(), &ElementType::Float64);
     assert!(raw.tensors["empty"].source().is_empty());
     part.offset = 0;
     let file = torch_file(&dict(&[(text("p"), parameter(&part))]), &[bf16(6)]);
     assert_eq!(parse(file).unwrap().tensors["p"].shape(), [2, 2]);
+}
+
+#[test]
+fn doubles_of_an_adapter_are_rounded_to_floats() {
+    let q = "base_model.model.model.layers.0.self_attn.q_proj";
+    let double = |part: &str, key: usize, shape: &[u32]| {
+        let name = format!("{q}.{part}.weight");
+        TensorSpec { class: "DoubleStorage", ..TensorSpec::plain(&name, key, shape) }
+    };
+    let bytes = |values: [f64; 2]| values.into_iter().flat_map(f64::to_le_bytes).collect();
+    let state = state_dict(&[double("lora_A", 0, &[1, 2]), double("lora_B", 1, &[2, 1])]);
+    let file = torch_file(&state, &[bytes([0.1, -1.0]), bytes([1e-60, 3.0])]);
+    let config = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}"#;
+    let (tensors, options) = (parse(file).unwrap(), ReadOptions::default());
+    let adapter = formats::peft::read_parts(Path::new("x"), config, tensors, &options).unwrap();
+    let (_, low) = adapter.low_ranks().next().unwrap();
+    assert_eq!(low.a.to_f32(), [0.1, -1.0]);
+    assert_eq!(low.b.to_f32(), [0.0, 3.0]);
 }
 
 #[test]

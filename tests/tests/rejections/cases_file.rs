@@ -15,7 +15,7 @@ const EXPERTS: &str = "base_model.model.model.layers.0.mlp.experts";
 pub const CASES: &[Case] = &[
     (Code::UnsupportedPeftType, || Draft::with(|d| d.set("peft_type", json!("LOHA"))).refused()),
     (Code::UnsupportedConfigField, || {
-        Draft::with(|d| d.set("fan_in_fan_out", json!(true))).refused()
+        Draft::with(|d| d.set("layer_replication", json!([[0, 1]]))).refused()
     }),
     (Code::UnknownConfigField, || {
         Draft::with(|d| d.set("brand_new", json!({"strength": 2}))).refused()
@@ -23,7 +23,12 @@ pub const CASES: &[Case] = &[
     (Code::MissingConfigField, || Draft::with(|d| d.set("r", json!(null))).refused()),
     (Code::InvalidConfigField, || Draft::with(|d| d.set("lora_alpha", json!("16"))).refused()),
     (Code::InvalidPattern, || {
-        Draft::with(|d| d.set("target_modules", json!("(?<!x)q_proj"))).refused()
+        Draft::with(|d| d.set("target_modules", json!("(?<layer>.*)q_proj"))).refused()
+    }),
+    (Code::PatternTooComplex, || {
+        // It tries every way to cut the name into runs of letters.
+        let pattern = r"((?!_)\w+\.?)+!";
+        Draft::with(|d| d.set("alpha_pattern", json!({pattern: 2}))).refused()
     }),
     (Code::MutatedBaseWeights, || {
         Draft::with(|d| d.set("init_lora_weights", json!("pissa"))).refused()

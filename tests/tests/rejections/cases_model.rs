@@ -1,9 +1,10 @@
 //! Sound adapters that do not go with a model or with the configuration of an engine.
 
-use lora_core::{Code, LoraConfig, ModelGeometry, Rejection};
+use lora_core::formats::{self, ReadOptions};
+use lora_core::{CkptSource, Code, LoraConfig, ModelGeometry, Rejection};
 use serde_json::json;
 
-use polylora_tests::FileTensor;
+use polylora_tests::{FileTensor, adapter_path, geometry};
 
 use crate::Case;
 use crate::draft::{Draft, HIDDEN, Q, model};
@@ -35,7 +36,11 @@ pub const CASES: &[Case] = &[
     }),
     (Code::ShapeMismatch, || on_model(|d| d.pair(Q, HIDDEN, HIDDEN + 4))),
     (Code::TargetWithoutWeights, || {
-        on_model(|d| d.set("target_modules", json!(["q_proj", "v_proj"])))
+        // The archive has weights for the three layers of its own model.
+        let model = ModelGeometry { layers: 4, ..geometry("llama") };
+        let options = ReadOptions::default().with_source(CkptSource::Nemo).for_model(model);
+        let error = formats::load(&adapter_path("llama.qkv-tied-nemo"), &options).unwrap_err();
+        error.rejections().unwrap().0.clone()
     }),
     (Code::WeightsWithoutTarget, || {
         on_model(|d| d.pair(&Q.replace("q_proj", "o_proj"), HIDDEN, HIDDEN))

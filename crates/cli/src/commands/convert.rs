@@ -21,7 +21,8 @@ pub(super) fn run(job: &ConvertJob, streams: &mut Streams<'_>) -> Result<Exit, F
     let config = lora_file::resolve(&job.lora)?;
     let model = job.model.as_deref().map(model_geometry::read).transpose()?;
     let adapter = read(job, &config, model.as_ref())?;
-    for warning in &adapter.source.warnings {
+    let on_model = model.as_ref().map_or_else(Vec::new, |model| adapter.warnings(model));
+    for warning in adapter.source.warnings.iter().chain(&on_model) {
         writeln!(streams.stderr, "warning: {warning}")?;
     }
     let layout = layout(job.to, adapter.source.expert_layout);

@@ -28,6 +28,8 @@ struct Report<'a> {
     adapter: Option<Adapter>,
     /// Every rule that it breaks.
     rejections: Vec<Rejection>,
+    /// What a person should know about it, on this model if there is one.
+    warnings: Vec<String>,
     /// Why its files cannot be read.
     unreadable: Option<String>,
 }
@@ -55,7 +57,13 @@ fn examine<'a>(
     options.model = model.cloned();
     let config = formats::settle_targets(config, model).context("cannot use lora_dir");
     let config = config.or_exit(Exit::Usage)?;
-    let mut report = Report { path, adapter: None, rejections: Vec::new(), unreadable: None };
+    let mut report = Report {
+        path,
+        adapter: None,
+        rejections: Vec::new(),
+        warnings: Vec::new(),
+        unreadable: None,
+    };
     // `lora_ckpt_source` is the format of `lora_dir`; the format of an adapter by its path shows.
     match formats::load(path, &options.with_source(formats::source_of(path))) {
         Ok(adapter) => {
@@ -63,6 +71,8 @@ fn examine<'a>(
                 Some(model) => adapter.check(model, &config),
                 None => adapter.check_limits(&config),
             };
+            report.warnings.clone_from(&adapter.source.warnings);
+            report.warnings.extend(model.into_iter().flat_map(|model| adapter.warnings(model)));
             report.adapter = Some(adapter);
         }
         Err(AdapterError::Rejected { rejections, .. }) => report.rejections = rejections.0,
@@ -96,7 +106,7 @@ impl Report<'_> {
                 "bytes": source.bytes,
                 "generation": adapter.generation.to_string(),
                 "modules": groups(adapter),
-                "warnings": source.warnings,
+                "warnings": self.warnings,
             });
             fields.extend(about.as_object().cloned().unwrap_or_default());
         }
@@ -108,7 +118,7 @@ impl Report<'_> {
         if let Some(adapter) = &self.adapter {
             write_origin(out, adapter)?;
             write_modules(out, &groups(adapter))?;
-            for warning in &adapter.source.warnings {
+            for warning in &self.warnings {
                 writeln!(out, "\nwarning: {warning}")?;
             }
         }

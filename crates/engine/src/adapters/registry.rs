@@ -195,7 +195,7 @@ impl AdapterRegistry {
         let adapter = formats::load(&request.lora_path, &options)
             .map_err(|cause| RegistryError::Load { name: name.clone(), cause })?;
         reject(name, adapter.check(&self.geometry, config))?;
-        for warning in &adapter.source.warnings {
+        for warning in adapter.source.warnings.iter().chain(&adapter.warnings(&self.geometry)) {
             tracing::warn!(adapter = %name, "{warning}");
         }
         Ok(adapter)

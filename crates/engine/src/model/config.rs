@@ -6,8 +6,13 @@ use lora_core::DType;
 use lora_core::ops::HeadDims;
 use serde::Deserialize;
 
+use self::agree::agreed;
+use self::rope_fields::{RawRope, RopeFields};
 use super::ModelError;
-use super::rope::{RopeConfig, RopeScaling};
+use super::rope::RopeConfig;
+
+mod agree;
+mod rope_fields;
 
 /// Families of dense decoders that the engine runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,20 +129,9 @@ struct Raw {
     use_sliding_window: Option<bool>,
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
-    #[serde(alias = "torch_dtype")]
     dtype: Option<String>,
+    torch_dtype: Option<String>,
     eos_token_id: Option<TokenIds>,
-}
-
-#[derive(Deserialize)]
-struct RawRope {
-    rope_theta: Option<f32>,
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    factor: Option<f32>,
-    low_freq_factor: Option<f32>,
-    high_freq_factor: Option<f32>,
-    original_max_position_embeddings: Option<f32>,
 }
 
 /// `eos_token_id` is one id or a list of them.
@@ -225,10 +219,7 @@ impl ModelConfig {
             },
             qk_norm: architecture == Architecture::Qwen3,
             windows: raw.windows(architecture)?,
-            dtype: match &raw.dtype {
-                Some(name) => parse_dtype("dtype", name)?,
-                None => DType::Bf16,
-            },
+            dtype: raw.dtype()?,
             eos_ids: raw.eos_token_id.map_or_else(Vec::new, TokenIds::into_vec),
         };
         config.check()?;
@@ -275,22 +266,29 @@ fn refuse_unsupported(raw: &Raw) -> Result<(), ModelError> {
     if let Some(act) = raw.hidden_act.as_deref().filter(|act| *act != "silu") {
         return Err(ModelError::unsupported("hidden_act", act, "silu"));
     }
-    if let Some(factor) = raw.partial_rotary_factor.filter(|f| *f != 1.0) {
-        return Err(ModelError::unsupported("partial_rotary_factor", factor, "1.0"));
-    }
     Ok(())
 }
 
 impl Raw {
     fn rope(&self) -> Result<RopeConfig, ModelError> {
-        let nested = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let theta = self.rope_theta.or(nested.and_then(|r| r.rope_theta)).unwrap_or(10_000.0);
-        let scaling = nested.map_or(Ok(RopeScaling::None), RawRope::scaling)?;
-        if theta.is_finite() && theta > 0.0 {
-            Ok(RopeConfig { theta, scaling })
-        } else {
-            Err(ModelError::unsupported("rope_theta", theta, "a finite number > 0"))
-        }
+        let fields = RopeFields {
+            rope_theta: self.rope_theta,
+            partial_rotary_factor: self.partial_rotary_factor,
+            rope_scaling: self.rope_scaling.as_ref(),
+            rope_parameters: self.rope_parameters.as_ref(),
+        };
+        fields.read()
+    }
+
+    /// bfloat16 if nothing else is said.
+    fn dtype(&self) -> Result<DType, ModelError> {
+        let parse = |field, name: &Option<String>| {
+            name.as_deref().map(|name| parse_dtype(field, name)).transpose()
+        };
+        let dtype = parse("dtype", &self.dtype)?;
+        let torch_dtype = parse("torch_dtype", &self.torch_dtype)?;
+        let agreed = agreed([("dtype", dtype), ("torch_dtype", torch_dtype)])?;
+        Ok(agreed.unwrap_or(DType::Bf16))
     }
 
     fn windows(&self, architecture: Architecture) -> Result<Vec<Option<usize>>, ModelError> {
@@ -327,31 +325,6 @@ fn layer_window(kind: &str, window: usize) -> Result<Option<usize>, ModelError> 
         _ => {
             let allowed = "full_attention or sliding_attention";
             Err(ModelError::unsupported("layer_types", kind, allowed))
-        }
-    }
-}
-
-impl RawRope {
-    fn scaling(&self) -> Result<RopeScaling, ModelError> {
-        let need = |field: &'static str, value: Option<f32>| {
-            value.filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| {
-                let found = value.map_or("nothing".to_owned(), |v| v.to_string());
-                ModelError::unsupported(field, found, "a finite number > 0")
-            })
-        };
-        match self.rope_type.as_deref().unwrap_or("default") {
-            "default" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor: need("rope factor", self.factor)? }),
-            "llama3" => Ok(RopeScaling::Llama3 {
-                factor: need("rope factor", self.factor)?,
-                low_freq_factor: need("rope low_freq_factor", self.low_freq_factor)?,
-                high_freq_factor: need("rope high_freq_factor", self.high_freq_factor)?,
-                original_max_positions: need(
-                    "rope original_max_position_embeddings",
-                    self.original_max_position_embeddings,
-                )?,
-            }),
-            other => Err(ModelError::unsupported("rope_type", other, "default, linear or llama3")),
         }
     }
 }
@@ -425,6 +398,84 @@ mod tests {
     }
 
     #[test]
+    fn two_names_of_a_setting_may_agree() {
+        let linear = serde_json::json!({"rope_type": "linear", "type": "linear", "factor": 2.0});
+        let config = parse(|j| {
+            j["dtype"] = "float16".into();
+            j["torch_dtype"] = "torch.float16".into();
+            j["rope_theta"] = 5e5.into();
+            j["rope_scaling"] = linear.clone();
+            j["rope_parameters"] = linear.clone();
+            j["rope_parameters"]["rope_theta"] = 5e5.into();
+        });
+        let config = config.unwrap();
+        assert_eq!(config.dtype, DType::F16);
+        assert_eq!(config.rope.theta, 5e5);
+        assert_eq!(
+            config.rope,
+            parse(|j| {
+                j["rope_theta"] = 5e5.into();
+                j["rope_scaling"] = linear.clone();
+            })
+            .unwrap()
+            .rope
+        );
+        // An empty object is as good as none.
+        let empty = parse(|j| {
+            j["rope_scaling"] = serde_json::json!({});
+            j["rope_parameters"] = linear.clone();
+        });
+        assert_eq!(
+            empty.unwrap().rope,
+            parse(|j| j["rope_scaling"] = linear.clone()).unwrap().rope
+        );
+    }
+
+    #[test]
+    fn two_names_that_disagree_are_both_told() {
+        let (linear, default) = (
+            serde_json::json!({"rope_type": "linear", "factor": 2.0}),
+            serde_json::json!({"rope_type": "default", "rope_theta": 10000.0}),
+        );
+        let both = serde_json::json!({"rope_type": "linear", "type": "default", "factor": 2.0});
+        for (fields, words) in [
+            (
+                vec![("dtype", Value::from("float16")), ("torch_dtype", "bfloat16".into())],
+                ["dtype is float16", "torch_dtype is bfloat16"],
+            ),
+            (
+                vec![("rope_scaling", linear.clone()), ("rope_parameters", default.clone())],
+                [
+                    "rope_scaling is {\"rope_type\":\"linear\",\"factor\":2.0}",
+                    "rope_parameters is {",
+                ],
+            ),
+            (
+                vec![("rope_theta", 5e5.into()), ("rope_parameters", default.clone())],
+                ["rope_parameters.rope_theta is 10000", "rope_theta is 500000"],
+            ),
+            (
+                vec![
+                    ("rope_scaling", serde_json::json!({"rope_theta": 5e5})),
+                    ("rope_parameters", default),
+                ],
+                ["rope_scaling.rope_theta is 500000", "rope_parameters.rope_theta is 10000"],
+            ),
+            (vec![("rope_scaling", both)], ["rope_type is linear", "type is default"]),
+        ] {
+            let error = parse(|j| {
+                for (field, value) in &fields {
+                    j[*field] = value.clone();
+                }
+            });
+            let error = error.unwrap_err().to_string();
+            for word in words {
+                assert!(error.contains(word), "{word} is not in: {error}");
+            }
+        }
+    }
+
+    #[test]
     fn what_would_change_the_arithmetic_is_refused_by_name() {
         for (field, value) in [
             ("model_type", Value::from("gemma")),
@@ -434,10 +485,12 @@ mod tests {
             ("num_key_value_heads", 3.into()),
             ("hidden_size", 0.into()),
             ("rope_scaling", serde_json::json!({"type": "yarn"})),
+            ("rope_parameters", serde_json::json!({"partial_rotary_factor": 0.5})),
             ("dtype", "int8".into()),
+            ("torch_dtype", "int8".into()),
         ] {
             let error = parse(|j| j[field] = value.clone()).unwrap_err().to_string();
-            let named = field.trim_end_matches("_scaling");
+            let named = field.trim_end_matches("_scaling").trim_end_matches("_parameters");
             assert!(error.contains(named), "{field}: {error}");
         }
     }

@@ -55,6 +55,17 @@ pub enum ModelError {
         /// What would be accepted.
         allowed: String,
     },
+    /// Two fields of a `config.json` say different things about one setting.
+    #[error(
+        "config.json contradicts itself: {} is {}, but {} is {}; correct one of them, or remove it",
+        fields[0], values[0], fields[1], values[1]
+    )]
+    Contradiction {
+        /// The fields.
+        fields: [String; 2],
+        /// Their values.
+        values: [String; 2],
+    },
     /// The checkpoint lacks a tensor.
     #[error("{path}: tensor {name} is missing")]
     MissingTensor {

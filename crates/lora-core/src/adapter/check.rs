@@ -1,17 +1,15 @@
 //! Whether an adapter fits a model and the limits of an engine.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use super::targets::TargetMatcher;
+use self::targets::Differences;
 use super::{Adapter, Declaration, LowRank, SiteKey, SiteWeights};
 use crate::config::LoraConfig;
 use crate::geometry::ModelGeometry;
 use crate::host::HostTensor;
-use crate::ids::LayerIdx;
-use crate::modules::{ModuleMap, TargetModule};
+use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection, listed};
 
 mod experts;
+mod targets;
 
 impl Adapter {
     /// Every rule that the adapter breaks on this model under these limits; empty when it may be
@@ -30,11 +28,22 @@ impl Adapter {
         }
         self.check_biases(model, &mut problems);
         if let Some(declaration) = &self.declaration {
-            self.check_targets(declaration, model, &mut problems);
+            match Differences::find(self, declaration, model) {
+                Ok(differences) => problems.extend(differences.rejection()),
+                Err(broken) => problems.extend(broken),
+            }
             self.check_tying(declaration, model, &mut problems);
         }
         problems.extend(self.check_limits(config));
         problems
+    }
+
+    /// What a person should know about the adapter on this model, beside
+    /// [`AdapterInfo::warnings`](super::AdapterInfo::warnings): where its configuration and its
+    /// weights differ in a way that does not keep it from being served.
+    pub fn warnings(&self, model: &ModelGeometry) -> Vec<String> {
+        let differences = self.declaration.as_ref().map(|d| Differences::find(self, d, model));
+        differences.and_then(Result::ok).map_or_else(Vec::new, |found| found.warnings(model.layers))
     }
 
     /// The part of [`Adapter::check`] that needs no model: ranks, and whether anything changes.
@@ -42,9 +51,39 @@ impl Adapter {
         let mut problems = Vec::new();
         self.check_ranks(config, &mut problems);
         if !config.allow_noop_adapter && self.sites.values().all(changes_nothing) {
-            problems.push(noop());
+            problems.push(self.noop());
         }
         problems
+    }
+
+    fn noop(&self) -> Rejection {
+        let mut scales = self.low_ranks().map(|(_, low)| low.scale).peekable();
+        let scaled_away = scales.peek().is_some() && scales.all(|scale| scale == 0.0);
+        let (setting, found, remedy) = match (scaled_away, self.source.alpha) {
+            (true, Some(0.0)) => (
+                "lora_alpha",
+                "0, so that every scale is zero and the adapter changes nothing",
+                "correct the alpha of its configuration",
+            ),
+            (true, _) => (
+                "lora_alpha",
+                "0 for every module by alpha_pattern, so that every scale is zero and the adapter \
+                 changes nothing",
+                "correct alpha_pattern in its configuration",
+            ),
+            (false, _) => (
+                "allow_noop_adapter",
+                "an adapter that changes nothing: no weights, or every lora_A or lora_B is zero",
+                "train it",
+            ),
+        };
+        Rejection::new(
+            Code::NoopAdapter,
+            setting,
+            found,
+            "an adapter that was trained",
+            format!("{remedy}, or set allow_noop_adapter: true to serve it all the same"),
+        )
     }
 
     fn check_modules(
@@ -147,46 +186,6 @@ impl Adapter {
         }
     }
 
-    fn check_targets(
-        &self,
-        declaration: &Declaration,
-        model: &ModelGeometry,
-        problems: &mut Vec<Rejection>,
-    ) {
-        let matcher = match TargetMatcher::new(declaration) {
-            Ok(matcher) => matcher,
-            Err(broken) => return problems.extend(broken),
-        };
-        let present: BTreeSet<SiteKey> = self.low_ranks().map(|(key, _)| key).collect();
-        let names = model_names(declaration, model, &present);
-        let hit = |(key, name): &(&SiteKey, &String)| {
-            let parameter = key.module().is_some_and(TargetModule::is_routed_expert);
-            matcher.targets(name) || (parameter && matcher.targets_parameter(name))
-        };
-        let targeted: BTreeSet<SiteKey> = names.iter().filter(hit).map(|(key, _)| *key).collect();
-        let missing: Vec<&SiteKey> = targeted.difference(&present).collect();
-        if !missing.is_empty() {
-            problems.push(Rejection::new(
-                Code::TargetWithoutWeights,
-                "target_modules",
-                format!("no weights for {}", listed(&missing)),
-                "weights for every module that the configuration targets",
-                "export the adapter again, or correct its adapter_config.json",
-            ));
-        }
-        let stray = present.difference(&targeted).filter(|key| names.contains_key(key));
-        let stray: Vec<&SiteKey> = stray.collect();
-        if !stray.is_empty() {
-            problems.push(Rejection::new(
-                Code::WeightsWithoutTarget,
-                "target_modules",
-                format!("weights for {}", listed(&stray)),
-                "weights only for modules that the configuration targets",
-                "export the adapter again, or correct its adapter_config.json",
-            ));
-        }
-    }
-
     fn check_tying(
         &self,
         declaration: &Declaration,
@@ -223,35 +222,6 @@ impl Adapter {
             );
         }
     }
-}
-
-/// Every site of the model that can have a low-rank update, with PEFT's name for its module.
-fn model_names(
-    declaration: &Declaration,
-    model: &ModelGeometry,
-    present: &BTreeSet<SiteKey>,
-) -> BTreeMap<SiteKey, String> {
-    let map = ModuleMap::default();
-    let root = &declaration.root;
-    let mut names = BTreeMap::from([
-        (SiteKey::Embed, format!("{root}embed_tokens")),
-        (SiteKey::Head, "lm_head".to_owned()),
-    ]);
-    for path in &model.hf_modules {
-        let Some(module) = map.lookup(path).filter(|m| !m.is_routed_expert()) else { continue };
-        // Some releases of transformers keep the router as a bare parameter, out of PEFT's reach.
-        let optional = module == TargetModule::MoeRouter;
-        if optional && !present.iter().any(|key| key.module() == Some(module)) {
-            continue;
-        }
-        let path = declaration.naming.get(&module).map_or(path.as_str(), |n| n.path.as_str());
-        for layer in (0u32..).take(model.layers) {
-            let name = format!("{root}layers.{layer}.{path}");
-            names.insert(SiteKey::Layer(LayerIdx(layer), module), name);
-        }
-    }
-    names.extend(experts::names(declaration, model));
-    names
 }
 
 /// Paths that mean the same module in all releases of transformers.
@@ -308,14 +278,4 @@ fn changes_nothing(site: &SiteWeights) -> bool {
     site.base_bias.is_none()
         && site.replacement.is_none()
         && site.low_rank.as_ref().is_none_or(idle)
-}
-
-fn noop() -> Rejection {
-    Rejection::new(
-        Code::NoopAdapter,
-        "allow_noop_adapter",
-        "an adapter that changes nothing: no weights, or every lora_B or every scale is zero",
-        "an adapter that was trained",
-        "train it, or set allow_noop_adapter: true to serve it all the same",
-    )
 }

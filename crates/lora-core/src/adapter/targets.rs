@@ -1,24 +1,28 @@
 //! Which modules a PEFT configuration targets, by PEFT's own matching rules.
 
-use regex::Regex;
+use std::borrow::Cow;
 
+use super::pattern::{LayerPattern, Pattern, Room};
 use super::{Declaration, LayerFilter, Selector};
-use crate::rules::{Code, Rejection};
+use crate::rules::Rejection;
 
 /// A [`Declaration`] with its patterns compiled.
 pub(crate) struct TargetMatcher<'a> {
     declaration: &'a Declaration,
-    target: Option<Regex>,
-    exclude: Option<Regex>,
-    layers: Vec<Regex>,
+    target: Option<Pattern>,
+    exclude: Option<Pattern>,
+    layers: Vec<LayerPattern>,
 }
 
 impl<'a> TargetMatcher<'a> {
     /// Compiles the patterns; every one that cannot be read is a rejection.
     pub(crate) fn new(declaration: &'a Declaration) -> Result<Self, Vec<Rejection>> {
         let mut problems = Vec::new();
-        let mut selector = |field: &str, selector: Option<&Selector>| match selector {
-            Some(Selector::Pattern(pattern)) => full_match(field, pattern, &mut problems),
+        let mut selector = |field, selector: Option<&Selector>| match selector {
+            Some(Selector::Pattern(text)) => {
+                let pattern = Pattern::full(text, &mut Room::shared_by(field, [text]));
+                pattern.map_err(|problem| problems.push(problem)).ok()
+            }
             _ => None,
         };
         let target = selector("target_modules", Some(&declaration.targets));
@@ -32,50 +36,68 @@ impl<'a> TargetMatcher<'a> {
     }
 
     /// Whether the configuration puts LoRA on the module of this name, such as
-    /// `model.layers.1.mlp.down_proj` or `lm_head`.
-    pub(crate) fn targets(&self, name: &str) -> bool {
-        let declared = self.declaration;
-        if declared.exclude.as_ref().is_some_and(|s| selects(s, self.exclude.as_ref(), name)) {
-            return false;
+    /// `model.layers.1.mlp.down_proj` or `lm_head`; a rejection if a pattern takes too long to tell.
+    pub(crate) fn targets(&self, name: &str) -> Result<bool, Rejection> {
+        let targets = &self.declaration.targets;
+        if self.leaves_out(name)? || !selects(targets, self.target.as_ref(), name)? {
+            return Ok(false);
         }
-        if declared.saved.iter().any(|saved| names_part(name, saved)) {
-            return false;
-        }
-        match &declared.targets {
+        match targets {
             // PEFT compares whole names before it looks at layers.
-            Selector::Names(names) if names.iter().any(|n| n == name) => true,
-            Selector::Names(_) => {
-                selects(&declared.targets, None, name) && self.in_chosen_layer(name)
-            }
-            Selector::Pattern(_) => selects(&declared.targets, self.target.as_ref(), name),
-            Selector::AllLinear => {
-                selects(&declared.targets, None, name) && self.in_chosen_layer(name)
-            }
+            Selector::Names(names) if names.iter().any(|n| n == name) => Ok(true),
+            Selector::Pattern(_) => Ok(true),
+            Selector::Names(_) | Selector::AllLinear => self.in_chosen_layer(name),
         }
     }
 
-    /// Whether the configuration puts LoRA on the parameter of this name, such as
-    /// `model.layers.1.mlp.experts.down_proj`.
-    pub(crate) fn targets_parameter(&self, name: &str) -> bool {
-        self.declaration.parameters.iter().any(|target| ends_with_name(name, target))
+    /// Whether the configuration keeps LoRA from the module of this name, whatever it targets.
+    pub(crate) fn leaves_out(&self, name: &str) -> Result<bool, Rejection> {
+        let declared = self.declaration;
+        if let Some(exclude) = &declared.exclude
+            && selects(exclude, self.exclude.as_ref(), name)?
+        {
+            return Ok(true);
+        }
+        Ok(declared.saved.iter().any(|saved| names_part(name, saved)))
     }
 
-    fn in_chosen_layer(&self, name: &str) -> bool {
-        let Some(filter) = &self.declaration.layers else { return true };
-        let number = self.layers.iter().find_map(|pattern| pattern.captures(name)?.get(1));
-        number
-            .and_then(|digits| digits.as_str().parse().ok())
-            .is_some_and(|layer| filter.layers.contains(&layer))
+    /// PEFT takes the first pattern that matches, whether it finds a number or not.
+    fn in_chosen_layer(&self, name: &str) -> Result<bool, Rejection> {
+        let Some(filter) = &self.declaration.layers else { return Ok(true) };
+        for pattern in &self.layers {
+            if let Some(layer) = pattern.layer_of(name)? {
+                return Ok(layer.is_some_and(|layer| filter.layers.contains(&layer)));
+            }
+        }
+        Ok(false)
     }
 }
 
-fn selects(selector: &Selector, pattern: Option<&Regex>, name: &str) -> bool {
+impl Declaration {
+    /// Whether the configuration puts LoRA on the parameter of this name, such as
+    /// `model.layers.1.mlp.experts.down_proj`.
+    pub(crate) fn targets_parameter(&self, name: &str) -> bool {
+        self.parameters.iter().any(|target| ends_with_name(name, target))
+    }
+
+    /// PEFT's name of what is trained in the module of this name: its weight, if
+    /// `target_parameters` names that, or the module.
+    pub(crate) fn trained<'a>(&self, module: &'a str) -> Cow<'a, str> {
+        let weight = format!("{module}.weight");
+        match self.targets_parameter(&weight) {
+            true => weight.into(),
+            false => module.into(),
+        }
+    }
+}
+
+fn selects(selector: &Selector, pattern: Option<&Pattern>, name: &str) -> Result<bool, Rejection> {
     match selector {
-        Selector::Names(names) => names.iter().any(|suffix| ends_with_name(name, suffix)),
-        Selector::Pattern(_) => pattern.is_some_and(|pattern| pattern.is_match(name)),
+        Selector::Names(names) => Ok(names.iter().any(|suffix| ends_with_name(name, suffix))),
+        Selector::Pattern(_) => pattern.map_or(Ok(false), |pattern| pattern.matches(name)),
         Selector::AllLinear => {
             let last = name.rsplit('.').next().unwrap_or(name);
-            !matches!(last, "lm_head" | "embed_tokens")
+            Ok(!matches!(last, "lm_head" | "embed_tokens"))
         }
     }
 }
@@ -90,50 +112,24 @@ fn names_part(name: &str, saved: &str) -> bool {
     format!(".{name}.").contains(&format!(".{saved}."))
 }
 
-/// A pattern that must match a whole name, as `re.fullmatch` does.
-fn full_match(field: &str, pattern: &str, problems: &mut Vec<Rejection>) -> Option<Regex> {
-    compile(field, pattern, |p| format!("^(?:{p})$"), problems)
-}
-
-/// A key of `rank_pattern` or `alpha_pattern`: it matches the end of a name, from a dot or from
-/// the start, as PEFT's `(.*\.)?(KEY)$` does.
-pub(crate) fn suffix_match(field: &str, key: &str, problems: &mut Vec<Rejection>) -> Option<Regex> {
-    compile(field, key, |p| format!(r"^(?:.*\.)?(?:{p})$"), problems)
-}
-
-fn compile_layers(filter: Option<&LayerFilter>, problems: &mut Vec<Rejection>) -> Vec<Regex> {
-    let Some(filter) = filter else { return Vec::new() };
-    let any = [r"[^.]*".to_owned()];
-    let patterns = if filter.patterns.is_empty() { &any[..] } else { &filter.patterns[..] };
-    patterns
-        .iter()
-        .filter_map(|p| {
-            compile("layers_pattern", p, |p| format!(r"^.*\.(?:{p})\.(\d+)\."), problems)
-        })
-        .collect()
-}
-
-fn compile(
-    field: &str,
-    pattern: &str,
-    anchor: impl Fn(&str) -> String,
+fn compile_layers(
+    filter: Option<&LayerFilter>,
     problems: &mut Vec<Rejection>,
-) -> Option<Regex> {
-    // The pattern by itself comes first: an unbalanced one could become valid inside a group.
-    match Regex::new(pattern).and_then(|_| Regex::new(&anchor(pattern))) {
-        Ok(regex) => Some(regex),
-        Err(error) => {
-            let reason = error.to_string().lines().last().unwrap_or_default().trim().to_owned();
-            problems.push(Rejection::new(
-                Code::InvalidPattern,
-                field,
-                format!("`{pattern}` ({reason})"),
-                "a regular expression without look-around and back-references",
-                "write the module names out in full",
-            ));
-            None
+) -> Vec<LayerPattern> {
+    let Some(filter) = filter else { return Vec::new() };
+    let mut room = Room::shared_by("layers_pattern", &filter.patterns);
+    let compiled: Vec<_> = match filter.patterns.is_empty() {
+        true => vec![LayerPattern::any(&mut room)],
+        false => filter.patterns.iter().map(|text| LayerPattern::named(text, &mut room)).collect(),
+    };
+    let mut layers = Vec::with_capacity(compiled.len());
+    for pattern in compiled {
+        match pattern {
+            Ok(pattern) => layers.push(pattern),
+            Err(problem) => problems.push(problem),
         }
     }
+    layers
 }
 
 #[cfg(test)]
@@ -141,6 +137,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
+    use crate::rules::Code;
 
     fn declare(targets: Selector) -> Declaration {
         Declaration {
@@ -161,7 +158,7 @@ mod tests {
     }
 
     fn hits(declaration: &Declaration, name: &str) -> bool {
-        TargetMatcher::new(declaration).ok().unwrap().targets(name)
+        TargetMatcher::new(declaration).ok().unwrap().targets(name).unwrap()
     }
 
     #[test]
@@ -180,7 +177,7 @@ mod tests {
         assert!(hits(&d, "model.layers.1.self_attn.v_proj"));
         assert!(!hits(&d, "model.layers.2.self_attn.v_proj"));
         assert!(!hits(&d, "model.layers.1.self_attn.v_proj_2"));
-        for bad in [r"(?=x)y", "a)(b", "("] {
+        for bad in [r"(?<n>y)", "a)(b", "("] {
             let problems = TargetMatcher::new(&declare(Selector::Pattern(bad.into()))).err();
             assert_eq!(problems.unwrap()[0].code, Code::InvalidPattern);
         }
@@ -204,13 +201,18 @@ mod tests {
     }
 
     #[test]
-    fn pattern_keys_match_from_a_dot_or_from_the_start() {
-        let mut problems = Vec::new();
-        let key = suffix_match("rank_pattern", "layers.1.mlp.down_proj", &mut problems).unwrap();
-        assert!(key.is_match("model.layers.1.mlp.down_proj"));
-        assert!(!key.is_match("model.xlayers.1.mlp.down_proj"));
-        let anchored = suffix_match("rank_pattern", r"^model\.layers\.0.*", &mut problems).unwrap();
-        assert!(anchored.is_match("model.layers.0.mlp.up_proj"));
-        assert!(problems.is_empty());
+    fn patterns_of_layers_find_the_first_number() {
+        let mut d = declare(names(&["up_proj"]));
+        let mut chosen = |patterns: &[&str], name| {
+            let patterns = patterns.iter().map(ToString::to_string).collect();
+            d.layers = Some(LayerFilter { layers: BTreeSet::from([2]), patterns });
+            hits(&d, name)
+        };
+        assert!(chosen(&[], "model.layers.2.mlp.experts.7.up_proj"));
+        assert!(!chosen(&[], "model.layers.7.mlp.experts.2.up_proj"));
+        assert!(chosen(&["h", "lay(?=ers).*s"], "model.layers.2.mlp.up_proj"));
+        assert!(chosen(&["layers"], "layers.2.mlp.up_proj"));
+        // PEFT puts no group around a pattern: this one finds no number.
+        assert!(!chosen(&["model|layers"], "model.layers.2.mlp.up_proj"));
     }
 }

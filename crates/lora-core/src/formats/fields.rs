@@ -11,6 +11,9 @@ pub(super) enum Policy {
     Applied,
     /// It cannot change what a trained adapter computes.
     Irrelevant,
+    /// It cannot change what is computed on the models that are served; where it has a value, the
+    /// text says why, as a warning.
+    Harmless(&'static str),
     /// It would change what the adapter computes in a way that is not supported, unless it is
     /// empty; the text is the remedy.
     MustBeEmpty(&'static str),
@@ -39,6 +42,11 @@ pub(super) fn check_policies(
         let policy = table.iter().find(|(field, _)| field == name).map(|(_, policy)| *policy);
         match policy {
             Some(Policy::Applied | Policy::Irrelevant) => {}
+            Some(Policy::Harmless(why)) => {
+                if !is_empty(value) {
+                    warnings.push(format!("{name}: {} has no effect: {why}", shown(value)));
+                }
+            }
             Some(Policy::MustBeEmpty(remedy)) => {
                 if !is_empty(value) {
                     problems.push(Rejection::new(

@@ -4,31 +4,35 @@ use std::collections::BTreeSet;
 
 use super::view::View;
 use super::{ElementType, RawTensor};
+use crate::dtype::DType;
 use crate::rules::{Code, Rejection, listed};
 
-/// The tensor, if its elements are floating-point numbers.
+/// The tensor, if its elements are floating-point numbers; those of 64 bits are rounded to 32.
 pub(super) fn float_view(
     name: &str,
     raw: &RawTensor,
     problems: &mut Vec<Rejection>,
 ) -> Option<View> {
-    if let ElementType::Known(dtype) = raw.element()
-        && dtype.is_float()
-    {
-        return Some(View::new(name, *dtype, raw));
+    let dtype = match raw.element() {
+        ElementType::Known(dtype) => Some(*dtype).filter(|dtype| dtype.is_float()),
+        ElementType::Float64 => Some(DType::F32),
+        ElementType::Other(_) => None,
+    };
+    if let Some(dtype) = dtype {
+        return Some(View::new(name, dtype, raw));
     }
     problems.push(Rejection::new(
         Code::TensorDtype,
         name,
         raw.element().to_string(),
-        "float32, float16 or bfloat16",
+        "float32, float16, bfloat16, or float64, which is rounded to float32",
         "convert the adapter to one of them",
     ));
     None
 }
 
-/// The rank of A `[rank, in]` and B `[out, rank]`, if they fit each other; other shapes, nothing at
-/// all and two element types are rejections.
+/// The rank of A `[rank, in]` and B `[out, rank]`, if they fit each other; other shapes and nothing
+/// at all are rejections.
 pub(super) fn rank_of(a: &View, b: &View, problems: &mut Vec<Rejection>) -> Option<usize> {
     let ([rank, _], [out, columns]) = (a.shape(), b.shape()) else {
         let wrong = [a, b].into_iter().filter(|view| view.shape().len() != 2);
@@ -40,15 +44,6 @@ pub(super) fn rank_of(a: &View, b: &View, problems: &mut Vec<Rejection>) -> Opti
     if rank != columns || a.len() == 0 || *out == 0 {
         problems.push(wrong_shape(b, &format!("[out, rank] beside A {:?}", a.shape())));
         return None;
-    }
-    if a.dtype() != b.dtype() {
-        problems.push(Rejection::new(
-            Code::TensorDtype,
-            b.name(),
-            format!("{} beside A of {}", b.dtype(), a.dtype()),
-            "one element type for a pair",
-            "convert the adapter",
-        ));
     }
     Some(rank)
 }

@@ -98,11 +98,6 @@ impl Plan {
         Self::join(taken)
     }
 
-    /// Element type.
-    pub fn dtype(&self) -> DType {
-        self.0.dtype
-    }
-
     /// Extents, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.0.shape
@@ -129,7 +124,7 @@ impl Plan {
             view.read(place)?;
             // While the part is still in a cache.
             if !dtype.all_finite(place) {
-                return Err(non_finite(view.name()).into());
+                return Err(non_finite(view).into());
             }
         }
         HostTensor::new(*dtype, shape.clone(), bytes)
@@ -158,11 +153,15 @@ impl From<Rejection> for ReadProblem {
     }
 }
 
-fn non_finite(name: &str) -> Rejection {
+fn non_finite(view: &View) -> Rejection {
+    let found = match view.is_rounded() {
+        true => "NaN, infinity, or a float64 beyond the range of float32",
+        false => "NaN or infinity",
+    };
     Rejection::new(
         Code::NonFinite,
-        name,
-        "NaN or infinity",
+        view.name(),
+        found,
         "finite numbers",
         "train the adapter again: its training diverged",
     )

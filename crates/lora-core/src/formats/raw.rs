@@ -30,6 +30,8 @@ pub struct RawTensor {
 pub enum ElementType {
     /// One that this crate has.
     Known(DType),
+    /// IEEE 754 binary64, which readers of adapters round to [`DType::F32`].
+    Float64,
     /// Another one, by the file's own name for it.
     Other(String),
 }
@@ -38,7 +40,19 @@ impl fmt::Display for ElementType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Known(dtype) => dtype.fmt(f),
+            Self::Float64 => f.write_str("float64"),
             Self::Other(name) => f.write_str(name),
+        }
+    }
+}
+
+impl ElementType {
+    /// Bytes of an element; `None` for another type.
+    pub fn size(&self) -> Option<usize> {
+        match self {
+            Self::Known(dtype) => Some(dtype.size()),
+            Self::Float64 => Some(size_of::<f64>()),
+            Self::Other(_) => None,
         }
     }
 }
@@ -47,11 +61,11 @@ impl RawTensor {
     /// A dense row-major tensor; `None` unless `source` has exactly the bytes that a shape of a
     /// known type needs.
     pub fn new(element: ElementType, shape: Vec<usize>, source: Source) -> Option<Self> {
-        if let ElementType::Known(dtype) = element {
+        if let Some(size) = element.size() {
             // Strides are products of extents too, also those of a tensor without elements.
             let largest =
                 shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent.max(1)))?;
-            let bytes = largest.checked_mul(dtype.size())?;
+            let bytes = largest.checked_mul(size)?;
             let bytes = if shape.contains(&0) { 0 } else { bytes };
             if bytes as u64 != source.len() {
                 return None;
@@ -75,7 +89,7 @@ impl RawTensor {
         &self.source
     }
 
-    /// The tensor in memory; `None` for an element type that is not known.
+    /// The tensor in memory; `None` for an element type other than [`ElementType::Known`].
     ///
     /// # Errors
     /// Those of the file system.
@@ -84,7 +98,7 @@ impl RawTensor {
             ElementType::Known(dtype) => {
                 Ok(HostTensor::new(dtype, self.shape.clone(), self.source.bytes()?))
             }
-            ElementType::Other(_) => Ok(None),
+            ElementType::Float64 | ElementType::Other(_) => Ok(None),
         }
     }
 }

@@ -188,6 +188,7 @@ fn window(info: &TensorInfo, data: &Source) -> Option<RawTensor> {
         Dtype::F16 => ElementType::Known(DType::F16),
         Dtype::BF16 => ElementType::Known(DType::Bf16),
         Dtype::I32 => ElementType::Known(DType::I32),
+        Dtype::F64 => ElementType::Float64,
         other => ElementType::Other(format!("{other:?}")),
     };
     let (start, end) = info.data_offsets;

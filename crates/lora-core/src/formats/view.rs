@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{AdapterError, RawTensor, Source, io_error};
+use super::{AdapterError, ElementType, RawTensor, Source, io_error};
 use crate::dtype::DType;
 
 /// Runs of this many bytes are worth a read of their own.
@@ -14,6 +14,8 @@ const LONG_RUN: usize = 4 << 10;
 pub(crate) struct View {
     name: Arc<str>,
     dtype: DType,
+    /// Whether the file has `f64` where the view has [`DType::F32`].
+    is_wide: bool,
     source: Source,
     /// Offset of the first element, in elements.
     start: usize,
@@ -23,14 +25,17 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// The whole tensor of this name.
+    /// The whole tensor of this name, as elements of `dtype`: the file's own, or
+    /// [`DType::F32`] for [`ElementType::Float64`].
     pub fn new(name: &str, dtype: DType, raw: &RawTensor) -> Self {
         let shape = raw.shape().to_vec();
         let mut strides = vec![1; shape.len()];
         for axis in (1..shape.len()).rev() {
             strides[axis - 1] = strides[axis] * shape[axis];
         }
-        Self { name: name.into(), dtype, source: raw.source().clone(), start: 0, shape, strides }
+        let is_wide = *raw.element() == ElementType::Float64;
+        let (name, source) = (name.into(), raw.source().clone());
+        Self { name, dtype, is_wide, source, start: 0, shape, strides }
     }
 
     /// The tensor's name in its file.
@@ -95,13 +100,31 @@ impl View {
         self.shape.iter().product()
     }
 
+    /// Whether elements are rounded as they are read.
+    pub fn is_rounded(&self) -> bool {
+        self.is_wide
+    }
+
     /// Writes the elements in order to `out`, which has exactly their bytes.
     pub fn read(&self, out: &mut [u8]) -> Result<(), AdapterError> {
+        if !self.is_wide {
+            return self.read_stored(self.dtype.size(), out);
+        }
+        let mut stored = vec![0; self.len() * size_of::<f64>()];
+        self.read_stored(size_of::<f64>(), &mut stored)?;
+        let wide = stored.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
+        for (narrow, wide) in out.as_chunks_mut().0.iter_mut().zip(wide) {
+            *narrow = (wide as f32).to_le_bytes();
+        }
+        Ok(())
+    }
+
+    /// Writes the elements as they are in the file, of `size` bytes each.
+    fn read_stored(&self, size: usize, out: &mut [u8]) -> Result<(), AdapterError> {
         if out.is_empty() {
             return Ok(());
         }
         let (outer, run) = self.runs();
-        let size = self.dtype.size();
         let failed = |error| io_error(self.source.path(), error);
         if outer == 0 || run * size >= LONG_RUN {
             for (chunk, start) in out.chunks_exact_mut(run * size).zip(self.starts(outer)) {
@@ -114,6 +137,7 @@ impl View {
         self.source.read_at((span.start * size) as u64, &mut scratch).map_err(failed)?;
         match size {
             2 => self.gather::<2>(&scratch, span.start, out),
+            8 => self.gather::<8>(&scratch, span.start, out),
             _ => self.gather::<4>(&scratch, span.start, out),
         }
         Ok(())
@@ -203,7 +227,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::formats::ElementType;
 
     /// A tensor of i32 whose elements count up.
     fn counted(shape: &[usize]) -> View {

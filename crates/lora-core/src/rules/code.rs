@@ -44,6 +44,8 @@ pub enum Code {
     InvalidConfigField,
     /// A pattern of the adapter's configuration is not a regular expression that can be read.
     InvalidPattern,
+    /// A pattern of the adapter's configuration is too large, or takes too long to match.
+    PatternTooComplex,
     /// The adapter was trained on changed base weights.
     MutatedBaseWeights,
     /// A tensor's name does not follow the grammar of adapter files.
@@ -90,7 +92,7 @@ pub enum Code {
     ModuleNotInModel,
     /// A tensor does not fit the model's dimensions.
     ShapeMismatch,
-    /// The configuration targets a module of the model for which the file has no weights.
+    /// The configuration of a NeMo archive names a module for which it has no weights.
     TargetWithoutWeights,
     /// The file has weights of a module that the configuration does not target.
     WeightsWithoutTarget,

@@ -43,9 +43,16 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::InvalidPattern,
         name: "invalid-pattern",
-        meaning: "A pattern of `adapter_config.json` is not a regular expression that can be read. \
-                  Look-around and back-references are not.",
-        remedy: "Write the module names out in full instead of the pattern.",
+        meaning: "A pattern of `adapter_config.json` is not a regular expression of Python, or has \
+                  conditional groups, octal escapes or flags of verbose patterns, which are not read.",
+        remedy: "Correct the pattern, or write the module names out in full instead of it.",
+    },
+    Rule {
+        code: Code::PatternTooComplex,
+        name: "pattern-too-complex",
+        meaning: "A pattern of `adapter_config.json` backtracks too often on the name of a module, or \
+                  is too large together with the others of its field.",
+        remedy: "Simplify the pattern, or write the module names out in full instead of it.",
     },
     Rule {
         code: Code::MutatedBaseWeights,
@@ -132,14 +139,15 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::TensorDtype,
         name: "tensor-dtype",
-        meaning: "A tensor is not float32, float16 or bfloat16, or the two tensors of a pair have \
-                  unequal types.",
+        meaning: "A tensor is not float32, float16, bfloat16 or float64, of which the last is rounded \
+                  to float32.",
         remedy: "Convert the adapter to one of those types.",
     },
     Rule {
         code: Code::NonFinite,
         name: "non-finite",
-        meaning: "A tensor holds NaN or infinity, which would spoil every answer.",
+        meaning: "A tensor holds NaN or infinity, or a float64 beyond the range of float32, which \
+                  would spoil every answer.",
         remedy: "Train the adapter again: its training diverged.",
     },
     Rule {
@@ -214,9 +222,9 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::TargetWithoutWeights,
         name: "target-without-weights",
-        meaning: "`adapter_config.json` targets a module of the model for which the file has no \
-                  weights. Part of the adapter is missing.",
-        remedy: "Export the adapter again, or correct `target_modules`.",
+        meaning: "The configuration of a NeMo archive names a module or a layer for which the archive \
+                  has no weights. Part of the adapter is missing.",
+        remedy: "Export the adapter again, or correct `target_modules` and `layer_selection`.",
     },
     Rule {
         code: Code::WeightsWithoutTarget,
@@ -229,7 +237,8 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::NoopAdapter,
         name: "noop-adapter",
         meaning: "The adapter would change nothing: it has no weights, or every B, every A or \
-                  every scale is zero. A freshly initialised adapter is the usual cause.",
+                  every scale is zero. A freshly initialised adapter is the usual cause; a \
+                  `lora_alpha` of 0 is another.",
         remedy: "Train the adapter, or set `allow_noop_adapter: true` to serve it all the same.",
     },
     Rule {

@@ -1,5 +1,6 @@
 //! Makes sites of a file's tensors, under the rules of the configuration.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use super::collect::{Collected, Parts};
@@ -77,7 +78,7 @@ impl<'a> Site<'a> {
             self.reject(Code::DoraOnEmbedding, a.name(), [found, allowed, remedy]);
         }
         let rank = self.rank(a, b)?;
-        let alpha = self.config.alphas.of(&self.parts.module);
+        let alpha = self.told(self.config.alphas.of(&self.trained()))?;
         let scale = self.config.scaling.scale(alpha, rank);
         if !scale.is_finite() {
             let found = format!("alpha {alpha} for {}", self.parts.module);
@@ -89,10 +90,19 @@ impl<'a> Site<'a> {
         Some(LowRank { rank, scale, a, b, magnitude, b_bias, rows: RowOrder::ByPart })
     }
 
+    /// PEFT's name of the module or of its parameter, by which patterns know it.
+    fn trained(&self) -> Cow<'a, str> {
+        self.config.declaration.trained(&self.parts.module)
+    }
+
+    fn told<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
+        result.map_err(|problem| self.problems.push(problem)).ok()
+    }
+
     /// The rank that A, B and the configuration agree on.
     fn rank(&mut self, a: &View, b: &View) -> Option<usize> {
         let rank = pair::rank_of(a, b, self.problems)?;
-        let stated = self.config.ranks.of(&self.parts.module);
+        let stated = self.told(self.config.ranks.of(&self.trained()))?;
         if rank != stated {
             let correct = "r or rank_pattern in adapter_config.json";
             self.problems.push(pair::other_rank(a, stated, "r and rank_pattern", correct));

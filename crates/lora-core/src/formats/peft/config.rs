@@ -11,6 +11,7 @@ use super::scale::{Patterned, Scaling};
 use crate::adapter::targets::TargetMatcher;
 use crate::adapter::{Declaration, LayerFilter, Selector};
 use crate::formats::fields::{Fields, as_count, as_names, check_policies, is_empty, shown};
+use crate::modules::{ModuleMap, TargetModule::MoeRouter};
 use crate::rules::{Code, Rejection};
 
 /// What the update has besides A and B; PEFT does not combine the two extras.
@@ -127,12 +128,15 @@ fn check_task(fields: &mut Fields<'_>) {
     }
 }
 
+/// Methods of initialisation that leave the base weights alone: what is saved is a plain pair.
+const HARMLESS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
+
 /// Refuses methods of initialisation that change the base weights during training: their A and B
 /// fit weights that nobody has but the one who trained.
 fn check_initialisation(fields: &mut Fields<'_>) {
     let harmless = |value: &Value| match value {
         Value::Bool(_) => true,
-        Value::String(method) => matches!(method.as_str(), "gaussian" | "eva" | "orthogonal"),
+        Value::String(method) => HARMLESS.iter().any(|known| method.eq_ignore_ascii_case(known)),
         _ => false,
     };
     let Some(value) = fields.get("init_lora_weights").filter(|value| !harmless(value)) else {
@@ -142,7 +146,7 @@ fn check_initialisation(fields: &mut Fields<'_>) {
         Code::MutatedBaseWeights,
         "init_lora_weights",
         shown(value),
-        "true, false, \"gaussian\", \"eva\" or \"orthogonal\", which leave base weights alone",
+        format!("true, false or one of {HARMLESS:?}, which leave base weights alone"),
         "convert the adapter to plain LoRA: PEFT's save_pretrained with \
          path_initial_model_for_weight_conversion does it",
     ));
@@ -179,9 +183,17 @@ fn read_biases(fields: &mut Fields<'_>) -> Biases {
 
 fn read_declaration(fields: &mut Fields<'_>) -> Option<Declaration> {
     let selector = "a list of module names, or a pattern";
-    let targets = fields.required("target_modules", selector, as_selector);
-    let exclude = fields.typed("exclude_modules", selector, as_selector);
     let parameters = read_parameters(fields);
+    let targets = match parameters.is_empty() {
+        true => fields.required("target_modules", selector, as_selector),
+        // Parameters may be all that is trained.
+        false => Some(
+            fields
+                .typed("target_modules", selector, as_selector)
+                .unwrap_or(Selector::Names(Vec::new())),
+        ),
+    };
+    let exclude = fields.typed("exclude_modules", selector, as_selector);
     let layers = read_layers(fields, targets.as_ref());
     let saved = fields.typed("modules_to_save", "a list of module names", as_names);
     let saved = saved.unwrap_or_default();
@@ -208,17 +220,22 @@ fn read_declaration(fields: &mut Fields<'_>) -> Option<Declaration> {
     })
 }
 
-/// `target_parameters`, of which those of routed experts are understood.
+/// `target_parameters`, of which those of routed experts and routers are understood.
 fn read_parameters(fields: &mut Fields<'_>) -> Vec<String> {
     let allowed = "a list of parameter names";
     let names = fields.typed("target_parameters", allowed, as_names).unwrap_or_default();
-    let strange = |name: &&String| !matches!(name.rsplit('.').next(), Some(GATE_UP | DOWN));
+    let map = ModuleMap::default();
+    let router = |name: &str| {
+        name.strip_suffix(".weight").and_then(|module| map.lookup(module)) == Some(MoeRouter)
+    };
+    let strange =
+        |name: &&String| !matches!(name.rsplit('.').next(), Some(GATE_UP | DOWN)) && !router(name);
     for name in names.iter().filter(strange) {
         fields.problems.push(Rejection::new(
             Code::UnsupportedConfigField,
             "target_parameters",
             format!("`{name}`"),
-            format!("{GATE_UP} and {DOWN} of routed experts"),
+            format!("{GATE_UP} and {DOWN} of routed experts, and gate.weight of their router"),
             "train the other parameters through target_modules",
         ));
     }
@@ -283,6 +300,10 @@ mod tests {
     fn a_minimal_config_is_enough() {
         assert!(codes(&json!({})).is_empty());
         assert!(codes(&json!({"init_lora_weights": "eva", "task_type": null})).is_empty());
+        assert!(codes(&json!({"init_lora_weights": "MiCA", "fan_in_fan_out": true})).is_empty());
+        let parameters = ["down_proj", "gate.weight", "mlp.gate.weight"];
+        let parameters = json!({"target_modules": null, "target_parameters": parameters});
+        assert!(codes(&parameters).is_empty());
         assert!(
             codes(&json!({"target_modules": "all-linear", "layers_to_transform": 1})).is_empty()
         );
@@ -301,9 +322,13 @@ mod tests {
             (json!({"layers_pattern": "layers"}), Code::InvalidConfigField),
             (json!({"layers_to_transform": [-1]}), Code::InvalidConfigField),
             (json!({"target_modules": ".*", "layers_to_transform": 0}), Code::InvalidConfigField),
-            (json!({"target_modules": "(?<!x)q_proj"}), Code::InvalidPattern),
+            (json!({"target_modules": "(?<n>q)_proj"}), Code::InvalidPattern),
+            (json!({"target_modules": ".{9999999}"}), Code::PatternTooComplex),
+            (
+                json!({"target_modules": null, "target_parameters": ["x"]}),
+                Code::UnsupportedConfigField,
+            ),
             (json!({"task_type": "SEQ_CLS"}), Code::UnsupportedConfigField),
-            (json!({"fan_in_fan_out": true}), Code::UnsupportedConfigField),
             (json!({"use_dora": true, "lora_bias": true}), Code::UnsupportedConfigField),
             (json!({"modules_to_save": ["score"]}), Code::UnsupportedConfigField),
             (json!({"alora_invocation_tokens": [1]}), Code::UnsupportedConfigField),

@@ -1,6 +1,6 @@
 //! What is done with each field of `adapter_config.json`.
 
-use crate::formats::fields::Policy::{self, Applied, Irrelevant, MustBeEmpty};
+use crate::formats::fields::Policy::{self, Applied, Harmless, Irrelevant, MustBeEmpty};
 
 const PLAIN: &str = "train or convert the adapter as plain LoRA";
 
@@ -41,7 +41,8 @@ pub(super) const FIELDS: &[(&str, Policy)] = &[
     ("corda_config", Irrelevant),
     ("eva_config", Irrelevant),
     ("lora_ga_config", Irrelevant),
-    ("fan_in_fan_out", MustBeEmpty("transpose the adapter's weights when it is exported")),
+    // PEFT resets it for `torch.nn.Linear`, and ignores it for embeddings.
+    ("fan_in_fan_out", Harmless("it is for layers that store their weights transposed (Conv1D)")),
     ("enable_lora", MustBeEmpty(PLAIN)),
     ("megatron_config", MustBeEmpty("export the adapter without tensor parallelism")),
     ("layer_replication", MustBeEmpty("train the adapter on a model with the layers written out")),

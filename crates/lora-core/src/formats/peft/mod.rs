@@ -3,6 +3,7 @@
 //! Every tensor is consumed exactly once or named in an error; every field of the configuration
 //! has a policy.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use super::assemble::PlannedSites;
@@ -130,13 +131,17 @@ fn plan(
         fused::cut(&mut sites, &mut file.naming, model, &mut problems);
     }
     if !problems.is_empty() {
+        // One pattern may be of no use to every module.
+        problems.dedup();
         return Err(problems);
     }
     info.bytes = file.bytes;
     info.warnings = config.warnings;
-    let dense = file.sites.values().map(|parts| parts.module.as_str());
-    let names: Vec<&str> = dense.chain(expert_names.iter().map(String::as_str)).collect();
-    info.warnings.extend(config.ranks.unused(&names).chain(config.alphas.unused(&names)));
+    let dense = file.sites.values().map(|parts| config.declaration.trained(&parts.module));
+    let names: Vec<Cow<'_, str>> = dense.chain(expert_names.iter().map(Into::into)).collect();
+    for unused in [config.ranks.unused(&names), config.alphas.unused(&names)] {
+        info.warnings.extend(unused.map_err(|problem| vec![problem])?);
+    }
     let declaration = Declaration {
         root: file.root.to_owned(),
         naming: file.naming,

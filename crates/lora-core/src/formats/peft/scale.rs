@@ -1,18 +1,20 @@
 //! Ranks and alphas of modules: a default and exceptions by pattern.
 
-use regex::Regex;
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
-use crate::adapter::targets::suffix_match;
+use crate::adapter::pattern::{Pattern, Room};
 use crate::formats::fields::Fields;
+use crate::rules::Rejection;
 
 /// `r` with `rank_pattern`, or `lora_alpha` with `alpha_pattern`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Patterned<T> {
     field: &'static str,
     /// The value of modules that no pattern matches.
     pub default: T,
-    exceptions: Vec<(Regex, String, T)>,
+    exceptions: Vec<(Pattern, String, T)>,
 }
 
 impl<T: Copy> Patterned<T> {
@@ -27,31 +29,44 @@ impl<T: Copy> Patterned<T> {
         let none = Map::new();
         let map = fields.typed(field, "an object", Value::as_object).unwrap_or(&none);
         let mut exceptions = Vec::new();
+        let mut room = Room::shared_by(field, map.keys());
         for (key, value) in map {
             let Some(converted) = convert(value) else {
                 fields.invalid(&format!("{field}.{key}"), value, allowed);
                 continue;
             };
-            if let Some(regex) = suffix_match(field, key, &mut fields.problems) {
-                exceptions.push((regex, key.clone(), converted));
+            match Pattern::suffix(key, &mut room) {
+                Ok(pattern) => exceptions.push((pattern, key.clone(), converted)),
+                Err(problem) => fields.problems.push(problem),
             }
         }
         Self { field, default, exceptions }
     }
 
-    /// The value for a module: that of the first pattern, in the file's order, that matches.
-    pub fn of(&self, module: &str) -> T {
-        let matching = self.exceptions.iter().find(|(regex, ..)| regex.is_match(module));
-        matching.map_or(self.default, |(.., value)| *value)
+    /// The value for a module: that of the first pattern, in the file's order, that matches; a
+    /// rejection if one takes too long to tell.
+    pub fn of(&self, module: &str) -> Result<T, Rejection> {
+        for (pattern, _, value) in &self.exceptions {
+            if pattern.matches(module)? {
+                return Ok(*value);
+            }
+        }
+        Ok(self.default)
     }
 
     /// A warning for each pattern that matches none of the file's modules.
-    pub fn unused<'a>(&'a self, modules: &'a [&str]) -> impl Iterator<Item = String> + 'a {
-        let idle = |regex: &Regex| !modules.iter().any(|module| regex.is_match(module));
-        self.exceptions
-            .iter()
-            .filter(move |(regex, ..)| idle(regex))
-            .map(|(_, key, _)| format!("{}: `{key}` matches no module of the file", self.field))
+    pub fn unused(&self, modules: &[Cow<'_, str>]) -> Result<Vec<String>, Rejection> {
+        let mut warnings = Vec::new();
+        for (pattern, key, _) in &self.exceptions {
+            let mut used = false;
+            for module in modules {
+                used = used || pattern.matches(module)?;
+            }
+            if !used {
+                warnings.push(format!("{}: `{key}` matches no module of the file", self.field));
+            }
+        }
+        Ok(warnings)
     }
 }
 
@@ -95,9 +110,9 @@ mod tests {
     fn the_first_pattern_of_the_file_wins() {
         let (read, problems) = ranks(&json!({"1.mlp.up_proj": 2, "up_proj": 4}));
         assert!(problems.is_empty());
-        assert_eq!(read.of("model.layers.1.mlp.up_proj"), 2);
-        assert_eq!(read.of("model.layers.11.mlp.up_proj"), 4);
-        assert_eq!(read.of("model.layers.1.mlp.down_proj"), 8);
+        assert_eq!(read.of("model.layers.1.mlp.up_proj"), Ok(2));
+        assert_eq!(read.of("model.layers.11.mlp.up_proj"), Ok(4));
+        assert_eq!(read.of("model.layers.1.mlp.down_proj"), Ok(8));
     }
 
     #[test]

@@ -10,16 +10,16 @@ use super::unpickle::METADATA;
 use crate::dtype::DType;
 use crate::formats::{AdapterError, ElementType, RawTensor, Source};
 
-/// A class of storages: name, bytes of an element, and the type if this crate has it.
-type StorageClass = (&'static str, u64, Option<DType>);
+/// A class of storages: name, bytes of an element, and the type if it is read.
+type StorageClass = (&'static str, u64, Option<ElementType>);
 
 /// Torch's classes of storages.
 const STORAGES: [StorageClass; 12] = [
-    ("FloatStorage", 4, Some(DType::F32)),
-    ("HalfStorage", 2, Some(DType::F16)),
-    ("BFloat16Storage", 2, Some(DType::Bf16)),
-    ("IntStorage", 4, Some(DType::I32)),
-    ("DoubleStorage", 8, None),
+    ("FloatStorage", 4, Some(ElementType::Known(DType::F32))),
+    ("HalfStorage", 2, Some(ElementType::Known(DType::F16))),
+    ("BFloat16Storage", 2, Some(ElementType::Known(DType::Bf16))),
+    ("IntStorage", 4, Some(ElementType::Known(DType::I32))),
+    ("DoubleStorage", 8, Some(ElementType::Float64)),
     ("LongStorage", 8, None),
     ("ShortStorage", 2, None),
     ("CharStorage", 1, None),
@@ -146,8 +146,8 @@ impl<'a> Layout<'a> {
     /// The tensor as a range of its storage.
     fn cut(self, storage: &Source) -> Result<RawTensor, String> {
         let Self { storage: name, element, count, start, shape } = self;
-        let (class, size, dtype) = *element;
-        let needed = count.checked_mul(size);
+        let (class, size, known) = element;
+        let needed = count.checked_mul(*size);
         if needed != Some(storage.len()) {
             return Err(format!(
                 "has a storage of {count} elements of {class}, and entry data/{name} has {} bytes",
@@ -157,10 +157,9 @@ impl<'a> Layout<'a> {
         let elements = shape.iter().try_fold(1u64, |n, extent| n.checked_mul(*extent as u64));
         let range = elements.and_then(|elements| {
             let end = start.checked_add(elements)?;
-            Some(start.checked_mul(size)?..end.checked_mul(size)?)
+            Some(start.checked_mul(*size)?..end.checked_mul(*size)?)
         });
-        let element =
-            dtype.map_or_else(|| ElementType::Other(format!("torch.{class}")), ElementType::Known);
+        let element = known.clone().unwrap_or_else(|| ElementType::Other(format!("torch.{class}")));
         range
             .and_then(|range| storage.slice(range))
             .and_then(|source| RawTensor::new(element, shape.clone(), source))

@@ -144,8 +144,9 @@ impl Writer<'_> {
                 self.contents.add_pair(&self.names.in_layer(layer.number, &path), matrices);
                 self.contents.targets.push(Target { layer: Some(layer.number), path });
             }
-            let block = regex::escape(&self.names.in_layer(layer.number, block));
-            let key = format!(r"{block}\.\d+\.{}", regex::escape(name));
+            let block = self.names.in_layer(layer.number, block);
+            let [block, name] = [&block, name].map(fancy_regex::escape);
+            let key = format!(r"{block}\.\d+\.{name}");
             self.contents.updates.push(Update { key, rank, scale });
         }
         Ok(())
@@ -184,7 +185,7 @@ impl Writer<'_> {
         let (a, b) = (pair.a.extents(), pair.b.extents());
         let module = self.names.in_layer(layer, &path);
         self.contents.add_pair(&module, [pair.a.dense(a), pair.b.dense(b)]);
-        let key = regex::escape(&module);
+        let key = fancy_regex::escape(&module).into_owned();
         self.contents.updates.push(Update { key, rank: pair.rank, scale: pair.scale });
         self.contents.targets.push(Target { layer: Some(layer), path });
     }
@@ -201,7 +202,8 @@ impl Writer<'_> {
             // PEFT wraps the module once for each parameter; the first is inside the second.
             let wrapped = both && parameter == PARAMETERS[0];
             let path = if wrapped { "mlp.experts.base_layer" } else { "mlp.experts" };
-            let key = regex::escape(&self.names.in_layer(layer.number, parameter));
+            let key = self.names.in_layer(layer.number, parameter);
+            let key = fancy_regex::escape(&key).into_owned();
             self.contents.updates.push(Update { key, rank: pair.rank, scale: pair.scale });
             self.contents.parameters.push((layer.number, parameter));
             let module = self.names.in_layer(layer.number, path);

@@ -109,7 +109,7 @@ fn add_low_rank(
     if let Some(bias) = &low.b_bias {
         add("lora_B.bias", bias);
     }
-    let key = regex::escape(module);
+    let key = fancy_regex::escape(module).into_owned();
     contents.updates.push(Update { key, rank: low.rank, scale: low.scale });
     Ok(())
 }

@@ -53,10 +53,6 @@ impl Planner<'_> {
             plan
         };
         let pair = [joined(a_parts)?, joined(b_parts)?];
-        if pair[0].dtype() != pair[1].dtype() {
-            self.problems.push(differing(&stack));
-            return None;
-        }
         self.insert(layer, module, update, pair);
         Some(())
     }
@@ -150,8 +146,8 @@ fn differing(stack: &str) -> Rejection {
     Rejection::new(
         Code::TensorShape,
         stack,
-        "experts whose matrices differ in shape or element type",
-        "matrices of one shape and type for all experts of a module",
+        "experts whose lora_A or whose lora_B differ in shape or element type",
+        "one shape and type for the lora_A of all experts of a module, and one for their lora_B",
         "export the adapter again",
     )
 }

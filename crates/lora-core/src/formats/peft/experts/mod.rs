@@ -224,7 +224,7 @@ impl Planner<'_> {
     /// scale of the pair.
     fn update(&mut self, module: &str, tensor: &str, found: usize) -> Option<(usize, f32)> {
         self.names.push(module.to_owned());
-        let stated = self.config.ranks.of(module);
+        let stated = self.told(self.config.ranks.of(module))?;
         if found != stated {
             self.problems.push(Rejection::new(
                 Code::RankMismatch,
@@ -235,7 +235,7 @@ impl Planner<'_> {
             ));
             return None;
         }
-        let alpha = self.config.alphas.of(module);
+        let alpha = self.told(self.config.alphas.of(module))?;
         let scale = self.config.scaling.scale(alpha, found);
         if !scale.is_finite() {
             self.problems.push(Rejection::new(
@@ -248,6 +248,10 @@ impl Planner<'_> {
             return None;
         }
         Some((found, scale))
+    }
+
+    fn told<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
+        result.map_err(|problem| self.problems.push(problem)).ok()
     }
 
     fn wrong_shape(&mut self, name: &str, found: &[usize], allowed: impl Into<String>) {

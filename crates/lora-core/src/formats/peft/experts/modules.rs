@@ -96,10 +96,6 @@ impl Planner<'_> {
             self.wrong_shape(b.name(), b.shape(), allowed);
             return None;
         }
-        if a.dtype() != b.dtype() {
-            self.other_type(&a, &b);
-            return None;
-        }
         Some(Stacks { rank, a, b })
     }
 
@@ -117,16 +113,6 @@ impl Planner<'_> {
             }
             _ => [b.clone().narrow(1, 0..rows / 2), b.narrow(1, rows / 2..rows)],
         })
-    }
-
-    pub(super) fn other_type(&mut self, a: &View, b: &View) {
-        self.problems.push(Rejection::new(
-            Code::TensorDtype,
-            b.name(),
-            format!("{} beside A of {}", b.dtype(), a.dtype()),
-            "one element type for a pair",
-            "convert the adapter",
-        ));
     }
 }
 

@@ -119,10 +119,6 @@ impl Planner<'_> {
                 self.wrong_shape(b.name(), b.shape(), allowed);
                 return None;
             }
-            if a.dtype() != b.dtype() {
-                self.other_type(a, b);
-                return None;
-            }
             pairs.push(Pair { a, b });
         }
         let declared = self.declared(layer, block);
@@ -255,7 +251,7 @@ impl Planner<'_> {
         (roles, layout): (Roles, ExpertLayout),
     ) -> Option<()> {
         let key = self.key(found.layer, found.block, parameter);
-        let rank = self.config.ranks.of(&key);
+        let rank = self.told(self.config.ranks.of(&key))?;
         let rows = pair.a.shape()[0];
         let model = self.options.model.as_ref().map(|model| model.num_experts);
         let experts = model.unwrap_or(rows / rank);
