@@ -416,7 +416,7 @@ fn each_rule_about_tensors_is_told_by_its_own_code() {
     let bias = plain(&|f| copy(f, &a, format!("{Q0}.base_layer.bias")));
     assert_eq!(bias, [Code::UndeclaredTensor].into());
     let full = plain(&|f| copy(f, &a, "base_model.model.lm_head.weight".into()));
-    assert_eq!(full, [Code::UndeclaredTensor].into());
+    assert_eq!(full, [Code::VocabularyMismatch].into());
     let strange = plain(&|f| copy(f, &a, "optimizer.step".into()));
     assert_eq!(strange, [Code::UnknownTensor].into());
     let module = plain(&|f| copy(f, &a, format!("{Q0}_norm.lora_A.weight")));

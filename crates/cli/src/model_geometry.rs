@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::Context;
-use engine::geometry;
-use engine::model::{Gguf, ModelConfig};
+use engine::model::ModelError;
+use engine::{BaseModel, geometry};
 use lora_core::ModelGeometry;
 
 use crate::exit::{Exit, Failure, OrExit};
@@ -14,10 +14,16 @@ use crate::exit::{Exit, Failure, OrExit};
 /// # Errors
 /// [`Exit::Model`] if the configuration cannot be read or is of no model that is served.
 pub(crate) fn read(path: &Path) -> Result<ModelGeometry, Failure> {
-    let config = match path.is_dir() {
-        true => ModelConfig::from_dir(path),
-        false => Gguf::open(path).map(|gguf| gguf.config().clone()),
-    };
-    let context = || format!("cannot read the model {}", path.display());
-    Ok(geometry(&config.with_context(context).or_exit(Exit::Model)?))
+    Ok(geometry(&or_fail(path, BaseModel::read(path))?.config))
+}
+
+/// Ends the run if the model at `path` could not be read.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn or_fail(
+    path: &Path,
+    model: Result<BaseModel, ModelError>,
+) -> Result<BaseModel, Failure> {
+    model.with_context(|| format!("cannot read the model {}", path.display())).or_exit(Exit::Model)
 }

@@ -17,7 +17,7 @@ pub mod text;
 
 pub use crate::core::EngineStats;
 pub use llm::{
-    AdapterStatus, CompletionOutput, Delta, EngineInfo, FinishReason, GenerateRequest,
+    AdapterStatus, BaseModel, CompletionOutput, Delta, EngineInfo, FinishReason, GenerateRequest,
     KvCacheConfig, KvCacheDtype, Llm, LlmBuilder, LlmError, LoadFormat, Logprob, Logprobs,
     MemoryPlan, News, PerPrompt, Progress, Prompt, RequestOutput, ResponseStream, SchedulerConfig,
     StopReason, TextModel, Update, geometry,

@@ -12,7 +12,7 @@ use crate::ids::{Generation, LayerIdx};
 use crate::modules::TargetModule;
 
 #[cfg(feature = "formats")]
-mod check;
+pub(crate) mod check;
 #[cfg(feature = "formats")]
 mod diff;
 pub(crate) mod generation;

@@ -275,7 +275,7 @@ fn a_folder_has_one_archive() {
     let dir = tempfile::tempdir().unwrap();
     let nemo = ReadOptions::default().with_source(CkptSource::Nemo);
     let load = || formats::load(dir.path(), &nemo).unwrap_err().to_string();
-    assert!(load().contains("*.nemo is missing"));
+    assert!(load().contains("archive *.nemo"));
     let archive = adapter_path("llama.qkv-tied-nemo").join("adapter.nemo");
     for name in ["a.nemo", "b.nemo"] {
         std::fs::copy(&archive, dir.path().join(name)).unwrap();

@@ -1,7 +1,8 @@
-//! Configurations and requests by themselves.
+//! Configurations, models and requests by themselves.
 
 use std::collections::BTreeMap;
 
+use engine::BaseModel;
 use lora_core::{
     Code, HfNames, LoraConfig, LoraRequest, QuantAlgo, QuantConfig, validate_adapter_name,
 };
@@ -28,6 +29,16 @@ pub const CASES: &[Case] = &[
     (Code::SeveralLoraDirs, || {
         let lora_dir = vec!["sql".into(), "pirate".into()];
         LoraConfig { lora_dir, ..LoraConfig::default() }.validate()
+    }),
+    (Code::UnsupportedModel, || {
+        let model = tempfile::tempdir().unwrap();
+        let quantization = r#"{"quant_method": "gptq", "bits": 4, "group_size": 128}"#;
+        let fields = r#""model_type": "llama", "vocab_size": 16, "hidden_size": 8,
+            "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "rms_norm_eps": 1e-6, "max_position_embeddings": 32"#;
+        let config = format!(r#"{{{fields}, "quantization_config": {quantization}}}"#);
+        std::fs::write(model.path().join("config.json"), config).unwrap();
+        vec![BaseModel::read(model.path()).unwrap_err().rejection().unwrap()]
     }),
     (Code::InvalidAdapterName, || vec![validate_adapter_name("sql,pirate").unwrap_err()]),
     (Code::AdapterPath, || LoraRequest::new("sql", 0, "absent/sql").validate()),

@@ -34,6 +34,21 @@ pub const CASES: &[Case] = &[
         Draft::with(|d| d.set("init_lora_weights", json!("pissa"))).refused()
     }),
     (Code::UnknownTensor, || Draft::with(|d| d.add("optimizer.step", &[1])).refused()),
+    (Code::WrappedNames, || {
+        Draft::with(|d| d.rename("base_model.model.", "base_model.model._orig_mod.")).refused()
+    }),
+    (Code::MultimodalNames, || {
+        Draft::with(|d| d.rename("model.layers", "model.language_model.layers")).refused()
+    }),
+    (Code::ForeignNames, || {
+        let mlx = |d: &mut Draft| {
+            d.rename("base_model.model.", "");
+            d.rename("lora_A.weight", "lora_a");
+            d.rename("lora_B.weight", "lora_b");
+        };
+        Draft::with(mlx).refused()
+    }),
+    (Code::PartitionedTensors, || Draft::with(|d| d.pair(Q, 0, 0)).refused()),
     (Code::UnknownModule, || {
         let norm = "base_model.model.model.layers.0.input_layernorm.lora_A.weight";
         Draft::with(|d| d.add(norm, &[2, HIDDEN])).refused()

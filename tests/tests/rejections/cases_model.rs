@@ -7,7 +7,7 @@ use serde_json::json;
 use polylora_tests::{FileTensor, adapter_path, geometry};
 
 use crate::Case;
-use crate::draft::{Draft, HIDDEN, Q, model};
+use crate::draft::{Draft, HIDDEN, Q, VOCAB, model};
 
 /// The rules that a changed adapter breaks on the usual model.
 fn on_model(change: impl FnOnce(&mut Draft)) -> Vec<Rejection> {
@@ -35,6 +35,10 @@ pub const CASES: &[Case] = &[
         })
     }),
     (Code::ShapeMismatch, || on_model(|d| d.pair(Q, HIDDEN, HIDDEN + 4))),
+    (Code::VocabularyMismatch, || {
+        let model = ModelGeometry { vocab: VOCAB - 2, ..model() };
+        Draft::with(Draft::embedding).checked(&model, &LoraConfig::default())
+    }),
     (Code::TargetWithoutWeights, || {
         // The archive has weights for the three layers of its own model.
         let model = ModelGeometry { layers: 4, ..geometry("llama") };

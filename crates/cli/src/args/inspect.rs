@@ -10,7 +10,8 @@ Describes an adapter and checks it: which modules of which layers it changes, at
 scale, and every rule that it breaks, each with what was found, what is allowed and what to do.
 
 With --model it is read for that model and held against its dimensions and module names, and \
-against the target modules of --lora-config; only the model's configuration is read, not its weights.";
+against the target modules of --lora-config. A model that would not be run is refused as well, such as \
+one that is quantised by GPTQ. Only the model's configuration is read, not its weights.";
 
 const EXAMPLES: &str = "\
 Examples:

@@ -156,7 +156,9 @@ fn remove(path: &Path, made: bool) -> io::Result<()> {
 
 fn unreadable<T>(error: AdapterError) -> Result<T, Failure> {
     let exit = match error {
-        AdapterError::Missing { .. } | AdapterError::Io { .. } => Exit::Usage,
+        AdapterError::Missing { .. }
+        | AdapterError::Io { .. }
+        | AdapterError::NotAnAdapter { .. } => Exit::Usage,
         _ => Exit::Refused,
     };
     Err(error).or_exit(exit)

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Context;
+use engine::model::ModelError;
+use engine::{BaseModel, geometry};
 use lora_core::formats::{self, AdapterError, ReadOptions};
 use lora_core::{Adapter, Code, LoraConfig, ModelGeometry, Rejection};
 use serde_json::{Value, json};
@@ -21,14 +23,24 @@ const SHOWN: usize = 3;
 /// How the weights of dense modules lie in all files.
 const DENSE_LAYOUT: &str = "one pair of matrices for each dense module";
 
+/// The model to check against, if there is one.
+#[derive(Default)]
+struct Base {
+    /// Its dimensions; `None` if the engine would refuse it.
+    geometry: Option<ModelGeometry>,
+    /// Why the engine would refuse it.
+    rejection: Option<Rejection>,
+    warnings: Vec<String>,
+}
+
 /// What was found out about an adapter.
 struct Report<'a> {
     path: &'a Path,
     /// The adapter, if it can be read at all.
     adapter: Option<Adapter>,
-    /// Every rule that it breaks.
+    /// Every rule that it breaks, or that its base model breaks.
     rejections: Vec<Rejection>,
-    /// What a person should know about it, on this model if there is one.
+    /// What should be known of it and its base model.
     warnings: Vec<String>,
     /// Why its files cannot be read.
     unreadable: Option<String>,
@@ -37,8 +49,8 @@ struct Report<'a> {
 /// Describes and checks the adapter.
 pub(super) fn run(job: &InspectJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
     let config = lora_file::resolve(&job.lora)?;
-    let model = job.model.as_deref().map(model_geometry::read).transpose()?;
-    let report = examine(&job.path, model.as_ref(), config)?;
+    let base = job.model.as_deref().map_or_else(|| Ok(Base::default()), Base::read)?;
+    let report = examine(&job.path, base, config)?;
     if job.json {
         serde_json::to_writer_pretty(&mut *streams.stdout, &report.json())?;
         writeln!(streams.stdout)?;
@@ -48,37 +60,46 @@ pub(super) fn run(job: &InspectJob, streams: &mut Streams<'_>) -> Result<Exit, F
     Ok(if report.accepted() { Exit::Fine } else { Exit::Refused })
 }
 
-fn examine<'a>(
-    path: &'a Path,
-    model: Option<&ModelGeometry>,
-    config: LoraConfig,
-) -> Result<Report<'a>, Failure> {
+impl Base {
+    /// Reads the configuration of the model at `path`.
+    ///
+    /// # Errors
+    /// [`Exit::Model`] if it cannot be read; that it would be refused is part of the report.
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let read = BaseModel::read(path);
+        let rejection = read.as_ref().err().and_then(ModelError::rejection);
+        if rejection.is_some() {
+            return Ok(Self { rejection, ..Self::default() });
+        }
+        let model = model_geometry::or_fail(path, read)?;
+        let geometry = Some(geometry(&model.config));
+        Ok(Self { geometry, rejection: None, warnings: model.warnings })
+    }
+}
+
+fn examine(path: &Path, base: Base, config: LoraConfig) -> Result<Report<'_>, Failure> {
+    let model = base.geometry.as_ref();
     let mut options = ReadOptions::from_config(&config).or_exit(Exit::Usage)?;
     options.model = model.cloned();
     let config = formats::settle_targets(config, model).context("cannot use lora_dir");
     let config = config.or_exit(Exit::Usage)?;
-    let mut report = Report {
-        path,
-        adapter: None,
-        rejections: Vec::new(),
-        warnings: Vec::new(),
-        unreadable: None,
-    };
+    let (mut rejections, mut warnings) = (Vec::from_iter(base.rejection), base.warnings);
+    let (mut adapter, mut unreadable) = (None, None);
     // `lora_ckpt_source` is the format of `lora_dir`; the format of an adapter by its path shows.
     match formats::load(path, &options.with_source(formats::source_of(path))) {
-        Ok(adapter) => {
-            report.rejections = match model {
-                Some(model) => adapter.check(model, &config),
-                None => adapter.check_limits(&config),
-            };
-            report.warnings.clone_from(&adapter.source.warnings);
-            report.warnings.extend(model.into_iter().flat_map(|model| adapter.warnings(model)));
-            report.adapter = Some(adapter);
+        Ok(read) => {
+            rejections.extend(match model {
+                Some(model) => read.check(model, &config),
+                None => read.check_limits(&config),
+            });
+            warnings.extend(read.source.warnings.iter().cloned());
+            warnings.extend(model.into_iter().flat_map(|model| read.warnings(model)));
+            adapter = Some(read);
         }
-        Err(AdapterError::Rejected { rejections, .. }) => report.rejections = rejections.0,
-        Err(error) => report.unreadable = Some(error.to_string()),
+        Err(AdapterError::Rejected { rejections: broken, .. }) => rejections.extend(broken.0),
+        Err(error) => unreadable = Some(error.to_string()),
     }
-    Ok(report)
+    Ok(Report { path, adapter, rejections, warnings, unreadable })
 }
 
 impl Report<'_> {
@@ -92,6 +113,7 @@ impl Report<'_> {
             "accepted": self.accepted(),
             "error": self.unreadable,
             "rejections": self.rejections,
+            "warnings": self.warnings,
         });
         if let (Some(adapter), Some(fields)) = (&self.adapter, object.as_object_mut()) {
             let source = &adapter.source;
@@ -106,7 +128,6 @@ impl Report<'_> {
                 "bytes": source.bytes,
                 "generation": adapter.generation.to_string(),
                 "modules": groups(adapter),
-                "warnings": self.warnings,
             });
             fields.extend(about.as_object().cloned().unwrap_or_default());
         }
@@ -118,15 +139,14 @@ impl Report<'_> {
         if let Some(adapter) = &self.adapter {
             write_origin(out, adapter)?;
             write_modules(out, &groups(adapter))?;
-            for warning in &self.warnings {
-                writeln!(out, "\nwarning: {warning}")?;
-            }
+        }
+        for warning in &self.warnings {
+            writeln!(out, "\nwarning: {warning}")?;
         }
         if let Some(problem) = &self.unreadable {
-            return writeln!(out, "\nunreadable: {problem}");
-        }
-        if self.rejections.is_empty() {
-            return writeln!(out, "\nno rule is broken");
+            writeln!(out, "\nunreadable: {problem}")?;
+        } else if self.rejections.is_empty() {
+            writeln!(out, "\nno rule is broken")?;
         }
         write_rejections(out, &self.rejections)
     }

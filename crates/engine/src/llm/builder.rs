@@ -11,6 +11,7 @@ use lora_core::{
 
 use moe::{MoeBackend, rules};
 
+use super::base_model::BaseModel;
 use super::buffers::Demand;
 use super::checkpoint::Checkpoint;
 use super::geometry::geometry;
@@ -192,8 +193,12 @@ impl LlmBuilder {
             return Err(LlmError::LoraConfig(Rejections(problems)));
         }
         let tokenizer = self.tokenizer.as_deref();
-        let Checkpoint { config, text, source, quantization } =
+        let Checkpoint { base, text, source } =
             Checkpoint::open(&self.model, tokenizer, self.load_format)?;
+        let BaseModel { config, quantization, warnings } = base;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
         let quantization =
             quantize::settle(self.quant_config.as_ref(), self.kv_cache.dtype, quantization)?;
         sizes::check(&self.batch, &self.kv_cache, &config)?;

@@ -3,18 +3,16 @@
 use std::path::Path;
 
 use super::LlmError;
+use super::base_model::{BaseModel, open_gguf};
 use super::settings::LoadFormat;
 use super::text_model::TextModel;
-use crate::model::{
-    DummySource, FolderSource, Gguf, ModelConfig, ModelError, Quantization, WeightSource,
-};
+use crate::model::{DummySource, FolderSource, WeightSource};
 
 /// An opened model, its weights unread.
 pub(super) struct Checkpoint {
-    pub config: ModelConfig,
+    pub base: BaseModel,
     pub text: TextModel,
     pub source: Box<dyn WeightSource + Send>,
-    pub quantization: Quantization,
 }
 
 impl Checkpoint {
@@ -30,11 +28,7 @@ impl Checkpoint {
         if path.is_dir() {
             return Self::open_folder(path, tokenizer, format);
         }
-        if !is_gguf(path) {
-            let what = if path.exists() { "not a folder or .gguf file" } else { "does not exist" };
-            let (path, what) = (path.to_owned(), what.to_owned());
-            return Err(ModelError::NotAModel { path, what }.into());
-        }
+        let gguf = open_gguf(path)?;
         if format == LoadFormat::Dummy {
             return Err(LlmError::Setting {
                 setting: "load_format",
@@ -42,13 +36,11 @@ impl Checkpoint {
                 allowed: "auto for a .gguf file; dummy takes a folder with config.json".to_owned(),
             });
         }
-        let gguf = Gguf::open(path)?;
         let text = match tokenizer {
             Some(dir) => TextModel::from_dir(dir)?,
             None => TextModel::from_gguf(path, &gguf)?,
         };
-        let (config, quantization) = (gguf.config().clone(), Quantization::default());
-        Ok(Self { config, text, source: Box::new(gguf), quantization })
+        Ok(Self { base: BaseModel::of_gguf(&gguf), text, source: Box::new(gguf) })
     }
 
     fn open_folder(
@@ -56,25 +48,20 @@ impl Checkpoint {
         tokenizer: Option<&Path>,
         format: LoadFormat,
     ) -> Result<Self, LlmError> {
+        let mut base = BaseModel::of_folder(path)?;
+        if let Some(weights) = &mut base.quantization.weights {
+            weights.stored = format == LoadFormat::Auto;
+        }
         let source: Box<dyn WeightSource + Send> = match format {
             LoadFormat::Auto => Box::new(FolderSource::open(path)?),
             LoadFormat::Dummy => Box::new(DummySource::default()),
         };
-        let config = ModelConfig::from_dir(path)?;
-        let mut quantization = Quantization::from_dir(path)?;
-        if let Some(weights) = &mut quantization.weights {
-            weights.stored = format == LoadFormat::Auto;
-        }
         let dir = tokenizer.unwrap_or(path);
         let only_shape = format == LoadFormat::Dummy && tokenizer.is_none();
         let text = match only_shape && !dir.join("tokenizer.json").exists() {
             true => TextModel::none(dir),
             false => TextModel::from_dir(dir)?,
         };
-        Ok(Self { config, text, source, quantization })
+        Ok(Self { base, text, source })
     }
-}
-
-fn is_gguf(path: &Path) -> bool {
-    path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }

@@ -1,6 +1,7 @@
 //! The LLM API, after TensorRT-LLM's: [`Llm`] with `generate`, its inputs and outputs.
 
 mod adapters;
+mod base_model;
 mod buffers;
 mod builder;
 mod checkpoint;
@@ -30,6 +31,7 @@ use crossbeam_channel::{Sender, bounded};
 use lora_core::{DType, ModelGeometry, QuantAlgo};
 
 pub use adapters::AdapterStatus;
+pub use base_model::BaseModel;
 pub use builder::{LlmBuilder, Progress};
 pub use error::LlmError;
 pub use generate::Update;

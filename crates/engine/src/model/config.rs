@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use self::agree::agreed;
 use self::rope_fields::{RawRope, RopeFields};
-use super::ModelError;
 use super::rope::RopeConfig;
+use super::{ModelError, family};
 
 mod agree;
 mod rope_fields;
@@ -188,6 +188,7 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::from_dir`].
     pub fn from_json(path: &Path, text: &[u8]) -> Result<Self, ModelError> {
+        family::check(path, text)?;
         Self::from_raw(parse_json(path, text)?)
     }
 

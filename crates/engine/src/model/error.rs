@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use lora_core::{Code, Rejection};
 use thiserror::Error;
 
 /// A checkpoint that is missing, broken, or of a kind that the engine does not run.
@@ -66,6 +67,14 @@ pub enum ModelError {
         /// Their values.
         values: [String; 2],
     },
+    /// The weights are quantised in a form that the engine does not read.
+    #[error("{path}: has weights in {format}; allowed: {UNQUANTIZED}; {UNQUANTIZED_REMEDY}")]
+    Quantized {
+        /// The file that says so, or the folder.
+        path: PathBuf,
+        /// The method, with its settings.
+        format: String,
+    },
     /// The checkpoint lacks a tensor.
     #[error("{path}: tensor {name} is missing")]
     MissingTensor {
@@ -107,7 +116,30 @@ pub enum ModelError {
     Device(#[from] lora_core::Error),
 }
 
+const UNQUANTIZED: &str = "weights in 16 bits, or in FP8 with a scale for each tensor, as ModelOpt \
+                           writes them";
+const UNQUANTIZED_REMEDY: &str = "take the 16-bit checkpoint that it was made of, also for adapters \
+                                  trained on quantised weights (QLoRA); quant_algo FP8 \
+                                  (--quant-algo FP8) quantises it while it is loaded";
+
 impl ModelError {
+    /// The rule that a model breaks which can be read and is not run; `None` for a model that
+    /// cannot be read, or whose weights are at fault.
+    pub fn rejection(&self) -> Option<Rejection> {
+        let code = Code::UnsupportedModel;
+        match self {
+            Self::Unsupported { field, found, allowed } => {
+                let remedy = "serve the adapter on a model that is run";
+                Some(Rejection::new(code, field, found, allowed, remedy))
+            }
+            Self::Quantized { format, .. } => {
+                let (setting, found) = ("quantization_config", format!("weights in {format}"));
+                Some(Rejection::new(code, setting, found, UNQUANTIZED, UNQUANTIZED_REMEDY))
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn unsupported(
         field: impl Into<String>,
         found: impl Display,

@@ -3,10 +3,12 @@
 mod config;
 mod dense;
 mod error;
+mod family;
 mod fp8;
 mod gguf;
 mod graphs;
 mod layers;
+mod quant_method;
 mod quantization;
 mod rope;
 mod source;

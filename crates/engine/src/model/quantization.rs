@@ -7,8 +7,8 @@ use lora_core::QuantAlgo;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::ModelError;
 use super::config::{parse_json, read_file};
+use super::{ModelError, quant_method};
 
 /// How base weights and the KV cache are held.
 #[derive(Clone, Debug, Default)]
@@ -117,8 +117,10 @@ impl Quantization {
         }
         let path = dir.join("config.json");
         let config: Config = parse_json(&path, &read_file(&path)?)?;
-        let of_config =
-            config.quantization_config.as_ref().map(|v| block_of_config(&path, v)).transpose()?;
+        let of_config = match &config.quantization_config {
+            Some(block) => Some(block_of_config(&path, block)?),
+            None => quant_method::refuse_side_files(dir).map(|()| None)?,
+        };
         Self::from_blocks(of_file, of_config)
     }
 
@@ -161,9 +163,7 @@ impl KvScheme {
 fn block_of_config(path: &Path, value: &Value) -> Result<Block, ModelError> {
     let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("");
     if method != "modelopt" {
-        let field = "quantization_config.quant_method";
-        let allowed = "modelopt, with quant_algo FP8; or a 16-bit checkpoint";
-        return Err(ModelError::unsupported(field, format!("{method:?}"), allowed));
+        return Err(quant_method::refused(path, value));
     }
     let block = value.get("quantization").unwrap_or(value);
     parse_json(path, block.to_string().as_bytes())

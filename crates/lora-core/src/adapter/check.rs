@@ -10,6 +10,7 @@ use crate::rules::{Code, Rejection, listed};
 
 mod experts;
 mod targets;
+pub(crate) mod vocabulary;
 
 impl Adapter {
     /// Every rule that the adapter breaks on this model under these limits; empty when it may be
@@ -17,9 +18,11 @@ impl Adapter {
     pub fn check(&self, model: &ModelGeometry, config: &LoraConfig) -> Vec<Rejection> {
         let mut problems = Vec::new();
         self.check_modules(model, config, &mut problems);
+        let resized = vocabulary::check(self, model, &mut problems);
         for (key, site) in &self.sites {
             match (key.module(), site_dims(*key, model)) {
                 (_, None) => {}
+                _ if resized.contains(key) => {}
                 (Some(module), Some(dims)) if module.is_routed_expert() => {
                     experts::check(*key, site, (model.num_experts, dims), &mut problems);
                 }

@@ -17,6 +17,7 @@ mod fused;
 mod pair;
 mod plan;
 mod raw;
+mod recognise;
 mod source;
 mod view;
 
@@ -35,6 +36,7 @@ pub mod torch;
 pub mod write;
 
 pub use raw::{ElementType, RawTensor, RawTensors};
+pub use recognise::{FileKind, Found, recognise};
 pub use source::{Source, SourceReader};
 
 /// How adapter files are read.
@@ -220,6 +222,14 @@ pub enum AdapterError {
         /// The value of `lora_ckpt_source` that reads it.
         source_name: &'static str,
     },
+    /// Something else lies where an adapter, or a file of one, should be.
+    #[error("{}: {found}", path.display())]
+    NotAnAdapter {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is.
+        found: Found,
+    },
     /// The weights are in a container whose reader was left out when this program was built.
     #[error(
         "{}: is a {container}, and this program was built without the feature {feature:?}; build \
@@ -284,6 +294,10 @@ pub fn settle_targets(
 /// See [`AdapterError`]. A readable adapter that breaks rules is [`AdapterError::Rejected`] with
 /// all of them.
 pub fn load(path: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> {
+    read(path, options).map_err(|error| recognise::explain(path, error))
+}
+
+fn read(path: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> {
     match options.source {
         CkptSource::Nemo => nemo::read(path, options),
         CkptSource::Hf => match nemo_in_place(path)? {
@@ -319,13 +333,17 @@ fn nemo_in_place(path: &Path) -> Result<Option<PathBuf>, AdapterError> {
     Ok(archives_in(path)?.into_iter().next())
 }
 
+/// Most archives of a folder that are listed; more than one are an error anyhow.
+const MAX_ARCHIVES: usize = 1000;
+
 /// The NeMo archives of a folder, in the order of their names.
 fn archives_in(folder: &Path) -> Result<Vec<PathBuf>, AdapterError> {
     let failed = |error| io_error(folder, error);
     let entries = std::fs::read_dir(folder).map_err(failed)?;
-    let paths: Result<Vec<PathBuf>, _> = entries.map(|entry| Ok(entry?.path())).collect();
-    let mut archives = paths.map_err(failed)?;
-    archives.retain(|path| is_archive(path));
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+    let archives = paths.filter(|path| path.as_ref().map_or(true, |path| is_archive(path)));
+    let archives: Result<Vec<PathBuf>, _> = archives.take(MAX_ARCHIVES).collect();
+    let mut archives = archives.map_err(failed)?;
     archives.sort();
     Ok(archives)
 }

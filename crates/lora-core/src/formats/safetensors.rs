@@ -7,7 +7,8 @@ use bytes::Bytes;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
-use super::{AdapterError, ElementType, RawTensor, RawTensors, Source, io_error};
+use super::recognise::refuse_others;
+use super::{AdapterError, ElementType, FileKind, RawTensor, RawTensors, Source, io_error};
 use crate::dtype::DType;
 use crate::files;
 
@@ -69,6 +70,7 @@ pub fn read(path: &Path, residence: Residence) -> Result<RawTensors, AdapterErro
 /// # Errors
 /// As [`read`].
 pub fn parse(file: &Source) -> Result<RawTensors, AdapterError> {
+    refuse_others(file, &[FileKind::Safetensors])?;
     let path = file.path();
     let failed = |error| io_error(path, error);
     let invalid =

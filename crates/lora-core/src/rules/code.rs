@@ -32,6 +32,8 @@ pub enum Code {
     IncompleteExpertModules,
     /// Routed experts are targeted in a model that is compiled.
     CompiledExperts,
+    /// The model is of an architecture or a quantisation that is not run.
+    UnsupportedModel,
     /// The adapter is of another PEFT kind than LoRA.
     UnsupportedPeftType,
     /// A field of the adapter's configuration asks for something that is not supported.
@@ -50,6 +52,14 @@ pub enum Code {
     MutatedBaseWeights,
     /// A tensor's name does not follow the grammar of adapter files.
     UnknownTensor,
+    /// Tensors are named as inside a wrapper of the model.
+    WrappedNames,
+    /// Tensors are named as parts of a multimodal model.
+    MultimodalNames,
+    /// Tensors are named as another program than PEFT names them.
+    ForeignNames,
+    /// Tensors without elements, as a partitioned model has them.
+    PartitionedTensors,
     /// A tensor belongs to a module that the module map does not know.
     UnknownModule,
     /// Two tensors of a file claim the same role.
@@ -90,6 +100,8 @@ pub enum Code {
     ModuleNotServed,
     /// The model has no such module.
     ModuleNotInModel,
+    /// The adapter has another vocabulary than the model.
+    VocabularyMismatch,
     /// A tensor does not fit the model's dimensions.
     ShapeMismatch,
     /// The configuration of a NeMo archive names a module for which it has no weights.

@@ -4,6 +4,15 @@ use super::{Code, Rule};
 
 pub(super) const RULES: &[Rule] = &[
     Rule {
+        code: Code::UnsupportedModel,
+        name: "unsupported-model",
+        meaning: "The base model is of an architecture, a shape or a quantisation that is not run, \
+                  such as a model of images and text, or weights quantised by bitsandbytes, GPTQ or \
+                  AWQ. Adapters cannot be served on it.",
+        remedy: "Take the 16-bit checkpoint of a text model that is run; `quant_algo: FP8` \
+                 quantises it while it is loaded.",
+    },
+    Rule {
         code: Code::MoeBackend,
         name: "moe-backend",
         meaning: "LoRA targets routed experts while `moe_backend` is another than `CUTLASS` (or \

@@ -72,6 +72,35 @@ pub(super) const RULES: &[Rule] = &[
                  else.",
     },
     Rule {
+        code: Code::WrappedNames,
+        name: "wrapped-names",
+        meaning: "The names of tensors have a prefix that a wrapper of the model put there, such as \
+                  `_orig_mod.` (torch.compile), `module.` (data parallel) or \
+                  `_fsdp_wrapped_module.`.",
+        remedy: "Save the adapter from the model inside the wrapper, with PEFT's `save_pretrained`.",
+    },
+    Rule {
+        code: Code::MultimodalNames,
+        name: "multimodal-names",
+        meaning: "The tensors belong to a multimodal model, of which the text model is a part. Only \
+                  models of text are served.",
+        remedy: "Train the adapter on the text model, or serve it where the multimodal model runs.",
+    },
+    Rule {
+        code: Code::ForeignNames,
+        name: "foreign-names",
+        meaning: "The tensors are named as MLX, torchtune, Megatron or a trainer of image models \
+                  names them. Their layout is another one than PEFT's.",
+        remedy: "Export the adapter to PEFT's format by the program that wrote it.",
+    },
+    Rule {
+        code: Code::PartitionedTensors,
+        name: "partitioned-tensors",
+        meaning: "All tensors are empty, which is what is saved of a model that DeepSpeed ZeRO stage \
+                  3 keeps in partitions.",
+        remedy: "Save the adapter again, and have its parameters gathered for that.",
+    },
+    Rule {
         code: Code::UnknownModule,
         name: "unknown-module",
         meaning: "A tensor belongs to a module that the map of module names does not know, or one \
@@ -212,6 +241,14 @@ pub(super) const RULES: &[Rule] = &[
                   for it.",
         remedy: "Load the adapter on the model that it was trained for, or map its names with \
                  `trtllm_modules_to_hf_modules`.",
+    },
+    Rule {
+        code: Code::VocabularyMismatch,
+        name: "vocabulary-mismatch",
+        meaning: "The adapter was trained on a vocabulary of another size than the model's. Its \
+                  tokens would have no rows in the model, or the other way round.",
+        remedy: "Serve the adapter on a model whose embeddings were resized to its vocabulary, or \
+                 save the rows of added tokens with `trainable_token_indices`.",
     },
     Rule {
         code: Code::ShapeMismatch,

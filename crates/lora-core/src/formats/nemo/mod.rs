@@ -7,7 +7,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{AdapterError, ReadOptions, Source, archives_in, assemble, torch};
+use super::recognise::refuse_others;
+use super::{AdapterError, FileKind, ReadOptions, Source, archives_in, assemble, torch};
 use crate::adapter::{Adapter, AdapterFormat, AdapterInfo};
 use crate::rules::{Rejection, Rejections};
 
@@ -36,6 +37,7 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError>
 /// # Errors
 /// See [`AdapterError`].
 pub fn read_archive(archive: &Source, options: &ReadOptions) -> Result<Adapter, AdapterError> {
+    refuse_others(archive, &[FileKind::Archive])?;
     let path = archive.path();
     let rejected = |problems: Vec<Rejection>| AdapterError::Rejected {
         path: path.to_owned(),

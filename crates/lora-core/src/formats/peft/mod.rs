@@ -17,8 +17,10 @@ mod collect;
 mod config;
 mod experts;
 mod fields;
+mod foreign;
 mod keys;
 mod scale;
+mod vocabulary;
 
 use config::PeftConfig;
 
@@ -113,8 +115,14 @@ fn plan(
     info: &mut AdapterInfo,
     options: &ReadOptions,
 ) -> Result<(PlannedSites, Declaration), Vec<Rejection>> {
-    let mut problems = Vec::new();
+    let mut problems = foreign::check(&raw.tensors);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
     let mut file = collect::collect(raw.tensors, &options.modules, &mut problems);
+    if let Some(resized) = options.model.as_ref().and_then(|m| vocabulary::check(&file, m)) {
+        return Err(vec![resized]);
+    }
     let mut sites = assemble::assemble(&file, &config, &mut problems);
     let mut expert_names = Vec::new();
     if let Some(planned) = experts::plan(&file.experts, file.root, &config, options, &mut problems)

@@ -5,7 +5,8 @@
 //! that names anything but torch's builders of tensors. What is then run is candle's pickle machine,
 //! which only makes data: no name is ever resolved or called.
 
-use super::{AdapterError, RawTensors, Source};
+use super::recognise::refuse_others;
+use super::{AdapterError, FileKind, RawTensors, Source};
 
 mod archive;
 mod guard;
@@ -25,6 +26,8 @@ use archive::Archive;
 /// [`AdapterError::InvalidTorch`] for what is no such file, [`AdapterError::ForbiddenGlobal`] for a
 /// pickle that asks for more than tensors, and those of the file system.
 pub fn parse(file: &Source) -> Result<RawTensors, AdapterError> {
+    // What is no zip file at all, the archive says in torch's own terms.
+    refuse_others(file, &[FileKind::Zip, FileKind::Pickle, FileKind::Archive])?;
     let mut archive = Archive::open(file)?;
     let program = archive.pickle()?.bytes()?;
     let state = unpickle::unpickle(&program).map_err(|problem| problem.of(file))?;

@@ -1,0 +1,64 @@
+//! Adapters of a vocabulary that is not the model's.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{check_shapes, site_dims};
+use crate::adapter::{Adapter, SiteKey, SiteWeights};
+use crate::geometry::ModelGeometry;
+use crate::host::HostTensor;
+use crate::rules::{Code, Rejection, listed};
+
+/// Rejects an adapter whose embedding or output layer would fit the model but for the size of the
+/// vocabulary. Returns the sites of which nothing more is to be said.
+pub(super) fn check(
+    adapter: &Adapter,
+    model: &ModelGeometry,
+    problems: &mut Vec<Rejection>,
+) -> BTreeSet<SiteKey> {
+    let mut sites: BTreeMap<usize, BTreeSet<SiteKey>> = BTreeMap::new();
+    for (key, site) in &adapter.sites {
+        if let Some(vocabulary) = other_vocabulary(*key, site, model) {
+            sites.entry(vocabulary).or_default().insert(*key);
+        }
+    }
+    for (vocabulary, sites) in &sites {
+        let names = listed(&sites.iter().collect::<Vec<_>>());
+        problems.push(rejection(*vocabulary, model.vocab, &names));
+    }
+    sites.into_values().flatten().collect()
+}
+
+/// An adapter whose weights of `what` are those of `found` tokens, on a model of `model` tokens.
+pub(crate) fn rejection(found: usize, model: usize, what: &str) -> Rejection {
+    let remedy = match found > model {
+        true => format!(
+            "serve the adapter on a base model whose embeddings were resized to {found} tokens, as \
+             resize_token_embeddings of transformers does; or train and save only the rows of its \
+             new tokens, by trainable_token_indices"
+        ),
+        false => format!(
+            "serve the adapter on the model of {found} tokens that it was trained on; this one was \
+             resized, or is another"
+        ),
+    };
+    let found = format!("a vocabulary of {found} tokens, in the weights of {what}");
+    let allowed = format!("{model} tokens, which this model has");
+    Rejection::new(Code::VocabularyMismatch, "vocab_size", found, allowed, remedy)
+}
+
+/// The vocabulary of a site, if nothing else keeps it from fitting the model.
+fn other_vocabulary(key: SiteKey, site: &SiteWeights, model: &ModelGeometry) -> Option<usize> {
+    let extent = |tensor: &HostTensor, axis: usize| tensor.shape().get(axis).copied();
+    let low_rank = site.low_rank.as_ref();
+    let trained = match key {
+        SiteKey::Embed => low_rank.and_then(|low| extent(&low.a, 1)),
+        SiteKey::Head => low_rank.and_then(|low| extent(&low.b, 0)),
+        SiteKey::Layer(..) => return None,
+    };
+    let saved = site.replacement.as_ref().and_then(|weight| extent(weight, 0));
+    let vocab = trained.or(saved).filter(|vocab| *vocab != model.vocab)?;
+    let mut others = Vec::new();
+    let resized = ModelGeometry { vocab, ..model.clone() };
+    check_shapes(key, site, site_dims(key, &resized)?, &mut others);
+    others.is_empty().then_some(vocab)
+}
