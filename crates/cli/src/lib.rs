@@ -8,6 +8,7 @@ pub mod answers;
 pub mod args;
 pub mod commands;
 mod exit;
+mod flags;
 mod lora_file;
 mod meter;
 pub mod model_fetch;

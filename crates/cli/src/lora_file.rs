@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use lora_core::{LoraConfig, Rejections};
+use lora_core::{LoraConfig, Rejections, files};
 
 use crate::args::LoraSettings;
 use crate::exit::{Exit, Failure, OrExit};
@@ -32,7 +32,7 @@ fn overridden(mut config: LoraConfig, settings: &LoraSettings) -> LoraConfig {
 }
 
 fn read(path: &Path) -> Result<LoraConfig> {
-    let text = std::fs::read_to_string(path).context("cannot read the file")?;
+    let text = files::read_text(path, files::MAX_CONFIG).context("cannot read the file")?;
     parse(&text)
 }
 

@@ -9,6 +9,7 @@ use lora_cuda::Cuda;
 
 use crate::args::{Device, EngineSettings};
 use crate::exit::{Exit, Failure};
+use crate::flags;
 use crate::progress;
 use crate::streams::Streams;
 
@@ -38,13 +39,15 @@ pub(crate) fn start(
         true => builder.build(|| Cuda::new(GPU).map_err(Into::into)),
         false => {
             let threads = settings.threads;
+            check_threads(threads)?;
             builder.build(move || CpuRef::with_threads(threads))
         }
     };
     bar.finish_and_clear();
     let llm = llm.map_err(|error| {
         let exit = exit_of(&error);
-        Failure { exit, error: anyhow::Error::new(error).context("cannot start the engine") }
+        let error = anyhow::Error::new(error).context("cannot start the engine");
+        Failure { exit, error: flags::with_flags(error) }
     })?;
     // Nobody is left to be told if standard error is closed.
     let _ = writeln!(streams.stderr, "memory: {}", llm.info().memory);
@@ -69,6 +72,21 @@ fn on_gpu(device: Device) -> bool {
                 false
             }
         },
+    }
+}
+
+/// Fails above the number of threads that this machine has a use for.
+fn check_threads(threads: Option<usize>) -> Result<(), Failure> {
+    let most = CpuRef::max_threads();
+    match threads.filter(|threads| *threads > most) {
+        None => Ok(()),
+        Some(found) => {
+            let error = anyhow::anyhow!(
+                "--threads is {found}; allowed: 1 to {most}, as more than a few for each core only take \
+                 turns; leave it out for one thread a core"
+            );
+            Err(Failure { exit: Exit::Usage, error })
+        }
     }
 }
 

@@ -116,12 +116,11 @@ impl LoraConfig {
             problems.extend(rejections.0);
         }
         let counts = [
-            ("max_lora_rank", Some(self.max_lora_rank)),
-            ("max_loras", self.max_loras),
-            ("max_cpu_loras", self.max_cpu_loras),
+            ("max_lora_rank", Some(self.max_lora_rank), MAX_RANK),
+            ("max_loras", self.max_loras, MAX_SLOTS),
+            ("max_cpu_loras", self.max_cpu_loras, MAX_HOST_ADAPTERS),
         ];
-        let zeros = counts.iter().filter(|(_, count)| *count == Some(0));
-        problems.extend(zeros.map(|(setting, _)| at_least_one(setting)));
+        problems.extend(counts.into_iter().filter_map(|(s, count, most)| counted(s, count?, most)));
         if self.lora_dir.len() > 1 {
             problems.push(several_dirs(self.lora_dir.len()));
         }
@@ -154,14 +153,27 @@ impl LoraConfig {
     }
 }
 
-fn at_least_one(setting: &str) -> Rejection {
-    Rejection::new(
-        Code::SettingOutOfRange,
-        setting,
-        "0",
-        "a whole number of at least 1",
-        "raise it or leave it out",
-    )
+/// Largest rank limit. The widest layers in use have fewer outputs, and a rank above that is of no use.
+const MAX_RANK: usize = 1 << 16;
+
+/// Most slots of the device tier. Each takes memory at every site whether it is used or not; what a
+/// machine has room for is checked when its memory is known.
+const MAX_SLOTS: usize = 1 << 16;
+
+/// Most adapters of the host tier. Bookkeeping of so many takes some hundred megabytes.
+const MAX_HOST_ADAPTERS: usize = 1 << 20;
+
+/// The rejection of a count outside 1 to `most`.
+fn counted(setting: &str, count: usize, most: usize) -> Option<Rejection> {
+    let remedy = match count {
+        0 => "raise it or leave it out",
+        _ => "lower it or leave it out",
+    };
+    let refused = || {
+        let (found, allowed) = (count.to_string(), format!("a whole number of 1 to {most}"));
+        Rejection::new(Code::SettingOutOfRange, setting, found, allowed, remedy)
+    };
+    (!(1..=most).contains(&count)).then(refused)
 }
 
 fn several_dirs(count: usize) -> Rejection {
@@ -224,6 +236,30 @@ mod tests {
             codes,
             [UnknownTargetModule, SettingOutOfRange, SettingOutOfRange, SeveralLoraDirs]
         );
+    }
+
+    #[test]
+    fn counts_have_an_upper_bound_that_is_told() {
+        let config = LoraConfig {
+            max_lora_rank: usize::MAX,
+            max_loras: Some(1 << 20),
+            max_cpu_loras: Some(usize::MAX),
+            ..LoraConfig::default()
+        };
+        let problems = config.validate();
+        let bounds = ["65536", "65536", "1048576"];
+        assert_eq!(problems.len(), bounds.len());
+        for (problem, bound) in problems.iter().zip(bounds) {
+            assert_eq!(problem.code, Code::SettingOutOfRange);
+            assert!(problem.to_string().contains(bound), "{problem}");
+        }
+        let largest = LoraConfig {
+            max_lora_rank: MAX_RANK,
+            max_loras: Some(MAX_SLOTS),
+            max_cpu_loras: Some(MAX_HOST_ADAPTERS),
+            ..LoraConfig::default()
+        };
+        assert!(largest.validate().is_empty());
     }
 
     #[test]

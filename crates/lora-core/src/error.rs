@@ -48,14 +48,14 @@ pub enum Error {
         limit: usize,
     },
     /// A pool of device memory is exhausted.
-    #[error("{pool:?} pool: {requested} bytes asked for, {available} free")]
+    #[error("{pool:?} pool: {requested} bytes asked for; {}", free_bytes(*available))]
     OutOfMemory {
         /// The pool.
         pool: Pool,
         /// Bytes asked for.
         requested: usize,
-        /// Bytes left.
-        available: usize,
+        /// Bytes left, where they are known.
+        available: Option<usize>,
     },
     /// The backend does not implement what was asked for.
     #[error("{op}: the {backend} backend does not support {what}")]
@@ -70,6 +70,14 @@ pub enum Error {
     /// The device or its driver failed; the backend must not be used any more.
     #[error("device failure: {0}")]
     Device(String),
+}
+
+/// How much memory is free, for a message.
+pub fn free_bytes(available: Option<usize>) -> String {
+    match available {
+        Some(bytes) => format!("{bytes} are free"),
+        None => "fewer are free".to_owned(),
+    }
 }
 
 /// Result of a backend's op.

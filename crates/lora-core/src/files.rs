@@ -5,7 +5,7 @@
 //! a limit, so that nobody's memory depends on the size of a file.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, BufRead, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -14,6 +14,18 @@ pub const MAX_CONFIG: u64 = 8 << 20;
 
 /// Most bytes of a `tokenizer.json`; the largest vocabularies in use take about 35 MB.
 pub const MAX_TOKENIZER: u64 = 512 << 20;
+
+/// Most bytes of one line of requests: far more than a prompt of a million tokens.
+pub const MAX_LINE: u64 = 32 << 20;
+
+/// Most bytes of a line that is too long, before its end is not looked for any more.
+const MAX_SKIPPED: u64 = 1 << 30;
+
+/// Whether there is something at `path`, of whatever kind. A FIFO, or a link that leads nowhere, is
+/// something: where it stands in the place of a file that may be left out, the file was not left out.
+pub fn is_present(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
 
 /// Opens a regular file, through links.
 ///
@@ -58,6 +70,61 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     })
 }
 
+/// As [`read`], for a file that may be left out.
+///
+/// # Errors
+/// Those of [`read`], but where there is nothing at `path`.
+pub fn read_optional(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    is_present(path).then(|| read(path, limit)).transpose()
+}
+
+/// A line of a stream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Line {
+    /// Its bytes, without the line break.
+    Whole(Vec<u8>),
+    /// It is longer than the limit, and was passed over.
+    TooLong,
+}
+
+/// Reads the next line of a stream, of up to `limit` bytes; `None` at the end of the stream. No more
+/// than about `limit` bytes are held at a time, however long the line is.
+///
+/// # Errors
+/// That of the stream; [`ErrorKind::FileTooLarge`] for a line of more than a gibibyte, such as those of
+/// a device without an end.
+pub fn read_line_bounded(reader: &mut dyn BufRead, limit: u64) -> io::Result<Option<Line>> {
+    let mut line = Vec::new();
+    let read = (&mut *reader).take(limit.saturating_add(1)).read_until(b'\n', &mut line)?;
+    if line.last() == Some(&b'\n') {
+        line.pop();
+        return Ok(Some(Line::Whole(line)));
+    }
+    if read as u64 <= limit {
+        return Ok((read > 0).then_some(Line::Whole(line)));
+    }
+    drop(line);
+    skip_line(reader)?;
+    Ok(Some(Line::TooLong))
+}
+
+/// Passes over the rest of a line.
+fn skip_line(reader: &mut dyn BufRead) -> io::Result<()> {
+    let mut skipped = 0;
+    while skipped <= MAX_SKIPPED {
+        let bytes = reader.fill_buf()?;
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let count = end.map_or(bytes.len(), |end| end + 1);
+        reader.consume(count);
+        skipped += count as u64;
+        if end.is_some() || count == 0 {
+            return Ok(());
+        }
+    }
+    let message = format!("a line has more than {MAX_SKIPPED} bytes");
+    Err(io::Error::new(ErrorKind::FileTooLarge, message))
+}
+
 fn too_large(limit: u64, found: &str) -> io::Error {
     let message = format!("it has {found}, but at most {limit} bytes are read of such a file");
     io::Error::new(ErrorKind::FileTooLarge, message)
@@ -94,5 +161,38 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}: {error}", path.display());
         }
         assert_eq!(read(&dir.path().join("absent"), 10).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn only_what_is_not_there_has_been_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        assert_eq!(read_optional(&path, 9).unwrap(), None);
+        std::fs::write(&path, "abc").unwrap();
+        assert_eq!(read_optional(&path, 9).unwrap().as_deref(), Some(&b"abc"[..]));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("absent"), &link).unwrap();
+        assert_eq!(read_optional(&link, 9).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(read_optional(dir.path(), 9).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_line_over_the_limit_is_passed_over_and_the_others_are_read() {
+        let mut stream = io::BufReader::with_capacity(4, &b"abc\n\nabcd\nabcdefghi\nab"[..]);
+        let mut next = || read_line_bounded(&mut stream, 3).unwrap();
+        let whole = |text: &str| Some(Line::Whole(text.into()));
+        assert_eq!(next(), whole("abc"));
+        assert_eq!(next(), whole(""));
+        assert_eq!(next(), Some(Line::TooLong));
+        assert_eq!(next(), Some(Line::TooLong));
+        assert_eq!(next(), whole("ab"));
+        assert_eq!(next(), None);
+    }
+
+    #[test]
+    fn a_stream_without_an_end_is_given_up() {
+        let mut endless = io::BufReader::with_capacity(1 << 20, io::repeat(b'a'));
+        let error = read_line_bounded(&mut endless, 3).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FileTooLarge);
     }
 }

@@ -40,7 +40,7 @@ pub use config::{
     QuantConfig, validate_adapter_name,
 };
 pub use dtype::DType;
-pub use error::{Error, Result, check_extent};
+pub use error::{Error, Result, check_extent, free_bytes};
 pub use geometry::ModelGeometry;
 pub use host::HostTensor;
 pub use ids::{Generation, LayerIdx};

@@ -67,7 +67,7 @@ impl<B: Backend> Tensor<B> {
     /// [`crate::Error::OutOfMemory`] if the pool has no room.
     pub fn zeros(be: &B, pool: Pool, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
         let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size()));
-        let refused = Error::OutOfMemory { pool, requested: usize::MAX, available: 0 };
+        let refused = Error::OutOfMemory { pool, requested: usize::MAX, available: None };
         let buf = be.alloc(pool, bytes.ok_or(refused)?)?;
         Ok(Self { buf, geo: Mat::dense(rows, cols, dtype) })
     }

@@ -10,11 +10,14 @@ use lora_core::ops::{
 };
 use lora_core::{Backend, Caps, Error, HostTensor, Pool, Result, check};
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use sysinfo::System;
 
 use crate::inner::{Isa, Level};
+use crate::memory;
 use crate::ops::{activation, attention, embed, fp8, linear, logprobs, lora, norm, rope, sample};
 use crate::{CpuBuf, CpuLinear, CpuLoraTable, ThreadComm, View, ViewMut};
+
+/// Bytes of a block for which the system is not asked how much memory it has.
+const SMALL: usize = 64 << 20;
 
 /// The CPU as a device. Queues hold nothing: every op is done when it returns.
 pub struct CpuRef {
@@ -33,14 +36,27 @@ impl CpuRef {
     /// being one of them; it must be the one that drives the device from now on.
     ///
     /// # Errors
-    /// [`Error::Device`] if the threads cannot be made, or the calling one serves a pool already.
+    /// [`Error::OutOfRange`] above [`CpuRef::max_threads`]; [`Error::Device`] if the threads cannot be
+    /// made, or the calling one serves a pool already.
     pub fn with_threads(threads: Option<usize>) -> Result<Self> {
+        let most = Self::max_threads();
+        if let Some(threads) = threads.filter(|threads| *threads > most) {
+            let (found, limit) = (i64::try_from(threads).unwrap_or(i64::MAX), most + 1);
+            return Err(Error::OutOfRange { op: "with_threads", what: "threads", found, limit });
+        }
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads.unwrap_or(0))
             .use_current_thread()
             .build()
             .map_err(|e| Error::Device(format!("cannot make a pool of CPU threads: {e}")))?;
         Ok(Self { isa: Isa::detect(), _pool: Some(pool) })
+    }
+
+    /// Most threads of a device on this machine: four for each core, as more only take turns, but no
+    /// less than 64, so that tests of the same results on any number of threads run everywhere.
+    pub fn max_threads() -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        cores.saturating_mul(4).max(64)
     }
 
     pub(crate) fn isa(&self) -> Isa {
@@ -87,16 +103,17 @@ impl Backend for CpuRef {
     }
 
     fn alloc(&self, pool: Pool, bytes: usize) -> Result<CpuBuf> {
-        // How much would have been available is not known here.
-        let refused = Error::OutOfMemory { pool, requested: bytes, available: 0 };
-        CpuBuf::zeroed(bytes).ok_or(refused)
+        let refused = |available| Error::OutOfMemory { pool, requested: bytes, available };
+        // The system promises more than it has: blocks that it can never fill are refused here.
+        let available = if bytes < SMALL { None } else { memory::available() };
+        if available.is_some_and(|free| bytes > free) {
+            return Err(refused(available));
+        }
+        CpuBuf::zeroed(bytes).ok_or_else(|| refused(memory::available()))
     }
 
     fn free_memory(&self) -> Result<Option<usize>> {
-        let mut system = System::new();
-        system.refresh_memory();
-        // Zero where the system does not tell.
-        Ok(usize::try_from(system.available_memory()).ok().filter(|free| *free > 0))
+        Ok(memory::available())
     }
 
     fn upload(&self, (): &mut (), src: &[u8], dst: ViewMut<'_>) -> Result<()> {

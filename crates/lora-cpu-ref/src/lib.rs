@@ -11,6 +11,7 @@ mod backend;
 mod buffer;
 mod comm;
 pub mod inner;
+mod memory;
 mod ops;
 mod philox;
 mod rows;

@@ -38,9 +38,9 @@ impl CudaBuf {
         // SAFETY: the context is current, and an empty block is asked for as one byte.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|cause| {
             let known = result::mem_get_info();
-            let available = known.map_or(0, |(free, _)| free);
+            let available = known.ok().map(|(free, _)| free);
             // The driver may have other words for more than any device has.
-            match is_full(cause) || known.is_ok() && bytes > available {
+            match is_full(cause) || available.is_some_and(|free| bytes > free) {
                 true => Error::OutOfMemory { pool, requested: bytes, available },
                 false => failed("cuMemAlloc")(cause),
             }

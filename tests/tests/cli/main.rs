@@ -7,6 +7,7 @@ mod convert;
 mod convert_nemo;
 mod field_refusals;
 mod generate;
+mod hostile;
 mod inspect;
 mod inspect_snapshots;
 mod lora_config;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use lora_core::Error::OutOfMemory;
 use lora_core::Rejections;
 use lora_core::formats::AdapterError;
+use lora_core::free_bytes;
 use thiserror::Error;
 
 use super::tiers::TooLarge;
@@ -90,8 +91,9 @@ pub enum RegistryError {
     /// The device has no memory left for the adapter.
     #[error(
         "adapter {name:?}: the device is full: {requested} bytes were asked for its part at {site}, \
-         {available} are free; unload other adapters, or start the engine with a lower max_loras or \
-         free_gpu_memory_fraction"
+         {}; unload other adapters, or start the engine with a lower max_loras or a lower \
+         kv_cache_config.max_tokens",
+        free_bytes(*available)
     )]
     DeviceFull {
         /// Its name.
@@ -100,8 +102,8 @@ pub enum RegistryError {
         site: String,
         /// Bytes asked for.
         requested: usize,
-        /// Bytes left.
-        available: usize,
+        /// Bytes left, where they are known.
+        available: Option<usize>,
     },
     /// The device cannot take the adapter.
     #[error("adapter {name:?}: {cause}")]

@@ -307,6 +307,7 @@ impl Start {
         let plan = LoadPlan { dtype, positions, slots, quantization };
         let report = |done| (self.progress)(done, layers);
         let at_start = FreeMemory::of(&be)?;
+        sizes::check_slots(lora, &geometry, at_start)?;
         let model = DenseModel::load(&be, &mut queue, self.config, self.source, &plan, &report)?;
         let limits = Limits {
             max_batch_size: batch.max_batch_size,

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use lora_core::files;
+
 use super::LlmError;
 use super::base_model::{BaseModel, open_gguf};
 use super::settings::LoadFormat;
@@ -58,7 +60,7 @@ impl Checkpoint {
         };
         let dir = tokenizer.unwrap_or(path);
         let only_shape = format == LoadFormat::Dummy && tokenizer.is_none();
-        let text = match only_shape && !dir.join("tokenizer.json").exists() {
+        let text = match only_shape && !files::is_present(&dir.join("tokenizer.json")) {
             true => TextModel::none(dir),
             false => TextModel::from_dir(dir)?,
         };

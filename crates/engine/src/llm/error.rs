@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lora_core::{Pool, Rejections};
+use lora_core::{Pool, Rejections, free_bytes};
 use thiserror::Error;
 
 use crate::adapters::RegistryError;
@@ -60,18 +60,29 @@ pub enum LlmError {
         /// Bytes of a block.
         block: usize,
     },
+    /// Not one block of keys and values fits the host's memory.
+    #[error(
+        "the {free} bytes of memory that are free do not hold one KV block of {block} bytes beside what \
+         other programs need; end other programs, or lower max_batch_size or max_num_tokens"
+    )]
+    NoHostRoomForKv {
+        /// Bytes that are free.
+        free: usize,
+        /// Bytes of a block.
+        block: usize,
+    },
     /// The device has no room for a part of the engine.
     #[error(
-        "the device is full: {requested} bytes were asked for {}, {available} are free; {}",
-        part(*pool).0, part(*pool).1
+        "the device is full: {requested} bytes were asked for {}, {}; {}",
+        part(*pool).0, free_bytes(*available), part(*pool).1
     )]
     OutOfMemory {
         /// What the memory was for.
         pool: Pool,
         /// Bytes asked for.
         requested: usize,
-        /// Bytes left.
-        available: usize,
+        /// Bytes left, where they are known.
+        available: Option<usize>,
     },
     /// The prompt has no tokens.
     #[error("the prompt is empty; it must have at least one token")]
@@ -84,6 +95,19 @@ pub enum LlmError {
     PromptTooLong {
         /// Its tokens.
         found: usize,
+        /// The engine's limit for prompt and answer together.
+        max_seq_len: usize,
+    },
+    /// The prompt's text is longer than any that could fit.
+    #[error(
+        "the prompt has {bytes} bytes, but at most {limit} are tokenized, as max_seq_len is {max_seq_len} \
+         tokens; shorten it"
+    )]
+    PromptTooLarge {
+        /// Its bytes.
+        bytes: usize,
+        /// Most bytes that are tokenized.
+        limit: usize,
         /// The engine's limit for prompt and answer together.
         max_seq_len: usize,
     },
@@ -148,7 +172,7 @@ fn part(pool: Pool) -> (&'static str, &'static str) {
     match pool {
         Pool::Weights => ("weights", "quantise the model by quant_config, or take a smaller one"),
         Pool::Adapters => ("adapters", "lower max_loras, max_lora_rank or device_cache_percent"),
-        Pool::Kv => ("keys and values", "lower free_gpu_memory_fraction or max_tokens"),
+        Pool::Kv => ("keys and values", "lower kv_cache_config.max_tokens"),
         Pool::Activations => ("activations", "lower max_num_tokens or max_batch_size"),
         Pool::StepInputs => ("inputs of a step", "lower max_batch_size or max_seq_len"),
     }

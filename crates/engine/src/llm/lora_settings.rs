@@ -28,5 +28,6 @@ pub(super) fn settle(config: LoraConfig, model: &ModelGeometry) -> Result<LoraCo
 fn largest_adapter(config: &LoraConfig, model: &ModelGeometry) -> usize {
     let modules = config.effective_targets(model);
     let widths = modules.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
-    2 * model.layers * config.max_lora_rank * widths.sum::<usize>()
+    let rank_one = 2 * model.layers * widths.sum::<usize>();
+    rank_one.saturating_mul(config.max_lora_rank)
 }

@@ -8,7 +8,11 @@ use super::{Llm, LlmError};
 use crate::adapters::Registered;
 use crate::grammar::GuideMatcher;
 use crate::sampling::{SamplingParams, SamplingPlan};
-use crate::text::SpecialTokens;
+use crate::text::{SpecialTokens, Tokenizer};
+
+/// Bytes of a prompt that is cut to its last tokens, where more could not fit anyway: tokenizing so many
+/// takes seconds and hundreds of megabytes.
+const MAX_TRUNCATED_BYTES: usize = 4 << 20;
 
 /// A request that passed every check.
 pub(super) struct Prepared {
@@ -56,16 +60,36 @@ impl Llm {
             true => SpecialTokens::Add,
             false => SpecialTokens::Skip,
         };
-        match prompt {
-            Prompt::Ids(ids) => Ok((None, ids)),
-            Prompt::Text(text) => {
-                let ids = self.text.tokenizer()?.encode(&text, special)?;
-                Ok((Some(text), ids))
-            }
-            Prompt::Chat(messages) => {
-                let (text, ids) = self.text.encode_chat(&messages)?;
-                Ok((Some(text), ids))
-            }
+        let (text, special) = match prompt {
+            Prompt::Ids(ids) => return Ok((None, ids)),
+            Prompt::Text(text) => (text, special),
+            Prompt::Chat(messages) => (self.text.render_chat(&messages)?, SpecialTokens::Skip),
+        };
+        let tokenizer = self.text.tokenizer()?;
+        self.check_bytes(tokenizer, &text, params)?;
+        let ids = tokenizer.encode(&text, special)?;
+        Ok((Some(text), ids))
+    }
+
+    /// Refuses a text that has too many tokens however it is tokenized, and one of which only the end is
+    /// to be kept if it is too long to find out where that begins.
+    fn check_bytes(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        params: &SamplingParams,
+    ) -> Result<(), LlmError> {
+        let (bytes, max_seq_len) = (text.len(), self.info.max_seq_len);
+        let least = if params.truncate_prompt_tokens.is_some() { MAX_TRUNCATED_BYTES } else { 0 };
+        // Of most texts it is clear without looking at the vocabulary.
+        if bytes < max_seq_len.max(least) {
+            return Ok(());
+        }
+        let fits = (max_seq_len - 1).saturating_mul(tokenizer.bytes_per_token());
+        let limit = fits.max(least);
+        match bytes > limit {
+            true => Err(LlmError::PromptTooLarge { bytes, limit, max_seq_len }),
+            false => Ok(()),
         }
     }
 

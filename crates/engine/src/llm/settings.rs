@@ -36,7 +36,8 @@ pub struct KvCacheConfig {
     /// Tokens that fit the cache, at most.
     pub max_tokens: Option<usize>,
     /// Share of the memory that the model, activations and adapters leave free, above 0 and below 1.
-    /// `None`: 0.9 where the device has memory of its own, and 2 GiB where it is the host's. Neither
+    /// `None`: 0.9 where the device has memory of its own, and 2 GiB where it is the host's, or
+    /// half of what is free there if that is less. Neither
     /// takes more than `max_batch_size` of the longest sequences need, nor more than `max_tokens`.
     pub free_gpu_memory_fraction: Option<f64>,
     /// Whether sequences of one adapter share the KV blocks of equal prefixes.

@@ -10,8 +10,17 @@ use crate::kv::KvPlan;
 use crate::model::{Extents, ModelConfig, block_bytes, padded_rows};
 use crate::scheduler::Limits;
 
-/// Bytes of keys and values where memory is the host's and no share of it is given.
+/// Bytes of keys and values where memory is the host's and no share of it is given, at most.
 const DEFAULT_KV_BYTES: usize = 2 << 30;
+
+/// The same as a divisor of what is free there: other programs, and adapters to come, need the rest.
+const DEFAULT_KV_DIVISOR: usize = 2;
+
+/// Bytes that an empty slot takes for each module of a layer, at most, on any backend.
+const SLOT_BYTES: usize = 512;
+
+/// The part of the free memory that empty slots may take, as a divisor.
+const SLOTS_DIVISOR: usize = 4;
 
 /// Share of a device's own memory for keys and values.
 const DEFAULT_KV_SHARE: f64 = 0.9;
@@ -85,16 +94,17 @@ pub(super) fn kv_plan(
     };
     let blocks = match (kv.max_tokens.map(|tokens| tokens.div_ceil(tokens_per_block)), of_memory) {
         (Some(asked), Some(fits)) => asked.min(fits),
-        (Some(asked), None) => asked,
+        (Some(asked), None) => asked_of_host(asked, kv, of_block, free)?,
         (None, Some(fits)) => needed.min(fits),
-        (None, None) => needed.min((DEFAULT_KV_BYTES / of_block).max(1)),
+        (None, None) => needed.min(default_of_host(of_block, free)?),
     };
     let held = blocks * tokens_per_block;
     if batch.max_seq_len.is_some_and(|asked| asked > held) {
-        let allowed = format!(
-            "up to {held}, the tokens that fit the KV cache; raise kv_cache_config.max_tokens or \
-             free_gpu_memory_fraction"
-        );
+        let knobs = match share {
+            Some(_) => "kv_cache_config.max_tokens or free_gpu_memory_fraction",
+            None => "kv_cache_config.max_tokens",
+        };
+        let allowed = format!("up to {held}, the tokens that fit the KV cache; raise {knobs}");
         return Err(LlmError::setting("max_seq_len", longest, allowed));
     }
     let plan = KvPlan {
@@ -104,6 +114,60 @@ pub(super) fn kv_plan(
         partial_reuse: kv.enable_partial_reuse,
     };
     Ok((plan, longest.min(held)))
+}
+
+/// The blocks that were asked for, which the host must be able to hold.
+fn asked_of_host(
+    asked: usize,
+    kv: &KvCacheConfig,
+    of_block: usize,
+    free: FreeMemory,
+) -> Result<usize, LlmError> {
+    let fits = free.bytes.map_or(usize::MAX, |free| free / of_block);
+    if asked <= fits {
+        return Ok(asked);
+    }
+    let (found, free) = (kv.max_tokens.unwrap_or_default(), free.bytes.unwrap_or_default());
+    let allowed = format!(
+        "up to {}, the tokens that fit the {free} bytes of memory that are free",
+        fits * kv.tokens_per_block
+    );
+    Err(LlmError::setting("kv_cache_config.max_tokens", found, allowed))
+}
+
+/// The blocks that the host gives where nothing was asked for.
+fn default_of_host(of_block: usize, free: FreeMemory) -> Result<usize, LlmError> {
+    let half = free.bytes.map_or(usize::MAX, |free| free / DEFAULT_KV_DIVISOR);
+    match (half.min(DEFAULT_KV_BYTES.max(of_block)) / of_block, free.bytes) {
+        (0, Some(free)) => Err(LlmError::NoHostRoomForKv { free, block: of_block }),
+        (blocks, _) => Ok(blocks),
+    }
+}
+
+/// Fails if empty slots alone would take a large part of the memory that is free before the model is
+/// loaded.
+///
+/// # Errors
+/// [`LlmError::Setting`] naming `max_loras` and how many fit.
+pub(super) fn check_slots(
+    lora: Option<&LoraConfig>,
+    model: &ModelGeometry,
+    free: FreeMemory,
+) -> Result<(), LlmError> {
+    let asked = lora.and_then(|lora| lora.max_loras);
+    let (Some(asked), Some(bytes), true) = (asked, free.bytes, free.shared) else {
+        return Ok(());
+    };
+    let of_slot = SLOT_BYTES * (model.layers * model.modules().len()).max(1);
+    let fits = (bytes / SLOTS_DIVISOR / of_slot).max(1);
+    if asked <= fits {
+        return Ok(());
+    }
+    let allowed = format!(
+        "1 to {fits}: {of_slot} bytes of each slot are taken at once, and {bytes} bytes of memory are \
+         free"
+    );
+    Err(LlmError::setting("max_loras", asked, allowed))
 }
 
 /// The largest step, padded as recorded steps are.
@@ -135,7 +199,7 @@ pub(super) fn tiers(
     free: FreeMemory,
 ) -> (TierSize, TierSize) {
     let unit = unit_bytes(lora, model);
-    let units = |count: usize| (count > 0).then(|| count as u64 * unit);
+    let units = |count: usize| (count > 0).then(|| (count as u64).saturating_mul(unit));
     let of_bytes = |adapters, bytes| TierSize { adapters, bytes };
     let host = match lora.and_then(|lora| lora.max_cpu_loras) {
         Some(count) => TierSize::of_adapters(count),
@@ -168,7 +232,8 @@ pub(super) fn adapter_bytes(
     let Some(lora) = lora else { return 0 };
     let targets = lora.effective_targets(model);
     let widths = targets.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
-    let largest = 2 * (lora.max_lora_rank * model.layers * widths.sum::<usize>()) as u64;
+    let layer = (model.layers * widths.sum::<usize>()) as u64;
+    let largest = layer.saturating_mul(2 * lora.max_lora_rank as u64);
     let all = largest.saturating_mul(device.adapters as u64).min(device.bytes);
     let counted = device.bytes == u64::MAX;
     match free.bytes.filter(|_| counted) {
@@ -224,8 +289,11 @@ mod tests {
         assert_eq!(blocks(&half, FreeMemory { shared: true, ..own(5120) }).unwrap(), 5);
         let few = KvCacheConfig { max_tokens: Some(9), ..none };
         assert_eq!(blocks(&few, own(1 << 30)).unwrap(), 3);
-        // The host's memory is not shared out unless that is asked for.
-        assert_eq!(blocks(&none, FreeMemory { shared: true, ..own(1) }).unwrap(), 2 * 64 / 4);
+        // Of the host's memory no more than half is taken unless a share is asked for.
+        let host = |bytes| FreeMemory { bytes, shared: true };
+        assert_eq!(blocks(&none, host(None)).unwrap(), 2 * 64 / 4);
+        assert_eq!(blocks(&none, host(Some(1 << 30))).unwrap(), 2 * 64 / 4);
+        assert_eq!(blocks(&none, host(Some(5120))).unwrap(), 5);
     }
 
     #[test]
@@ -236,6 +304,40 @@ mod tests {
         for part in ["free_gpu_memory_fraction", "0.9", "512 bytes", "max_loras"] {
             assert!(text.contains(part), "{part} is not in: {text}");
         }
+    }
+
+    #[test]
+    fn the_hosts_memory_is_told_of_by_the_setting_that_was_given() {
+        let host = FreeMemory { bytes: Some(5000), shared: true };
+        let none = KvCacheConfig::default();
+        let fits = KvCacheConfig { max_tokens: Some(36), ..none };
+        assert_eq!(plan(&fits, host).unwrap().0.blocks, 9);
+        let asked = KvCacheConfig { max_tokens: Some(37), ..none };
+        let few = FreeMemory { bytes: Some(1000), ..host };
+        let errors = [
+            (plan(&asked, host), &["kv_cache_config.max_tokens is 37", "up to 36", "5000 bytes"]),
+            (plan(&none, few), &["1000 bytes", "one KV block of 512", "end other programs"]),
+        ];
+        for (error, parts) in errors {
+            let text = error.unwrap_err().to_string();
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+            assert!(!text.to_lowercase().contains("gpu"), "{text}");
+        }
+    }
+
+    #[test]
+    fn slots_that_leave_no_memory_are_refused_with_the_number_that_fits() {
+        let model = geometry(&config());
+        let check = |slots, free| {
+            let lora = LoraConfig { max_loras: Some(slots), ..LoraConfig::default() };
+            check_slots(Some(&lora), &model, free).map_err(|error| error.to_string())
+        };
+        let of_slot = SLOT_BYTES * 2 * model.modules().len();
+        let host = FreeMemory { bytes: Some(4 * 10 * of_slot), shared: true };
+        assert_eq!(check(10, host), Ok(()));
+        let text = check(11, host).unwrap_err();
+        assert!(text.contains("max_loras is 11") && text.contains("1 to 10"), "{text}");
+        assert_eq!(check(11, FreeMemory { bytes: None, ..host }), Ok(()));
     }
 
     #[test]

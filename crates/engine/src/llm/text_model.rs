@@ -60,16 +60,24 @@ impl TextModel {
         Ok(Self { path: path.to_owned(), tokenizer: Some(tokenizer), chat })
     }
 
-    /// The tokens of a conversation, up to where the assistant is to speak.
+    /// The text of a conversation, up to where the assistant is to speak.
     ///
     /// # Errors
     /// [`LlmError::NoChatTemplate`], or what the template refuses.
-    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<(String, Vec<u32>), LlmError> {
+    pub fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, LlmError> {
         let template = self
             .chat
             .as_ref()
             .ok_or_else(|| LlmError::NoChatTemplate { path: self.path.clone() })?;
-        let prompt = template.render(messages, true)?;
+        Ok(template.render(messages, true)?)
+    }
+
+    /// The tokens of a conversation, up to where the assistant is to speak.
+    ///
+    /// # Errors
+    /// As [`TextModel::render_chat`], or what the tokenizer refuses.
+    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<(String, Vec<u32>), LlmError> {
+        let prompt = self.render_chat(messages)?;
         let ids = self.tokenizer()?.encode(&prompt, SpecialTokens::Skip)?;
         Ok((prompt, ids))
     }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use lora_core::DType;
 use lora_core::ops::HeadDims;
+use lora_core::{DType, files};
 use serde::Deserialize;
 
 use self::agree::agreed;
@@ -168,14 +168,12 @@ impl ModelConfig {
         let path = dir.join("config.json");
         let mut config = Self::from_json(&path, &read_file(&path)?)?;
         let generation = dir.join("generation_config.json");
-        if generation.is_file() {
+        if let Some(text) = read_optional_file(&generation)? {
             #[derive(Deserialize)]
             struct Generation {
                 eos_token_id: Option<TokenIds>,
             }
-            if let Some(ids) =
-                parse_json::<Generation>(&generation, &read_file(&generation)?)?.eos_token_id
-            {
+            if let Some(ids) = parse_json::<Generation>(&generation, &text)?.eos_token_id {
                 config.eos_ids = ids.into_vec();
                 config.check()?;
             }
@@ -344,7 +342,12 @@ pub fn parse_dtype(field: &'static str, name: &str) -> Result<DType, ModelError>
 }
 
 pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
-    std::fs::read(path).map_err(|e| ModelError::io(path, e))
+    files::read(path, files::MAX_CONFIG).map_err(|e| ModelError::io(path, e))
+}
+
+/// As [`read_file`]; `None` where there is nothing at `path`.
+pub(super) fn read_optional_file(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
+    files::read_optional(path, files::MAX_CONFIG).map_err(|e| ModelError::io(path, e))
 }
 
 pub(super) fn parse_json<T: serde::de::DeserializeOwned>(

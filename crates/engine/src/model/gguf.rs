@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value};
 use half::bf16;
-use lora_core::{DType, HostTensor};
+use lora_core::{DType, HostTensor, files};
 
 use super::config::Biases;
 use super::source::{WeightSource, check_tensor, left_over, no_fp8};
@@ -40,7 +40,7 @@ impl Gguf {
     /// [`ModelError::Io`], [`ModelError::Format`] for a broken file, [`ModelError::Unsupported`]
     /// for an architecture or setting that the engine does not run.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let file = File::open(path).map_err(|e| ModelError::io(path, e))?;
+        let file = files::open_regular(path).map_err(|e| ModelError::io(path, e))?;
         let mut file = BufReader::new(file);
         let content = Content::read(&mut file)
             .map_err(|e| ModelError::Format { path: path.to_owned(), cause: e.to_string() })?;

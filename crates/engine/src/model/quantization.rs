@@ -7,7 +7,7 @@ use lora_core::QuantAlgo;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::{parse_json, read_file};
+use super::config::{parse_json, read_file, read_optional_file};
 use super::{ModelError, quant_method};
 
 /// How base weights and the KV cache are held.
@@ -101,15 +101,15 @@ impl Quantization {
     /// files that contradict each other.
     pub fn from_dir(dir: &Path) -> Result<Self, ModelError> {
         let file = dir.join("hf_quant_config.json");
-        let of_file = match file.is_file() {
-            true => {
+        let of_file = match read_optional_file(&file)? {
+            Some(text) => {
                 #[derive(Deserialize)]
                 struct Outer {
                     quantization: Block,
                 }
-                Some(parse_json::<Outer>(&file, &read_file(&file)?)?.quantization)
+                Some(parse_json::<Outer>(&file, &text)?.quantization)
             }
-            false => None,
+            None => None,
         };
         #[derive(Deserialize)]
         struct Config {

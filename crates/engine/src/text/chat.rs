@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use minijinja::Environment;
+use minijinja::{Environment, ErrorKind, Value};
 use serde::{Deserialize, Serialize};
 
 use super::{
     TextError, TokenizerConfig,
+    template_budget::{MAX_STEPS, OverLimit},
+    template_code,
     template_env::{TemplateRefusal, environment, without_generation_tags},
 };
 
@@ -109,15 +111,30 @@ impl ChatTemplate {
             eos_token: self.eos_token.as_deref(),
         };
         let template = self.environment.get_template(NAME);
-        template.and_then(|template| template.render(context)).map_err(|e| render_error(&e))
+        template
+            .and_then(|template| {
+                let context = Value::from_serialize(&context);
+                template_code::render(&self.environment, &template, context)
+            })
+            .map_err(|e| render_error(&e))
     }
 }
 
 fn render_error(error: &minijinja::Error) -> TextError {
+    let too_costly = |did: String| TextError::ChatTemplateTooCostly {
+        place: format!("{NAME}:{}", error.line().unwrap_or(1)),
+        did,
+    };
+    if error.kind() == ErrorKind::OutOfFuel {
+        return too_costly(format!("runs more than {MAX_STEPS} steps"));
+    }
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         if let Some(refusal) = inner.downcast_ref::<TemplateRefusal>() {
             return TextError::ChatTemplateRefused { message: refusal.0.clone() };
+        }
+        if let Some(limit) = inner.downcast_ref::<OverLimit>() {
+            return too_costly(limit.to_string());
         }
         cause = inner.source();
     }
@@ -198,6 +215,121 @@ mod tests {
         assert!(matches!(render("x", &[]), Err(TextError::NoMessages)));
         let failed = render("\n{{ messages[0].a.b }}", &[("user", "x")]).unwrap_err();
         assert!(failed.to_string().contains("chat_template:2"), "{failed}");
+    }
+
+    #[test]
+    fn templates_are_stopped_at_limits_of_text_steps_and_depth() {
+        let doubled = |op: &str, start: &str| {
+            let doubling = format!("{{% set s = {op} %}}").repeat(45);
+            format!("{{% set s = {start} %}}{doubling}{{{{ s | length }}}}")
+        };
+        let looped = |body: &str| {
+            format!(
+                "{{% set ns = namespace(s='ab', l=[1]) %}}{{% for i in range(100000) %}}\
+                 {{% set ns.s = {body} %}}{{% endfor %}}"
+            )
+        };
+        let long = "{% set s = 'ab' * 40000000 %}";
+        let cases = [
+            (doubled("s ~ s", "'ab'"), "bytes"),
+            (doubled("s + s", "'ab'"), "bytes"),
+            (doubled("s * 2", "'ab'"), "bytes"),
+            (doubled("s + s", "[1]"), "elements"),
+            (doubled("s * 2", "[1]"), "elements"),
+            (doubled("[s, s]", "1"), "elements"),
+            (doubled("{'a': s, 'b': s}", "1"), "elements"),
+            (doubled("dict(a=s, b=s)", "1"), "elements"),
+            (doubled("s.replace('a', 'aa')", "'a'"), "bytes"),
+            (doubled("s | replace('a', 'aa')", "'a'"), "bytes"),
+            (doubled("[s, s] | join('-')", "'ab'"), "bytes"),
+            (doubled("'-'.join([s, s])", "'ab'"), "bytes"),
+            (doubled("'%s%s' | format(s, s)", "'ab'"), "bytes"),
+            (doubled("'{}{}'.format(s, s)", "'ab'"), "bytes"),
+            (doubled("[s, s] | tojson", "'ab'"), "bytes"),
+            (doubled("[s, s] | string", "'ab'"), "bytes"),
+            (
+                format!(
+                    "{{% set s = 'a' %}}{}",
+                    "{% set s %}{{ s }}{{ s }}{% endset %}".repeat(45)
+                ),
+                "bytes",
+            ),
+            (format!("{{% set s = 1 %}}{}", "{% set s = [s] %}".repeat(99)), "deep"),
+            (looped("ns.s ~ ns.s"), "bytes"),
+            (looped("ns.s * 1000000000"), "bytes"),
+            (looped("ns"), "namespace"),
+            (looped("[ns]"), "namespace"),
+            (format!("{long}{long}{long}{long}"), "bytes"),
+            (format!("{long}{{% for c in s %}}{{% endfor %}}"), "takes a string"),
+            (format!("{long}{{{{ s | list | length }}}}"), "takes a string"),
+            (format!("{long}{{{{ s.split('a') | length }}}}"), "bytes"),
+            (format!("{long}{{% set l = [s, s[1:], s[2:]] %}}"), "bytes"),
+            ("{{ '%1000000000d' | format(1) }}".to_owned(), "width"),
+            ("{{ '{:>1000000000}'.format(1) }}".to_owned(), "width"),
+            ("{{ 'a' | indent(1000000000, true) }}".to_owned(), "width"),
+            ("{{ [1] | tojson(indent=1000000000) }}".to_owned(), "width"),
+            ("{{ [1] | batch(1000000000) | list }}".to_owned(), "elements"),
+            ("{{ [1] | slice(1000000000) | list }}".to_owned(), "elements"),
+            (
+                "{% for i in range(100000) %}{% for i in range(100000) %}{% endfor %}{% endfor %}"
+                    .to_owned(),
+                "steps",
+            ),
+            (
+                format!(
+                    "{{% set x %}}{{% for i in range(100000) %}}{}{{% endfor %}}{{% endset %}}",
+                    "raw ".repeat(1000)
+                ),
+                "bytes",
+            ),
+        ];
+        for (source, part) in cases {
+            let start = std::time::Instant::now();
+            let error = render(&source, &[("user", "x")]).unwrap_err();
+            let told = matches!(&error, TextError::ChatTemplateTooCostly { place, did }
+                if place.starts_with("chat_template:") && did.contains(part));
+            let short: String = source.chars().take(99).collect();
+            assert!(told, "{short}: {error}");
+            assert!(start.elapsed().as_secs() < 20, "{short}: {:?}", start.elapsed());
+        }
+    }
+
+    #[test]
+    fn recursion_without_an_end_is_an_error() {
+        for source in [
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{% macro f(s) %}{{ f(s ~ s) }}{% endmacro %}{{ f('ab') }}",
+            "{{ range(1000000000) | list }}",
+            "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+        ] {
+            assert!(render(source, &[("user", "x")]).is_err(), "{source}");
+        }
+    }
+
+    #[test]
+    fn long_chats_stay_far_below_the_limits() {
+        let source = "{% set ns = namespace(all='') %}{% for m in messages %}\
+            {% set text = m.content.split('</think>')[-1].strip() %}\
+            {% set ns.all = ns.all ~ m.role ~ text %}{{ messages[loop.index0:] | length }}\
+            {% if m.role == 'user' %}{{ text | trim }}{% endif %}{% endfor %}";
+        let turns = vec![("user", "some words of a message. ".repeat(40)); 500];
+        let turns: Vec<(&str, &str)> = turns.iter().map(|(r, c)| (*r, c.as_str())).collect();
+        assert!(render(source, &turns).unwrap().len() > 400_000);
+    }
+
+    #[test]
+    fn control_flow_is_kept() {
+        let source = "{% macro f(x, y='d') %}({{ x }}{{ y }}{{ caller() if caller }}){% endmacro %}\
+            {% for m in messages if m.role != 'b' %}{{ loop.index }}{{ f(m.role) }}{% else %}no\
+            {% endfor %}{% call f('c') %}in{% endcall %}{% block b %}B{{ 1 + 2 * 3 }}{% endblock %}\
+            {% filter upper %}up{% endfilter %}{{ 'x' if false or (1 and 2) else 'y' }}\
+            {%- for i in [1, [2, [3]]] recursive %}{{ loop(i) if i is iterable else i }}{% endfor %}\
+            {% set a, b = 1, 2.5 %}{{ a + b }}{{ [1] + [2] }}{{ 'q' * 3 }}{{ 2 ~ none }}";
+        let expected = "1(ad)2(cd)(cdin)B7UPy1231 3.5[1, 2]qqq2none";
+        let turns = [("a", "x"), ("b", "x"), ("c", "x")];
+        let plain =
+            environment().render_str(source, minijinja::context! { messages => chat(&turns) });
+        assert_eq!(render(source, &turns).unwrap(), plain.unwrap(), "{expected}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{io, path::PathBuf};
 #[non_exhaustive]
 pub enum TextError {
     /// A file could not be read.
-    #[error("cannot read {}: {reason}; check that it exists and is readable", path.display())]
+    #[error("cannot read {}: {reason}; check that it is a file and readable", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -106,6 +106,17 @@ pub enum TextError {
     ChatTemplateFailed {
         /// The place and the reason.
         reason: String,
+    },
+    /// The template takes more than a template may.
+    #[error(
+        "the chat template is stopped on these messages at {place}: it {did}; shorten the messages, or \
+         correct chat_template.jinja"
+    )]
+    ChatTemplateTooCostly {
+        /// Where it was stopped.
+        place: String,
+        /// What it does, with the limit.
+        did: String,
     },
     /// A chat without messages.
     #[error("`messages` is empty; send at least one message")]

@@ -12,9 +12,13 @@ mod gguf_vocab;
 mod python_json;
 mod stop;
 mod strftime;
+mod template_budget;
+mod template_code;
 mod template_env;
+mod template_filters;
 #[cfg(test)]
 pub(crate) mod testkit;
+mod token_bytes;
 mod tokenizer;
 mod tokenizer_config;
 

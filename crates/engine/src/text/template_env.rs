@@ -10,6 +10,9 @@ use minijinja::{
 use super::{
     python_json::{JsonStyle, dumps},
     strftime::strftime_utc,
+    template_budget::{MAX_STEPS, charge, printed},
+    template_code::add_functions,
+    template_filters::{add_filters, call_method, check_json},
 };
 
 /// What a template said to `raise_exception`.
@@ -24,10 +27,16 @@ pub(super) fn environment() -> Environment<'static> {
     environment.set_lstrip_blocks(true);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_formatter(print_as_python);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(call_method);
+    environment.set_fuel(Some(MAX_STEPS));
+    add_functions(&mut environment);
+    add_filters(&mut environment);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
-    environment.add_filter("tojson", |value: &Value, options: Kwargs| to_json(value, &options));
+    environment.add_filter("tojson", |state: &State<'_, '_>, value: &Value, options: Kwargs| {
+        check_json(state, value, options.get("indent")?)?;
+        to_json(value, &options)
+    });
     environment
 }
 
@@ -37,6 +46,7 @@ fn print_as_python(
     state: &State<'_, '_>,
     value: &Value,
 ) -> Result<(), Error> {
+    charge(state, printed(value)?)?;
     let word = match value.kind() {
         ValueKind::None => "None",
         ValueKind::Bool if value.is_true() => "True",

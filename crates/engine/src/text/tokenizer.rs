@@ -1,8 +1,15 @@
 //! The tokenizer of a model.
 
-use std::{collections::HashSet, fmt, fs, path::Path, sync::Arc};
+use std::{
+    collections::HashSet,
+    fmt,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
-use super::{Detokenizer, TextError};
+use lora_core::files;
+
+use super::{Detokenizer, TextError, token_bytes};
 
 /// Whether encoding adds the tokens that the tokenizer's post-processor puts around a text, such
 /// as a leading BOS.
@@ -25,6 +32,7 @@ pub enum SpecialTokens {
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     special: Arc<HashSet<u32>>,
+    bytes_per_token: Arc<OnceLock<usize>>,
 }
 
 impl Tokenizer {
@@ -33,7 +41,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Read`] or [`TextError::Tokenizer`], both naming the file.
     pub fn from_file(path: &Path) -> Result<Self, TextError> {
-        let bytes = fs::read(path)
+        let bytes = files::read(path, files::MAX_TOKENIZER)
             .map_err(|reason| TextError::Read { path: path.to_path_buf(), reason })?;
         Self::parse(&bytes, || path.display().to_string())
     }
@@ -63,7 +71,8 @@ impl Tokenizer {
             .into_iter()
             .filter_map(|(id, token)| token.special.then_some(id))
             .collect();
-        Self { inner: Arc::new(inner), special: Arc::new(special) }
+        let bytes_per_token = Arc::default();
+        Self { inner: Arc::new(inner), special: Arc::new(special), bytes_per_token }
     }
 
     pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
@@ -90,6 +99,12 @@ impl Tokenizer {
         self.inner
             .decode(ids, skip_special)
             .map_err(|e| TextError::Decode { tokens: ids.len(), reason: e.to_string() })
+    }
+
+    /// Bytes of text that one token stands for, at most: no text has fewer tokens than its bytes divided
+    /// by this. Where the tokenizer may drop or merge text without a bound, 1024.
+    pub fn bytes_per_token(&self) -> usize {
+        *self.bytes_per_token.get_or_init(|| token_bytes::bytes_per_token(&self.inner))
     }
 
     /// Number of tokens, added ones included. The model's logits may be wider than this.
@@ -167,7 +182,7 @@ mod tests {
         let path = dir.path().join("tokenizer.json");
         let missing = Tokenizer::from_file(&path).unwrap_err();
         assert!(matches!(&missing, TextError::Read { path: p, .. } if *p == path));
-        fs::write(&path, "{}").unwrap();
+        std::fs::write(&path, "{}").unwrap();
         let broken = Tokenizer::from_file(&path).unwrap_err().to_string();
         assert!(broken.contains("tokenizer.json is not a usable tokenizer"), "{broken}");
     }

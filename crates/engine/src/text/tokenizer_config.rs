@@ -1,7 +1,8 @@
 //! What serving needs of `tokenizer_config.json` and `chat_template.jinja`.
 
-use std::{fs, io, path::Path};
+use std::path::Path;
 
+use lora_core::files;
 use serde::Deserialize;
 
 use super::TextError;
@@ -101,15 +102,14 @@ fn default_of(all: Vec<NamedTemplate>, path: &Path) -> Result<String, TextError>
 }
 
 fn read_if_present(path: &Path) -> Result<Option<String>, TextError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(reason) => Err(TextError::Read { path: path.to_path_buf(), reason }),
-    }
+    let text = files::is_present(path).then(|| files::read_text(path, files::MAX_CONFIG));
+    text.transpose().map_err(|reason| TextError::Read { path: path.to_path_buf(), reason })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn config(json: &str, jinja: Option<&str>) -> Result<TokenizerConfig, TextError> {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::{MAX_RANK, counted};
 use crate::rules::{Code, Rejection};
 
 /// How much memory adapters may occupy, under the original's field names and defaults.
@@ -40,6 +41,9 @@ pub struct PeftCacheConfig {
     pub lora_prefetch_dir: Option<PathBuf>,
 }
 
+/// Most threads or streams of one kind: more readers than this wait for the disk, not for each other.
+const MAX_WORKERS: usize = 256;
+
 impl Default for PeftCacheConfig {
     fn default() -> Self {
         Self {
@@ -63,17 +67,17 @@ impl PeftCacheConfig {
     /// Every rule that the values break by themselves; empty when all is well.
     pub fn validate(&self) -> Vec<Rejection> {
         let counts = [
-            ("optimal_adapter_size", self.optimal_adapter_size),
-            ("max_adapter_size", self.max_adapter_size),
-            ("num_put_workers", self.num_put_workers),
-            ("num_ensure_workers", self.num_ensure_workers),
-            ("num_copy_streams", self.num_copy_streams),
-            ("max_pages_per_block_host", self.max_pages_per_block_host),
-            ("max_pages_per_block_device", self.max_pages_per_block_device),
+            ("optimal_adapter_size", self.optimal_adapter_size, MAX_RANK),
+            ("max_adapter_size", self.max_adapter_size, MAX_RANK),
+            ("num_put_workers", self.num_put_workers, MAX_WORKERS),
+            ("num_ensure_workers", self.num_ensure_workers, MAX_WORKERS),
+            ("num_copy_streams", self.num_copy_streams, MAX_WORKERS),
+            // Of no effect, so of no cost.
+            ("max_pages_per_block_host", self.max_pages_per_block_host, usize::MAX),
+            ("max_pages_per_block_device", self.max_pages_per_block_device, usize::MAX),
         ];
-        let zeros = counts.iter().filter(|(_, count)| *count == 0);
         let mut problems: Vec<Rejection> =
-            zeros.map(|(setting, _)| super::at_least_one(setting)).collect();
+            counts.into_iter().filter_map(|(s, count, most)| counted(s, count, most)).collect();
         let share = self.device_cache_percent;
         if !(share > 0.0 && share <= 1.0) {
             problems.push(Rejection::new(
@@ -123,5 +127,7 @@ mod tests {
         };
         let codes: Vec<Code> = config.validate().iter().map(|r| r.code).collect();
         assert_eq!(codes, [Code::SettingOutOfRange, Code::UnsupportedSetting]);
+        let config = PeftCacheConfig { num_put_workers: 1_000_000, ..Default::default() };
+        assert!(config.validate()[0].to_string().contains("1 to 256"));
     }
 }

@@ -201,9 +201,7 @@ impl QuantConfig {
         }
         let kv = self.kv_cache_quant_algo.filter(|algo| !FOR_KV_CACHE.contains(algo));
         problems.extend(kv.map(|algo| not_for("kv_cache_quant_algo", algo, FOR_KV_CACHE)));
-        if self.group_size == 0 {
-            problems.push(super::at_least_one("group_size"));
-        }
+        problems.extend(super::counted("group_size", self.group_size, usize::MAX));
         if !(0.0..=1.0).contains(&self.smoothquant_val) {
             problems.push(Rejection::new(
                 Code::SettingOutOfRange,

@@ -327,7 +327,7 @@ fn nemo_in_place(path: &Path) -> Result<Option<PathBuf>, AdapterError> {
     if path.is_file() {
         return Ok(is_archive(path).then(|| path.to_owned()));
     }
-    if !path.is_dir() || path.join("adapter_config.json").is_file() {
+    if !path.is_dir() || files::is_present(&path.join("adapter_config.json")) {
         return Ok(None);
     }
     Ok(archives_in(path)?.into_iter().next())

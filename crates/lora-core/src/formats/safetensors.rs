@@ -41,10 +41,10 @@ pub fn read_folder(
 ) -> Result<RawTensors, AdapterError> {
     let single = dir.join(format!("{stem}.safetensors"));
     let index = dir.join(format!("{stem}.safetensors.index.json"));
-    if index.is_file() && !single.is_file() {
+    if files::is_present(&index) && !files::is_present(&single) {
         return read_sharded(&index, residence);
     }
-    if !single.is_file() {
+    if !files::is_present(&single) {
         return Err(AdapterError::Missing { path: dir.to_owned(), what: single_name(stem) });
     }
     read(&single, residence)

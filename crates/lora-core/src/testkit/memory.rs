@@ -38,7 +38,7 @@ impl CountedMemory {
     pub fn take(&self, pool: Pool, bytes: usize) -> Result<CountedBlock> {
         let available = self.free();
         if bytes > available {
-            return Err(Error::OutOfMemory { pool, requested: bytes, available });
+            return Err(Error::OutOfMemory { pool, requested: bytes, available: Some(available) });
         }
         self.taken.fetch_add(bytes, Ordering::Relaxed);
         Ok(CountedBlock { bytes, taken: self.taken.clone() })

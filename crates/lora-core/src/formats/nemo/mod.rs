@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::recognise::refuse_others;
 use super::{AdapterError, FileKind, ReadOptions, Source, archives_in, assemble, torch};
 use crate::adapter::{Adapter, AdapterFormat, AdapterInfo};
+use crate::files;
 use crate::rules::{Rejection, Rejections};
 
 mod archive;
@@ -74,11 +75,13 @@ fn find(path: &Path) -> Result<PathBuf, AdapterError> {
             archives.push(last);
             Err(AdapterError::SeveralArchives { path: path.to_owned(), archives })
         }
-        (None, _) if path.join("adapter_config.json").is_file() => Err(AdapterError::OtherFormat {
-            path: path.to_owned(),
-            found: "PEFT adapter",
-            source_name: "hf",
-        }),
+        (None, _) if files::is_present(&path.join("adapter_config.json")) => {
+            Err(AdapterError::OtherFormat {
+                path: path.to_owned(),
+                found: "PEFT adapter",
+                source_name: "hf",
+            })
+        }
         (None, _) => Err(AdapterError::Missing {
             path: path.to_owned(),
             what: "an archive *.nemo".to_owned(),

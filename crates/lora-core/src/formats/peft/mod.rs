@@ -10,6 +10,7 @@ use super::assemble::PlannedSites;
 use super::safetensors::{self, Residence};
 use super::{AdapterError, RawTensors, ReadOptions, Source, fused, read_file, torch};
 use crate::adapter::{Adapter, AdapterFormat, AdapterInfo, Declaration};
+use crate::files;
 use crate::rules::{Rejection, Rejections};
 
 mod assemble;
@@ -101,7 +102,7 @@ fn read_weights(dir: &Path) -> Result<(AdapterFormat, RawTensors), AdapterError>
         read => return Ok((AdapterFormat::PeftSafetensors, read?)),
     };
     let pickles = PICKLES.map(|extension| dir.join(WEIGHTS).with_extension(extension));
-    match pickles.into_iter().find(|path| path.is_file()) {
+    match pickles.into_iter().find(|path| files::is_present(path)) {
         Some(path) => Ok((AdapterFormat::PeftTorch, torch::parse(&Source::open(&path)?)?)),
         None => Err(missing),
     }

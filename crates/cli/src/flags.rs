@@ -1,0 +1,52 @@
+//! The flags of settings that messages of the libraries name.
+
+/// Settings, and the flags that give them.
+const FLAGS: [(&str, &str); 10] = [
+    ("kv_cache_config.max_tokens", "--kv-cache-tokens"),
+    ("free_gpu_memory_fraction", "--free-gpu-memory-fraction"),
+    ("max_batch_size", "--max-batch-size"),
+    ("max_num_tokens", "--max-num-tokens"),
+    ("max_seq_len", "--max-seq-len"),
+    ("max_loras", "--max-loras"),
+    ("max_cpu_loras", "max_cpu_loras in the file of --lora-config"),
+    ("max_lora_rank", "--max-lora-rank"),
+    ("device_cache_percent", "the library alone"),
+    ("quant_config", "--quant-algo"),
+];
+
+/// The error, with a line that says by which flags the settings in its message are given.
+pub(crate) fn with_flags(error: anyhow::Error) -> anyhow::Error {
+    let message = format!("{error:#}");
+    let named: Vec<String> = FLAGS
+        .iter()
+        .filter(|(setting, _)| names(&message, setting))
+        .map(|(setting, flag)| format!("{setting} is set by {flag}"))
+        .collect();
+    match named.is_empty() {
+        true => error,
+        false => anyhow::anyhow!("{message}\nhint: {}", named.join(", ")),
+    }
+}
+
+/// Whether `message` has `setting` as a word of its own.
+fn names(message: &str, setting: &str) -> bool {
+    let of_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
+    message.match_indices(setting).any(|(at, _)| {
+        let (before, after) = (&message[..at], &message[at + setting.len()..]);
+        !before.ends_with(of_word) && !after.starts_with(of_word)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_in_a_message_are_told_with_their_flags() {
+        let text = |message: &'static str| format!("{:#}", with_flags(anyhow::anyhow!(message)));
+        let told = text("lower max_loras or kv_cache_config.max_tokens");
+        assert!(told.contains("\nhint: kv_cache_config.max_tokens is set by --kv-cache-tokens"));
+        assert!(told.contains("max_loras is set by --max-loras"), "{told}");
+        assert_eq!(text("max_loras_of_all is absent"), "max_loras_of_all is absent");
+    }
+}
