@@ -17,10 +17,10 @@ pub mod text;
 
 pub use crate::core::EngineStats;
 pub use llm::{
-    AdapterStatus, BaseModel, CompletionOutput, Delta, EngineInfo, FinishReason, GenerateRequest,
-    KvCacheConfig, KvCacheDtype, Llm, LlmBuilder, LlmError, LoadFormat, Logprob, Logprobs,
-    MemoryPlan, News, PerPrompt, Progress, Prompt, RequestOutput, ResponseStream, SchedulerConfig,
-    StopReason, TextModel, Update, geometry,
+    AdapterStatus, AdapterText, AdapterTextError, BaseModel, CompletionOutput, Delta, EngineInfo,
+    FinishReason, GenerateRequest, KvCacheConfig, KvCacheDtype, Llm, LlmBuilder, LlmError,
+    LoadFormat, Logprob, Logprobs, MemoryPlan, News, PerPrompt, Progress, Prompt, RequestOutput,
+    ResponseStream, SchedulerConfig, StopReason, TextChanges, TextModel, Update, geometry,
 };
 pub use sampling::{GuidedDecodingParams, SamplingParams};
 pub use scheduler::CapacityPolicy;

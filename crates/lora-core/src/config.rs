@@ -9,11 +9,13 @@ use crate::geometry::ModelGeometry;
 use crate::modules::{FUSED, HfNames, ModuleMap, TargetModule, unknown_target};
 use crate::rules::{Code, Rejection};
 
+mod adapter_tokenizer;
 mod cache;
 mod expert_layout;
 mod quant;
 mod request;
 
+pub use adapter_tokenizer::AdapterTokenizer;
 pub use cache::PeftCacheConfig;
 pub use expert_layout::ExpertLayout;
 pub use quant::{QuantAlgo, QuantConfig};
@@ -70,6 +72,9 @@ pub struct LoraConfig {
     pub moe_layout: Option<ExpertLayout>,
     /// Order of fused query/key/value rows in NeMo adapters.
     pub nemo_qkv_layout: NemoQkvLayout,
+    /// Whose tokenizer, chat template and end tokens the requests for an adapter use, where its folder
+    /// has some.
+    pub adapter_tokenizer: AdapterTokenizer,
     /// How many later requests of resident adapters may be admitted before a waiting adapter's.
     pub adapter_fairness_window: usize,
 }
@@ -92,6 +97,7 @@ impl Default for LoraConfig {
             allow_missing_experts: false,
             moe_layout: None,
             nemo_qkv_layout: NemoQkvLayout::default(),
+            adapter_tokenizer: AdapterTokenizer::default(),
             adapter_fairness_window: 32,
         }
     }
@@ -212,9 +218,12 @@ mod tests {
         let config: LoraConfig = serde_json::from_str(
             r#"{"lora_target_modules": ["attn_q"], "max_lora_rank": 8, "max_loras": 4,
                 "trtllm_modules_to_hf_modules": {"attn_q": ["q_proj", "wq"]},
-                "lora_ckpt_source": "nemo", "nemo_qkv_layout": "concatenated"}"#,
+                "lora_ckpt_source": "nemo", "nemo_qkv_layout": "concatenated",
+                "adapter_tokenizer": "base"}"#,
         )
         .unwrap();
+        assert_eq!(config.adapter_tokenizer, AdapterTokenizer::Base);
+        assert!(serde_json::from_str::<LoraConfig>(r#"{"adapter_tokenizer": "own"}"#).is_err());
         assert_eq!((config.max_loras, config.max_cpu_loras), (Some(4), None));
         assert!(config.validate().is_empty());
         assert!(serde_json::from_str::<LoraConfig>(r#"{"max_rank": 8}"#).is_err());

@@ -36,8 +36,8 @@ pub use adapter::{
 pub use adapter::{Addition, DeltaDiff, SiteDiff, diff};
 pub use backend::{Backend, Caps, Comm, Pool};
 pub use config::{
-    CkptSource, ExpertLayout, LoraConfig, LoraRequest, NemoQkvLayout, PeftCacheConfig, QuantAlgo,
-    QuantConfig, validate_adapter_name,
+    AdapterTokenizer, CkptSource, ExpertLayout, LoraConfig, LoraRequest, NemoQkvLayout,
+    PeftCacheConfig, QuantAlgo, QuantConfig, validate_adapter_name,
 };
 pub use dtype::DType;
 pub use error::{Error, Result, check_extent, free_bytes};

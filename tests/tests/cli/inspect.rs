@@ -1,7 +1,7 @@
 //! `polylora inspect`.
 
 use cli::Exit;
-use polylora_tests::adapter_path;
+use polylora_tests::{adapter_path, fixtures_dir};
 use serde_json::{Value, json};
 
 use super::support::{Copy, llama, polylora};
@@ -100,4 +100,44 @@ fn files_that_cannot_be_read_are_named() {
     let outcome = polylora(&["inspect", model, "--model", model], b"");
     assert_eq!(outcome.exit, Exit::Model);
     assert!(outcome.stderr.contains("config.json"), "{}", outcome.stderr);
+}
+
+/// An adapter of `fixtures/field` with a tokenizer beside its weights.
+fn inspect_text(fixture: &str, flags: &[&str]) -> (Exit, String) {
+    let path = fixtures_dir().join("field/adapters").join(fixture);
+    let outcome = polylora(&[&["inspect", path.to_str().unwrap()][..], flags].concat(), b"");
+    (outcome.exit, outcome.stdout)
+}
+
+#[test]
+fn what_is_taken_of_the_files_beside_the_weights_is_told() {
+    let base = fixtures_dir().join("field/models/llama520").to_str().unwrap().to_owned();
+    for (fixture, model, lines) in [
+        ("llama.own-eos", &llama(), &["chat template: the adapter's", "end tokens: 2, 278"][..]),
+        ("llama520.own-template", &base, &["chat template: the adapter's, of chat_template.jinja"]),
+        ("llama520.added-tokens", &base, &["added tokens: <tool> (512), <result> (513)"]),
+    ] {
+        let (exit, text) = inspect_text(fixture, &["--model", model]);
+        assert_eq!(exit, Exit::Fine, "{text}");
+        assert!(lines.iter().all(|line| text.contains(line)), "{fixture}: {text}");
+        let (exit, text) = inspect_text(fixture, &[]);
+        assert!(exit == Exit::Fine && text.contains("--model says what"), "{text}");
+    }
+    let (_, json) = inspect_text("llama.own-eos", &["--model", &llama(), "--json"]);
+    let report: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(report["text"]["taken"]["end_tokens"], json!([2, 278]));
+}
+
+#[test]
+fn tokens_that_the_model_lacks_are_refused_and_the_setting_is_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = ["--model", &llama()];
+    let (exit, text) = inspect_text("llama520.added-tokens", &flags);
+    assert_eq!(exit, Exit::Refused);
+    assert!(text.contains("tokens-without-rows") && text.contains("<tool> (512)"), "{text}");
+    let file = dir.path().join("lora.json");
+    std::fs::write(&file, r#"{"adapter_tokenizer": "base"}"#).unwrap();
+    let flags = [&flags[..], &["--lora-config", file.to_str().unwrap()]].concat();
+    let (exit, text) = inspect_text("llama520.added-tokens", &flags);
+    assert!(exit == Exit::Fine && !text.contains("beside the weights"), "{text}");
 }

@@ -7,6 +7,7 @@ mod cases_config;
 mod cases_file;
 mod cases_model;
 mod cases_moe;
+mod cases_text;
 mod draft;
 
 use lora_core::{Code, Rejection, Rejections};
@@ -15,7 +16,13 @@ use lora_core::{Code, Rejection, Rejections};
 type Case = (Code, fn() -> Vec<Rejection>);
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    let tables = [cases_config::CASES, cases_file::CASES, cases_model::CASES, cases_moe::CASES];
+    let tables = [
+        cases_config::CASES,
+        cases_file::CASES,
+        cases_model::CASES,
+        cases_moe::CASES,
+        cases_text::CASES,
+    ];
     tables.into_iter().flatten()
 }
 

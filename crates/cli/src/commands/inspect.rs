@@ -11,6 +11,7 @@ use lora_core::formats::{self, AdapterError, ReadOptions};
 use lora_core::{Adapter, Code, LoraConfig, ModelGeometry, Rejection};
 use serde_json::{Value, json};
 
+use super::adapter_text::{self, TextReport};
 use super::sites::{Group, groups, ranges};
 use crate::args::InspectJob;
 use crate::exit::{Exit, Failure, OrExit};
@@ -44,13 +45,18 @@ struct Report<'a> {
     warnings: Vec<String>,
     /// Why its files cannot be read.
     unreadable: Option<String>,
+    /// What stands beside its weights.
+    text: TextReport,
 }
 
 /// Describes and checks the adapter.
 pub(super) fn run(job: &InspectJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
     let config = lora_file::resolve(&job.lora)?;
     let base = job.model.as_deref().map_or_else(|| Ok(Base::default()), Base::read)?;
-    let report = examine(&job.path, base, config)?;
+    let served = job.model.as_deref().filter(|_| base.geometry.is_some());
+    let whose = config.adapter_tokenizer;
+    let mut report = examine(&job.path, base, config)?;
+    report.add_text(adapter_text::examine(&job.path, served, whose));
     if job.json {
         serde_json::to_writer_pretty(&mut *streams.stdout, &report.json())?;
         writeln!(streams.stdout)?;
@@ -99,10 +105,16 @@ fn examine(path: &Path, base: Base, config: LoraConfig) -> Result<Report<'_>, Fa
         Err(AdapterError::Rejected { rejections: broken, .. }) => rejections.extend(broken.0),
         Err(error) => unreadable = Some(error.to_string()),
     }
-    Ok(Report { path, adapter, rejections, warnings, unreadable })
+    Ok(Report { path, adapter, rejections, warnings, unreadable, text: TextReport::default() })
 }
 
 impl Report<'_> {
+    fn add_text(&mut self, mut text: TextReport) {
+        self.rejections.append(&mut text.rejections);
+        self.unreadable = self.unreadable.take().or(text.unreadable.take());
+        self.text = text;
+    }
+
     fn accepted(&self) -> bool {
         self.rejections.is_empty() && self.unreadable.is_none()
     }
@@ -131,6 +143,9 @@ impl Report<'_> {
             });
             fields.extend(about.as_object().cloned().unwrap_or_default());
         }
+        if !self.text.is_empty() {
+            object["text"] = json!(self.text);
+        }
         object
     }
 
@@ -140,6 +155,7 @@ impl Report<'_> {
             write_origin(out, adapter)?;
             write_modules(out, &groups(adapter))?;
         }
+        self.text.write(out)?;
         for warning in &self.warnings {
             writeln!(out, "\nwarning: {warning}")?;
         }

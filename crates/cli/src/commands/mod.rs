@@ -1,5 +1,6 @@
 //! What the commands do.
 
+mod adapter_text;
 mod convert;
 mod demo;
 mod diff;

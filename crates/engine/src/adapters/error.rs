@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::tiers::TooLarge;
 use super::write::WriteError;
+use crate::text::TextError;
 
 /// Why a `lora_request` cannot be served.
 #[derive(Debug, Error)]
@@ -71,6 +72,19 @@ pub enum RegistryError {
         name: String,
         /// Why.
         cause: AdapterError,
+    },
+    /// A tokenizer, chat template or end token beside the adapter cannot be read.
+    #[error(
+        "adapter {name:?}, beside its weights in {}: {cause}; or set adapter_tokenizer: base to use the \
+         model's tokenizer, chat template and end tokens", path.display()
+    )]
+    Text {
+        /// Its name.
+        name: String,
+        /// Its folder.
+        path: PathBuf,
+        /// Which file, and why.
+        cause: TextError,
     },
     /// The request or the adapter breaks rules.
     #[error("adapter {name:?}: {cause}")]

@@ -35,7 +35,7 @@ pub struct AdapterStatus {
 impl Llm {
     /// Reads an adapter now, so that its first request does not wait for it. Under a known name the
     /// files are read again: requests from here on get the new contents, those in flight end with
-    /// the old ones. `pinned` keeps it in host memory whether it is used or not.
+    /// the old ones. So is what the folder has of tokenizer, chat template and end tokens. `pinned` keeps it in host memory whether it is used or not.
     ///
     /// # Errors
     /// [`LlmError::Adapter`]; the engine then knows what it knew before.
@@ -44,6 +44,7 @@ impl Llm {
         request: &LoraRequest,
         pinned: bool,
     ) -> Result<AdapterStatus, LlmError> {
+        let text = self.texts.read(request)?;
         let Loaded { entry, adapter, replaced } = self.registry.load(request)?;
         let install =
             |reply| Command::Install { entry: entry.clone(), adapter, keep: pinned, reply };
@@ -51,6 +52,7 @@ impl Llm {
             self.registry.take_back(&entry, replaced);
             return Err(error.into());
         }
+        self.texts.replace(&entry, text);
         if let Some(old) = replaced {
             self.send(Command::Retire(old))?;
         }

@@ -11,6 +11,7 @@ use lora_core::{
 
 use moe::{MoeBackend, rules};
 
+use super::adapter_texts::AdapterTexts;
 use super::base_model::BaseModel;
 use super::buffers::Demand;
 use super::checkpoint::Checkpoint;
@@ -207,6 +208,7 @@ impl LlmBuilder {
         if let Some(lora) = &lora {
             check_experts(lora, &geometry, self.moe_backend, &quantization)?;
         }
+        let texts = AdapterTexts::new(text, lora.as_ref());
         let registry = Arc::new(AdapterRegistry::new(lora.clone(), geometry.clone()));
         let (commands, inbox) = unbounded();
         let readers = self.peft_cache_config.num_put_workers;
@@ -242,8 +244,7 @@ impl LlmBuilder {
         let thread = thread.map_err(|e| LlmError::Failed(e.to_string()))?;
         let info = Arc::new(started.recv().map_err(|_| LlmError::Stopped)??);
         let ids = AtomicU64::new(0);
-        let guides = Default::default();
-        Ok(Llm { info, text, registry, guides, commands, ids, thread: Some(thread) })
+        Ok(Llm { info, texts, registry, commands, ids, thread: Some(thread) })
     }
 
     fn rejections(&self) -> Vec<Rejection> {

@@ -39,7 +39,7 @@ impl Checkpoint {
             });
         }
         let text = match tokenizer {
-            Some(dir) => TextModel::from_dir(dir)?,
+            Some(dir) => TextModel::from_dir(dir, gguf.config())?,
             None => TextModel::from_gguf(path, &gguf)?,
         };
         Ok(Self { base: BaseModel::of_gguf(&gguf), text, source: Box::new(gguf) })
@@ -61,8 +61,8 @@ impl Checkpoint {
         let dir = tokenizer.unwrap_or(path);
         let only_shape = format == LoadFormat::Dummy && tokenizer.is_none();
         let text = match only_shape && !files::is_present(&dir.join("tokenizer.json")) {
-            true => TextModel::none(dir),
-            false => TextModel::from_dir(dir)?,
+            true => TextModel::none(dir, &base.config),
+            false => TextModel::from_dir(dir, &base.config)?,
         };
         Ok(Self { base, text, source })
     }

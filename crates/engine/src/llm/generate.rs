@@ -100,14 +100,14 @@ impl Llm {
         request: GenerateRequest,
         events: &Sender<(u64, Event)>,
     ) -> Result<Pending, LlmError> {
-        let Prepared { text, prompt, max_len, plans, guide, adapter, params } =
+        let Prepared { text, model_text, prompt, max_len, plans, guide, adapter, params } =
             self.prepare(request)?;
         let mut growing = HashMap::new();
         let mut submissions = Vec::with_capacity(plans.len());
         let request = self.next_id();
         for (index, plan) in plans.into_iter().enumerate() {
             let id = if index == 0 { request } else { self.next_id() };
-            growing.insert(id, Growing::new(index, &params, self.text.tokenizer().ok())?);
+            growing.insert(id, Growing::new(index, &params, model_text.tokenizer().ok())?);
             submissions.push(Submission {
                 id,
                 request,
@@ -132,7 +132,7 @@ impl Llm {
             prompt_logprobs: None,
             context_logits: None,
         };
-        let echo = match (&output.prompt, self.text.tokenizer()) {
+        let echo = match (&output.prompt, model_text.tokenizer()) {
             (Some(prompt), _) => prompt.clone(),
             (None, Ok(tokenizer)) if params.detokenize && !params.exclude_input_from_output => {
                 tokenizer.decode(&output.prompt_token_ids, params.skip_special_tokens)?

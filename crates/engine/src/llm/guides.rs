@@ -1,15 +1,26 @@
-//! Guides of requests, compiled against the model's tokenizer.
+//! Guides of requests, compiled against a tokenizer.
 
 use std::sync::OnceLock;
 
-use super::{Llm, LlmError};
+use super::{LlmError, TextModel};
 use crate::grammar::{GuideCompiler, GuideError, GuideMatcher};
 use crate::sampling::SamplingParams;
+use crate::text::Tokenizer;
 
-/// The compiler, made when the first request has a guide.
-pub(super) type Guides = OnceLock<Result<GuideCompiler, GuideError>>;
+/// A tokenizer and what guides need of it.
+pub(super) struct Tokens {
+    pub tokenizer: Tokenizer,
+    /// Made when the first request has a guide.
+    compiler: OnceLock<Result<GuideCompiler, GuideError>>,
+}
 
-impl Llm {
+impl From<Tokenizer> for Tokens {
+    fn from(tokenizer: Tokenizer) -> Self {
+        Self { tokenizer, compiler: OnceLock::new() }
+    }
+}
+
+impl TextModel {
     /// A matcher for the guide of a request, if it has one.
     ///
     /// # Errors
@@ -20,9 +31,9 @@ impl Llm {
     ) -> Result<Option<GuideMatcher>, LlmError> {
         let Some(guided) = &params.guided_decoding else { return Ok(None) };
         let guide = guided.guide()?;
-        let tokenizer = self.text.tokenizer()?;
-        let make = || GuideCompiler::new(tokenizer, self.info.model.vocab);
-        let compiler = self.guides.get_or_init(make).as_ref().map_err(Clone::clone)?;
+        let tokens = self.tokens()?;
+        let make = || GuideCompiler::new(&tokens.tokenizer, self.vocab);
+        let compiler = tokens.compiler.get_or_init(make).as_ref().map_err(Clone::clone)?;
         Ok(Some(compiler.compile(&guide)?))
     }
 }

@@ -1,5 +1,8 @@
 //! The LLM API, after TensorRT-LLM's: [`Llm`] with `generate`, its inputs and outputs.
 
+mod adapter_text;
+mod adapter_text_rules;
+mod adapter_texts;
 mod adapters;
 mod base_model;
 mod buffers;
@@ -20,7 +23,9 @@ mod quantize;
 mod settings;
 mod sizes;
 mod stream;
+mod text_changes;
 mod text_model;
+mod token_pool;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +35,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Sender, bounded};
 use lora_core::{DType, ModelGeometry, QuantAlgo};
 
+pub use adapter_text::{AdapterText, AdapterTextError};
 pub use adapters::AdapterStatus;
 pub use base_model::BaseModel;
 pub use builder::{LlmBuilder, Progress};
@@ -43,6 +49,7 @@ pub use output::{
 };
 pub use settings::{KvCacheConfig, KvCacheDtype, LoadFormat, SchedulerConfig};
 pub use stream::{News, ResponseStream};
+pub use text_changes::TextChanges;
 pub use text_model::TextModel;
 
 use crate::adapters::AdapterRegistry;
@@ -78,9 +85,8 @@ pub struct EngineInfo {
 /// Dropping it ends the thread.
 pub struct Llm {
     info: Arc<EngineInfo>,
-    text: TextModel,
+    texts: adapter_texts::AdapterTexts,
     registry: Arc<AdapterRegistry>,
-    guides: guides::Guides,
     commands: builder::Commands,
     ids: AtomicU64,
     thread: Option<JoinHandle<()>>,
@@ -98,9 +104,9 @@ impl Llm {
         &self.info
     }
 
-    /// Tokenizer and chat template.
+    /// Tokenizer, chat template and end tokens of the model.
     pub fn text(&self) -> &TextModel {
-        &self.text
+        self.texts.model()
     }
 
     /// How the engine is doing.

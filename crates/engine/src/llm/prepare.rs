@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::input::{GenerateRequest, Prompt};
-use super::{Llm, LlmError};
+use super::{Llm, LlmError, TextModel};
 use crate::adapters::Registered;
 use crate::grammar::GuideMatcher;
 use crate::sampling::{SamplingParams, SamplingPlan};
@@ -18,6 +18,8 @@ const MAX_TRUNCATED_BYTES: usize = 4 << 20;
 pub(super) struct Prepared {
     /// Text of the prompt, unless ids were given.
     pub text: Option<String>,
+    /// Tokenizer and end tokens: the model's, or the adapter's own.
+    pub model_text: Arc<TextModel>,
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
     /// Prompt and answer together, at most.
@@ -36,23 +38,26 @@ impl Llm {
     pub(super) fn prepare(&self, request: GenerateRequest) -> Result<Prepared, LlmError> {
         let GenerateRequest { prompt, sampling: params, lora } = request;
         params.validate()?;
+        let adapter = lora.as_ref().map(|lora| self.registry.resolve(lora)).transpose()?;
+        let model_text = self.text_of(adapter.as_ref())?;
         if !params.stop.is_empty() {
             // Stop strings are looked for in text, so there has to be some.
-            self.text.tokenizer()?;
+            model_text.tokenizer()?;
         }
-        let (text, mut prompt) = self.tokenize(prompt, &params)?;
+        let (text, mut prompt) = self.tokenize(&model_text, prompt, &params)?;
         if let Some(keep) = params.truncate_prompt_tokens {
             prompt.drain(..prompt.len().saturating_sub(keep));
         }
         let max_len = self.check_prompt(&prompt, &params)?;
-        let adapter = lora.as_ref().map(|lora| self.registry.resolve(lora)).transpose()?;
-        let plans = self.plans(&params)?;
-        let guide = self.compile_guide(&params)?;
-        Ok(Prepared { text, prompt, max_len, plans, guide, adapter, params })
+        let plans = self.plans(&model_text, &params)?;
+        let guide = model_text.compile_guide(&params)?;
+        Ok(Prepared { text, model_text, prompt, max_len, plans, guide, adapter, params })
     }
 
+    /// Text, unless ids were given, and tokens of a prompt.
     fn tokenize(
         &self,
+        model: &TextModel,
         prompt: Prompt,
         params: &SamplingParams,
     ) -> Result<(Option<String>, Vec<u32>), LlmError> {
@@ -63,9 +68,9 @@ impl Llm {
         let (text, special) = match prompt {
             Prompt::Ids(ids) => return Ok((None, ids)),
             Prompt::Text(text) => (text, special),
-            Prompt::Chat(messages) => (self.text.render_chat(&messages)?, SpecialTokens::Skip),
+            Prompt::Chat(messages) => (model.render_chat(&messages)?, SpecialTokens::Skip),
         };
-        let tokenizer = self.text.tokenizer()?;
+        let tokenizer = model.tokenizer()?;
         self.check_bytes(tokenizer, &text, params)?;
         let ids = tokenizer.encode(&text, special)?;
         Ok((Some(text), ids))
@@ -124,7 +129,11 @@ impl Llm {
         Ok(found + asked.min(room))
     }
 
-    fn plans(&self, params: &SamplingParams) -> Result<Vec<Arc<SamplingPlan>>, LlmError> {
+    fn plans(
+        &self,
+        text: &TextModel,
+        params: &SamplingParams,
+    ) -> Result<Vec<Arc<SamplingPlan>>, LlmError> {
         let outputs = params.sequences();
         let most = self.info.max_batch_size;
         if outputs > most {
@@ -132,10 +141,9 @@ impl Llm {
         }
         (0..outputs as u32)
             .map(|stream| {
-                let end_ids = &self.info.model.eos_ids;
-                let mut plan = SamplingPlan::resolve(params, end_ids, stream);
+                let mut plan = SamplingPlan::resolve(params, text.end_ids(), stream);
                 if !params.bad.is_empty() {
-                    plan.ban_words(&params.bad, self.text.tokenizer()?)?;
+                    plan.ban_words(&params.bad, text.tokenizer()?)?;
                 }
                 // A tokenizer of its own may know tokens that the model does not have.
                 let known =

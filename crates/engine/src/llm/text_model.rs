@@ -1,23 +1,58 @@
-//! The textual side of a model: tokenizer and chat template.
+//! The textual side of a model: tokenizer, chat template and end tokens.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lora_core::files;
 
 use super::LlmError;
-use crate::model::Gguf;
-use crate::text::{ChatMessage, ChatTemplate, SpecialTokens, TextError, Tokenizer};
+use super::guides::Tokens;
+use crate::model::{Gguf, ModelConfig};
+use crate::text::{
+    ChatMessage, ChatTemplate, SpecialTokens, TextError, Tokenizer, TokenizerConfig,
+};
 
-/// Tokenizer and chat template, as far as the model has them.
+/// Tokenizer and chat template, as far as the model has them, and the tokens that end a text. Those of
+/// an adapter stand in another one; see [`super::AdapterText`].
 #[derive(Clone)]
 pub struct TextModel {
     path: PathBuf,
-    tokenizer: Option<Tokenizer>,
-    chat: Option<ChatTemplate>,
+    pub(super) tokens: Option<Arc<Tokens>>,
+    /// What the template was made of.
+    pub(super) config: TokenizerConfig,
+    pub(super) chat: Option<ChatTemplate>,
+    pub(super) end_ids: Vec<u32>,
+    /// Tokens of the model, which may be more than the tokenizer's.
+    pub(super) vocab: usize,
 }
 
 impl TextModel {
     /// No text: such a model takes and gives token ids.
-    pub fn none(path: &Path) -> Self {
-        Self { path: path.to_owned(), tokenizer: None, chat: None }
+    pub fn none(path: &Path, model: &ModelConfig) -> Self {
+        Self {
+            path: path.to_owned(),
+            tokens: None,
+            config: TokenizerConfig::default(),
+            chat: None,
+            end_ids: model.eos_ids.clone(),
+            vocab: model.vocab,
+        }
+    }
+
+    /// The textual side of the model at `path`, a folder or a `.gguf` file, without its weights.
+    ///
+    /// # Errors
+    /// [`LlmError::Model`] or [`LlmError::Text`], naming the file.
+    pub fn of_model(path: &Path) -> Result<Self, LlmError> {
+        if !path.is_dir() {
+            let gguf = Gguf::open(path)?;
+            return Self::from_gguf(path, &gguf);
+        }
+        let model = ModelConfig::from_dir(path)?;
+        match files::is_present(&path.join("tokenizer.json")) {
+            true => Self::from_dir(path, &model),
+            false => Ok(Self::none(path, &model)),
+        }
     }
 
     /// Text to ids and back.
@@ -25,21 +60,26 @@ impl TextModel {
     /// # Errors
     /// [`LlmError::NoTokenizer`].
     pub fn tokenizer(&self) -> Result<&Tokenizer, LlmError> {
-        self.tokenizer.as_ref().ok_or_else(|| LlmError::NoTokenizer { path: self.path.clone() })
+        self.tokens().map(|tokens| &tokens.tokenizer)
     }
 
-    /// Reads `tokenizer.json` and the template of a folder.
+    pub(super) fn tokens(&self) -> Result<&Tokens, LlmError> {
+        self.tokens.as_deref().ok_or_else(|| LlmError::NoTokenizer { path: self.path.clone() })
+    }
+
+    /// Tokens that end a text.
+    pub fn end_ids(&self) -> &[u32] {
+        &self.end_ids
+    }
+
+    /// Reads `tokenizer.json` and the template of a folder; the end tokens are the model's.
     ///
     /// # Errors
     /// [`LlmError::Text`] naming the file.
-    pub fn from_dir(dir: &Path) -> Result<Self, LlmError> {
+    pub fn from_dir(dir: &Path, model: &ModelConfig) -> Result<Self, LlmError> {
         let tokenizer = Tokenizer::from_file(&dir.join("tokenizer.json"))?;
-        let chat = match ChatTemplate::from_model_dir(dir) {
-            Ok(template) => Some(template),
-            Err(TextError::ChatTemplateMissing { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
-        Ok(Self { path: dir.to_owned(), tokenizer: Some(tokenizer), chat })
+        let config = TokenizerConfig::from_model_dir(dir)?;
+        Ok(Self::none(dir, model).with_text(tokenizer, config)?)
     }
 
     /// Builds them from a GGUF file's metadata.
@@ -48,16 +88,21 @@ impl TextModel {
     /// [`LlmError::Model`] or [`LlmError::Text`].
     pub fn from_gguf(path: &Path, gguf: &Gguf) -> Result<Self, LlmError> {
         let text = gguf.text()?;
-        let spelling = |id: Option<u32>| {
-            id.and_then(|id| text.vocab.tokens.get(id as usize)).map(String::as_str)
-        };
-        let (bos, eos) = (spelling(text.vocab.bos), spelling(text.vocab.eos));
-        let chat = match &text.chat_template {
-            Some(source) => Some(ChatTemplate::from_source(source, bos, eos)?),
-            None => None,
+        let spelling =
+            |id: Option<u32>| id.and_then(|id| text.vocab.tokens.get(id as usize)).cloned();
+        let config = TokenizerConfig {
+            bos_token: spelling(text.vocab.bos),
+            eos_token: spelling(text.vocab.eos),
+            pad_token: None,
+            chat_template: text.chat_template,
         };
         let tokenizer = Tokenizer::try_from(text.vocab)?;
-        Ok(Self { path: path.to_owned(), tokenizer: Some(tokenizer), chat })
+        Ok(Self::none(path, gguf.config()).with_text(tokenizer, config)?)
+    }
+
+    fn with_text(self, tokenizer: Tokenizer, config: TokenizerConfig) -> Result<Self, TextError> {
+        let chat = ChatTemplate::from_config(&config)?;
+        Ok(Self { tokens: Some(Arc::new(tokenizer.into())), config, chat, ..self })
     }
 
     /// The text of a conversation, up to where the assistant is to speak.

@@ -136,14 +136,14 @@ struct Raw {
 
 /// `eos_token_id` is one id or a list of them.
 #[derive(Deserialize, Clone)]
-#[serde(untagged)]
-enum TokenIds {
+#[serde(untagged, expecting = "expected a token id or a list of them")]
+pub(crate) enum TokenIds {
     One(u32),
     Many(Vec<u32>),
 }
 
 impl TokenIds {
-    fn into_vec(self) -> Vec<u32> {
+    pub(crate) fn into_vec(self) -> Vec<u32> {
         match self {
             Self::One(id) => vec![id],
             Self::Many(ids) => ids,

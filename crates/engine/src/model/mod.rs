@@ -14,6 +14,7 @@ mod rope;
 mod source;
 pub mod state;
 
+pub(crate) use config::TokenIds;
 pub use config::{Architecture, Biases, ModelConfig, parse_dtype};
 pub use dense::{DenseModel, LoadPlan};
 pub use error::ModelError;

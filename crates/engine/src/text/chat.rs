@@ -60,11 +60,18 @@ impl ChatTemplate {
     /// [`TextError::ChatTemplateMissing`], [`TextError::ChatTemplateSyntax`], and those of
     /// [`TokenizerConfig::from_model_dir`].
     pub fn from_model_dir(dir: &Path) -> Result<Self, TextError> {
-        let config = TokenizerConfig::from_model_dir(dir)?;
-        let source = config
-            .chat_template
-            .ok_or_else(|| TextError::ChatTemplateMissing { dir: dir.to_path_buf() })?;
-        Self::from_source(&source, config.bos_token.as_deref(), config.eos_token.as_deref())
+        Self::from_config(&TokenizerConfig::from_model_dir(dir)?)?
+            .ok_or_else(|| TextError::ChatTemplateMissing { dir: dir.to_path_buf() })
+    }
+
+    /// The template of a configuration, if it has one.
+    ///
+    /// # Errors
+    /// [`TextError::ChatTemplateSyntax`].
+    pub fn from_config(config: &TokenizerConfig) -> Result<Option<Self>, TextError> {
+        let (bos, eos) = (config.bos_token.as_deref(), config.eos_token.as_deref());
+        let source = config.chat_template.as_deref();
+        source.map(|source| Self::from_source(source, bos, eos)).transpose()
     }
 
     /// A template from its source, as from the `tokenizer.chat_template` of a GGUF file. `bos` and

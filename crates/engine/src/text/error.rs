@@ -22,7 +22,8 @@ pub enum TextError {
         /// What the library said.
         reason: String,
     },
-    /// A `tokenizer_config.json` that is no JSON or whose fields have other types than known.
+    /// A `tokenizer_config.json`, `generation_config.json` or `added_tokens.json` that is no JSON or
+    /// whose fields have other types than known.
     #[error("{} cannot be used: {reason}; save it again with transformers", path.display())]
     TokenizerConfig {
         /// The file.

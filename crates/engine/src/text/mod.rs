@@ -5,6 +5,7 @@
 //! are set up so that a prompt gets the ids that the model was trained with, and what happens at
 //! the seams: half characters, stop strings cut by a token border, templates written for Python.
 
+mod adapter_files;
 mod chat;
 mod detokenizer;
 mod error;
@@ -21,7 +22,9 @@ pub(crate) mod testkit;
 mod token_bytes;
 mod tokenizer;
 mod tokenizer_config;
+mod tokenizer_difference;
 
+pub use adapter_files::AdapterTextFiles;
 pub use chat::{ChatMessage, ChatTemplate};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
@@ -29,3 +32,5 @@ pub use gguf_vocab::GgufVocab;
 pub use stop::{StopEvent, StopStrings};
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use tokenizer_config::TokenizerConfig;
+pub use tokenizer_difference::NamedToken;
+pub(crate) use tokenizer_difference::{Contradiction, TokenizerDifference};

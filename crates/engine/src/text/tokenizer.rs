@@ -33,6 +33,8 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     special: Arc<HashSet<u32>>,
     bytes_per_token: Arc<OnceLock<usize>>,
+    /// Hash of the `tokenizer.json`; `None` if there was none.
+    digest: Option<blake3::Hash>,
 }
 
 impl Tokenizer {
@@ -54,7 +56,8 @@ impl Tokenizer {
         Self::parse(bytes, || "the given tokenizer.json".to_owned())
     }
 
-    fn parse(bytes: &[u8], origin: impl Fn() -> String) -> Result<Self, TextError> {
+    /// As [`Tokenizer::from_bytes`]; `origin` names the bytes in messages.
+    pub(super) fn parse(bytes: &[u8], origin: impl Fn() -> String) -> Result<Self, TextError> {
         let refuse = |reason: tokenizers::Error| TextError::Tokenizer {
             origin: origin(),
             reason: reason.to_string(),
@@ -62,7 +65,7 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(refuse)?;
         inner.with_truncation(None).map_err(refuse)?;
         inner.with_padding(None);
-        Ok(Self::from_inner(inner))
+        Ok(Self { digest: Some(blake3::hash(bytes)), ..Self::from_inner(inner) })
     }
 
     pub(super) fn from_inner(inner: tokenizers::Tokenizer) -> Self {
@@ -72,11 +75,16 @@ impl Tokenizer {
             .filter_map(|(id, token)| token.special.then_some(id))
             .collect();
         let bytes_per_token = Arc::default();
-        Self { inner: Arc::new(inner), special: Arc::new(special), bytes_per_token }
+        Self { inner: Arc::new(inner), special: Arc::new(special), bytes_per_token, digest: None }
     }
 
     pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
         &self.inner
+    }
+
+    /// Hash of the `tokenizer.json`; `None` for one that was built from a GGUF file.
+    pub(crate) fn digest(&self) -> Option<blake3::Hash> {
+        self.digest
     }
 
     /// Token ids of `text`.
@@ -140,6 +148,8 @@ impl fmt::Debug for Tokenizer {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::text::testkit::byte_tokenizer;
 

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use lora_core::files;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use super::TextError;
 
-const CONFIG_FILE: &str = "tokenizer_config.json";
-const TEMPLATE_FILE: &str = "chat_template.jinja";
+pub(super) const CONFIG_FILE: &str = "tokenizer_config.json";
+pub(super) const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// The chat template and special tokens of a model's folder.
 ///
@@ -21,6 +21,8 @@ pub struct TokenizerConfig {
     pub bos_token: Option<String>,
     /// Spelling of the token that ends a text.
     pub eos_token: Option<String>,
+    /// Spelling of the token that fills up shorter texts of a batch in training.
+    pub pad_token: Option<String>,
     /// Source of the chat template: `chat_template.jinja`, else `chat_template` of
     /// `tokenizer_config.json`, of several named ones that called `default`.
     pub chat_template: Option<String>,
@@ -36,8 +38,7 @@ impl TokenizerConfig {
         let path = dir.join(CONFIG_FILE);
         let fields = match read_if_present(&path)? {
             None => Fields::default(),
-            Some(text) => parse(&text)
-                .map_err(|reason| TextError::TokenizerConfig { path: path.clone(), reason })?,
+            Some(text) => parse(&text, &path)?,
         };
         let chat_template = match (read_if_present(&dir.join(TEMPLATE_FILE))?, fields.chat_template)
         {
@@ -48,6 +49,7 @@ impl TokenizerConfig {
         Ok(Self {
             bos_token: fields.bos_token.map(Token::spelling),
             eos_token: fields.eos_token.map(Token::spelling),
+            pad_token: fields.pad_token.map(Token::spelling),
             chat_template,
         })
     }
@@ -57,6 +59,7 @@ impl TokenizerConfig {
 struct Fields {
     bos_token: Option<Token>,
     eos_token: Option<Token>,
+    pad_token: Option<Token>,
     chat_template: Option<Template>,
 }
 
@@ -88,9 +91,13 @@ struct NamedTemplate {
     template: String,
 }
 
-fn parse(text: &str) -> Result<Fields, String> {
+/// Reads the JSON of a tokenizer's side file.
+pub(super) fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, TextError> {
     let mut json = serde_json::Deserializer::from_str(text);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| error.to_string())
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let (path, reason) = (path.to_path_buf(), error.to_string());
+        TextError::TokenizerConfig { path, reason }
+    })
 }
 
 fn default_of(all: Vec<NamedTemplate>, path: &Path) -> Result<String, TextError> {
@@ -101,7 +108,7 @@ fn default_of(all: Vec<NamedTemplate>, path: &Path) -> Result<String, TextError>
         .ok_or_else(|| TextError::NoDefaultTemplate { path: path.to_path_buf(), names })
 }
 
-fn read_if_present(path: &Path) -> Result<Option<String>, TextError> {
+pub(super) fn read_if_present(path: &Path) -> Result<Option<String>, TextError> {
     let text = files::is_present(path).then(|| files::read_text(path, files::MAX_CONFIG));
     text.transpose().map_err(|reason| TextError::Read { path: path.to_path_buf(), reason })
 }

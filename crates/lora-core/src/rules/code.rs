@@ -114,6 +114,14 @@ pub enum Code {
     TiedEmbeddings,
     /// The adapter replaces a bias that the model does not have.
     BiasNotInModel,
+    /// A tokenizer beside the adapter contradicts the model's vocabulary.
+    OtherVocabulary,
+    /// Tokens beside the adapter have ids for which the model has no rows.
+    TokensWithoutRows,
+    /// The end token beside the adapter is no token of the tokenizer.
+    UnknownEndToken,
+    /// Added tokens beside the adapter without the tokenizer that they belong to.
+    AddedTokensAlone,
     /// An adapter's name is empty or has characters that its users cannot carry.
     InvalidAdapterName,
     /// A request's adapter path is empty or does not exist.

@@ -292,4 +292,38 @@ pub(super) const RULES: &[Rule] = &[
         meaning: "The adapter replaces the bias of a layer that has none in this model.",
         remedy: "Load the adapter on the model that it was trained for.",
     },
+    Rule {
+        code: Code::OtherVocabulary,
+        name: "other-vocabulary",
+        meaning: "The `tokenizer.json` beside the adapter has other tokens at ids of the model's own \
+                  vocabulary. It belongs to another model, and so may the adapter.",
+        remedy: "Serve the adapter on the model that it was trained for. Else set \
+                 `adapter_tokenizer: base` to use the model's tokenizer, or `adapter_tokenizer: \
+                 adapter` if the adapter's is right.",
+    },
+    Rule {
+        code: Code::TokensWithoutRows,
+        name: "tokens-without-rows",
+        meaning: "The tokenizer or an end token beside the adapter has ids behind the model's \
+                  vocabulary. The model has no rows for them. A padding token is exempt, as no \
+                  request needs it.",
+        remedy: "Serve the adapter on the model with the resized vocabulary that it was trained on, \
+                 or set `adapter_tokenizer: base` to do without those tokens.",
+    },
+    Rule {
+        code: Code::UnknownEndToken,
+        name: "unknown-end-token",
+        meaning: "`eos_token` in the `tokenizer_config.json` beside the adapter is no token of the \
+                  tokenizer, so that answers would not end where they should.",
+        remedy: "Save the adapter's tokenizer again with its `tokenizer.json`, or set \
+                 `adapter_tokenizer: base` to use the model's end tokens.",
+    },
+    Rule {
+        code: Code::AddedTokensAlone,
+        name: "added-tokens-alone",
+        meaning: "`added_tokens.json` beside the adapter has tokens that the model's tokenizer lacks, \
+                  but the folder has no `tokenizer.json`, which alone says how text becomes tokens.",
+        remedy: "Save the adapter's tokenizer again as a fast tokenizer, which writes \
+                 `tokenizer.json`, or set `adapter_tokenizer: base`.",
+    },
 ];
