@@ -1,18 +1,18 @@
 //! Answers as JSON lines.
 
-use std::io::{self, Write};
-
 use engine::{CompletionOutput, Logprobs, RequestOutput};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// What became of one request.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Answer {
-    /// The request's `id`.
-    pub id: Value,
+    /// The request's `id`, as it is written there.
+    pub id: Box<RawValue>,
     /// Name of the adapter that it asked for.
     pub lora: Option<String>,
+    /// Seed of its random numbers, where tokens were drawn at random.
+    pub seed: Option<u64>,
     /// The outputs, or why there are none.
     pub result: Result<RequestOutput, String>,
 }
@@ -20,7 +20,7 @@ pub struct Answer {
 /// An answer's line.
 #[derive(Serialize)]
 struct AnswerLine<'a> {
-    id: &'a Value,
+    id: &'a RawValue,
     lora: Option<&'a str>,
     #[serde(flatten)]
     content: Content<'a>,
@@ -30,6 +30,8 @@ struct AnswerLine<'a> {
 #[serde(untagged)]
 enum Content<'a> {
     Output {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seed: Option<u64>,
         prompt_token_ids: &'a [u32],
         outputs: &'a [CompletionOutput],
         prompt_logprobs: Option<&'a [Option<Logprobs>]>,
@@ -40,14 +42,15 @@ enum Content<'a> {
 }
 
 impl Answer {
-    /// Writes `{"id", "lora", "prompt_token_ids", "outputs", "prompt_logprobs"}`, or
-    /// `{"id", "lora", "error"}`, as one line.
+    /// `{"id", "lora", "seed", "prompt_token_ids", "outputs", "prompt_logprobs"}`, where `seed` may be
+    /// missing, or `{"id", "lora", "error"}`, as one line with its newline.
     ///
     /// # Errors
-    /// If `writer` fails.
-    pub fn write_line(&self, writer: &mut dyn Write) -> io::Result<()> {
+    /// If the answer has no form in JSON.
+    pub fn line(&self) -> serde_json::Result<Vec<u8>> {
         let content = match &self.result {
             Ok(output) => Content::Output {
+                seed: self.seed,
                 prompt_token_ids: &output.prompt_token_ids,
                 outputs: &output.outputs,
                 prompt_logprobs: output.prompt_logprobs.as_deref(),
@@ -55,28 +58,30 @@ impl Answer {
             Err(error) => Content::Error { error },
         };
         let line = AnswerLine { id: &self.id, lora: self.lora.as_deref(), content };
-        serde_json::to_writer(&mut *writer, &line)?;
-        writer.write_all(b"\n")
+        let mut bytes = serde_json::to_vec(&line)?;
+        bytes.push(b'\n');
+        Ok(bytes)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn line(result: Result<RequestOutput, String>) -> Value {
-        let mut bytes = Vec::new();
-        let answer = Answer { id: json!([1]), lora: Some("a".to_owned()), result };
-        answer.write_line(&mut bytes).unwrap();
-        assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), 1);
-        serde_json::from_slice(&bytes).unwrap()
+    fn line(id: &str, seed: Option<u64>, result: Result<RequestOutput, String>) -> String {
+        let id = RawValue::from_string(id.to_owned()).unwrap();
+        let answer = Answer { id, lora: Some("a".to_owned()), seed, result };
+        let line = String::from_utf8(answer.line().unwrap()).unwrap();
+        assert_eq!(line.matches('\n').count(), 1);
+        line
     }
 
     #[test]
     fn an_answer_is_one_line_with_outputs_or_an_error() {
-        let error = line(Err("first\nsecond".to_owned()));
+        let error = line("[1]", None, Err("first\nsecond".to_owned()));
+        let error: Value = serde_json::from_str(&error).unwrap();
         assert_eq!(error, json!({"id": [1], "lora": "a", "error": "first\nsecond"}));
         let output = RequestOutput {
             request_id: 9,
@@ -86,8 +91,11 @@ mod tests {
             prompt_logprobs: Some(vec![None]),
             context_logits: None,
         };
-        let expected = json!({"id": [1], "lora": "a", "prompt_token_ids": [5], "outputs": [],
-            "prompt_logprobs": [null]});
-        assert_eq!(line(Ok(output)), expected);
+        let digits = "123456789012345678901234567890.10";
+        let expected = format!(
+            "{{\"id\":{digits},\"lora\":\"a\",\"seed\":3,\"prompt_token_ids\":[5],\"outputs\":[],\
+             \"prompt_logprobs\":[null]}}\n"
+        );
+        assert_eq!(line(digits, Some(3), Ok(output)), expected);
     }
 }

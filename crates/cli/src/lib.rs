@@ -1,26 +1,32 @@
 //! The command line `polylora`: [`run`] is the whole program but for the process around it.
 //!
 //! [`args`] turns words into jobs, [`commands`] does them. [`requests`] reads JSON lines and
-//! [`answers`] writes them; [`model_fetch`] gets the model of the demonstration.
+//! [`answers`] writes them, to an `output`; [`model_fetch`] gets the model of the demonstration.
 #![warn(missing_docs)]
 
+mod adapters;
 pub mod answers;
 pub mod args;
 pub mod commands;
 mod exit;
 mod flags;
+mod logging;
 mod lora_file;
 mod meter;
 pub mod model_fetch;
 mod model_geometry;
+mod output;
 mod progress;
 pub mod requests;
+mod sampling_defaults;
+mod signals;
 mod startup;
 mod streams;
 mod table;
 
 use std::ffi::OsString;
 
+use exit::OrExit;
 pub use exit::{Exit, Failure};
 pub use streams::Streams;
 
@@ -29,18 +35,21 @@ pub use streams::Streams;
 /// Everything that a user sees goes through `streams`; what goes wrong is told there, too, and
 /// summed up in the result.
 pub fn run(words: impl IntoIterator<Item = OsString>, streams: &mut Streams<'_>) -> Exit {
-    let command = match args::parse(words) {
-        Ok(command) => command,
+    let (command, verbosity) = match args::parse(words) {
+        Ok(parsed) => parsed,
         Err(refusal) => return tell_usage(&refusal, streams),
     };
-    match commands::execute(&command, streams) {
-        Ok(exit) => exit,
-        Err(failure) => {
-            // Nobody is left to be told if standard error is closed.
-            let _ = writeln!(streams.stderr, "error: {:#}", failure.error);
-            failure.exit
+    streams.quiet = verbosity.quiet;
+    let done = logging::start(verbosity)
+        .or_exit(Exit::Usage)
+        .and_then(|()| commands::execute(&command, streams));
+    done.unwrap_or_else(|failure| {
+        // A reader that has what it wants, such as `head`, is no error that anybody reads about.
+        if failure.exit != Exit::ClosedPipe {
+            streams.tell(format_args!("error: {:#}", failure.error));
         }
-    }
+        failure.exit
+    })
 }
 
 /// Shows a refusal of the arguments, or the help that was asked for.

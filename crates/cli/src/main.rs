@@ -1,24 +1,26 @@
 //! The program `polylora`: arguments and streams of the process, handed to [`cli::run`].
 
-use std::io::{self, IsTerminal};
+use std::fs::File;
+use std::io::{self, BufReader, IsTerminal};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use cli::Streams;
-use tracing::Level;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_max_level(Level::WARN)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .without_time()
-        .init();
     let mut streams = Streams {
-        stdin: &mut io::stdin().lock(),
+        stdin: Box::new(BufReader::new(io::stdin())),
         stdout: &mut io::stdout(),
+        stdout_file: regular_stdout(),
         stderr: &mut io::stderr(),
         live: io::stderr().is_terminal(),
+        quiet: false,
     };
     cli::run(std::env::args_os(), &mut streams).into()
+}
+
+/// Standard output, if it is a regular file.
+fn regular_stdout() -> Option<File> {
+    let file = File::from(io::stdout().as_fd().try_clone_to_owned().ok()?);
+    file.metadata().ok()?.is_file().then_some(file)
 }

@@ -43,6 +43,8 @@ impl Meter {
         self.last = self.start.elapsed();
         if update.finished {
             self.finished += 1;
+            // Batches may be endless.
+            self.started.remove(&(update.request, update.output));
             return;
         }
         self.tokens += 1;

@@ -23,9 +23,9 @@ pub(crate) fn loading_bar(live: bool) -> ProgressBar {
     bar(0, live, "loading {wide_bar} {pos}/{len} layers")
 }
 
-/// A bar for a batch of `outputs` answers.
-pub(crate) fn batch_bar(outputs: usize, live: bool) -> ProgressBar {
-    bar(outputs, live, "answers {wide_bar} {pos}/{len}  {msg}")
+/// A bar for a batch of answers; its length grows with the requests that are taken in.
+pub(crate) fn batch_bar(live: bool) -> ProgressBar {
+    bar(0, live, "answers {wide_bar} {pos}/{len}  {msg}")
 }
 
 /// Shows in `bar` how far a batch is.

@@ -18,7 +18,7 @@ use crate::streams::Streams;
 ///
 /// # Errors
 /// [`Exit::Usage`] if a setting is out of range for the model or the adapter in `lora_dir` cannot
-/// be read, else [`Exit::Model`].
+/// be used, else [`Exit::Model`].
 pub(crate) fn start(
     model: &Path,
     settings: &EngineSettings,
@@ -35,7 +35,9 @@ pub(crate) fn start(
         layers.set_length(all as u64);
         layers.set_position(done as u64);
     });
-    let llm = match on_gpu(settings.device) {
+    let (on_gpu, device) = device(settings.device);
+    streams.note(format_args!("device: {}", device.replace('\n', " ")));
+    let llm = match on_gpu {
         true => builder.build(|| Cuda::new(GPU).map_err(Into::into)),
         false => {
             let threads = settings.threads;
@@ -45,32 +47,27 @@ pub(crate) fn start(
     };
     bar.finish_and_clear();
     let llm = llm.map_err(|error| {
-        let exit = exit_of(&error);
-        let error = anyhow::Error::new(error).context("cannot start the engine");
-        Failure { exit, error: flags::with_flags(error) }
+        // Before any request, the only adapter that is read is the one in `lora_dir`, a setting.
+        let setting = matches!(error, LlmError::Adapter(_));
+        let failure = Failure::from(anyhow::Error::new(error).context("cannot start the engine"));
+        let exit = if setting { Exit::Usage } else { failure.exit };
+        Failure { exit, error: flags::with_flags(failure.error) }
     })?;
-    // Nobody is left to be told if standard error is closed.
-    let _ = writeln!(streams.stderr, "memory: {}", llm.info().memory);
+    streams.note(format_args!("memory: {}", llm.info().memory));
     Ok(llm)
 }
 
 /// Number of the GPU.
 const GPU: usize = 0;
 
-/// Whether the GPU is taken; if it was left to us, the log says what was taken and why.
-fn on_gpu(device: Device) -> bool {
+/// Whether the GPU is taken, and what to say of the choice.
+fn device(device: Device) -> (bool, String) {
     match device {
-        Device::Cpu => false,
-        Device::Cuda => true,
+        Device::Cpu => (false, "the CPU, as --device cpu asks".to_owned()),
+        Device::Cuda => (true, "the GPU, as --device cuda asks".to_owned()),
         Device::Auto => match Cuda::probe(GPU) {
-            Ok(name) => {
-                tracing::info!("device: {name}; --device cpu takes the CPU");
-                true
-            }
-            Err(reason) => {
-                tracing::info!("device: the CPU, as there is no GPU to use: {reason}");
-                false
-            }
+            Ok(name) => (true, format!("{name}; --device cpu takes the CPU")),
+            Err(reason) => (false, format!("the CPU, as there is no GPU to use: {reason}")),
         },
     }
 }
@@ -114,12 +111,4 @@ fn configure(builder: LlmBuilder, settings: &EngineSettings) -> LlmBuilder {
         free_gpu_memory_fraction: settings.free_gpu_memory_fraction,
         ..KvCacheConfig::default()
     })
-}
-
-fn exit_of(error: &LlmError) -> Exit {
-    match error {
-        // Before any request, the only adapter that is read is the one in `lora_dir`.
-        LlmError::Setting { .. } | LlmError::LoraConfig(_) | LlmError::Adapter(_) => Exit::Usage,
-        _ => Exit::Model,
-    }
 }

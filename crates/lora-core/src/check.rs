@@ -359,9 +359,12 @@ pub fn sample<B: Backend>(args: &SampleArgs<'_, B>, out: Mat) -> Result<()> {
     const OP: &str = "sample";
     let (rows, vocab) = (args.logits.geo.rows, args.logits.geo.cols);
     dtype(OP, "logits", args.logits.geo.dtype, DType::F32)?;
-    for (what, geo) in
-        [("params", args.params.geo), ("history", args.history.geo), ("masks", args.masks.geo)]
-    {
+    for (what, geo) in [
+        ("params", args.params.geo),
+        ("history", args.history.geo),
+        ("bias", args.bias.geo),
+        ("masks", args.masks.geo),
+    ] {
         dtype(OP, what, geo.dtype, DType::I32)?;
     }
     if vocab == 0 && rows > 0 {
@@ -371,12 +374,13 @@ pub fn sample<B: Backend>(args: &SampleArgs<'_, B>, out: Mat) -> Result<()> {
     check_extent(OP, "columns of params", args.params.geo.cols, SampleRow::WORDS)?;
     check_extent(OP, "tokens of out", id_row(OP, "out", out)?, rows)?;
     check_extent(OP, "columns of history", args.history.geo.cols, 2)?;
+    check_extent(OP, "columns of bias", args.bias.geo.cols, 2)?;
     check_extent(OP, "columns of masks", args.masks.geo.cols, mask_words(vocab))?;
     id_row(OP, "banned", args.banned.geo).map(drop)
 }
 
-/// Checks where a row of [`Backend::sample`] points, and its seen tokens; `seen` gives the token of
-/// an entry.
+/// Checks where a row of [`Backend::sample`] points, and its seen and biased tokens; `seen` and
+/// `biased` give the token of an entry.
 ///
 /// # Errors
 /// [`Error::OutOfRange`].
@@ -384,6 +388,7 @@ pub fn sample_ids<B: Backend>(
     args: &SampleArgs<'_, B>,
     row: &SampleRow,
     seen: impl Fn(usize) -> i32,
+    biased: impl Fn(usize) -> i32,
 ) -> Result<()> {
     const OP: &str = "sample";
     let range = |what, [from, count]: [u32; 2], limit: usize| {
@@ -395,6 +400,9 @@ pub fn sample_ids<B: Backend>(
     };
     for entry in range("history entry", row.history, args.history.geo.rows)? {
         index(OP, "seen token", seen(entry), args.logits.geo.cols)?;
+    }
+    for entry in range("bias entry", row.bias, args.bias.geo.rows)? {
+        index(OP, "biased token", biased(entry), args.logits.geo.cols)?;
     }
     range("banned entry", row.banned, args.banned.geo.cols)?;
     if row.mask != SampleRow::UNMASKED {

@@ -5,6 +5,31 @@
 //! - [`Adapter`] is an adapter in host memory, made of [`HostTensor`]s; [`formats`] reads the files
 //!   of others, and [`Adapter::check`] holds it against a model ([`ModelGeometry`]) and the
 //!   settings ([`LoraConfig`]). Every refusal is a [`Rejection`] with a stable [`Code`].
+//!
+//! What an adapter changes, and which rules it breaks:
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! use lora_core::formats::{self, AdapterError, ReadOptions};
+//! use lora_core::LoraConfig;
+//!
+//! # fn main() -> Result<(), AdapterError> {
+//! # let adapters = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/adapters"));
+//! # let path = &adapters.join("llama.attn-r8");
+//! let adapter = formats::load(path, &ReadOptions::default())?;
+//! for (site, weights) in &adapter.sites {
+//!     let rank = weights.low_rank.as_ref().map(|low_rank| low_rank.rank);
+//!     println!("{site}: rank {rank:?}");
+//! }
+//! let strict = LoraConfig { max_lora_rank: 4, ..LoraConfig::default() };
+//! for rejection in adapter.check_limits(&strict) {
+//!     println!("{}: found {}; {}", rejection.setting, rejection.found, rejection.remedy);
+//! }
+//! # assert!(!adapter.sites.is_empty() && !adapter.check_limits(&strict).is_empty());
+//! # Ok(())
+//! # }
+//! ```
 #![warn(missing_docs)]
 
 mod adapter;

@@ -114,7 +114,7 @@ pub struct AttentionArgs<'a, B: Backend> {
 
 /// How to draw one row's token; the wire form of a request's sampling parameters.
 ///
-/// Order of application: bans and mask, repetition, presence and frequency penalty, temperature,
+/// Order of application: bias, repetition, presence and frequency penalty, bans and mask, temperature,
 /// top-k, top-p, min-p. A token that is banned or masked out is never drawn, whatever the filters
 /// are, and does not count for them; where bans and mask together leave none, some token of the
 /// vocabulary is drawn. `temperature == 0` or `top_k == 1` takes the likeliest token, the lowest id among
@@ -149,6 +149,8 @@ pub struct SampleRow {
     pub history: [u32; 2],
     /// First entry and number of entries of this row in [`SampleArgs::banned`].
     pub banned: [u32; 2],
+    /// First entry and number of entries of this row in [`SampleArgs::bias`].
+    pub bias: [u32; 2],
     /// Row of [`SampleArgs::masks`] that says which tokens may be drawn; -1 for all.
     pub mask: i32,
 }
@@ -174,6 +176,7 @@ impl SampleRow {
         frequency_penalty: 0.0,
         history: [0; 2],
         banned: [0; 2],
+        bias: [0; 2],
         mask: Self::UNMASKED,
     };
 }
@@ -188,6 +191,9 @@ pub struct SampleArgs<'a, B: Backend> {
     pub history: View<'a, B>,
     /// Tokens that must not be drawn: `[1, entries]` i32.
     pub banned: View<'a, B>,
+    /// Tokens with what is added to their logits, as the bits of an f32: `[entries, 2]` i32. A row has
+    /// at most one entry for a token.
+    pub bias: View<'a, B>,
     /// Sets of tokens that rows point at: `[masks, mask_words(vocab)]` i32. Token `t` is in a set if
     /// bit `t % 32` of word `t / 32` is 1; bits behind the vocabulary mean nothing.
     pub masks: View<'a, B>,

@@ -5,6 +5,27 @@
 //! products alone are fast as well: [`inner`] has an obvious and a fast implementation, tested
 //! against each other. Everything is deterministic, and a row's result does not depend on the
 //! other rows of its batch, in any dtype.
+//!
+//! A backend computes on tensors in memory of its own:
+//!
+//! ```
+//! use lora_core::{Backend, DType, Pool, Tensor};
+//! use lora_cpu_ref::CpuRef;
+//!
+//! # fn main() -> lora_core::Result<()> {
+//! let be = CpuRef::with_threads(Some(1))?;
+//! let mut queue = be.queue()?;
+//! let (gate, up) = ([1.0f32, -1.0], [2.0f32, 3.0]);
+//! let mut both = Tensor::zeros(&be, Pool::Activations, 1, 4, DType::F32)?;
+//! let mut out = Tensor::zeros(&be, Pool::Activations, 1, 2, DType::F32)?;
+//! be.upload(&mut queue, bytemuck::cast_slice(&[gate, up].concat()), both.view_mut())?;
+//! be.silu_mul(&mut queue, both.view(), out.view_mut())?;
+//! let download = be.download(&mut queue, out.view())?;
+//! let values: Vec<f32> = bytemuck::pod_collect_to_vec(&be.wait(download)?);
+//! assert!((values[0] - 2.0 / (1.0 + (-1.0f32).exp())).abs() < 1e-6);
+//! # Ok(())
+//! # }
+//! ```
 #![warn(missing_docs)]
 
 mod backend;

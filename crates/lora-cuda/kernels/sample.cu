@@ -15,13 +15,13 @@ struct SampleRow {
     float temperature, top_p, min_p;
     uint32_t top_k, seed[2], position, stream;
     float repetition_penalty, presence_penalty, frequency_penalty;
-    uint32_t history[2], banned[2];
+    uint32_t history[2], banned[2], bias[2];
     int32_t mask;
 };
 
 // Laid out as `SampleArgs` of `ops/sample.rs`.
 struct SampleArgs {
-    Mat logits, params, history, masks, scratch; // scratch: [rows, vocab] f32
+    Mat logits, params, history, bias, masks, scratch; // scratch: [rows, vocab] f32
     const int32_t *banned;
     int32_t *out;
 };
@@ -254,10 +254,10 @@ __device__ void write_tie(const Row &row, uint32_t key, int index, int32_t *out)
     }
 }
 
-// The row with penalties, bans and mask, in a copy where there are any.
+// The row with bias, penalties, bans and mask, in a copy where there are any.
 __device__ const float *prepare(const SampleArgs &a, const SampleRow &p, int64_t r) {
     const float *raw = a.logits.row<float>(r);
-    if (p.history[1] == 0 && p.banned[1] == 0 && p.mask < 0) return raw;
+    if (p.history[1] == 0 && p.banned[1] == 0 && p.bias[1] == 0 && p.mask < 0) return raw;
     float *logits = a.scratch.row<float>(r);
     const int32_t *mask = p.mask >= 0 ? a.masks.row<int32_t>(p.mask) : nullptr;
     auto allowed = [&](int t) { return !mask || (mask[t / 32] >> (t % 32) & 1); };
@@ -265,6 +265,13 @@ __device__ const float *prepare(const SampleArgs &a, const SampleRow &p, int64_t
     uint32_t thread = thread_of_row(), threads = threads_of_row();
     each<false>(raw, a.logits.cols, [&](int t, float logit) { logits[t] = allowed(t) ? logit : -INFINITY; });
     cluster.sync();
+    if (p.bias[1] != 0) { // The same in all threads of the cluster, as the barrier needs.
+        for (uint32_t i = thread; i < p.bias[1]; i += threads) {
+            const int32_t *entry = a.bias.row<int32_t>(p.bias[0] + i);
+            logits[entry[0]] = __fadd_rn(logits[entry[0]], __int_as_float(entry[1]));
+        }
+        cluster.sync();
+    }
     for (uint32_t i = thread; i < p.history[1]; i += threads) {
         const int32_t *entry = a.history.row<int32_t>(p.history[0] + i);
         if (!allowed(entry[0])) continue;

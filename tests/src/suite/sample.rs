@@ -46,8 +46,11 @@ fn row(fill: &mut Fill, vocab: usize) -> Row {
     let (seen, banned) = (fill.below(vocab.min(6) + 1), fill.below(vocab.min(6)));
     let history = order[..seen].iter().map(|t| [*t, fill.below(4) as i32]).collect();
     let banned = fill.shuffled(vocab)[..banned].to_vec();
+    let biased = fill.below(vocab.min(5));
+    let bias: Vec<(i32, f32)> =
+        fill.shuffled(vocab)[..biased].iter().map(|t| (*t, 6.0 * fill.value())).collect();
     let mask = (fill.below(2) == 0).then(|| mask(fill, vocab, &banned));
-    Row { logits, params, seen: Seen { history, banned, mask } }
+    Row { logits, params, seen: Seen { history, bias, banned, mask } }
 }
 
 /// A mask that leaves a single token, about half of them, or all but one; at least one that is left
@@ -82,12 +85,14 @@ fn drawn<B: Backend>(
     [in_gaps, out_gaps]: [Gaps; 2],
 ) -> Result<Vec<i32>, TestCaseError> {
     let (mut params, mut history, mut banned) = (Vec::new(), Vec::new(), Vec::new());
+    let mut bias: Vec<i32> = Vec::new();
     let (mut masks, mut fill) = (Vec::new(), Fill::new(rows.len() as u64));
     let width = mask_words(vocab);
     for row in rows {
         let row_params = SampleRow {
             history: [history.len() as u32 / 2, row.seen.history.len() as u32],
             banned: [banned.len() as u32, row.seen.banned.len() as u32],
+            bias: [bias.len() as u32 / 2, row.seen.bias.len() as u32],
             mask: match row.seen.mask {
                 Some(_) => (masks.len() / width) as i32,
                 None => SampleRow::UNMASKED,
@@ -97,6 +102,7 @@ fn drawn<B: Backend>(
         params.extend_from_slice(bytemuck::cast_slice(&[row_params]));
         history.extend(row.seen.history.iter().flatten());
         banned.extend_from_slice(&row.seen.banned);
+        bias.extend(row.seen.bias.iter().flat_map(|(token, by)| [*token, by.to_bits() as i32]));
         masks.extend(row.seen.mask.iter().flat_map(|mask| words(mask, &mut fill)));
     }
     let logits: Vec<f32> = rows.iter().flat_map(|row| row.logits.clone()).collect();
@@ -105,6 +111,7 @@ fn drawn<B: Backend>(
     let (params, banned) = (rig.place(&params, Gaps::default())?, rig.ids(&banned)?);
     let history = Matrix::ints(history.len() / 2, 2, &history);
     let history = rig.place(&history, Gaps::default())?;
+    let bias = rig.place(&Matrix::ints(bias.len() / 2, 2, &bias), in_gaps)?;
     let masks = rig.place(&Matrix::ints(masks.len() / width, width, &masks), in_gaps)?;
     let mut out = rig.place(&Matrix::ints(1, rows.len(), &vec![-7; rows.len()]), out_gaps)?;
     let args = SampleArgs {
@@ -112,6 +119,7 @@ fn drawn<B: Backend>(
         params: params.view(),
         history: history.view(),
         banned: banned.view(),
+        bias: bias.view(),
         masks: masks.view(),
     };
     rig.be.sample(&mut rig.q, args, out.view_mut())?;
@@ -167,6 +175,7 @@ struct Right<B: Backend> {
     params: Placed<B>,
     history: Placed<B>,
     banned: Placed<B>,
+    bias: Placed<B>,
     masks: Placed<B>,
     out: [Placed<B>; 1],
 }
@@ -179,6 +188,7 @@ impl<B: Backend> Right<B> {
             params: rig.place(&params([0, 2], [0, 1], 0), none)?,
             history: rig.place(&Matrix::ints(2, 2, &[0, 1, 7, 2]), none)?,
             banned: rig.ids(&[3])?,
+            bias: rig.place(&Matrix::ints(1, 2, &[6, 0]), none)?,
             masks: rig.place(&Matrix::ints(1, 1, &[0b1101_1110]), none)?,
             out: [rig.place(&Matrix::ints(1, 2, &[-7, -7]), none)?],
         })
@@ -187,7 +197,8 @@ impl<B: Backend> Right<B> {
 
 /// A greedy row without history, and one with the given entries and mask.
 fn params(history: [u32; 2], banned: [u32; 2], mask: i32) -> Matrix {
-    let rows = [SampleRow::GREEDY, SampleRow { history, banned, mask, ..SampleRow::GREEDY }];
+    let bias = [0, 1];
+    let rows = [SampleRow::GREEDY, SampleRow { history, banned, bias, mask, ..SampleRow::GREEDY }];
     Matrix::ints(2, SampleRow::WORDS, bytemuck::cast_slice(&rows))
 }
 
@@ -198,13 +209,14 @@ fn refused<B: Backend>(
     what: &str,
     spoil: fn(&mut SampleArgs<'_, B>),
 ) {
-    let Right { logits, params, history, banned, masks, out } = right;
+    let Right { logits, params, history, banned, bias, masks, out } = right;
     m.refused(&format!("sample: {what}"), out, |rig, [out]| {
         let mut args = SampleArgs {
             logits: logits.view(),
             params: params.view(),
             history: history.view(),
             banned: banned.view(),
+            bias: bias.view(),
             masks: masks.view(),
         };
         spoil(&mut args);
@@ -217,7 +229,7 @@ type Spoil<B> = (&'static str, fn(&mut SampleArgs<'_, B>));
 
 /// Wrong shapes and dtypes are errors, and nothing is written.
 pub fn sampling_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, _: Types) {
-    let spoils: [Spoil<B>; 10] = [
+    let spoils: [Spoil<B>; 12] = [
         ("16-bit logits", |a| a.logits.geo.dtype = DType::Bf16),
         ("rows of logits", |a| a.logits.geo = a.logits.geo.slice_rows(0..1)),
         ("rows of params", |a| a.params.geo = a.params.geo.slice_rows(0..1)),
@@ -225,6 +237,8 @@ pub fn sampling_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, _: Types) {
         ("dtype of params", |a| a.params.geo.dtype = DType::Bf16),
         ("columns of history", |a| a.history.geo = a.history.geo.slice_cols(0..1)),
         ("dtype of history", |a| a.history.geo.dtype = DType::Bf16),
+        ("columns of bias", |a| a.bias.geo = a.bias.geo.slice_cols(0..1)),
+        ("dtype of bias", |a| a.bias.geo.dtype = DType::F32),
         ("dtype of banned", |a| a.banned.geo.dtype = DType::F32),
         ("columns of masks", |a| a.masks.geo = a.masks.geo.slice_cols(0..0)),
         ("dtype of masks", |a| a.masks.geo.dtype = DType::F32),
@@ -241,6 +255,7 @@ pub fn sampling_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, _: Types) {
                 params: plain.view(),
                 history: right.history.view(),
                 banned: right.banned.view().slice_cols(0..0),
+                bias: right.bias.view().slice_rows(0..0),
                 masks: right.masks.view().slice_cols(0..0),
             };
             rig.be.sample(&mut rig.q, args, out.view_mut())
@@ -251,6 +266,7 @@ pub fn sampling_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, _: Types) {
                 params: right.params.view(),
                 history: right.history.view(),
                 banned: right.banned.view(),
+                bias: right.bias.view(),
                 masks: right.masks.view(),
             };
             rig.be.sample(&mut rig.q, args, out.mistyped_mut(DType::F32))
@@ -270,6 +286,9 @@ pub fn sampling_refuses_ids_out_of_range<B: Backend>(make: &dyn Fn() -> B, _: Ty
             let mut right = Right::new(&mut m.rig)?;
             right.history = m.rig.place(&Matrix::ints(2, 2, &[0, 1, bad, 2]), Gaps::default())?;
             refused(m, &mut right, &format!("seen token {bad} of 8"), |_| {});
+            let mut right = Right::new(&mut m.rig)?;
+            right.bias = m.rig.place(&Matrix::ints(1, 2, &[bad, 0]), Gaps::default())?;
+            refused(m, &mut right, &format!("biased token {bad} of 8"), |_| {});
         }
         for (history, banned, mask) in [
             ([1, 2], [0, 1], 0),

@@ -12,6 +12,8 @@ const SLACK: f64 = 3e-5;
 pub struct Seen {
     /// Token, and how often it counts.
     pub history: Vec<[i32; 2]>,
+    /// Token, and what is added to its logit.
+    pub bias: Vec<(i32, f32)>,
     /// Tokens that must not be drawn.
     pub banned: Vec<i32>,
     /// For each token, whether it may be drawn; `None` allows all.
@@ -52,10 +54,13 @@ fn corners() -> impl Iterator<Item = [f64; 3]> {
     (0..27).map(move |i| [step(i, 0), step(i, 1), step(i, 2)])
 }
 
-/// The logits after repetition, presence and frequency penalties, bans and mask. In `f32`, because
+/// The logits after bias, repetition, presence and frequency penalties, bans and mask. In `f32`, because
 /// rounding decides which of two tokens is the likelier.
 fn penalised(logits: &[f32], row: &SampleRow, seen: &Seen) -> Vec<f32> {
     let mut logits = logits.to_vec();
+    for (token, bias) in &seen.bias {
+        logits[*token as usize] += bias;
+    }
     for [token, times] in &seen.history {
         let logit = &mut logits[*token as usize];
         let repetition = row.repetition_penalty;

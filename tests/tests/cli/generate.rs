@@ -147,7 +147,7 @@ fn a_single_prompt_is_written_as_plain_text() {
     let several = run(&["--n", "2", "--temperature", "1"]);
     assert!(several.stdout.starts_with("[0] ") && several.stdout.contains("\n[1] "));
     let refused = run(&["--top-p", "3"]);
-    assert_eq!((refused.exit, refused.stdout.trim()), (Exit::Refused, ""));
+    assert_eq!((refused.exit, refused.stdout.trim()), (Exit::Usage, ""));
     assert!(refused.stderr.contains("`top_p` is 3"));
 }
 

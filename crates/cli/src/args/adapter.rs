@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use lora_core::{LoraRequest, formats, validate_adapter_name};
+use lora_core::validate_adapter_name;
 
 /// One `--adapter NAME=PATH`.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct NamedAdapter {
-    name: String,
-    path: PathBuf,
+    /// What requests call it.
+    pub name: String,
+    /// Its files.
+    pub path: PathBuf,
 }
 
 /// Reads `NAME=PATH`; the first `=` divides, as paths may hold others.
@@ -23,22 +25,6 @@ pub(super) fn named_adapter(word: &str) -> Result<NamedAdapter, String> {
     Ok(NamedAdapter { name: name.to_owned(), path: path.into() })
 }
 
-/// Requests for the adapters, with ids 0, 1, 2, ... in the order given.
-///
-/// # Errors
-/// A message naming the first name that is given twice.
-pub(super) fn numbered(adapters: Vec<NamedAdapter>) -> Result<Vec<LoraRequest>, String> {
-    let mut requests: Vec<LoraRequest> = Vec::with_capacity(adapters.len());
-    for (id, NamedAdapter { name, path }) in (0..).zip(adapters) {
-        if requests.iter().any(|known| known.lora_name == name) {
-            return Err(format!("--adapter {name:?} is given twice; give each adapter its name"));
-        }
-        let source = formats::source_of(&path);
-        requests.push(LoraRequest::new(name, id, path).with_ckpt_source(source));
-    }
-    Ok(requests)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,15 +36,5 @@ mod tests {
         for bad in ["a", "=b", "a=", "a,b=c"] {
             assert!(named_adapter(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn ids_follow_the_order_and_names_are_unique() {
-        let read = |words: &[&str]| {
-            numbered(words.iter().map(|word| named_adapter(word).unwrap()).collect())
-        };
-        let requests = read(&["x=1", "y=1"]).unwrap();
-        assert_eq!(requests.iter().map(|r| r.lora_int_id).collect::<Vec<_>>(), [0, 1]);
-        assert!(read(&["x=1", "x=2"]).unwrap_err().contains("\"x\" is given twice"));
     }
 }

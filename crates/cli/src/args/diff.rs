@@ -22,7 +22,8 @@ Examples:
 ";
 
 const EXIT_CODES: &str = "
-It exits with 0 if the adapters do the same, with 1 if they differ, with 2 if one cannot be read.
+It exits with 0 if the adapters do the same, with 1 if they differ or one would be refused, with 2 if
+one cannot be read.
 Exit codes are listed by `polylora --help`.";
 
 /// Compare what two adapters change

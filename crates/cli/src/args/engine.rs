@@ -7,6 +7,8 @@ use clap::{Args, ValueEnum};
 use engine::{KvCacheDtype, LoadFormat};
 use lora_core::{DType, QuantAlgo};
 
+use super::number::finite;
+
 /// How an engine is set up; `None` leaves a choice to the engine.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct EngineSettings {
@@ -103,7 +105,7 @@ pub(super) struct EngineArgs {
     kv_cache_tokens: Option<NonZeroUsize>,
     /// Share of the memory for the KV cache that model, activations and adapters leave free
     /// [default: 0.9 on a GPU]
-    #[arg(long, value_name = "SHARE", help_heading = "Engine")]
+    #[arg(long, value_name = "SHARE", value_parser = finite::<f64>, help_heading = "Engine")]
     free_gpu_memory_fraction: Option<f64>,
     /// Element type of keys and values. auto: the checkpoint's
     #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto, help_heading = "Engine")]

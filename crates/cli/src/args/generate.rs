@@ -3,16 +3,17 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use engine::sampling::SamplingError;
 use lora_core::LoraRequest;
 use serde_json::{Map, Value};
 
-use super::adapter::{NamedAdapter, named_adapter, numbered};
+use super::adapter::{NamedAdapter, named_adapter};
 use super::engine::{EngineArgs, EngineSettings};
 use super::lora::{FILE_HELP, LoraConfigArgs, LoraSettings};
 use super::refuse;
 use super::sampling::SamplingArgs;
-use crate::requests;
+use crate::{adapters, requests};
 
 const LONG_ABOUT: &str = "\
 Answers prompts with the base model and any number of adapters.
@@ -21,7 +22,12 @@ One prompt comes from --prompt (taken as it is) or --chat (put in the model's ch
 user's message); its answer is written as plain text while it is generated. Many come from \
 --requests, one JSON object a line, and run in one batch whatever adapters they use; their answers \
 are JSON lines in the same order. A line that cannot be answered gets a line with \"error\" and \
-does not touch the others.";
+does not touch the others.
+
+Lines are taken in as they come, also from a pipe, and each answer is written as soon as it and those \
+before it are done. SIGINT or SIGTERM ends what runs, writes what is done and names what is not; the \
+same again ends the program at once. --output writes to FILE.*.partial, which takes the place of FILE when all is \
+done, and stays if the run ends before.";
 
 const EXAMPLES: &str = r#"Examples:
   polylora generate --model my-model --prompt 'Once upon a time' --max-tokens 64
@@ -32,14 +38,21 @@ const EXAMPLES: &str = r#"Examples:
 A line of --requests:
   {"id": 7, "messages": [{"role": "user", "content": "How many books?"}], "lora": "sql",
    "sampling": {"max_tokens": 20, "stop": ";"}}
-It has exactly one of "prompt" (text), "input_ids" (token ids) and "messages"; at most one of "lora"
-(a name given with --adapter; null: the base model) and "lora_request" ({"lora_name", "lora_int_id",
-"lora_path"}). Fields of "sampling" override the flags one by one. Unknown fields are refused.
+It has exactly one of "prompt" (text), "input_ids" (token ids) and "messages", whose "content" is a
+text or a list of {"type": "text", "text"}; at most one of "lora" (a name given with --adapter; null:
+the base model) and "lora_request" ({"lora_name", "lora_int_id", "lora_path"}); and may have
+"max_tokens". Fields of "sampling" override the flags one by one. Unknown fields are refused.
+
+A line may have the shape of OpenAI's batches, too; its "model" is the base model or an adapter:
+  {"custom_id": "7", "method": "POST", "url": "/v1/chat/completions",
+   "body": {"model": "sql", "messages": [{"role": "user", "content": "How many books?"}]}}
+What cannot be honoured of it is refused by name, and what it leaves open is as the flags say.
 
 A line of answers:
-  {"id", "lora", "prompt_token_ids", "outputs": [{"index", "text", "token_ids",
+  {"id", "lora", "seed", "prompt_token_ids", "outputs": [{"index", "text", "token_ids",
    "cumulative_logprob", "logprobs", "finish_reason", "stop_reason"}], "prompt_logprobs"}
-or {"id", "lora", "error"}.
+or {"id", "lora", "error"}. "id" is that of the request, as it is written there; "seed" is there where
+tokens are drawn at random.
 "#;
 
 const EXIT_CODES: &str = "\nExit codes are listed by `polylora --help`.";
@@ -62,6 +75,9 @@ pub(super) struct GenerateArgs {
     output: Option<PathBuf>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Where sampling parameters come from that neither flags nor requests give
+    #[arg(long, value_enum, default_value_t = SamplingDefaults::Polylora, help_heading = "Sampling")]
+    sampling_defaults: SamplingDefaults,
 }
 
 #[derive(Args)]
@@ -70,6 +86,9 @@ struct LoraArgs {
     /// An adapter and the name that requests use for it; repeatable
     #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = named_adapter)]
     adapters: Vec<NamedAdapter>,
+    /// A folder with a folder for each adapter, which is named as its folder
+    #[arg(long = "adapters", value_name = "DIR")]
+    folder: Option<PathBuf>,
     /// The adapter of requests that name none [default: the base model]
     #[arg(long, value_name = "NAME")]
     lora: Option<String>,
@@ -93,6 +112,15 @@ struct SourceArgs {
     /// Answer the requests of this file, one JSON object a line; -: of standard input
     #[arg(long, value_name = "FILE.jsonl|-")]
     requests: Option<PathBuf>,
+}
+
+/// Where sampling parameters come from that nobody gives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum SamplingDefaults {
+    /// This program: greedy, up to 32 tokens.
+    Polylora,
+    /// The model's generation_config.json.
+    Model,
 }
 
 /// Where requests come from.
@@ -138,12 +166,14 @@ pub struct GenerateJob {
     pub sink: Sink,
     /// Sampling parameters that were given, as a JSON object.
     pub sampling: Map<String, Value>,
+    /// Where others come from.
+    pub sampling_defaults: SamplingDefaults,
 }
 
 impl GenerateArgs {
     pub fn into_job(self) -> Result<GenerateJob, clap::Error> {
         let refuse = |message: String| refuse("generate", message);
-        let adapters = numbered(self.lora.adapters).map_err(refuse)?;
+        let adapters = self.lora.requests().map_err(refuse)?;
         let lora = match &self.lora.lora {
             Some(name) => Some(requests::find_adapter(&adapters, name).map_err(refuse)?.clone()),
             None => None,
@@ -161,6 +191,9 @@ impl GenerateArgs {
                 "log-probabilities have no place in plain text; add --output - for JSON".to_owned(),
             ));
         }
+        let sampling = self.sampling.given();
+        check_sampling(&sampling, lines || self.sampling_defaults == SamplingDefaults::Model)
+            .map_err(refuse)?;
         let (model, engine) = self.engine.split();
         Ok(GenerateJob {
             model,
@@ -173,8 +206,35 @@ impl GenerateArgs {
             },
             source,
             sink,
-            sampling: self.sampling.given(),
+            sampling,
+            sampling_defaults: self.sampling_defaults,
         })
+    }
+}
+
+impl LoraArgs {
+    /// The adapters of the flags, then those of the folder.
+    fn requests(&self) -> Result<Vec<LoraRequest>, String> {
+        let named = |adapter: &NamedAdapter| (adapter.name.clone(), adapter.path.clone());
+        let mut all: Vec<(String, PathBuf)> = self.adapters.iter().map(named).collect();
+        if let Some(folder) = &self.folder {
+            all.extend(adapters::in_folder(folder).map_err(|error| format!("{error:#}"))?);
+        }
+        adapters::numbered(all)
+    }
+}
+
+/// Refuses parameters that no request could have. Those that only disagree with each other may still
+/// be completed by others, if there are `others`.
+fn check_sampling(given: &Map<String, Value>, others: bool) -> Result<(), String> {
+    let params = requests::sampling(&Map::new(), given.clone())?;
+    match params.validate() {
+        Err(
+            SamplingError::GreedySequences { .. }
+            | SamplingError::BestOfBelowN { .. }
+            | SamplingError::MinTokensAboveMax { .. },
+        ) if others => Ok(()),
+        checked => checked.map_err(|error| error.to_string()),
     }
 }
 
@@ -200,8 +260,8 @@ mod tests {
     fn job(words: &str) -> Result<GenerateJob, String> {
         let words = format!("polylora generate --model m {words}");
         match parse(words.split(' ').map(Into::into)) {
-            Ok(Command::Generate(job)) => Ok(*job),
-            Ok(other) => panic!("{other:?}"),
+            Ok((Command::Generate(job), _)) => Ok(*job),
+            Ok((other, _)) => panic!("{other:?}"),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -228,6 +288,12 @@ mod tests {
     }
 
     #[test]
+    fn what_a_request_may_complete_is_left_to_it() {
+        assert!(job("--requests x --n 2").is_ok());
+        assert!(job("--prompt x --n 2 --sampling-defaults model").is_ok());
+    }
+
+    #[test]
     fn one_source_is_required_and_lines_are_answered_in_lines() {
         assert!(job("--lora x").is_err());
         assert!(job("--prompt x --chat y").is_err());
@@ -245,6 +311,13 @@ mod tests {
             ("--prompt x --adapter a", "NAME=PATH"),
             ("--prompt x --logprobs 2", "--output"),
             ("--prompt x --max-batch-size 0", "non-zero"),
+            ("--prompt x --temperature nan", "finite"),
+            ("--requests x --top-p inf", "finite"),
+            ("--requests x --frequency-penalty=-inf", "finite"),
+            ("--prompt x --free-gpu-memory-fraction nan", "finite"),
+            ("--requests x --top-p 3", "`top_p` is 3"),
+            ("--prompt x --n 2", "greedy"),
+            ("--prompt x --adapters absent", "absent"),
         ] {
             let error = job(flags).unwrap_err();
             assert!(error.contains(part), "{flags}: {error}");

@@ -6,21 +6,23 @@ mod demo;
 mod diff;
 mod engine;
 mod expert_layout;
+mod flag_file;
 mod generate;
 mod inspect;
 mod lora;
+mod number;
 mod sampling;
 
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 pub use convert::{ConvertJob, Target};
 pub use demo::DemoJob;
 pub use diff::DiffJob;
 pub use engine::{Device, EngineSettings};
-pub use generate::{GenerateJob, Sink, Source};
+pub use generate::{GenerateJob, SamplingDefaults, Sink, Source};
 pub use inspect::InspectJob;
 pub use lora::LoraSettings;
 
@@ -40,22 +42,51 @@ const AFTER_HELP: &str = "\
 Examples:
   polylora demo
   polylora inspect my-adapter --model my-model
-  polylora convert my-adapter.nemo my-adapter --from nemo --to peft --model my-model
+  polylora convert my-adapter.nemo my-adapter --to peft --model my-model
   polylora diff my-adapter my-copy
   polylora generate --model my-model --adapter sql=my-adapter --lora sql --chat 'How many books?'
 
+A word @FILE stands for the flags in FILE, which are written as in a shell, on any number of lines; \
+lines that start with # are skipped. The value of a flag may start with @ as it is.
+
+RUST_LOG says what is logged more precisely than -v and -q, such as RUST_LOG=engine=debug,warn.
+
 Exit codes:
-  0  all went well
-  1  an adapter would be refused, adapters differ, or at least one request failed
-  2  the command line is wrong, or names a file that cannot be read or written
-  3  the model cannot be had or loaded";
+  0    all went well
+  1    an adapter would be refused, adapters differ, or at least one request failed
+  2    the command line is wrong, or names a file that cannot be read or written
+  3    the model cannot be had or loaded
+  130  SIGINT ended a batch; what was done is written
+  141  nobody reads the output any more
+  143  SIGTERM ended a batch; what was done is written";
 
 #[derive(Parser)]
 #[command(name = "polylora", version, about = "Many LoRA adapters on one base model")]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 struct Cli {
+    #[command(flatten)]
+    verbosity: VerbosityArgs,
     #[command(subcommand)]
     command: CommandArgs,
+}
+
+#[derive(Args)]
+struct VerbosityArgs {
+    /// Log more; repeatable
+    #[arg(short, long, action = ArgAction::Count, global = true, help_heading = "Messages")]
+    verbose: u8,
+    /// Tell errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Messages")]
+    quiet: bool,
+}
+
+/// How much is told on standard error.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Verbosity {
+    /// Steps above the usual.
+    pub verbose: u8,
+    /// Whether only errors are told.
+    pub quiet: bool,
 }
 
 #[derive(Subcommand)]
@@ -82,19 +113,25 @@ pub enum Command {
     Inspect(InspectJob),
 }
 
-/// Reads a command line, of which the first word is the name of the program.
+/// Reads a command line, of which the first word is the name of the program, and the files of flags
+/// that it names.
 ///
 /// # Errors
-/// What clap refuses, and what it cannot know: malformed or repeated adapters, flags that make no
-/// sense together. A request for help is an error, too, whose text is the help.
-pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
-    match Cli::try_parse_from(words)?.command {
-        CommandArgs::Convert(args) => Ok(Command::Convert(args.into_job())),
-        CommandArgs::Diff(args) => Ok(Command::Diff(args.into_job())),
-        CommandArgs::Demo(args) => Ok(Command::Demo(args.into_job())),
-        CommandArgs::Generate(args) => Ok(Command::Generate(Box::new(args.into_job()?))),
-        CommandArgs::Inspect(args) => Ok(Command::Inspect(args.into_job())),
-    }
+/// What clap refuses, and what it cannot know: files of flags or folders of adapters that cannot be
+/// read, malformed or repeated adapters, flags that make no sense together. A request for help is an error, too, whose text is the help.
+pub fn parse(
+    words: impl IntoIterator<Item = OsString>,
+) -> Result<(Command, Verbosity), clap::Error> {
+    let words = flag_file::expand(words, &Cli::command())?;
+    let Cli { command, verbosity: VerbosityArgs { verbose, quiet } } = Cli::try_parse_from(words)?;
+    let command = match command {
+        CommandArgs::Convert(args) => Command::Convert(args.into_job()),
+        CommandArgs::Diff(args) => Command::Diff(args.into_job()),
+        CommandArgs::Demo(args) => Command::Demo(args.into_job()),
+        CommandArgs::Generate(args) => Command::Generate(Box::new(args.into_job()?)),
+        CommandArgs::Inspect(args) => Command::Inspect(args.into_job()),
+    };
+    Ok((command, Verbosity { verbose, quiet }))
 }
 
 /// A refusal of flags that clap found well formed, with the usage of the command.
@@ -112,6 +149,39 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Every line of a help text that shows the program being called.
+    fn examples(help: &str) -> Vec<String> {
+        let lines = help.lines().map(str::trim).filter(|line| line.starts_with("polylora "));
+        lines.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_example_of_every_help_is_a_command_line() {
+        let mut cli = Cli::command().term_width(1000);
+        let mut lines = examples(&cli.render_long_help().to_string());
+        for command in cli.get_subcommands_mut() {
+            lines.extend(examples(&command.render_long_help().to_string()));
+        }
+        assert!(lines.len() > 15, "{lines:?}");
+        for line in lines {
+            let words = shlex::split(&line).unwrap();
+            let parsed = parse(words.into_iter().map(Into::into));
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+        }
+    }
+
+    #[test]
+    fn messages_are_more_or_fewer_wherever_the_flag_stands() {
+        let told = |line: &str| {
+            let words = shlex::split(line).unwrap();
+            parse(words.into_iter().map(Into::into)).map(|(_, verbosity)| verbosity)
+        };
+        let expected = Verbosity { verbose: 2, quiet: false };
+        assert_eq!(told("polylora inspect x -vv").unwrap_or_default(), expected);
+        assert!(told("polylora inspect x -q").unwrap_or_default().quiet);
+        assert!(told("polylora inspect x -q -v").is_err());
     }
 
     #[test]

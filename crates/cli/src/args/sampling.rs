@@ -4,6 +4,8 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::number::finite;
+
 /// The flags, under the names that [`engine::SamplingParams`] has in JSON; those that are not
 /// given do not appear there.
 #[derive(Args, Serialize)]
@@ -14,7 +16,7 @@ pub(super) struct SamplingArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_tokens: Option<usize>,
     /// Divisor of the logits; without it, --top-k and --top-p sampling is greedy
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = finite::<f32>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature: Option<f32>,
     /// Sample from the K most probable tokens; 0: from all
@@ -22,14 +24,14 @@ pub(super) struct SamplingArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     top_k: Option<i32>,
     /// Sample from the fewest tokens that together reach this probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = finite::<f32>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     top_p: Option<f32>,
     /// Leave out tokens less probable than P times the most probable one
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = finite::<f32>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     min_p: Option<f32>,
-    /// Seed of the random numbers [default: 0]
+    /// Seed of the random numbers [default: a fresh one for each request, told in its answer]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     seed: Option<u64>,
@@ -50,15 +52,15 @@ pub(super) struct SamplingArgs {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     ignore_eos: bool,
     /// Divides positive logits of tokens already present and multiplies negative ones
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = finite::<f32>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     repetition_penalty: Option<f32>,
     /// Subtracted from the logits of tokens already present
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = finite::<f32>, allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     presence_penalty: Option<f32>,
     /// Subtracted from them once for each occurrence
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = finite::<f32>, allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     frequency_penalty: Option<f32>,
     /// Answers for each prompt

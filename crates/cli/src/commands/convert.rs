@@ -4,8 +4,8 @@ use std::path::Path;
 use std::{fs, io};
 
 use anyhow::{Context, anyhow};
-use lora_core::formats::write::{self, WriteError};
-use lora_core::formats::{self, AdapterError, ReadOptions};
+use lora_core::formats::write;
+use lora_core::formats::{self, ReadOptions};
 use lora_core::{
     Adapter, CkptSource, DeltaDiff, ExpertLayout, LoraConfig, ModelGeometry, Rejections, SiteDiff,
     diff,
@@ -31,7 +31,7 @@ pub(super) fn run(job: &ConvertJob, streams: &mut Streams<'_>) -> Result<Exit, F
         Target::Nemo => write::nemo(&job.output, &adapter, model.as_ref(), config.nemo_qkv_layout),
         _ => write::peft(&job.output, &adapter, layout),
     };
-    written.or_else(refused)?;
+    written?;
     let copy = verify(job, &adapter, &config, model.as_ref(), layout).inspect_err(|_| {
         // The failure matters more than one of tidying up.
         let _ = remove(&job.output, made);
@@ -58,7 +58,7 @@ fn read(
         .with_source(formats::source_of(&job.input));
     options.model = model.cloned();
     options.moe_layout = job.moe_layout.or(options.moe_layout);
-    let adapter = formats::load(&job.input, &options).or_else(unreadable)?;
+    let adapter = formats::load(&job.input, &options)?;
     if let Some(model) = model {
         check(&adapter, model).with_context(|| job.input.display().to_string())?;
     }
@@ -152,22 +152,4 @@ fn remove(path: &Path, made: bool) -> io::Result<()> {
         fs::remove_file(entry?.path())?;
     }
     if made { fs::remove_dir(path) } else { Ok(()) }
-}
-
-fn unreadable<T>(error: AdapterError) -> Result<T, Failure> {
-    let exit = match error {
-        AdapterError::Missing { .. }
-        | AdapterError::Io { .. }
-        | AdapterError::NotAnAdapter { .. } => Exit::Usage,
-        _ => Exit::Refused,
-    };
-    Err(error).or_exit(exit)
-}
-
-fn refused<T>(error: WriteError) -> Result<T, Failure> {
-    let exit = match error {
-        WriteError::Exists { .. } | WriteError::Io { .. } => Exit::Usage,
-        _ => Exit::Refused,
-    };
-    Err(error).or_exit(exit)
 }

@@ -2,19 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use engine::text::ChatMessage;
 use engine::{
     FinishReason, GenerateRequest, Llm, LlmError, Prompt, RequestOutput, SamplingParams, Update,
 };
 use lora_core::{LoraConfig, LoraRequest};
 
-use super::generate::user;
 use crate::args::{DemoJob, EngineSettings};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::meter::{Meter, rate};
 use crate::progress::LiveLines;
 use crate::streams::Streams;
-use crate::{model_fetch, startup, table};
+use crate::{adapters, model_fetch, startup, table};
 
 /// What everybody is asked.
 const QUESTIONS: [&str; 3] = [
@@ -47,7 +46,8 @@ impl Turn<'_> {
 
 /// Asks all questions of the base model and of every adapter, in one batch.
 pub(super) fn run(job: &DemoJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-    let adapters = find_adapters(&job.adapters).or_exit(Exit::Usage)?;
+    let found = adapters::in_folder(&job.adapters).or_exit(Exit::Usage)?;
+    let adapters = adapters::numbered(found).map_err(anyhow::Error::msg).or_exit(Exit::Usage)?;
     let turns = turns(&adapters);
     let model = match &job.model {
         Some(path) => path.clone(),
@@ -66,24 +66,6 @@ pub(super) fn run(job: &DemoJob, streams: &mut Streams<'_>) -> Result<Exit, Fail
     write_table(&turns, &answers, streams)?;
     write_summary(&llm, &model, &answers, &meter, streams)?;
     Ok(if answers.iter().all(Result::is_ok) { Exit::Fine } else { Exit::Refused })
-}
-
-/// The adapters below a folder, by name.
-fn find_adapters(dir: &Path) -> anyhow::Result<Vec<LoraRequest>> {
-    let help = || format!("cannot read {}; give a folder with --adapters DIR", dir.display());
-    let mut folders: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(dir).with_context(help)? {
-        let path = entry.with_context(help)?.path();
-        if path.join("adapter_config.json").is_file() {
-            folders.push(path);
-        }
-    }
-    if folders.is_empty() {
-        bail!("{} has no folder with an adapter_config.json; give --adapters DIR", dir.display());
-    }
-    folders.sort();
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok((0..).zip(folders).map(|(id, path)| LoraRequest::new(name(&path), id, path)).collect())
 }
 
 fn turns(adapters: &[LoraRequest]) -> Vec<Turn<'_>> {
@@ -129,7 +111,7 @@ fn answer(
 ) -> Vec<Result<RequestOutput, LlmError>> {
     let sampling = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
     let request = |turn: &Turn<'_>| GenerateRequest {
-        prompt: Prompt::Chat(vec![user(turn.question)]),
+        prompt: Prompt::Chat(vec![ChatMessage::user(turn.question)]),
         sampling: sampling.clone(),
         lora: turn.lora.cloned(),
     };

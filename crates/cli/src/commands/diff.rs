@@ -39,7 +39,7 @@ fn read(
     let mut options = ReadOptions::from_config(config).or_exit(Exit::Usage)?;
     options.source = formats::source_of(path);
     options.model = model.cloned();
-    formats::load(path, &options).or_exit(Exit::Usage)
+    Ok(formats::load(path, &options)?)
 }
 
 struct Report {

@@ -1,149 +1,139 @@
 //! `polylora generate`.
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Write};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Write};
+use std::path::Path;
+use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use engine::text::ChatMessage;
-use engine::{GenerateRequest, Llm, Prompt, RequestOutput, Update};
-use lora_core::LoraConfig;
+use engine::{GenerateRequest, Llm, Prompt, RequestOutput};
+use lora_core::{LoraConfig, files};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::answers::Answer;
+use super::batch;
 use crate::args::{GenerateJob, Sink, Source};
 use crate::exit::{Exit, Failure, OrExit};
-use crate::lora_file;
-use crate::meter::Meter;
-use crate::progress;
-use crate::requests::{self, Defaults, Line};
-use crate::startup;
+use crate::meter::rate;
+use crate::requests::{self, Defaults, Intake, Line};
 use crate::streams::Streams;
+use crate::{adapters, lora_file, model_geometry, output, sampling_defaults, startup};
 
-/// Answers every request of the job in one call of the engine.
+/// Answers the requests of the job.
 pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-    let lines = read(job, streams)?;
-    let lora = lora_config(job, &lines)?;
-    // The file is opened first: nobody should learn after an hour that it cannot be written.
-    let file = match &job.sink {
-        Sink::File(path) => {
-            let context = || format!("cannot write {}", path.display());
-            Some(File::create(path).with_context(context).or_exit(Exit::Usage)?)
-        }
-        Sink::Text | Sink::Stdout => None,
-    };
+    // Whatever can be told of the command line is told before the model is loaded.
+    output::check(job)?;
+    let intake = intake(&job.source, streams)?;
+    let (sampling, in_force) = sampling_defaults::of(job)?;
+    let single = single(job, &sampling)?;
+    let lora = lora_config(job)?;
+    if let (Some(config), false) = (&lora, job.adapters.is_empty()) {
+        adapters::probe(&job.adapters, config, &model_geometry::read(&job.model)?)?;
+    }
     let llm = startup::start(&job.model, &job.engine, lora, streams)?;
-    match file {
-        Some(file) => answer_lines(&llm, lines, &mut BufWriter::new(file), streams.live),
-        None if job.sink == Sink::Text => answer_text(&llm, lines, streams),
-        None => answer_lines(&llm, lines, &mut BufWriter::new(&mut *streams.stdout), streams.live),
+    for adapter in &job.adapters {
+        llm.register_adapter(adapter)?;
+    }
+    streams.note(in_force);
+    match (single, &job.sink) {
+        (Some(line), Sink::Text) => answer_text(&llm, line, streams),
+        (single, sink) => {
+            let defaults = Defaults {
+                model: model_name(&job.model),
+                adapters: job.adapters.clone(),
+                lora: job.lora.clone(),
+                sampling,
+            };
+            batch::run(&llm, single, (&intake, &defaults), sink, streams)
+        }
     }
 }
 
-fn read(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Vec<Line>, Failure> {
-    let defaults = Defaults {
-        adapters: job.adapters.clone(),
-        lora: job.lora.clone(),
-        sampling: job.sampling.clone(),
-    };
-    let prompt = match &job.source {
+/// The lines of requests, which are read from here on.
+fn intake(source: &Source, streams: &mut Streams<'_>) -> Result<Intake, Failure> {
+    match source {
+        Source::Prompt(_) | Source::Chat(_) => Ok(Intake::empty()),
         Source::Stdin => {
-            let lines = requests::read_lines(streams.stdin, &defaults);
-            return lines.context("cannot read standard input").or_exit(Exit::Usage);
+            let stdin = std::mem::replace(&mut streams.stdin, Box::new(io::empty()));
+            Ok(Intake::start(move || Ok(stdin)))
         }
-        Source::File(path) => {
-            let lines = File::open(path)
-                .and_then(|file| requests::read_lines(&mut BufReader::new(file), &defaults));
-            let context = || format!("cannot read {}", path.display());
-            return lines.with_context(context).or_exit(Exit::Usage);
-        }
+        Source::File(path) => lines_of(path)
+            .with_context(|| format!("cannot read {}", path.display()))
+            .or_exit(Exit::Usage),
+    }
+}
+
+/// The lines of a file. Pipes are welcome: a shell makes them for `<(command)`.
+fn lines_of(path: &Path) -> anyhow::Result<Intake> {
+    let kind = fs::metadata(path)?;
+    if kind.is_dir() {
+        bail!("it is a folder; give a file of requests");
+    }
+    if kind.is_file() {
+        let file = files::open_regular(path)?;
+        return Ok(Intake::start(move || Ok(BufReader::new(file))));
+    }
+    let path = path.to_owned();
+    Ok(Intake::start(move || File::open(path).map(BufReader::new)))
+}
+
+/// The request of a command line that gives only one.
+fn single(job: &GenerateJob, sampling: &Map<String, Value>) -> Result<Option<Line>, Failure> {
+    let prompt = match &job.source {
+        Source::Stdin | Source::File(_) => return Ok(None),
         Source::Prompt(text) => Prompt::Text(text.clone()),
-        Source::Chat(text) => Prompt::Chat(vec![user(text)]),
+        Source::Chat(text) => Prompt::Chat(vec![ChatMessage::user(text)]),
     };
-    let sampling = requests::sampling(&job.sampling, Map::new())
+    let sampling = requests::sampling(sampling, Map::new())
         .map_err(anyhow::Error::msg)
         .or_exit(Exit::Usage)?;
+    sampling.validate().or_exit(Exit::Usage)?;
     let lora = job.lora.clone();
-    Ok(vec![Line {
-        id: Value::Null,
-        lora: lora.as_ref().map(|lora| lora.lora_name.clone()),
-        request: Ok(GenerateRequest { prompt, sampling, lora }),
-    }])
+    let name = lora.as_ref().map(|lora| lora.lora_name.clone());
+    let (request, seed) = requests::seeded(GenerateRequest { prompt, sampling, lora });
+    let id = RawValue::NULL.to_owned();
+    Ok(Some(Line { number: 1, id, lora: name, seed, request: Ok(request) }))
 }
 
-/// A message of the user.
-pub(super) fn user(text: &str) -> ChatMessage {
-    ChatMessage { role: "user".to_owned(), content: text.to_owned() }
-}
-
-/// LoRA is on if it or an adapter is configured, or a line brings its own adapter.
-fn lora_config(job: &GenerateJob, lines: &[Line]) -> Result<Option<LoraConfig>, Failure> {
-    let brings = |line: &Line| line.request.as_ref().is_ok_and(|request| request.lora.is_some());
-    let configured = job.lora_settings.file.is_some() || !job.adapters.is_empty();
-    let wanted = configured || lines.iter().any(brings);
+/// LoRA is on if it or an adapter is configured, and for lines, which may bring adapters of their own.
+fn lora_config(job: &GenerateJob) -> Result<Option<LoraConfig>, Failure> {
+    let lines = matches!(job.source, Source::File(_) | Source::Stdin);
+    let wanted = lines || job.lora_settings.file.is_some() || !job.adapters.is_empty();
     wanted.then(|| lora_file::resolve(&job.lora_settings)).transpose()
 }
 
-/// Runs the lines that hold requests; answers are in the order of the lines.
-fn answer(llm: &Llm, lines: Vec<Line>, watch: &mut dyn FnMut(Update<'_>)) -> Vec<Answer> {
-    let requests = lines.iter().filter_map(|line| line.request.clone().ok()).collect();
-    let mut results = llm.generate_each(requests, watch).into_iter();
-    let answer = |Line { id, lora, request }| {
-        let result = request.and_then(|_| match results.next() {
-            Some(result) => result.map_err(|error| error.to_string()),
-            None => Err("the engine gave no answer".to_owned()),
-        });
-        Answer { id, lora, result }
-    };
-    lines.into_iter().map(answer).collect()
-}
-
-fn exit_of(answers: &[Answer]) -> Exit {
-    if answers.iter().all(|answer| answer.result.is_ok()) { Exit::Fine } else { Exit::Refused }
-}
-
-fn answer_lines(
-    llm: &Llm,
-    lines: Vec<Line>,
-    writer: &mut dyn Write,
-    live: bool,
-) -> Result<Exit, Failure> {
-    let sequences = |line: &Line| line.request.as_ref().map_or(0, |r| r.sampling.sequences());
-    let bar = progress::batch_bar(lines.iter().map(sequences).sum(), live);
-    let mut meter = Meter::start();
-    let answers = answer(llm, lines, &mut |update| {
-        meter.update(&update);
-        progress::show(&bar, &meter);
-    });
-    bar.finish_and_clear();
-    for answer in &answers {
-        answer.write_line(writer).context("cannot write the answers")?;
-    }
-    writer.flush().context("cannot write the answers")?;
-    Ok(exit_of(&answers))
+/// The last part of a model's path, without the extension of a file.
+fn model_name(path: &Path) -> String {
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = if absolute.is_dir() { absolute.file_name() } else { absolute.file_stem() };
+    name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Writes the text of the only request while it grows or, where there are several outputs that
 /// would mix, when they are complete.
-fn answer_text(llm: &Llm, lines: Vec<Line>, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-    let single = |line: &Line| line.request.as_ref().is_ok_and(|r| r.sampling.sequences() == 1);
-    let stream = lines.iter().all(single);
-    let mut written = Ok(());
-    let out = &mut *streams.stdout;
-    let answers = answer(llm, lines, &mut |update| {
-        if stream && written.is_ok() {
-            written = out.write_all(update.piece.as_bytes()).and_then(|()| out.flush());
+fn answer_text(llm: &Llm, line: Line, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    if let Some(seed) = line.seed {
+        streams.note(format_args!("seed: {seed}"));
+    }
+    let request = line.request.map_err(anyhow::Error::msg)?;
+    let (several, start) = (request.sampling.sequences() > 1, Instant::now());
+    let mut stream = llm.generate_async(request).or_exit(Exit::Refused)?;
+    if !several {
+        for delta in stream.by_ref() {
+            streams.stdout.write_all(delta.or_exit(Exit::Refused)?.text.as_bytes())?;
+            streams.stdout.flush()?;
         }
-    });
-    written.context("cannot write the answer")?;
-    for answer in &answers {
-        match &answer.result {
-            Ok(_) if stream => writeln!(streams.stdout)?,
-            Ok(output) => write_numbered(streams.stdout, output)?,
-            Err(error) => writeln!(streams.stderr, "error: {error}")?,
-        }
+        writeln!(streams.stdout)?;
+    }
+    let output = stream.finish().or_exit(Exit::Refused)?;
+    if several {
+        write_numbered(streams.stdout, &output)?;
     }
     streams.stdout.flush()?;
-    Ok(exit_of(&answers))
+    let tokens = output.outputs.iter().map(|output| output.token_ids.len()).sum();
+    streams.note(format_args!("{tokens} tokens, {:.1} tokens/s", rate(tokens, start.elapsed())));
+    Ok(Exit::Fine)
 }
 
 fn write_numbered(out: &mut dyn Write, output: &RequestOutput) -> io::Result<()> {

@@ -43,8 +43,8 @@ struct Report<'a> {
     rejections: Vec<Rejection>,
     /// What should be known of it and its base model.
     warnings: Vec<String>,
-    /// Why its files cannot be read.
-    unreadable: Option<String>,
+    /// Why its files cannot be read, and the exit code of that.
+    unreadable: Option<(String, Exit)>,
     /// What stands beside its weights.
     text: TextReport,
 }
@@ -63,7 +63,7 @@ pub(super) fn run(job: &InspectJob, streams: &mut Streams<'_>) -> Result<Exit, F
     } else {
         report.write_text(streams.stdout)?;
     }
-    Ok(if report.accepted() { Exit::Fine } else { Exit::Refused })
+    Ok(report.exit())
 }
 
 impl Base {
@@ -103,7 +103,7 @@ fn examine(path: &Path, base: Base, config: LoraConfig) -> Result<Report<'_>, Fa
             adapter = Some(read);
         }
         Err(AdapterError::Rejected { rejections: broken, .. }) => rejections.extend(broken.0),
-        Err(error) => unreadable = Some(error.to_string()),
+        Err(error) => unreadable = Some((error.to_string(), Exit::of_adapter(&error))),
     }
     Ok(Report { path, adapter, rejections, warnings, unreadable, text: TextReport::default() })
 }
@@ -111,8 +111,17 @@ fn examine(path: &Path, base: Base, config: LoraConfig) -> Result<Report<'_>, Fa
 impl Report<'_> {
     fn add_text(&mut self, mut text: TextReport) {
         self.rejections.append(&mut text.rejections);
-        self.unreadable = self.unreadable.take().or(text.unreadable.take());
+        let unreadable = text.unreadable.take().map(|problem| (problem, Exit::Refused));
+        self.unreadable = self.unreadable.take().or(unreadable);
         self.text = text;
+    }
+
+    fn exit(&self) -> Exit {
+        match &self.unreadable {
+            Some((_, exit)) => *exit,
+            None if self.accepted() => Exit::Fine,
+            None => Exit::Refused,
+        }
     }
 
     fn accepted(&self) -> bool {
@@ -123,7 +132,7 @@ impl Report<'_> {
         let mut object = json!({
             "path": self.path,
             "accepted": self.accepted(),
-            "error": self.unreadable,
+            "error": self.unreadable.as_ref().map(|(problem, _)| problem),
             "rejections": self.rejections,
             "warnings": self.warnings,
         });
@@ -159,7 +168,7 @@ impl Report<'_> {
         for warning in &self.warnings {
             writeln!(out, "\nwarning: {warning}")?;
         }
-        if let Some(problem) = &self.unreadable {
+        if let Some((problem, _)) = &self.unreadable {
             writeln!(out, "\nunreadable: {problem}")?;
         } else if self.rejections.is_empty() {
             writeln!(out, "\nno rule is broken")?;

@@ -1,11 +1,13 @@
 //! What the commands do.
 
 mod adapter_text;
+mod batch;
 mod convert;
 mod demo;
 mod diff;
 mod generate;
 mod inspect;
+mod report;
 mod sites;
 
 use crate::args::Command;

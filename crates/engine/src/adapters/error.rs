@@ -130,6 +130,15 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    /// The rules that the request or the adapter breaks, where that is what went wrong.
+    pub fn rejections(&self) -> Option<&Rejections> {
+        match self {
+            Self::Rejected { cause, .. } => Some(cause),
+            Self::Load { cause, .. } => cause.rejections(),
+            _ => None,
+        }
+    }
+
     /// Why an adapter could not be written to the device.
     pub(crate) fn not_written(name: String, cause: WriteError) -> Self {
         match cause {

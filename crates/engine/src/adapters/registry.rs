@@ -69,6 +69,11 @@ impl Known {
         self.by_name.insert(entry.name().to_owned(), entry);
     }
 
+    fn named(&self, name: &str) -> Result<Arc<Registered>, RegistryError> {
+        let unknown = || RegistryError::Unknown { name: name.to_owned() };
+        self.by_name.get(name).cloned().ok_or_else(unknown)
+    }
+
     fn remove(&mut self, entry: &Registered) {
         if self.by_name.get(entry.name()).is_some_and(|known| known.id == entry.id) {
             self.by_name.remove(entry.name());
@@ -140,11 +145,17 @@ impl AdapterRegistry {
     /// [`RegistryError::Unknown`].
     pub fn unload(&self, name: &str) -> Result<Arc<Registered>, RegistryError> {
         let mut known = self.lock();
-        let Some(entry) = known.by_name.get(name).cloned() else {
-            return Err(RegistryError::Unknown { name: name.to_owned() });
-        };
+        let entry = known.named(name)?;
         known.remove(&entry);
         Ok(entry)
+    }
+
+    /// The adapter known under a name.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`].
+    pub fn named(&self, name: &str) -> Result<Arc<Registered>, RegistryError> {
+        self.lock().named(name)
     }
 
     /// Forgets a registration whose files could not be used, so that the name can be given again.

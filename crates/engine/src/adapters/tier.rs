@@ -5,24 +5,25 @@ use std::fmt;
 /// What a tier holds at most.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TierSize {
-    /// Adapters.
-    pub adapters: usize,
-    /// Bytes, each adapter at its true ranks.
-    pub bytes: u64,
+    /// Adapters; `None`: any number.
+    pub adapters: Option<usize>,
+    /// Bytes, each adapter at its true ranks; `None`: any number.
+    pub bytes: Option<u64>,
 }
 
 impl TierSize {
     /// Room for a number of adapters, whatever their size.
     pub const fn of_adapters(adapters: usize) -> Self {
-        Self { adapters, bytes: u64::MAX }
+        Self { adapters: Some(adapters), bytes: None }
     }
 }
 
 impl fmt::Display for TierSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.bytes {
-            u64::MAX => write!(f, "{} adapters", self.adapters),
-            bytes => write!(f, "{bytes} bytes"),
+        match (self.bytes, self.adapters) {
+            (Some(bytes), _) => write!(f, "{bytes} bytes"),
+            (None, Some(adapters)) => write!(f, "{adapters} adapters"),
+            (None, None) => f.write_str("any number of adapters"),
         }
     }
 }
@@ -58,8 +59,9 @@ impl Tier {
 
     /// Whether one more adapter of this size fits.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        let fits = self.bytes.checked_add(bytes).is_some_and(|sum| sum <= self.size.bytes);
-        self.adapters < self.size.adapters && fits
+        let sum = self.bytes.checked_add(bytes);
+        let fits = sum.is_some_and(|sum| self.size.bytes.is_none_or(|most| sum <= most));
+        fits && self.size.adapters.is_none_or(|most| self.adapters < most)
     }
 
     pub(super) fn add(&mut self, bytes: u64) {

@@ -156,7 +156,8 @@ impl AdapterTiers {
         Self {
             entries: BTreeMap::new(),
             host: Tier::new(host),
-            free_slots: (0..device.adapters).rev().collect(),
+            // A device has a number of slots, whatever else limits it.
+            free_slots: (0..device.adapters.unwrap_or(0)).rev().collect(),
             device: Tier::new(device),
             readers: readers.max(1),
             reading: 0,

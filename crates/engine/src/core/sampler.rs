@@ -17,38 +17,45 @@ pub struct Draws {
     pub history: Vec<[i32; 2]>,
     /// See [`SampleArgs::banned`].
     pub banned: Vec<i32>,
+    /// See [`SampleArgs::bias`].
+    pub bias: Vec<[i32; 2]>,
     /// See [`SampleArgs::masks`].
     pub masks: Vec<i32>,
 }
 
 impl Draws {
-    /// Adds a row with its history and bans.
+    /// Adds a row with its history, bias and bans.
     pub fn push(
         &mut self,
         row: SampleRow,
         history: impl Iterator<Item = [i32; 2]>,
+        bias: &[[i32; 2]],
         banned: &[i32],
     ) {
         let (history_from, banned_from) = (self.history.len(), self.banned.len());
+        let bias_from = self.bias.len();
+        self.bias.extend(bias);
         self.history.extend(history);
         self.banned.extend(banned);
         self.rows.push(SampleRow {
             history: [history_from as u32, (self.history.len() - history_from) as u32],
             banned: [banned_from as u32, banned.len() as u32],
+            bias: [bias_from as u32, bias.len() as u32],
             ..row
         });
     }
 
-    /// Adds a row with its history and the tokens it may draw.
+    /// Adds a row with its history, its bias and the tokens it may draw.
     pub fn push_masked(
         &mut self,
         row: SampleRow,
         history: impl Iterator<Item = [i32; 2]>,
+        bias: &[[i32; 2]],
         mask: &[i32],
     ) {
         let mask_row = self.masks.len() / mask.len().max(1);
         self.masks.extend(mask);
-        self.push(SampleRow { mask: mask_row as i32, ..row }, history, &[]);
+        self.push(SampleRow { mask: mask_row as i32, ..row }, history, bias, &[]);
     }
 }
 
@@ -57,6 +64,7 @@ pub struct Sampler<B: Backend> {
     params: StepArray<B>,
     history: StepArray<B>,
     banned: StepArray<B>,
+    bias: StepArray<B>,
     masks: StepArray<B>,
     targets: StepArray<B>,
     tokens: Tensor<B>,
@@ -78,6 +86,7 @@ impl<B: Backend> Sampler<B> {
             params: StepArray::new(be, rows * SampleRow::WORDS)?,
             history: StepArray::new(be, rows)?,
             banned: StepArray::new(be, rows)?,
+            bias: StepArray::new(be, rows)?,
             masks: StepArray::new(be, mask_words(vocab))?,
             targets: StepArray::new(be, rows)?,
             tokens: out(1, rows, DType::I32)?,
@@ -108,6 +117,7 @@ impl<B: Backend> Sampler<B> {
         self.params.fill(be, q, &draws.rows)?;
         self.history.fill(be, q, &draws.history)?;
         self.banned.fill(be, q, &draws.banned)?;
+        self.bias.fill(be, q, &draws.bias)?;
         self.masks.fill(be, q, &draws.masks)?;
         let mut out = self.tokens.view_mut();
         out.geo = out.geo.slice_cols(0..rows);
@@ -116,6 +126,7 @@ impl<B: Backend> Sampler<B> {
             params: self.params.rows_of(SampleRow::WORDS),
             history: self.history.rows_of(2),
             banned: self.banned.view(),
+            bias: self.bias.rows_of(2),
             masks: self.masks.rows_of(mask_words(vocab)),
         };
         be.sample(q, args, out)?;

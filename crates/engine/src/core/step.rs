@@ -170,18 +170,19 @@ fn draws(running: &[Sequence<Job>], works: &[Work], masks: &[Option<Mask>]) -> D
         let sequence = &running[work.sequence];
         let inside = work.logit_rows() - usize::from(work.samples);
         for _ in 0..inside {
-            draws.push(SampleRow::GREEDY, std::iter::empty(), &[]);
+            draws.push(SampleRow::GREEDY, std::iter::empty(), &[], &[]);
         }
         if work.samples {
             let (job, plan) = (&sequence.data, &sequence.data.submission.plan);
             let position = work.positions.end;
             let row = SampleRow { position: position as u32, ..plan.row };
+            let (history, bias) = (job.history.entries(), &plan.bias);
             match &masks[work.sequence] {
-                Some(mask) => draws.push_masked(row, job.history.entries(), mask),
+                Some(mask) => draws.push_masked(row, history, bias, mask),
                 None => {
                     let generated = position - sequence.prompt_len;
                     let banned = plan.banned_after(&sequence.tokens, generated);
-                    draws.push(row, job.history.entries(), &banned);
+                    draws.push(row, history, bias, &banned);
                 }
             }
         }

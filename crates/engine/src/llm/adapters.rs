@@ -60,6 +60,24 @@ impl Llm {
         all.into_iter().find(|status| status.name == entry.name()).ok_or(LlmError::Stopped)
     }
 
+    /// Makes an adapter known under its name and number, whose files are read when a request asks for
+    /// it: from here on [`Llm::adapter`] gives it by name, and no other adapter can take either.
+    ///
+    /// # Errors
+    /// [`LlmError::Adapter`] if the path does not exist, or another adapter has the name or number.
+    pub fn register_adapter(&self, request: &LoraRequest) -> Result<(), LlmError> {
+        self.registry.resolve(request)?;
+        Ok(())
+    }
+
+    /// The request for an adapter that was loaded or registered, by its name alone.
+    ///
+    /// # Errors
+    /// [`LlmError::Adapter`] if no adapter has this name.
+    pub fn adapter(&self, name: &str) -> Result<LoraRequest, LlmError> {
+        Ok(self.registry.named(name)?.request.clone())
+    }
+
     /// Forgets an adapter. Requests in flight end with it; its memory is then free.
     ///
     /// # Errors

@@ -152,6 +152,15 @@ pub enum LlmError {
 }
 
 impl LlmError {
+    /// The rules that settings, a request or its adapter break, where that is what went wrong.
+    pub fn rejections(&self) -> Option<&Rejections> {
+        match self {
+            Self::LoraConfig(rejections) => Some(rejections),
+            Self::Adapter(error) => error.rejections(),
+            _ => None,
+        }
+    }
+
     pub(super) fn setting(
         setting: &'static str,
         found: impl Display,
@@ -203,5 +212,29 @@ impl From<SequenceError> for LlmError {
             SequenceError::Guide(error) => Self::Guide(error),
             SequenceError::Step(cause) => Self::Failed(cause),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lora_core::formats::AdapterError;
+    use lora_core::{Code, Rejection};
+
+    use super::*;
+
+    #[test]
+    fn rejections_are_found_wherever_they_are() {
+        let broken = || Rejections(vec![Rejection::new(Code::NoopAdapter, "a", "b", "c", "d")]);
+        let (name, path) = ("x".to_owned(), PathBuf::from("p"));
+        let unread = AdapterError::Rejected { path: path.clone(), rejections: broken() };
+        for error in [
+            LlmError::LoraConfig(broken()),
+            RegistryError::Rejected { name: name.clone(), cause: broken() }.into(),
+            RegistryError::Load { name: name.clone(), cause: unread }.into(),
+        ] {
+            assert_eq!(error.rejections(), Some(&broken()), "{error}");
+        }
+        assert!(LlmError::from(RegistryError::Changed { name, path }).rejections().is_none());
+        assert!(LlmError::EmptyPrompt.rejections().is_none());
     }
 }

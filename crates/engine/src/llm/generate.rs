@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Sender, unbounded};
 use lora_core::LoraRequest;
 
 use super::collect::Growing;
 use super::input::{GenerateRequest, PerPrompt, Prompt};
 use super::output::RequestOutput;
-use super::pending::{Pending, Taken};
+use super::pending::Pending;
 use super::prepare::Prepared;
 use super::stream::ResponseStream;
 use super::{Llm, LlmError};
@@ -18,7 +18,7 @@ use crate::sampling::SamplingParams;
 /// News of one output, for callers that show text as it comes.
 #[derive(Clone, Copy, Debug)]
 pub struct Update<'a> {
-    /// Position of the request in the call.
+    /// Position of the request in the call, or its number in its batch.
     pub request: usize,
     /// Number of the output among the request's.
     pub output: usize,
@@ -62,17 +62,22 @@ impl Llm {
         requests: Vec<GenerateRequest>,
         watch: &mut dyn FnMut(Update<'_>),
     ) -> Vec<Result<RequestOutput, LlmError>> {
-        let (events, inbox) = unbounded();
-        let mut owners = HashMap::new();
-        let mut pending: Vec<Result<Pending, LlmError>> = Vec::with_capacity(requests.len());
+        let mut batch = self.batch();
+        // Positions of the requests that run, by their number in the batch.
+        let mut positions = Vec::with_capacity(requests.len());
+        let mut answers: Vec<Result<RequestOutput, LlmError>> = Vec::with_capacity(requests.len());
         for (position, request) in requests.into_iter().enumerate() {
-            pending.push(self.submit(request, &events).inspect(|pending| {
-                owners.extend(pending.growing.keys().map(|id| (*id, position)));
-            }));
+            let added = batch.add(request).map(|_| positions.push(position));
+            answers.push(added.and(Err(LlmError::Stopped)));
         }
-        drop(events);
-        self.drive(&inbox, &owners, &mut pending, watch);
-        pending.into_iter().map(|request| request.and_then(Pending::into_output)).collect()
+        batch.close();
+        let mut watch = |update: Update<'_>| {
+            watch(Update { request: positions[update.request], ..update });
+        };
+        while let Some((number, answer)) = batch.next(&mut watch) {
+            answers[positions[number]] = answer;
+        }
+        answers
     }
 
     /// Runs a request and returns at once: its text comes in pieces, as the original's
@@ -95,7 +100,7 @@ impl Llm {
         self.send(Command::AbortRequest(request_id))
     }
 
-    fn submit(
+    pub(super) fn submit(
         &self,
         request: GenerateRequest,
         events: &Sender<(u64, Event)>,
@@ -140,34 +145,5 @@ impl Llm {
             _ => String::new(),
         };
         Ok(Pending { output, growing, params, failed: None, echo })
-    }
-
-    /// Hands events to their requests until all have ended.
-    fn drive(
-        &self,
-        inbox: &Receiver<(u64, Event)>,
-        owners: &HashMap<u64, usize>,
-        pending: &mut [Result<Pending, LlmError>],
-        watch: &mut dyn FnMut(Update<'_>),
-    ) {
-        // The channel closes when the engine has dropped the last sequence.
-        while let Ok((id, event)) = inbox.recv() {
-            let Some(position) = owners.get(&id) else { continue };
-            let Ok(request) = &mut pending[*position] else { continue };
-            let Taken { delta, abort } = request.take(id, event);
-            if let Some(delta) = delta {
-                watch(Update {
-                    request: *position,
-                    output: delta.output,
-                    piece: &delta.text,
-                    tokens: delta.tokens,
-                    finished: delta.finish_reason.is_some(),
-                });
-            }
-            if abort {
-                // The engine may be gone already; its silence ends the loop then.
-                let _ = self.send(Command::Abort(id));
-            }
-        }
     }
 }

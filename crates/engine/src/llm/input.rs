@@ -29,6 +29,12 @@ impl From<String> for Prompt {
     }
 }
 
+impl From<Vec<ChatMessage>> for Prompt {
+    fn from(messages: Vec<ChatMessage>) -> Self {
+        Self::Chat(messages)
+    }
+}
+
 impl From<Vec<u32>> for Prompt {
     fn from(ids: Vec<u32>) -> Self {
         Self::Ids(ids)
@@ -44,6 +50,27 @@ pub struct GenerateRequest {
     pub sampling: SamplingParams,
     /// The adapter; `None` is the base model.
     pub lora: Option<LoraRequest>,
+}
+
+impl GenerateRequest {
+    /// The base model's continuation of a prompt: one greedy sequence of up to 32 tokens.
+    pub fn new(prompt: impl Into<Prompt>) -> Self {
+        Self { prompt: prompt.into(), sampling: SamplingParams::default(), lora: None }
+    }
+
+    /// The same with other sampling parameters.
+    #[must_use]
+    pub fn with_sampling(mut self, sampling: SamplingParams) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// The same with an adapter; [`super::Llm::adapter`] gives one that the engine knows by its name.
+    #[must_use]
+    pub fn with_lora(mut self, lora: LoraRequest) -> Self {
+        self.lora = Some(lora);
+        self
+    }
 }
 
 /// A value for every prompt: one for all, or a list of one for each.
@@ -109,6 +136,20 @@ impl From<Vec<Option<LoraRequest>>> for PerPrompt<Option<LoraRequest>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_is_made_of_what_it_needs() {
+        let lora = LoraRequest::new("a", 1, "p");
+        let sampling = SamplingParams { seed: Some(3), ..SamplingParams::default() };
+        let messages = vec![ChatMessage::system("s"), ChatMessage::user("u")];
+        let request = GenerateRequest::new(messages.clone())
+            .with_sampling(sampling.clone())
+            .with_lora(lora.clone());
+        let expected =
+            GenerateRequest { prompt: Prompt::Chat(messages), sampling, lora: Some(lora) };
+        assert_eq!(request, expected);
+        assert_eq!(GenerateRequest::new("p").lora, None);
+    }
 
     #[test]
     fn lists_of_another_length_are_refused_both_ways() {

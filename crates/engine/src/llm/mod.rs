@@ -5,6 +5,7 @@ mod adapter_text_rules;
 mod adapter_texts;
 mod adapters;
 mod base_model;
+mod batch;
 mod buffers;
 mod builder;
 mod checkpoint;
@@ -38,6 +39,7 @@ use lora_core::{DType, ModelGeometry, QuantAlgo};
 pub use adapter_text::{AdapterText, AdapterTextError};
 pub use adapters::AdapterStatus;
 pub use base_model::BaseModel;
+pub use batch::{Answered, Batch};
 pub use builder::{LlmBuilder, Progress};
 pub use error::LlmError;
 pub use generate::Update;
@@ -122,6 +124,11 @@ impl Llm {
         let (reply, answer) = bounded(1);
         self.send(command(reply))?;
         answer.recv().map_err(|_| LlmError::Stopped)
+    }
+
+    /// Whether the engine's thread runs.
+    fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     fn next_id(&self) -> u64 {

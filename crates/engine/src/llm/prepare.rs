@@ -112,8 +112,10 @@ impl Llm {
             return Err(LlmError::TokenId { index, found: prompt[index], vocab });
         }
         let end_id = params.end_id.and_then(|id| u32::try_from(id).ok());
+        let biased: Vec<u32> = params.logit_bias.keys().copied().collect();
         for (what, ids) in [
             ("bad_token_ids", &params.bad_token_ids[..]),
+            ("logit_bias", &biased),
             ("stop_token_ids", &params.stop_token_ids),
             ("end_id", end_id.as_slice()),
         ] {

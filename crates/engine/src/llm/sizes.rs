@@ -205,16 +205,15 @@ pub(super) fn tiers(
         Some(count) => TierSize::of_adapters(count),
         None => {
             let bytes = units(cache.num_host_module_layer).unwrap_or(cache.host_cache_size);
-            of_bytes(usize::MAX, bytes)
+            of_bytes(None, Some(bytes))
         }
     };
     let device = match lora.and_then(|lora| lora.max_loras) {
         Some(count) => TierSize::of_adapters(count),
         None => {
             let share = |free: usize| (free as f64 * cache.device_cache_percent) as u64;
-            let bytes = units(cache.num_device_module_layer)
-                .unwrap_or_else(|| free.bytes.map_or(u64::MAX, share));
-            of_bytes(slots(lora), bytes)
+            let bytes = units(cache.num_device_module_layer).or_else(|| free.bytes.map(share));
+            of_bytes(Some(slots(lora)), bytes)
         }
     };
     (host, device)
@@ -234,8 +233,9 @@ pub(super) fn adapter_bytes(
     let widths = targets.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
     let layer = (model.layers * widths.sum::<usize>()) as u64;
     let largest = layer.saturating_mul(2 * lora.max_lora_rank as u64);
-    let all = largest.saturating_mul(device.adapters as u64).min(device.bytes);
-    let counted = device.bytes == u64::MAX;
+    let count = device.adapters.map_or(u64::MAX, |count| count as u64);
+    let all = largest.saturating_mul(count).min(device.bytes.unwrap_or(u64::MAX));
+    let counted = device.bytes.is_none();
     match free.bytes.filter(|_| counted) {
         Some(free) => all.min(free as u64 / 2),
         None => all,

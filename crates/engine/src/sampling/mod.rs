@@ -1,6 +1,7 @@
 //! How tokens are chosen: what a request may ask for, and what the batch loop works with.
 
 mod guided;
+mod object;
 mod params;
 mod plan;
 mod resolve;
@@ -8,6 +9,7 @@ mod unsupported;
 mod validate;
 
 pub use guided::{Guide, GuidedDecodingParams, MAX_GUIDE_BYTES};
+pub use object::Object;
 pub use params::SamplingParams;
 pub use plan::SamplingPlan;
 pub use validate::{MAX_LOGPROBS, SamplingError};

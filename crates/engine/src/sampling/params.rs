@@ -1,11 +1,13 @@
 //! How a request wants its tokens chosen.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use serde_path_to_error::Track;
 
-use super::GuidedDecodingParams;
 use super::unsupported::refuse_unsupported;
+use super::{GuidedDecodingParams, Object};
 
 /// Sampling parameters of one request, with TensorRT-LLM's names and defaults.
 ///
@@ -27,6 +29,10 @@ pub struct SamplingParams {
     /// Token ids that are never generated.
     #[serde(deserialize_with = "list_or_null")]
     pub bad_token_ids: Vec<u32>,
+    /// Added to the logits of these token ids before penalties, from -100 to 100; the field is
+    /// OpenAI's, whose JSON has the ids as strings.
+    #[serde(deserialize_with = "map_or_null")]
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Strings that end the sequence: a string or a list.
     #[serde(deserialize_with = "one_or_many")]
     pub stop: Vec<String>,
@@ -85,6 +91,7 @@ pub struct SamplingParams {
     /// Keep only this many tokens from the end of the prompt. None: all.
     pub truncate_prompt_tokens: Option<usize>,
     /// What shape the text must have. None: any.
+    #[serde(deserialize_with = "guide_or_null")]
     pub guided_decoding: Option<GuidedDecodingParams>,
 }
 
@@ -97,6 +104,7 @@ impl Default for SamplingParams {
             max_tokens: Some(32),
             bad: Vec::new(),
             bad_token_ids: Vec::new(),
+            logit_bias: BTreeMap::new(),
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             include_stop_str_in_output: false,
@@ -176,6 +184,17 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     })
 }
 
+fn map_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u32, f32>, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+fn guide_or_null<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<GuidedDecodingParams>, D::Error> {
+    let guide: Option<Object<GuidedDecodingParams>> = Option::deserialize(deserializer)?;
+    Ok(guide.map(|Object(guide)| guide))
+}
+
 fn list_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
@@ -212,8 +231,24 @@ mod tests {
     }
 
     #[test]
+    fn a_guide_is_an_object_and_not_a_list_of_its_values() {
+        let error = read(json!({"guided_decoding": [null, "a+"]})).unwrap_err();
+        assert!(error.contains("`guided_decoding`"), "{error}");
+    }
+
+    #[test]
+    fn ids_of_a_bias_are_strings_as_in_openai_s_json() {
+        let params = read(json!({"logit_bias": {"50256": -100, "7": 0.5}})).unwrap();
+        assert_eq!(params.logit_bias, BTreeMap::from([(7, 0.5), (50256, -100.0)]));
+        assert!(read(json!({"logit_bias": null})).unwrap().logit_bias.is_empty());
+        let error = read(json!({"logit_bias": {"x": 1}})).unwrap_err();
+        assert!(error.contains("`logit_bias"), "{error}");
+    }
+
+    #[test]
     fn what_is_written_reads_back() {
         let params = SamplingParams {
+            logit_bias: BTreeMap::from([(3, -1.5)]),
             temperature: Some(0.7),
             stop: vec!["x".to_owned()],
             end_id: Some(-1),

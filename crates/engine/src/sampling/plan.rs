@@ -7,6 +7,8 @@ use lora_core::ops::SampleRow;
 pub struct SamplingPlan {
     /// Parameters of the draw, without what changes from step to step.
     pub row: SampleRow,
+    /// Tokens with what is added to their logits, as the bits of an f32.
+    pub bias: Vec<[i32; 2]>,
     /// Whether penalties change any logit, so that a history has to be kept.
     pub penalises: bool,
     /// Tokens at the start of the prompt that penalties leave out.
@@ -69,6 +71,7 @@ mod tests {
     fn plan() -> SamplingPlan {
         SamplingPlan {
             row: SampleRow::GREEDY,
+            bias: Vec::new(),
             penalises: false,
             prompt_ignore_length: 0,
             min_tokens: 1,

@@ -22,8 +22,10 @@ impl SamplingPlan {
         // Outputs compete by their cumulative log-probability, so they have to be known.
         let competes = params.sequences() > params.n;
         let first = stream == 0;
+        let bias = |(id, bias): (&u32, &f32)| [*id as i32, bias.to_bits() as i32];
         Self {
             row,
+            bias: params.logit_bias.iter().map(bias).collect(),
             penalises,
             prompt_ignore_length: params.prompt_ignore_length.unwrap_or(0),
             min_tokens: params.min_tokens.unwrap_or(1),

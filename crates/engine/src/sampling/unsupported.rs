@@ -35,7 +35,7 @@ const UNSUPPORTED: &[(&str, &[Off], &str)] = &[
     ("beam_width_array", &[Off::EmptyList], "leave it out"),
     ("length_penalty", &[Off::Number(0.0), Off::Number(1.0)], "leave it out"),
     ("early_stopping", &[Off::Bool(false), Off::Number(0.0), Off::Number(1.0)], "leave it out"),
-    ("embedding_bias", &[], "use `bad_token_ids` to forbid tokens"),
+    ("embedding_bias", &[], "use `logit_bias`"),
     ("logits_processor", &[], "leave it out"),
     ("apply_batched_logits_processor", &[Off::Bool(false)], "leave it out"),
     ("top_p_min", &[Off::Number(1e-6)], "use a fixed `top_p`"),

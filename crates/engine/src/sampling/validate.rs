@@ -143,6 +143,11 @@ impl SamplingParams {
     }
 
     fn validate_penalties(&self) -> Result<(), SamplingError> {
+        let range = |bias: f32| (-100.0..=100.0).contains(&bias);
+        for bias in self.logit_bias.values() {
+            let advice = "use 100 to force a token and -100 to forbid it";
+            within("logit_bias", Some(*bias), range, "from -100 to 100", advice)?;
+        }
         let positive = |p: f32| p.is_finite() && p > 0.0;
         let (repetition, advice) = (self.repetition_penalty, "set 1 for no penalty");
         within("repetition_penalty", repetition, positive, "finite and above 0", advice)?;
@@ -227,6 +232,7 @@ mod tests {
             ("repetition_penalty", json!(0)),
             ("presence_penalty", json!(-1e39)),
             ("frequency_penalty", json!(1e39)),
+            ("logit_bias", json!({"3": 100.5})),
             ("logprobs", json!(MAX_LOGPROBS + 1)),
             ("prompt_logprobs", json!(MAX_LOGPROBS + 1)),
             ("stop", json!("")),

@@ -309,6 +309,22 @@ fn read(path: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> {
     }
 }
 
+/// Reads the configuration of the adapter at `path` and the headers of its tensors, but not their
+/// values: whatever [`load`] refuses without looking at a value is refused here, in little time.
+///
+/// # Errors
+/// See [`load`].
+pub fn probe(path: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
+    match options.source {
+        // The tensors of an archive lie behind its configuration, and may be compressed with it.
+        CkptSource::Nemo => nemo::probe(path),
+        CkptSource::Hf => match nemo_in_place(path)? {
+            None => peft::probe(path, options),
+            Some(_) => load(path, options).map(drop),
+        },
+    }
+}
+
 /// The format of the adapter at `path`, as far as names of files tell: NeMo for an archive `*.nemo`
 /// and for a folder that holds one in place of a PEFT adapter. For where nobody is asked for it.
 pub fn source_of(path: &Path) -> CkptSource {
@@ -387,7 +403,12 @@ mod tests {
     #[test]
     fn missing_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let load = |path: &Path| load(path, &ReadOptions::default()).unwrap_err();
+        let load = |path: &Path| {
+            let error = load(path, &ReadOptions::default()).unwrap_err();
+            let probed = probe(path, &ReadOptions::default()).unwrap_err();
+            assert_eq!(error.to_string(), probed.to_string());
+            error
+        };
         assert!(load(&dir.path().join("absent")).to_string().contains("absent"));
         assert!(load(dir.path()).to_string().contains("adapter_config.json"));
         let config = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": []}"#;

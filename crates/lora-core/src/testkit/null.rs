@@ -328,8 +328,9 @@ mod tests {
         be.upload(&mut (), bytemuck::cast_slice(&rows), params.view_mut()).unwrap();
         let mut params = params.view();
         (params.geo.rows, params.geo.cols) = (3, SampleRow::WORDS);
-        let (history, banned, masks) = (empty.view(), empty.view(), empty.view());
-        let args = SampleArgs { logits: empty.view(), params, history, banned, masks };
+        let (history, banned, bias, masks) =
+            (empty.view(), empty.view(), empty.view(), empty.view());
+        let args = SampleArgs { logits: empty.view(), params, history, banned, bias, masks };
         be.sample(&mut (), args, out.view_mut()).unwrap();
         let bytes = be.download(&mut (), out.view()).unwrap();
         let tokens: Vec<i32> = bytemuck::pod_collect_to_vec(&bytes);

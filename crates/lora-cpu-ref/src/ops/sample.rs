@@ -18,8 +18,12 @@ pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()
         let params: SampleRow =
             *bytemuck::from_bytes(bytemuck::cast_slice(typed_row::<i32>(&args.params, r)));
         let entry = |i| typed_row::<i32>(&args.history, i);
-        check::sample_ids(args, &params, |i| entry(i)[0])?;
+        let biased = |i| typed_row::<i32>(&args.bias, i);
+        check::sample_ids(args, &params, |i| entry(i)[0], |i| biased(i)[0])?;
         let mut logits = typed_row::<f32>(&args.logits, r).to_vec();
+        for entry in range(params.bias).map(biased) {
+            logits[entry[0] as usize] += f32::from_bits(entry[1] as u32);
+        }
         for entry in range(params.history).map(entry) {
             penalise(&mut logits[entry[0] as usize], entry[1] as f32, &params);
         }

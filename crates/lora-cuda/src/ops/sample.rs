@@ -21,6 +21,7 @@ struct SampleArgs {
     logits: MatArg,
     params: MatArg,
     history: MatArg,
+    bias: MatArg,
     masks: MatArg,
     scratch: MatArg,
     banned: Address,
@@ -48,6 +49,7 @@ impl Cuda {
             logits: args.logits.into(),
             params: args.params.into(),
             history: args.history.into(),
+            bias: args.bias.into(),
             masks: args.masks.into(),
             scratch: MatArg::at(scratch, Mat::dense(rows, vocab, DType::F32)),
             banned: MatArg::from(args.banned).data(),
@@ -59,9 +61,11 @@ impl Cuda {
     fn check_rows(&self, q: &mut CudaQueue, args: &Args<'_, Self>) -> Result<()> {
         let Some(params) = self.ints(q, args.params)? else { return Ok(()) };
         let history = self.ints(q, args.history)?.unwrap_or_default();
+        let bias = self.ints(q, args.bias)?.unwrap_or_default();
         self.check_ids(q, ["sample", "banned token"], args.banned, args.logits.geo.cols)?;
         let rows: &[SampleRow] = bytemuck::cast_slice(&params);
-        rows.iter().try_for_each(|row| check::sample_ids(args, row, |entry| history[2 * entry]))
+        let (seen, biased) = (|entry: usize| history[2 * entry], |entry: usize| bias[2 * entry]);
+        rows.iter().try_for_each(|row| check::sample_ids(args, row, seen, biased))
     }
 }
 

@@ -78,8 +78,8 @@ fn what_is_wanted_earlier_does_not_give_way_to_what_is_wanted_later() {
 
 #[test]
 fn one_that_never_fits_is_refused_with_the_knob() {
-    let host = TierSize { adapters: usize::MAX, bytes: 4 * KB };
-    let device = TierSize { adapters: 8, bytes: 2 * KB };
+    let host = TierSize { adapters: None, bytes: Some(4 * KB) };
+    let device = TierSize { adapters: Some(8), bytes: Some(2 * KB) };
     let mut tiers = AdapterTiers::new(host, device, 1);
     let id = AdapterId(1);
     tiers.lease(id);

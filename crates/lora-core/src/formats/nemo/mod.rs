@@ -32,6 +32,14 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError>
     Ok(adapter)
 }
 
+/// Opens the archive that [`read`] would read.
+///
+/// # Errors
+/// See [`AdapterError`].
+pub fn probe(path: &Path) -> Result<(), AdapterError> {
+    Source::open(&find(path)?).map(drop)
+}
+
 /// Reads a NeMo archive. Nothing is unpacked: the tensors are read from where they lie in it, or,
 /// if it is compressed, from a temporary file without a name.
 ///

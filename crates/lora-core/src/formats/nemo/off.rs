@@ -24,3 +24,11 @@ pub fn read(path: &Path, _: &ReadOptions) -> Result<Adapter, AdapterError> {
 pub fn read_archive(archive: &Source, options: &ReadOptions) -> Result<Adapter, AdapterError> {
     read(archive.path(), options)
 }
+
+/// Says that NeMo archives are not read.
+///
+/// # Errors
+/// Always [`AdapterError::NotCompiledIn`].
+pub fn probe(path: &Path) -> Result<(), AdapterError> {
+    read(path, &ReadOptions::default()).map(drop)
+}

@@ -35,13 +35,31 @@ const PICKLES: [&str; 2] = ["bin", "pth"];
 /// # Errors
 /// See [`AdapterError`].
 pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> {
+    let (config, weights) = open(dir, options)?;
+    assemble_adapter(dir, config, weights, options)
+}
+
+/// The configuration in a directory, and its tensors, whose values are still in their files.
+fn open(
+    dir: &Path,
+    options: &ReadOptions,
+) -> Result<(PeftConfig, (AdapterFormat, RawTensors)), AdapterError> {
     if !dir.is_dir() {
         let what = "an adapter directory".to_owned();
         return Err(AdapterError::Missing { path: dir.to_owned(), what });
     }
     let config = parse_config(dir, &read_file(&dir.join(CONFIG))?, options)?;
-    let (format, raw) = read_weights(dir)?;
-    assemble_adapter(dir, config, (format, raw), options)
+    Ok((config, read_weights(dir)?))
+}
+
+/// As [`read`], but the values of the tensors are left in their files.
+///
+/// # Errors
+/// See [`AdapterError`].
+pub fn probe(dir: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
+    let (config, (_, raw)) = open(dir, options)?;
+    let planned = plan(raw, config, &mut AdapterInfo::default(), options);
+    planned.map(drop).map_err(|problems| rejected(dir, problems))
 }
 
 /// Makes an adapter of the text of an `adapter_config.json` and of tensors; `dir` is what messages

@@ -1,0 +1,32 @@
+//! Numbers on the command line.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// Reads a number that is neither infinite nor NaN, which Rust's own reader would accept.
+///
+/// # Errors
+/// What is allowed.
+pub(super) fn finite<T: FromStr + Into<f64> + Copy>(word: &str) -> Result<T, String>
+where
+    T::Err: Display,
+{
+    let number: T = word.parse().map_err(|error: T::Err| error.to_string())?;
+    match number.into().is_finite() {
+        true => Ok(number),
+        false => Err("it must be a finite number, such as 0.7".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_is_refused() {
+        assert_eq!((finite("0.5"), finite("-2")), (Ok(0.5f32), Ok(-2.0f64)));
+        for bad in ["nan", "inf", "-infinity", "1e39", "", "x"] {
+            assert!(finite::<f32>(bad).is_err(), "{bad}");
+        }
+    }
+}

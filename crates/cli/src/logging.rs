@@ -1,0 +1,47 @@
+//! What the libraries tell of their work, on standard error.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+
+use crate::args::Verbosity;
+
+/// The variable that says more precisely than flags what is told.
+const VARIABLE: &str = "RUST_LOG";
+
+/// Starts to write events to standard error: those that `RUST_LOG` names, or those of a level. The
+/// first run of a process decides for all.
+///
+/// # Errors
+/// If `RUST_LOG` cannot be understood.
+pub(crate) fn start(verbosity: Verbosity) -> anyhow::Result<()> {
+    let named = std::env::var(VARIABLE).unwrap_or_default();
+    let filter = match named.is_empty() {
+        true => EnvFilter::new(level(verbosity)),
+        false => EnvFilter::builder().parse(&named).map_err(|error| {
+            anyhow::anyhow!(
+                "{VARIABLE} is {named:?}: {error}; give a level such as debug, or a list such as \
+                 engine=debug,warn"
+            )
+        })?,
+    };
+    // A run in a process that has a subscriber leaves it in place.
+    let _ = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .try_init();
+    Ok(())
+}
+
+fn level(verbosity: Verbosity) -> &'static str {
+    match verbosity {
+        Verbosity { quiet: true, .. } => "error",
+        Verbosity { verbose: 0, .. } => "warn",
+        Verbosity { verbose: 1, .. } => "info",
+        Verbosity { verbose: 2, .. } => "debug",
+        Verbosity { .. } => "trace",
+    }
+}

@@ -1,0 +1,187 @@
+//! Lines of a stream, each of a bounded length, read by a thread of their own.
+
+use std::io::{self, BufRead, Read};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+/// Most bytes of a line.
+pub const MAX_LINE: u64 = 16 << 20;
+
+/// Most bytes that are skipped in search of the end of a line that is too long.
+const MAX_SKIPPED: u64 = 1 << 30;
+
+/// Lines that are read before they are asked for.
+const READ_AHEAD: usize = 4;
+
+/// What UTF-8 files of some editors begin with.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// A line that is not blank.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RawLine {
+    /// Its number, from 1.
+    pub number: u64,
+    /// Its bytes without the newline; `None` if they are more than [`MAX_LINE`].
+    pub bytes: Option<Vec<u8>>,
+}
+
+/// Reads the lines of a stream that are not blank. A byte order mark at the start is skipped.
+struct Lines<R> {
+    reader: R,
+    number: u64,
+}
+
+impl<R: BufRead> Iterator for Lines<R> {
+    type Item = io::Result<RawLine>;
+
+    fn next(&mut self) -> Option<io::Result<RawLine>> {
+        loop {
+            match self.line().transpose()? {
+                Ok(RawLine { bytes: Some(bytes), .. }) if bytes.trim_ascii().is_empty() => (),
+                line => return Some(line),
+            }
+        }
+    }
+}
+
+impl<R: BufRead> Lines<R> {
+    fn line(&mut self) -> io::Result<Option<RawLine>> {
+        let mut bytes = Vec::new();
+        if self.reader.by_ref().take(MAX_LINE + 1).read_until(b'\n', &mut bytes)? == 0 {
+            return Ok(None);
+        }
+        self.number += 1;
+        let number = self.number;
+        if bytes.last() == Some(&b'\n') {
+            bytes.pop();
+        } else if bytes.len() as u64 > MAX_LINE {
+            self.skip_line()?;
+            return Ok(Some(RawLine { number, bytes: None }));
+        }
+        if number == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
+            bytes.drain(..BYTE_ORDER_MARK.len());
+        }
+        Ok(Some(RawLine { number, bytes: Some(bytes) }))
+    }
+
+    /// Skips the rest of a line.
+    fn skip_line(&mut self) -> io::Result<()> {
+        let skipped = self.reader.by_ref().take(MAX_SKIPPED).skip_until(b'\n')?;
+        match skipped as u64 == MAX_SKIPPED {
+            true => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("line {} has no end; give JSON objects, one a line", self.number),
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Lines that come from a thread.
+pub struct Intake {
+    lines: Receiver<io::Result<RawLine>>,
+}
+
+/// What waiting for a line led to.
+#[derive(Debug)]
+pub enum Next {
+    /// A line.
+    Line(RawLine),
+    /// None yet.
+    Nothing,
+    /// There are no more lines.
+    End,
+    /// No more can be read.
+    Failed(io::Error),
+}
+
+impl Intake {
+    /// No lines.
+    pub fn empty() -> Self {
+        Self { lines: sync_channel(0).1 }
+    }
+
+    /// The lines of what `open` opens, which may take its time: the end of a pipe is waited for.
+    pub fn start<R: BufRead>(open: impl FnOnce() -> io::Result<R> + Send + 'static) -> Self {
+        let (sender, lines) = sync_channel(READ_AHEAD);
+        // Nobody waits for the thread, which may be waiting for a stream that never ends.
+        thread::spawn(move || {
+            let lines = open().map(|reader| Lines { reader, number: 0 });
+            let (lines, failed) = match lines {
+                Ok(lines) => (Some(lines), None),
+                Err(error) => (None, Some(Err(error))),
+            };
+            for line in lines.into_iter().flatten().chain(failed) {
+                let last = line.is_err();
+                if sender.send(line).is_err() || last {
+                    return;
+                }
+            }
+        });
+        Self { lines }
+    }
+
+    /// Waits up to `limit` for a line.
+    pub fn next_within(&self, limit: Duration) -> Next {
+        match self.lines.recv_timeout(limit) {
+            Ok(Ok(line)) => Next::Line(line),
+            Ok(Err(error)) => Next::Failed(error),
+            Err(RecvTimeoutError::Timeout) => Next::Nothing,
+            Err(RecvTimeoutError::Disconnected) => Next::End,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufReader, Cursor};
+
+    use super::*;
+
+    fn lines(text: impl Read) -> Vec<io::Result<RawLine>> {
+        Lines { reader: BufReader::new(text), number: 0 }.collect()
+    }
+
+    fn line(number: u64, bytes: &[u8]) -> RawLine {
+        RawLine { number, bytes: Some(bytes.to_vec()) }
+    }
+
+    #[test]
+    fn blank_lines_and_a_byte_order_mark_are_skipped_and_lines_are_counted() {
+        let found: Vec<RawLine> = lines(Cursor::new(b"\xef\xbb\xbfa\n\n \r\nb\r\n\xef\xbb\xbfc"))
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(found, [line(1, b"a"), line(4, b"b\r"), line(5, b"\xef\xbb\xbfc")]);
+    }
+
+    #[test]
+    fn a_line_over_the_bound_is_skipped_alone() {
+        let long = io::repeat(b'x').take(MAX_LINE + 1).chain(Cursor::new(b"\nnext\n"));
+        let exact = io::repeat(b'y').take(MAX_LINE);
+        let found = lines(long.chain(exact));
+        assert_eq!(found[0].as_ref().unwrap(), &RawLine { number: 1, bytes: None });
+        assert_eq!(found[1].as_ref().unwrap(), &line(2, b"next"));
+        let last = found[2].as_ref().unwrap().bytes.as_ref().unwrap();
+        assert_eq!((found.len(), last.len() as u64), (3, MAX_LINE));
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_an_error() {
+        let mut lines =
+            Lines { reader: BufReader::with_capacity(1 << 20, io::repeat(0)), number: 0 };
+        let error = lines.next().unwrap().unwrap_err();
+        assert!(error.to_string().contains("line 1 has no end"), "{error}");
+    }
+
+    #[test]
+    fn an_error_of_opening_or_reading_is_the_last_item() {
+        let refused = || Err::<io::Empty, _>(io::Error::from(io::ErrorKind::PermissionDenied));
+        let intake = Intake::start(refused);
+        let wait = Duration::from_secs(60);
+        assert!(matches!(intake.next_within(wait), Next::Failed(_)));
+        assert!(matches!(intake.next_within(wait), Next::End));
+        assert!(matches!(Intake::empty().next_within(wait), Next::End));
+    }
+}

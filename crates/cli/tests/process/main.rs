@@ -1,0 +1,12 @@
+//! The program `polylora` as a process: signals, pipes, and disks that are full.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod adapters;
+mod exit_codes;
+mod flags;
+mod full_disk;
+mod output;
+mod pipes;
+mod program;
+mod signals;
