@@ -90,6 +90,7 @@ pub fn geometry(model: &str) -> ModelGeometry {
             0 => 0,
             _ => known("moe_intermediate_size").unwrap_or(size("intermediate_size")),
         },
+        qk_norms: config["model_type"].as_str().is_some_and(|kind| kind.starts_with("qwen3")),
         tied_embeddings: config["tie_word_embeddings"].as_bool().expect("a flag"),
         hf_modules: modules.into_iter().map(str::to_owned).collect(),
         biased_modules: match config["model_type"].as_str() {

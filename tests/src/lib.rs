@@ -6,6 +6,7 @@ mod adapter_files;
 mod compare;
 mod demo;
 pub mod faults;
+mod field;
 mod fixture_class;
 mod fixtures;
 pub mod settle;
@@ -14,6 +15,7 @@ pub mod suite;
 pub use adapter_files::{AdapterFiles, FileTensor};
 pub use compare::{assert_greedy, relative_error};
 pub use demo::{DemoCase, demo_adapters};
+pub use field::{FieldCase, field_cases, field_dir, field_model};
 pub use fixture_class::{Class, context_logits};
 pub use fixtures::{
     Case, Fixtures, adapter_path, builder, ckpt_source, engine, fixtures_dir, geometry, model_path,

@@ -37,9 +37,6 @@ struct Case {
 /// The kinds that are about reading; the others are about full weights, rows and text.
 const KINDS: [&str; 6] = ["K2", "K3", "K7", "dtype", "moe", "control"];
 
-/// Of these kinds, but for what they say of full weights.
-const FULL_WEIGHTS: [&str; 2] = ["llama.saved-superset", "llama-tied.all-linear-with-head-tied"];
-
 fn field(path: &str) -> PathBuf {
     fixtures_dir().join("field").join(path)
 }
@@ -47,8 +44,7 @@ fn field(path: &str) -> PathBuf {
 fn cases() -> Vec<Case> {
     let cases = std::fs::read(field("cases.json")).unwrap();
     let mut cases: Vec<Case> = serde_json::from_slice(&cases).unwrap();
-    let full = |case: &Case| FULL_WEIGHTS.iter().any(|name| case.adapter.as_deref() == Some(name));
-    cases.retain(|case| KINDS.contains(&case.kind.as_str()) && !full(case));
+    cases.retain(|case| KINDS.contains(&case.kind.as_str()));
     cases
 }
 

@@ -15,11 +15,16 @@ use crate::modules::TargetModule;
 pub(crate) mod check;
 #[cfg(feature = "formats")]
 mod diff;
+#[cfg(feature = "formats")]
+pub(crate) mod dora;
 pub(crate) mod generation;
+mod parts;
 #[cfg(feature = "formats")]
 pub(crate) mod pattern;
 #[cfg(feature = "formats")]
 pub(crate) mod targets;
+
+pub use parts::{NormKind, TokenRows};
 
 #[cfg(feature = "formats")]
 pub use diff::{Addition, DeltaDiff, SiteDiff, diff};
@@ -31,6 +36,10 @@ pub enum SiteKey {
     Embed,
     /// A linear module of a decoder layer.
     Layer(LayerIdx, TargetModule),
+    /// A norm of a decoder layer.
+    Norm(LayerIdx, NormKind),
+    /// The norm behind the last layer.
+    FinalNorm,
     /// The output projection (`lm_head`).
     Head,
 }
@@ -40,8 +49,33 @@ impl SiteKey {
     pub const fn module(self) -> Option<TargetModule> {
         match self {
             Self::Layer(_, module) => Some(module),
-            Self::Embed | Self::Head => None,
+            Self::Embed | Self::Norm(..) | Self::FinalNorm | Self::Head => None,
         }
+    }
+
+    /// The layer that it belongs to.
+    pub const fn layer(self) -> Option<LayerIdx> {
+        match self {
+            Self::Layer(layer, _) | Self::Norm(layer, _) => Some(layer),
+            Self::Embed | Self::FinalNorm | Self::Head => None,
+        }
+    }
+
+    /// The name of its module in Hugging Face models: `root` stands before `layers`, `path` is that of a
+    /// linear module inside its layer; `None` for such a module without a path.
+    pub fn hf_name(self, root: &str, path: Option<&str>) -> Option<String> {
+        Some(match self {
+            Self::Embed => format!("{root}embed_tokens"),
+            Self::Layer(layer, _) => format!("{root}layers.{}.{}", layer.0, path?),
+            Self::Norm(layer, kind) => format!("{root}layers.{}.{}", layer.0, kind.hf_path()),
+            Self::FinalNorm => format!("{root}norm"),
+            Self::Head => "lm_head".to_owned(),
+        })
+    }
+
+    /// Whether it is a norm.
+    pub const fn is_norm(self) -> bool {
+        matches!(self, Self::Norm(..) | Self::FinalNorm)
     }
 }
 
@@ -50,6 +84,8 @@ impl fmt::Display for SiteKey {
         match self {
             Self::Embed => f.write_str("embed_tokens"),
             Self::Layer(layer, module) => write!(f, "layer {layer} {module}"),
+            Self::Norm(layer, kind) => write!(f, "layer {layer} {kind}"),
+            Self::FinalNorm => f.write_str("norm"),
             Self::Head => f.write_str("lm_head"),
         }
     }
@@ -96,14 +132,17 @@ pub struct SiteWeights<T = HostTensor> {
     pub low_rank: Option<LowRank<T>>,
     /// Replaces the base layer's bias, `[out]`.
     pub base_bias: Option<T>,
-    /// Replaces the base layer's weight, `[out, in]` or `[vocab, hidden]`; a low-rank update of
-    /// the same site adds to it.
+    /// Replaces the base layer's weight, `[out, in]`, `[vocab, hidden]` or, of a norm, `[width]`; a
+    /// low-rank update of the same site adds to it.
     pub replacement: Option<T>,
+    /// Replaces rows of the base layer's weight, at the embedding and the output projection; never
+    /// beside a replacement of the whole.
+    pub rows: Option<TokenRows<T>>,
 }
 
 impl<T> Default for SiteWeights<T> {
     fn default() -> Self {
-        Self { low_rank: None, base_bias: None, replacement: None }
+        Self { low_rank: None, base_bias: None, replacement: None, rows: None }
     }
 }
 
@@ -119,7 +158,9 @@ impl<T> SiteWeights<T> {
         let low = self.low_rank.as_ref();
         let pair = low.into_iter().flat_map(|l| [&l.a, &l.b]);
         let extras = low.into_iter().flat_map(|l| [l.magnitude.as_ref(), l.b_bias.as_ref()]);
-        pair.chain(extras.flatten()).chain(self.base_bias.as_ref()).chain(self.replacement.as_ref())
+        let rows = self.rows.as_ref().map(|rows| &rows.values);
+        let weights = self.base_bias.as_ref().into_iter().chain(&self.replacement).chain(rows);
+        pair.chain(extras.flatten()).chain(weights)
     }
 
     /// The same site of references to its tensors.
@@ -133,8 +174,13 @@ impl<T> SiteWeights<T> {
             b_bias: low.b_bias.as_ref(),
             rows: low.rows,
         });
-        let (base_bias, replacement) = (self.base_bias.as_ref(), self.replacement.as_ref());
-        SiteWeights { low_rank, base_bias, replacement }
+        let rows = self.rows.as_ref();
+        SiteWeights {
+            low_rank,
+            base_bias: self.base_bias.as_ref(),
+            replacement: self.replacement.as_ref(),
+            rows: rows.map(|rows| TokenRows { ids: rows.ids.clone(), values: &rows.values }),
+        }
     }
 
     /// The same site of other tensors.
@@ -168,6 +214,10 @@ impl<T> SiteWeights<T> {
             low_rank,
             base_bias: self.base_bias.map(&mut make).transpose()?,
             replacement: self.replacement.map(&mut make).transpose()?,
+            rows: match self.rows {
+                Some(rows) => Some(TokenRows { ids: rows.ids, values: make(rows.values)? }),
+                None => None,
+            },
         })
     }
 }
@@ -221,6 +271,8 @@ pub struct AdapterInfo {
     pub bytes: u64,
     /// Things that were tolerated and that a person should know.
     pub warnings: Vec<String>,
+    /// What was made of parts whose meaning depends on their content or on the model.
+    pub notes: Vec<String>,
 }
 
 /// Modules chosen by name or by pattern, as PEFT's `target_modules` and `exclude_modules` do.
@@ -273,8 +325,22 @@ pub struct Declaration {
     pub root: String,
     /// What the file calls the modules that it changes.
     pub naming: BTreeMap<TargetModule, ModuleNaming>,
-    /// Sites whose replacement is a saved copy of the base layer, not of `modules_to_save`.
-    pub saved_base: BTreeSet<SiteKey>,
+    /// Sites of which the file has a trained weight, whether or not it differs from the base model's.
+    pub saved_sites: BTreeSet<SiteKey>,
+}
+
+impl Declaration {
+    /// Whether `modules_to_save` names a module of this name, or one that it is a part of. PEFT compares
+    /// ends of names, without regard to dots.
+    pub fn saves(&self, name: &str) -> bool {
+        self.saved.iter().any(|entry| is_saved_by(entry, name))
+    }
+}
+
+/// Whether an entry of `modules_to_save` names a module, or one that it is a part of.
+pub(crate) fn is_saved_by(entry: &str, name: &str) -> bool {
+    let mut ends = name.match_indices('.').map(|(at, _)| at).chain([name.len()]);
+    ends.any(|end| name[..end].ends_with(entry))
 }
 
 /// A LoRA adapter: what it changes, and its identity.
@@ -288,6 +354,9 @@ pub struct Adapter {
     pub source: AdapterInfo,
     /// What its configuration targets; `None` when it was made without one.
     pub declaration: Option<Declaration>,
+    /// The denominators of DoRA, `rownorm(W + scale * B A)` by output, where W is not the base model's
+    /// weight as a device has it: where W is replaced, and at the embedding, which is stored transposed.
+    pub norms: BTreeMap<SiteKey, Vec<f32>>,
 }
 
 impl Adapter {
@@ -299,7 +368,7 @@ impl Adapter {
     ) -> Self {
         let digests = sites.iter().map(|(key, site)| (*key, site.as_ref().map(Digest::of)));
         let generation = generation::of_sites(&digests.collect());
-        Self { sites, generation, source, declaration }
+        Self { sites, generation, source, declaration, norms: BTreeMap::new() }
     }
 
     /// Sites with a low-rank update.

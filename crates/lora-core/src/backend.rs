@@ -5,7 +5,8 @@ use std::ops::Range;
 use crate::fp8::Fp8Scales;
 use crate::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
 use crate::ops::{
-    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, QkvArgs, SampleArgs,
+    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
+    SampleArgs,
 };
 use crate::{HostTensor, Result, View, ViewMut};
 
@@ -197,16 +198,16 @@ pub trait Backend: Sized + 'static {
         out: ViewMut<'_, Self>,
     ) -> Result<()>;
 
-    /// `out = x / sqrt(mean(x^2) + eps) * w` for each row (Zhang & Sennrich, 2019). `w` is
-    /// `[1, cols]` f32.
+    /// `out = x / sqrt(mean(x^2) + eps) * w` for each row (Zhang & Sennrich, 2019), where `w` is the
+    /// weight of the row's adapter, or the base model's.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`], [`crate::Error::DType`].
+    /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`] for a slot.
     fn rms_norm(
         &self,
         q: &mut Self::Queue,
         x: View<'_, Self>,
-        w: View<'_, Self>,
+        w: NormWeight<'_, Self>,
         eps: f32,
         out: ViewMut<'_, Self>,
     ) -> Result<()>;
@@ -214,13 +215,13 @@ pub trait Backend: Sized + 'static {
     /// `residual += x`, then `out = rms_norm(residual)`; the norm reads the rounded residual.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`], [`crate::Error::DType`].
+    /// As [`Backend::rms_norm`].
     fn add_rms_norm(
         &self,
         q: &mut Self::Queue,
         x: View<'_, Self>,
         residual: ViewMut<'_, Self>,
-        w: View<'_, Self>,
+        w: NormWeight<'_, Self>,
         eps: f32,
         out: ViewMut<'_, Self>,
     ) -> Result<()>;

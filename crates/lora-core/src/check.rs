@@ -6,9 +6,9 @@
 use std::ops::Range;
 
 use crate::fp8::Fp8Scales;
-use crate::lora::{SiteKind, SiteSpec, SlotSlice};
+use crate::lora::{SiteKind, SiteSpec, SlotRows, SlotSlice};
 use crate::ops::{
-    AttentionArgs, LogprobArgs, LogprobOut, QkvArgs, SampleArgs, SampleRow, mask_words,
+    AttentionArgs, LogprobArgs, LogprobOut, NormWeight, QkvArgs, SampleArgs, SampleRow, mask_words,
 };
 use crate::{Backend, DType, Error, HostTensor, Mat, Result, check_extent};
 
@@ -134,28 +134,42 @@ fn looked_up(op: &'static str, cols: usize, ids: Mat, out: Mat) -> Result<()> {
     check_extent(op, "columns of out", out.cols, cols)
 }
 
-/// Checks the weights of a norm over `cols` columns.
+/// Checks the weights of a norm of `rows` rows and `cols` columns.
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
-fn norm_weights(op: &'static str, w: Mat, cols: usize) -> Result<()> {
-    dtype(op, "w", w.dtype, DType::F32)?;
-    check_extent(op, "rows of w", w.rows, 1)?;
-    check_extent(op, "columns of w", w.cols, cols)
+/// [`Error::DType`], [`Error::Shape`]; [`Error::Unsupported`] for a site of another kind.
+fn norm_weights<B: Backend>(
+    op: &'static str,
+    w: &NormWeight<'_, B>,
+    [rows, cols]: [usize; 2],
+) -> Result<()> {
+    let base = w.base.geo;
+    dtype(op, "w", base.dtype, DType::F32)?;
+    check_extent(op, "rows of w", base.rows, 1)?;
+    check_extent(op, "columns of w", base.cols, cols)?;
+    let Some((site, batch)) = w.lora else { return Ok(()) };
+    site_kind::<B>(op, &site.spec, SiteKind::Norm)?;
+    check_extent(op, "columns of adapters' w", site.spec.in_dim, cols)?;
+    check_extent(op, "rows of the batch", batch.rows(), rows)
 }
 
 /// Checks [`Backend::rms_norm`] and, with the residual among `outs`, [`Backend::add_rms_norm`].
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`].
-pub fn norm(op: &'static str, x: Mat, w: Mat, outs: &[(&'static str, Mat)]) -> Result<()> {
+pub fn norm<B: Backend>(
+    op: &'static str,
+    x: Mat,
+    w: &NormWeight<'_, B>,
+    outs: &[(&'static str, Mat)],
+) -> Result<()> {
     float(op, "x", x.dtype)?;
     for (what, out) in outs {
         float(op, what, out.dtype)?;
         check_extent(op, what, out.rows, x.rows)?;
         check_extent(op, what, out.cols, x.cols)?;
     }
-    norm_weights(op, w, x.cols)
+    norm_weights(op, w, [x.rows, x.cols])
 }
 
 /// Checks [`Backend::silu_mul`].
@@ -276,8 +290,8 @@ pub fn qkv<B: Backend>(args: &QkvArgs<'_, B>) -> Result<()> {
     check_extent(OP, "columns of rotations", args.rotations.geo.cols, dims.head_dim)?;
     match &args.norms {
         Some((q, k, _)) => {
-            norm_weights(OP, q.geo, dims.head_dim)?;
-            norm_weights(OP, k.geo, dims.head_dim)
+            norm_weights(OP, q, [rows, dims.head_dim])?;
+            norm_weights(OP, k, [rows, dims.head_dim])
         }
         None => Ok(()),
     }
@@ -463,6 +477,9 @@ pub fn write_slot(
 }
 
 fn slot_slice(op: &'static str, spec: &SiteSpec, slice: &SlotSlice, out: usize) -> Result<()> {
+    if spec.kind == SiteKind::Norm {
+        return norm_slice(op, slice, out);
+    }
     for (what, vector) in [("gain", &slice.gain), ("shift", &slice.shift)] {
         if let Some(vector) = vector {
             check_extent(op, what, vector.len(), out)?;
@@ -477,11 +494,23 @@ fn slot_slice(op: &'static str, spec: &SiteSpec, slice: &SlotSlice, out: usize) 
     if let Some(w) = &slice.replacement {
         let (rows, cols) = matrix("replacement", w)?;
         let expected = match spec.kind {
-            SiteKind::Linear => (out, spec.in_dim),
             SiteKind::Embedding => (spec.in_dim, out),
+            _ => (out, spec.in_dim),
         };
         check_extent(op, "rows of replacement", rows, expected.0)?;
         check_extent(op, "columns of replacement", cols, expected.1)?;
+    }
+    if let Some(SlotRows { ids, values }) = &slice.rows {
+        let (vocab, width) = match spec.kind {
+            SiteKind::Embedding => (spec.in_dim, out),
+            _ => (out, spec.in_dim),
+        };
+        let beside = usize::from(slice.replacement.is_some()) + spec.slices.len() - 1;
+        check_extent(op, "slices or replacements beside rows of tokens", beside, 0)?;
+        let (rows, cols) = matrix("rows", values)?;
+        check_extent(op, "rows of tokens", rows, ids.len())?;
+        check_extent(op, "columns of rows of tokens", cols, width)?;
+        token_ids(op, ids, vocab)?;
     }
     if let Some(low) = &slice.low_rank {
         let (rank, columns) = matrix("a", &low.a)?;
@@ -493,20 +522,54 @@ fn slot_slice(op: &'static str, spec: &SiteSpec, slice: &SlotSlice, out: usize) 
     Ok(())
 }
 
+/// Checks that tokens are ascending and of a vocabulary.
+fn token_ids(op: &'static str, ids: &[u32], vocab: usize) -> Result<()> {
+    let what = "token";
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
+        return Err(Error::OutOfRange { op, what, found: i64::from(*id), limit: vocab });
+    }
+    match ids.windows(2).find(|pair| pair[0] >= pair[1]) {
+        Some(pair) => {
+            let (what, found) = ("token after a larger one", pair[1] as usize);
+            Err(Error::Shape { op, what, expected: pair[0] as usize + 1, found })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Checks what an adapter does to a norm: it has a weight of its own, and nothing else.
+fn norm_slice(op: &'static str, slice: &SlotSlice, cols: usize) -> Result<()> {
+    let SlotSlice { low_rank, gain, shift, replacement, rows } = slice;
+    let others = usize::from(low_rank.is_some())
+        + usize::from(rows.is_some())
+        + usize::from(gain.is_some())
+        + usize::from(shift.is_some());
+    check_extent(op, "parts of a norm besides its weight", others, 0)?;
+    let Some(weight) = replacement else { return Ok(()) };
+    dtype(op, "weight of a norm", weight.dtype(), DType::F32)?;
+    check_extent(op, "dimensions of a norm's weight", weight.shape().len(), 1)?;
+    check_extent(op, "elements of a norm's weight", weight.len(), cols)
+}
+
+fn site_kind<B: Backend>(op: &'static str, spec: &SiteSpec, kind: SiteKind) -> Result<()> {
+    if spec.kind == kind {
+        return Ok(());
+    }
+    let what = format!("a site of kind {:?}", spec.kind);
+    Err(Error::Unsupported { op, backend: B::NAME, what })
+}
+
 /// Checks that a site is of `kind`, and an output of it.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a site of the other kind; [`Error::DType`], [`Error::Shape`].
+/// [`Error::Unsupported`] for a site of another kind; [`Error::DType`], [`Error::Shape`].
 pub fn site_output<B: Backend>(
     op: &'static str,
     spec: &SiteSpec,
     kind: SiteKind,
     out: Mat,
 ) -> Result<()> {
-    if spec.kind != kind {
-        let what = format!("a site of kind {:?}", spec.kind);
-        return Err(Error::Unsupported { op, backend: B::NAME, what });
-    }
+    site_kind::<B>(op, spec, kind)?;
     float(op, "out", out.dtype)?;
     check_extent(op, "columns of out", out.cols, spec.out_dim())
 }

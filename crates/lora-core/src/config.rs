@@ -207,6 +207,7 @@ mod tests {
             vocab: 512,
             num_experts: 0,
             moe_intermediate: 0,
+            qk_norms: false,
             tied_embeddings: false,
             hf_modules: modules.iter().map(ToString::to_string).collect(),
             biased_modules: BTreeSet::new(),

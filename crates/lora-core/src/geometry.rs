@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::adapter::{NormKind, SiteKey};
+use crate::ids::LayerIdx;
 use crate::modules::{ModuleMap, TargetModule};
 
 /// Sizes of a decoder model, in elements, and which modules its layers have.
@@ -25,6 +27,8 @@ pub struct ModelGeometry {
     pub num_experts: usize,
     /// Inner width of one routed expert; 0 for a dense model.
     pub moe_intermediate: usize,
+    /// Whether heads of queries and keys are normalised.
+    pub qk_norms: bool,
     /// Whether the output projection shares the embedding's weights.
     pub tied_embeddings: bool,
     /// Paths of the linear modules inside a layer, by their usual Hugging Face names:
@@ -55,6 +59,37 @@ impl ModelGeometry {
             modules.extend(TargetModule::all().filter(|module| module.is_routed_expert()));
         }
         modules
+    }
+
+    /// The path of a dense linear module inside a layer.
+    pub fn hf_path(&self, module: TargetModule) -> Option<&str> {
+        let map = ModuleMap::default();
+        let paths = self.hf_modules.iter().map(String::as_str);
+        paths
+            .into_iter()
+            .find(|path| map.lookup(path) == Some(module) && !module.is_routed_expert())
+    }
+
+    /// Width of a norm's weight; `None` for what is no norm of this model.
+    pub fn norm_width(&self, site: SiteKey) -> Option<usize> {
+        match site {
+            SiteKey::Norm(_, kind) if kind.is_of_heads() => self.qk_norms.then_some(self.head_dim),
+            SiteKey::Norm(..) | SiteKey::FinalNorm => Some(self.hidden),
+            SiteKey::Embed | SiteKey::Layer(..) | SiteKey::Head => None,
+        }
+    }
+
+    /// Every site of which an adapter may have a full weight.
+    pub fn full_weight_sites(&self) -> Vec<SiteKey> {
+        let modules: Vec<TargetModule> =
+            self.modules().into_iter().filter(|module| !module.is_routed_expert()).collect();
+        let mut sites = vec![SiteKey::Embed, SiteKey::FinalNorm, SiteKey::Head];
+        for layer in (0u32..).take(self.layers).map(LayerIdx) {
+            let norms = NormKind::ALL.map(|kind| SiteKey::Norm(layer, kind));
+            sites.extend(norms.into_iter().filter(|site| self.norm_width(*site).is_some()));
+            sites.extend(modules.iter().map(|module| SiteKey::Layer(layer, *module)));
+        }
+        sites
     }
 
     /// Input and output features of a module (of one expert, for routed experts); `None` when the
@@ -98,6 +133,7 @@ mod tests {
             num_experts: 0,
             moe_intermediate: 0,
             tied_embeddings: false,
+            qk_norms: true,
             hf_modules: ModelGeometry::DENSE_MODULES.map(str::to_owned).to_vec(),
             biased_modules: BTreeSet::new(),
         }

@@ -54,8 +54,8 @@ mod tensor;
 pub mod testkit;
 
 pub use adapter::{
-    Adapter, AdapterFormat, AdapterInfo, Declaration, LayerFilter, LowRank, ModuleNaming, RowOrder,
-    Selector, SiteKey, SiteWeights,
+    Adapter, AdapterFormat, AdapterInfo, Declaration, LayerFilter, LowRank, ModuleNaming, NormKind,
+    RowOrder, Selector, SiteKey, SiteWeights, TokenRows,
 };
 #[cfg(feature = "formats")]
 pub use adapter::{Addition, DeltaDiff, SiteDiff, diff};

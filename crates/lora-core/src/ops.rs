@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::lora::{LoraBatch, LoraSite};
 use crate::{Backend, View, ViewMut};
 
 /// Extents of an attention layer.
@@ -24,6 +25,30 @@ impl HeadDims {
     /// Columns of the keys, and of the values.
     pub const fn kv_cols(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+}
+
+/// The weight of an RMS norm. Rows whose adapter has a weight of its own for this norm are scaled by
+/// that one.
+pub struct NormWeight<'a, B: Backend> {
+    /// The base model's: `[1, cols]` f32.
+    pub base: View<'a, B>,
+    /// Weights of adapters, by slot, and the slot of each row; `None` where no row has an adapter.
+    pub lora: Option<(&'a LoraSite<B>, &'a LoraBatch<B>)>,
+}
+
+impl<B: Backend> Clone for NormWeight<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for NormWeight<'_, B> {}
+
+impl<'a, B: Backend> From<View<'a, B>> for NormWeight<'a, B> {
+    /// The base model's weight for every row.
+    fn from(base: View<'a, B>) -> Self {
+        Self { base, lora: None }
     }
 }
 
@@ -52,8 +77,8 @@ pub struct QkvArgs<'a, B: Backend> {
     pub qkv: ViewMut<'a, B>,
     /// Extents.
     pub dims: HeadDims,
-    /// RMS-norm weights of q heads and k heads, each `[1, head_dim]` f32, and their epsilon.
-    pub norms: Option<(View<'a, B>, View<'a, B>, f32)>,
+    /// RMS-norm weights of q heads and k heads, each of `head_dim` columns, and their epsilon.
+    pub norms: Option<(NormWeight<'a, B>, NormWeight<'a, B>, f32)>,
     /// Position of each row: `[1, rows]` i32.
     pub positions: View<'a, B>,
     /// `[max positions, head_dim]` f32: cosines of the half-dimensions, then their sines.

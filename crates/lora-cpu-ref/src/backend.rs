@@ -6,7 +6,8 @@ use std::ops::Range;
 use lora_core::fp8::Fp8Scales;
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::{
-    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, QkvArgs, SampleArgs,
+    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
+    SampleArgs,
 };
 use lora_core::{Backend, Caps, Error, HostTensor, Pool, Result, check};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -192,11 +193,11 @@ impl Backend for CpuRef {
         &self,
         (): &mut (),
         x: View<'_>,
-        w: View<'_>,
+        w: NormWeight<'_, Self>,
         eps: f32,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        norm::rms_norm(self.isa, x, w, eps, out)
+        norm::rms_norm(self.isa, x, &w, eps, out)
     }
 
     fn add_rms_norm(
@@ -204,11 +205,11 @@ impl Backend for CpuRef {
         (): &mut (),
         x: View<'_>,
         residual: ViewMut<'_>,
-        w: View<'_>,
+        w: NormWeight<'_, Self>,
         eps: f32,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        norm::add_rms_norm(self.isa, x, residual, w, eps, out)
+        norm::add_rms_norm(self.isa, x, residual, &w, eps, out)
     }
 
     fn linear(&self, (): &mut (), x: View<'_>, w: &CpuLinear, out: ViewMut<'_>) -> Result<()> {

@@ -48,6 +48,64 @@ extern "C" __global__ void lora_shrink(LoraArgs a) {
     });
 }
 
+// Laid out as `LoraRowsArgs` of `ops/lora_rows.rs`.
+struct LoraRowsArgs {
+    Mat x;              // Input of a linear site; of an embedding, `ids` stands for it.
+    Mat out;
+    const int32_t *ids; // Null unless the site is an embedding.
+    const TokenRows *table;
+    const int32_t *slots; // Of each row, negative without an adapter.
+    int32_t in_dim;
+};
+
+// Where a token is among the adapter's own, or -1.
+__device__ int find_token(const TokenRows &rows, int id) {
+    int low = 0, high = rows.count - 1;
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (rows.ids[middle] < id) low = middle + 1;
+        else high = middle;
+    }
+    return low == high && rows.ids[low] == id ? low : -1;
+}
+
+// The base layer's output where the row's adapter has rows of its own: for an embedding the row of the
+// input token, else the logits of those tokens. Blocks (row, part of its tokens); of an embedding, (row).
+extern "C" __global__ void lora_rows(LoraRowsArgs a) {
+    enter();
+    int64_t r = blockIdx.x;
+    int32_t slot = a.slots[r];
+    if (slot < 0) return;
+    TokenRows rows = a.table[slot];
+    if (rows.count == 0) return;
+    with_float(a.out.dtype, [&](auto o) {
+        using O = decltype(o);
+        O *out = a.out.row<O>(r);
+        with_float(rows.dtype, [&](auto t) {
+            using W = decltype(t);
+            const W *values = static_cast<const W *>(rows.values);
+            if (a.ids) {
+                int place = find_token(rows, a.ids[r]);
+                if (place < 0) return;
+                const W *row = values + static_cast<int64_t>(place) * a.out.cols;
+                for (int c = threadIdx.x; c < a.out.cols; c += blockDim.x)
+                    out[c] = from_float<O>(to_float(row[c]));
+                return;
+            }
+            with_float(a.x.dtype, [&](auto u) {
+                using X = decltype(u);
+                const X *x = a.x.row<X>(r);
+                int warps = blockDim.x / WARP;
+                int first = blockIdx.y * warps + threadIdx.x / WARP;
+                for (int j = first; j < rows.count; j += gridDim.y * warps) {
+                    float logit = dot(x, values + static_cast<int64_t>(j) * a.in_dim, a.in_dim);
+                    if (threadIdx.x % WARP == 0) out[rows.ids[j]] = from_float<O>(logit);
+                }
+            });
+        });
+    });
+}
+
 // What the replaced base layer gives for one output, in every lane.
 __device__ float replaced(const LoraArgs &a, const SlotRow &part, int row, int n, int width) {
     float base = 0.0f;

@@ -11,6 +11,29 @@ struct SlotRow {
     int32_t rank, a_dtype, b_dtype, replacement_dtype, active;
 };
 
+// The weight of an RMS norm for each row: its adapter's, or the base model's. Laid out as
+// `NormWeightArg` of `ops/norm.rs`. No kernel writes any of it.
+struct NormWeight {
+    const float *base;       // Null where the model has no such norm.
+    const SlotRow *adapters; // By slot; null as long as no adapter has a weight of its own.
+    const int32_t *slots;    // Of each row, negative without an adapter.
+
+    __device__ const float *of(int64_t row) const {
+        if (!adapters) return base;
+        int32_t slot = slots[row];
+        const void *own = slot < 0 ? nullptr : adapters[slot].replacement;
+        return own ? static_cast<const float *>(own) : base;
+    }
+};
+
+// Rows of the vocabulary that an adapter has of its own. Laid out as `TokenRows` of
+// `ops/lora_rows.rs`.
+struct TokenRows {
+    const void *values; // [count, columns]
+    const int32_t *ids; // Ascending.
+    int32_t count, dtype;
+};
+
 // Laid out as `LoraArgs` of `ops/lora.rs`.
 struct LoraArgs {
     Mat x;              // Input of the base layer; of an embedding, `ids` stands for it.

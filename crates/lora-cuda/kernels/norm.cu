@@ -1,5 +1,6 @@
 // RMS norms (Zhang & Sennrich, 2019). One block a row.
 #include "common.cuh"
+#include "lora.cuh"
 
 template <class X, class O>
 __device__ void normalise(const X *x, const float *w, float eps, O *out, int cols) {
@@ -17,7 +18,7 @@ __device__ void normalise(const X *x, const float *w, float eps, O *out, int col
 // Laid out as `NormArgs` of `ops/norm.rs`.
 struct NormArgs {
     Mat x, residual, out; // `rms_norm` has no residual.
-    const float *w;
+    NormWeight w;
     float eps;
 };
 
@@ -29,7 +30,7 @@ extern "C" __global__ void rms_norm(NormArgs a) {
         using X = decltype(t);
         with_float(out.dtype, [&](auto o) {
             using O = decltype(o);
-            normalise(x.row<X>(r), a.w, a.eps, out.row<O>(r), x.cols);
+            normalise(x.row<X>(r), a.w.of(r), a.eps, out.row<O>(r), x.cols);
         });
     });
 }
@@ -51,7 +52,7 @@ extern "C" __global__ void add_rms_norm(NormArgs a) {
         // Each thread reads back what it wrote itself.
         with_float(out.dtype, [&](auto o) {
             using O = decltype(o);
-            normalise(sum, a.w, a.eps, out.row<O>(r), x.cols);
+            normalise(sum, a.w.of(r), a.eps, out.row<O>(r), x.cols);
         });
     });
 }
@@ -68,7 +69,7 @@ extern "C" __global__ void rms_norm_eights(NormArgs a) {
         Eight<T> row;
         // No kernel writes the weights.
         Eight<float> w;
-        if (inside) w = Eight<float>::load(a.w + c);
+        if (inside) w = Eight<float>::load(a.w.of(r) + c);
         wait_for_inputs();
         float square = 0.0f;
         if (inside) {

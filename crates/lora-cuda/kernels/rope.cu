@@ -1,10 +1,11 @@
 // Head norms, rotary positions (Su et al., 2021), and the store into the KV cache.
 #include "common.cuh"
+#include "lora.cuh"
 
 // Laid out as `RopeArgs` of `ops/rope.rs`.
 struct RopeArgs {
     Mat qkv, rotations, k_cache, v_cache;
-    const float *q_norm, *k_norm; // Both null where the model has no such norms.
+    NormWeight q_norm, k_norm; // Both without a base where the model has no such norms.
     const int32_t *positions, *slots;
     float eps, k_scale, v_scale;
     int32_t heads, kv_heads, head_dim;
@@ -46,7 +47,7 @@ extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
         }
         for (int i = lane; i < dim; i += WARP) head[i] = to_float(place[i]);
         __syncwarp();
-        const float *w = keys < 0 ? a.q_norm : a.k_norm;
+        const float *w = keys < 0 ? a.q_norm.of(r) : a.k_norm.of(r);
         if (w) {
             float square = 0.0f;
             for (int i = lane; i < dim; i += WARP) square = __fmaf_rn(head[i], head[i], square);
@@ -128,15 +129,15 @@ template <int DIM, class T> __device__ void rotate_and_append(const RopeArgs &a)
         load_floats(rotation + e * STEP, cosines[e]);
         load_floats(rotation + DIM / 2 + e * STEP, sines[e]);
     }
-    float root = a.q_norm ? root_of(head, a) : 1.0f;
+    float root = a.q_norm.base ? root_of(head, a) : 1.0f;
     if (place > last) return;
     if (values < 0) {
-        const float *w = (keys < 0 ? a.q_norm : a.k_norm) + column;
-        if (a.q_norm)
+        const float *w = keys < 0 ? a.q_norm.of(r) : a.k_norm.of(r);
+        if (a.q_norm.base)
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
                 float weights[EIGHT];
-                load_floats(w + e * STEP, weights);
+                load_floats(w + column + e * STEP, weights);
 #pragma unroll
                 for (int i = 0; i < EIGHT; i++) head[e][i] = head[e][i] / root * weights[i];
             }

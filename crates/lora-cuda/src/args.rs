@@ -69,6 +69,7 @@ kernels! {
     RowNorms: "row_norms" in "linear.cu",
     LoraShrink: "lora_shrink" in "lora.cu",
     LoraExpand: "lora_expand" in "lora.cu",
+    LoraRows: "lora_rows" in "lora.cu",
     LoraShrinkMma: "lora_shrink_mma" in "lora_mma.cu",
     LoraShrinkRows1: "lora_shrink_rows1" in "lora_shrink.cu",
     LoraShrinkRows2: "lora_shrink_rows2" in "lora_shrink.cu",

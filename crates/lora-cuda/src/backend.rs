@@ -6,7 +6,8 @@ use cudarc::driver::result;
 use lora_core::fp8::Fp8Scales;
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::{
-    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, QkvArgs, SampleArgs,
+    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
+    SampleArgs,
 };
 use lora_core::{Backend, Caps, HostTensor, Pool, Result, check};
 
@@ -122,11 +123,11 @@ impl Backend for Cuda {
         &self,
         q: &mut CudaQueue,
         x: View<'_>,
-        w: View<'_>,
+        w: NormWeight<'_, Self>,
         eps: f32,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.norm(q, (x, w), eps, &out)
+        self.norm(q, (x, &w), eps, &out)
     }
 
     fn add_rms_norm(
@@ -134,11 +135,11 @@ impl Backend for Cuda {
         q: &mut CudaQueue,
         x: View<'_>,
         residual: ViewMut<'_>,
-        w: View<'_>,
+        w: NormWeight<'_, Self>,
         eps: f32,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.add_norm(q, (x, w), eps, [&residual, &out])
+        self.add_norm(q, (x, &w), eps, [&residual, &out])
     }
 
     fn linear(

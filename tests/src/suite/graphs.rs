@@ -82,7 +82,7 @@ impl<B: Backend> Chain<'_, B> {
     fn run(&mut self, be: &B, q: &mut B::Queue, waits: bool) -> Result<()> {
         for _ in 0..Self::LENGTH {
             let (norm, inputs) = (self.norm.view(), self.inputs.view_mut());
-            be.rms_norm(q, self.outputs.view(), norm, 1e-6, inputs)?;
+            be.rms_norm(q, self.outputs.view(), norm.into(), 1e-6, inputs)?;
             let lora = Some(self.lora);
             be.linear_lora(q, self.inputs.view(), self.w, lora, self.outputs.view_mut())?;
             if waits {

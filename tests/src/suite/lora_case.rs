@@ -1,6 +1,8 @@
 //! Sites, adapters and batches to apply them to.
 
-use lora_core::lora::{LoraBatch, LoraSite, RowPlan, SiteKind, SiteSpec, SlotLowRank, SlotSlice};
+use lora_core::lora::{
+    LoraBatch, LoraSite, RowPlan, SiteKind, SiteSpec, SlotLowRank, SlotRows, SlotSlice,
+};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -20,6 +22,8 @@ pub struct Parts {
     gain: bool,
     shift: bool,
     replacement: bool,
+    /// Rows of tokens, at sites of one slice and beside no replacement.
+    rows: bool,
 }
 
 /// A site, its adapters, and which of them the rows of a batch use.
@@ -51,13 +55,15 @@ fn parts() -> impl Strategy<Value = Parts> {
     let flag = || prop::bool::weighted(0.25);
     let floats = prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16]);
     let b_dtype = prop::option::weighted(0.25, floats);
-    (prop::option::weighted(0.8, 1usize..=40), b_dtype, flag(), flag(), flag()).prop_map(
-        |(rank, b_dtype, gain, shift, replacement)| Parts {
+    let rank = prop::option::weighted(0.8, 1usize..=40);
+    (rank, b_dtype, flag(), flag(), flag(), flag()).prop_map(
+        |(rank, b_dtype, gain, shift, replacement, rows)| Parts {
             rank,
             b_dtype,
             gain,
             shift,
             replacement,
+            rows: rows && !replacement,
         },
     )
 }
@@ -198,7 +204,14 @@ fn even_cases(
         move |(widths, in_dim, adapters, rows, [gain, shift], seed)| {
             let rank = select(ranks);
             let parts = rank.prop_map(move |rank| {
-                Some(Parts { rank: Some(rank), b_dtype: None, gain, shift, replacement: false })
+                Some(Parts {
+                    rank: Some(rank),
+                    b_dtype: None,
+                    gain,
+                    shift,
+                    replacement: false,
+                    rows: false,
+                })
             });
             let slice = prop_oneof![5 => parts, 1 => Just(None)];
             let written =
@@ -227,6 +240,7 @@ impl Case {
         match kind {
             SiteKind::Linear => SiteSpec::linear(self.in_dim, &self.widths),
             SiteKind::Embedding => SiteSpec::embedding(self.in_dim, self.widths[0]),
+            SiteKind::Norm => SiteSpec::norm(self.in_dim),
         }
     }
 
@@ -260,7 +274,11 @@ impl Case {
             let pairs = adapter.iter().zip(&self.widths);
             let slices: Vec<_> = pairs
                 .map(|(parts, width)| {
-                    parts.as_ref().map(|p| p.slice(&mut fill, kind, [self.in_dim, *width], types.w))
+                    let parts = parts.as_ref().map(|parts| Parts {
+                        rows: parts.rows && self.widths.len() == 1,
+                        ..parts.clone()
+                    });
+                    parts.map(|p| p.slice(&mut fill, kind, [self.in_dim, *width], types.w))
                 })
                 .collect();
             rig.be.write_slot(&mut rig.q, &mut site, slot, &slices)?;
@@ -308,8 +326,9 @@ impl Case {
 
 /// Whether a slice of an adapter does nothing.
 fn is_idle(slice: &SlotSlice) -> bool {
-    let SlotSlice { low_rank, gain, shift, replacement } = slice;
-    low_rank.is_none() && gain.is_none() && shift.is_none() && replacement.is_none()
+    let SlotSlice { low_rank, gain, shift, replacement, rows } = slice;
+    let update = low_rank.is_some() || gain.is_some() || shift.is_some();
+    !update && replacement.is_none() && rows.is_none()
 }
 
 /// Which adapter each row uses, in a backend's memory with room for more rows.
@@ -329,8 +348,8 @@ impl Parts {
         let [in_dim, out] = dims;
         let scale = 2.0 * fill.value() + 0.1;
         let replacement = match kind {
-            SiteKind::Linear => [out, in_dim],
             SiteKind::Embedding => [in_dim, out],
+            SiteKind::Linear | SiteKind::Norm => [out, in_dim],
         };
         SlotSlice {
             low_rank: self.rank.map(|rank| SlotLowRank {
@@ -343,8 +362,19 @@ impl Parts {
             replacement: self
                 .replacement
                 .then(|| fill.matrix(replacement[0], replacement[1], dtype).data),
+            rows: self.rows.then(|| token_rows(fill, replacement, dtype)),
         }
     }
+}
+
+/// Rows for some tokens of a matrix `[vocab, width]`, perhaps for none or all.
+fn token_rows(fill: &mut Fill, [vocab, width]: [usize; 2], dtype: DType) -> SlotRows {
+    let count = fill.below(vocab + 1);
+    let mut ids: Vec<u32> = fill.ids(count, vocab).into_iter().map(|id| id as u32).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let values = fill.matrix(ids.len(), width, dtype).data;
+    SlotRows { ids, values }
 }
 
 /// Runs `lora_add` on `out`, and returns what it holds then.

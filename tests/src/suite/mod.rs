@@ -24,6 +24,7 @@ pub mod lora;
 pub mod lora_case;
 pub mod misuse;
 pub mod norm;
+pub mod own_norms;
 pub mod reference;
 pub mod rig;
 pub mod rope;
@@ -109,11 +110,13 @@ macro_rules! backend_suite {
                     row_ops_refuse_ids_out_of_range],
                 norm: [the_norm_is_its_formula, the_norm_after_an_addition_reads_the_rounded_sum,
                     a_row_is_normalised_as_if_it_were_alone, norms_refuse_misfits],
+                own_norms: [a_row_is_scaled_by_its_own_weight, own_norms_refuse_misfits],
                 linear: [a_product_is_its_formula, a_row_is_multiplied_as_if_it_were_alone,
                     row_norms_are_those_of_the_sum, products_refuse_misfits],
                 fp8: [an_fp8_product_is_its_formula, an_fp8_row_is_multiplied_as_if_it_were_alone,
                     row_norms_count_the_scales, fp8_products_refuse_misfits],
-                rope: [heads_are_normalised_rotated_and_stored, rotation_refuses_misfits,
+                rope: [heads_are_normalised_rotated_and_stored,
+                    heads_are_normalised_by_the_norms_of_their_row, rotation_refuses_misfits,
                     rotation_refuses_ids_out_of_range],
                 attention: [attention_is_its_formula, planned_attention_is_its_formula,
                     a_row_attends_as_if_it_were_alone,
@@ -134,7 +137,8 @@ macro_rules! backend_suite {
                     adapters_refuse_misfits, adapters_refuse_ids_out_of_range],
                 graphs: [a_replay_is_what_would_have_been_run,
                     products_one_after_another_read_what_came_before],
-                slots: [a_slot_holds_what_was_written_last, a_refused_write_leaves_the_slot],
+                slots: [a_slot_holds_what_was_written_last, a_refused_write_leaves_the_slot,
+                    rows_of_tokens_refuse_misfits],
             );
         }
     };

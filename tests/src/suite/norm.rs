@@ -42,7 +42,7 @@ fn normalised<B: Backend>(
 ) -> Result<Matrix, TestCaseError> {
     let mut out = rig.place(&Fill::new(0).matrix(x.rows, x.cols, dtype), out_gaps)?;
     let (x, w) = (rig.place(x, x_gaps)?, rig.place(w, Gaps::default())?);
-    rig.be.rms_norm(&mut rig.q, x.view(), w.view(), EPS, out.view_mut())?;
+    rig.be.rms_norm(&mut rig.q, x.view(), w.view().into(), EPS, out.view_mut())?;
     out.read(rig)
 }
 
@@ -57,7 +57,7 @@ fn added<B: Backend>(
     let mut residual = rig.place(residual, residual_gaps)?;
     let (x, w) = (rig.place(x, x_gaps)?, rig.place(w, Gaps::default())?);
     let (q, sum) = (&mut rig.q, residual.view_mut());
-    rig.be.add_rms_norm(q, x.view(), sum, w.view(), EPS, out.view_mut())?;
+    rig.be.add_rms_norm(q, x.view(), sum, w.view().into(), EPS, out.view_mut())?;
     Ok([residual.read(rig)?, out.read(rig)?])
 }
 
@@ -123,21 +123,21 @@ pub fn norms_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
             ("dtype of w", x.view(), w.mistyped(DType::Bf16)),
         ] {
             m.refused(&format!("rms_norm: {what}"), &mut outs, |rig, [out, _]| {
-                rig.be.rms_norm(&mut rig.q, x, w, EPS, out.view_mut())
+                rig.be.rms_norm(&mut rig.q, x, w.into(), EPS, out.view_mut())
             });
             m.refused(&format!("add_rms_norm: {what}"), &mut outs, |rig, [sum, out]| {
                 let (q, sum, out) = (&mut rig.q, sum.view_mut(), out.view_mut());
-                rig.be.add_rms_norm(q, x, sum, w, EPS, out)
+                rig.be.add_rms_norm(q, x, sum, w.into(), EPS, out)
             });
         }
         m.refused("add_rms_norm: rows of out", &mut outs, |rig, [sum, out]| {
             let (q, mut out) = (&mut rig.q, out.view_mut());
             out.geo = out.geo.slice_rows(0..3);
-            rig.be.add_rms_norm(q, x.view(), sum.view_mut(), w.view(), EPS, out)
+            rig.be.add_rms_norm(q, x.view(), sum.view_mut(), w.view().into(), EPS, out)
         });
         m.refused("add_rms_norm: integers for the residual", &mut outs, |rig, [sum, out]| {
             let (q, sum) = (&mut rig.q, sum.mistyped_mut(DType::I32));
-            rig.be.add_rms_norm(q, x.view(), sum, w.view(), EPS, out.view_mut())
+            rig.be.add_rms_norm(q, x.view(), sum, w.view().into(), EPS, out.view_mut())
         });
         Ok(())
     });

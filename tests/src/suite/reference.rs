@@ -1,7 +1,7 @@
 //! The formulas of the ops, over plain numbers.
 
 use lora_core::HostTensor;
-use lora_core::lora::{SiteKind, SlotSlice};
+use lora_core::lora::{SiteKind, SlotRows, SlotSlice};
 use lora_core::ops::HeadDims;
 
 use super::compare::Num;
@@ -85,7 +85,7 @@ pub fn attend(
 }
 
 /// What a slice of a site does to the base output `y` of one row: `gain * (y + scale * B (A x)) +
-/// shift`, with the replacement's output in the place of `y` where there is one.
+/// shift`, with the output of what is replaced, whole or in rows of tokens, in the place of `y`.
 pub fn adapted(kind: SiteKind, slice: &SlotSlice, x: &Input, y: &[Num]) -> Vec<Num> {
     let low_rank = slice.low_rank.as_ref().map(|low| {
         let z = x.times(&low.a);
@@ -96,8 +96,18 @@ pub fn adapted(kind: SiteKind, slice: &SlotSlice, x: &Input, y: &[Num]) -> Vec<N
         (SiteKind::Embedding, Input::OneHot(id)) => rows_of(w).swap_remove(*id),
         _ => x.times(w),
     });
+    let mut base = replaced.unwrap_or_else(|| y.to_vec());
+    if let Some(SlotRows { ids, values }) = &slice.rows {
+        match (kind, x) {
+            (SiteKind::Embedding, Input::OneHot(id)) => {
+                let place = ids.iter().position(|token| *token as usize == *id);
+                base = place.map_or(base, |place| rows_of(values).swap_remove(place));
+            }
+            _ => ids.iter().zip(x.times(values)).for_each(|(id, y)| base[*id as usize] = y),
+        }
+    }
     let element = |n: usize| {
-        let base = replaced.as_ref().map_or(y[n], |values| values[n]);
+        let base = base[n];
         let delta = low_rank.as_ref().map_or(Num::of(0.0), |values| values[n]);
         let gain = slice.gain.as_ref().map_or(1.0, |gain| gain[n].into());
         let shift = slice.shift.as_ref().map_or(0.0, |shift| shift[n].into());

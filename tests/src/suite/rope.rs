@@ -1,13 +1,15 @@
 //! Head norms, rotation by position, and the store into the KV cache.
 
 use lora_core::fp8;
-use lora_core::ops::{HeadDims, KvScales, QkvArgs};
+use lora_core::ops::{HeadDims, KvScales, NormWeight, QkvArgs};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
 use super::compare::{Class, Num, close, exact};
 use super::draw::{Fill, gaps, kv_scales, outer_rows, rows};
+use super::lora_case::batch;
 use super::misuse::{Misuse, refusals};
+use super::own_norms::own_site;
 use super::reference::{rms_norm, rotate};
 use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::{Types, for_all};
@@ -98,11 +100,27 @@ impl Case {
     }
 }
 
-/// Runs the op.
+/// Norms of the adapter in slot 0 of two, and the slots of rows.
+struct OwnNorms {
+    weights: [Matrix; 2],
+    slot_of_row: Vec<i32>,
+}
+
+/// Runs the op without adapters.
 fn appended<B: Backend>(
     rig: &mut Rig<B>,
     case: &Case,
     operands: &Operands,
+) -> Result<Results, TestCaseError> {
+    appended_with(rig, case, operands, None)
+}
+
+/// Runs the op.
+fn appended_with<B: Backend>(
+    rig: &mut Rig<B>,
+    case: &Case,
+    operands: &Operands,
+    own: Option<&OwnNorms>,
 ) -> Result<Results, TestCaseError> {
     let mut qkv = rig.place(&operands.qkv, case.gaps)?;
     let mut k_cache = rig.place(&operands.cache, case.cache_gaps)?;
@@ -111,12 +129,23 @@ fn appended<B: Backend>(
         Some([q, k]) => Some([rig.place(q, Gaps::default())?, rig.place(k, Gaps::default())?]),
         None => None,
     };
+    let sites = match own {
+        Some(own) => {
+            let [q, k] = &own.weights;
+            Some(([own_site(rig, q)?, own_site(rig, k)?], batch(rig, &own.slot_of_row)?))
+        }
+        None => None,
+    };
+    let norm = |i: usize| {
+        let base = norms.as_ref().map(|norms| norms[i].view())?;
+        Some(NormWeight { base, lora: sites.as_ref().map(|(sites, batch)| (&sites[i], batch)) })
+    };
     let (positions, slots) = (rig.ids(&operands.positions)?, rig.ids(&operands.slots)?);
     let rotations = rig.place(&operands.rotations, Gaps::default())?;
     let args = QkvArgs {
         qkv: qkv.view_mut(),
         dims: case.dims,
-        norms: norms.as_ref().map(|[q, k]| (q.view(), k.view(), EPS)),
+        norms: norm(0).zip(norm(1)).map(|(q, k)| (q, k, EPS)),
         positions: positions.view(),
         rotations: rotations.view(),
         kv_slots: slots.view(),
@@ -211,6 +240,35 @@ pub fn heads_are_normalised_rotated_and_stored<B: Backend>(make: &dyn Fn() -> B,
     });
 }
 
+/// Heads of a row whose adapter has norms of its own get the bits that they get where those are the base
+/// model's; other rows are not touched by it.
+pub fn heads_are_normalised_by_the_norms_of_their_row<B: Backend>(
+    make: &dyn Fn() -> B,
+    types: Types,
+) {
+    for_all(make, 64, cases(), |rig, case| {
+        let case = Case { normed: true, ..case.clone() };
+        let operands = case.operands(types);
+        let mut fill = Fill::new(case.seed ^ 3);
+        let weights = [(); 2].map(|()| fill.matrix(1, case.dims.head_dim, DType::F32));
+        let slot_of_row: Vec<i32> = fill.ids(case.rows, 3).iter().map(|slot| slot - 1).collect();
+        let base = appended(rig, &case, &operands)?;
+        let norms = Some(weights.clone());
+        let all_own = appended(rig, &case, &Operands { norms, ..case.operands(types) })?;
+        let own = OwnNorms { weights, slot_of_row };
+        let found = appended_with(rig, &case, &operands, Some(&own))?;
+        for (row, slot) in own.slot_of_row.iter().enumerate() {
+            let expected = if *slot == 0 { &all_own } else { &base };
+            exact("qkv", &found.qkv.pick(&[row]), &expected.qkv.pick(&[row]))?;
+            if let Ok(place) = usize::try_from(operands.slots[row]) {
+                let keys = [&found, expected].map(|results| results.caches[0].pick(&[place]));
+                exact("stored keys", &keys[0], &keys[1])?;
+            }
+        }
+        Ok(())
+    });
+}
+
 /// Operands in the backend's memory, all of them right.
 struct Right<B: Backend> {
     norm: Placed<B>,
@@ -261,7 +319,7 @@ fn refused<B: Backend>(
         let mut args = QkvArgs {
             qkv: qkv.view_mut(),
             dims: DIMS,
-            norms: Some((norm.view(), norm.view(), EPS)),
+            norms: Some((norm.view().into(), norm.view().into(), EPS)),
             positions: positions.view(),
             rotations: rotations.view(),
             kv_slots: slots.view(),
@@ -302,11 +360,13 @@ pub fn rotation_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) 
         ("rows of v_cache", |a| a.v_cache.geo = a.v_cache.geo.slice_rows(0..7)),
         ("integers for k_cache", |a| a.k_cache.geo.dtype = DType::I32),
         ("columns of a norm", |a| {
-            a.norms = a.norms.map(|(q, k, eps)| (q, k.slice_cols(0..3), eps));
+            if let Some((_, k, _)) = &mut a.norms {
+                k.base = k.base.slice_cols(0..3);
+            }
         }),
         ("dtype of a norm", |a| {
             if let Some((q, _, _)) = &mut a.norms {
-                q.geo.dtype = DType::F16;
+                q.base.geo.dtype = DType::F16;
             }
         }),
     ];

@@ -1,6 +1,6 @@
 //! Writing adapters to slots.
 
-use lora_core::lora::{SiteKind, SlotLowRank, SlotSlice};
+use lora_core::lora::{LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotRows, SlotSlice};
 use lora_core::{Backend, DType};
 
 use super::compare::exact;
@@ -24,6 +24,7 @@ pub fn slice(fill: &mut Fill, [in_dim, out]: [usize; 2], dtype: DType) -> SlotSl
         gain: Some(fill.values(out)),
         shift: Some(fill.values(out)),
         replacement: Some(fill.matrix(out, in_dim, dtype).data),
+        rows: None,
     }
 }
 
@@ -108,6 +109,48 @@ pub fn a_refused_write_leaves_the_slot<B: Backend>(make: &dyn Fn() -> B, types: 
                 }
                 _ => Ok(()),
             }
+        });
+        Ok(())
+    });
+}
+
+/// Ways in which rows of tokens do not fit a site of `[3, 4]`.
+fn row_misfits(dtype: DType) -> Vec<(&'static str, SlotSlice)> {
+    let fill = &mut Fill::new(19);
+    let of = |ids: &[u32], values| SlotSlice {
+        rows: Some(SlotRows { ids: ids.to_vec(), values }),
+        ..SlotSlice::default()
+    };
+    let mut matrix = |rows, cols| fill.matrix(rows, cols, dtype).data;
+    let both = SlotSlice { replacement: Some(matrix(4, 3)), ..of(&[1], matrix(1, 3)) };
+    vec![
+        ("fewer rows than tokens", of(&[1, 2], matrix(1, 3))),
+        ("columns of rows", of(&[1], matrix(1, 4))),
+        ("a token outside", of(&[4], matrix(1, 3))),
+        ("a token twice", of(&[1, 1], matrix(2, 3))),
+        ("tokens out of order", of(&[2, 1], matrix(2, 3))),
+        ("integers for rows", of(&[1], Matrix::ints(1, 3, &[1; 3]).data)),
+        ("rows beside a replacement", both),
+    ]
+}
+
+/// Rows of tokens that do not fit, at a site of one slice, or that fit one of several.
+pub fn rows_of_tokens_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
+    refusals(make, |m| {
+        let spec = SiteSpec::linear(3, &[4]);
+        let mut site = LoraSite { table: m.rig.be.lora_table(&spec, 1)?, spec };
+        for (what, wrong) in row_misfits(types.w) {
+            m.refused(&format!("write_slot: {what}"), &mut [], |rig, []| {
+                rig.be.write_slot(&mut rig.q, &mut site, 0, &[Some(wrong)])
+            });
+        }
+        let spec = SiteSpec::linear(3, &[4, 4]);
+        let mut site = LoraSite { table: m.rig.be.lora_table(&spec, 1)?, spec };
+        let values = Fill::new(20).matrix(1, 3, types.w).data;
+        let rows = Some(SlotRows { ids: vec![1], values });
+        let slice = Some(SlotSlice { rows, ..SlotSlice::default() });
+        m.refused("write_slot: rows of tokens at one of two slices", &mut [], |rig, []| {
+            rig.be.write_slot(&mut rig.q, &mut site, 0, &[slice, None])
         });
         Ok(())
     });

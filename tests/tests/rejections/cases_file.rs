@@ -7,7 +7,7 @@ use safetensors::tensor::Dtype;
 use serde_json::json;
 
 use crate::Case;
-use crate::draft::{Draft, HIDDEN, Q, VOCAB};
+use crate::draft::{Draft, HIDDEN, Q};
 
 /// The routed experts of layer 0.
 const EXPERTS: &str = "base_model.model.model.layers.0.mlp.experts";
@@ -122,13 +122,12 @@ pub const CASES: &[Case] = &[
     (Code::MissingTensor, || {
         Draft::with(|d| d.set("modules_to_save", json!(["lm_head"]))).refused()
     }),
-    (Code::DoraOnEmbedding, || {
-        let dora = |d: &mut Draft| {
-            d.set("use_dora", json!(true));
-            d.add(format!("{Q}.lora_magnitude_vector"), &[HIDDEN]);
+    (Code::LoraBiasOnEmbedding, || {
+        let bias = |d: &mut Draft| {
+            d.set("lora_bias", json!(true));
+            d.add(format!("{Q}.lora_B.bias"), &[HIDDEN]);
             d.embedding();
-            d.add("base_model.model.model.embed_tokens.lora_magnitude_vector", &[VOCAB]);
         };
-        Draft::with(dora).refused()
+        Draft::with(bias).refused()
     }),
 ];

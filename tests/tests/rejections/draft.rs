@@ -29,6 +29,7 @@ pub fn model() -> ModelGeometry {
         vocab: VOCAB,
         num_experts: 0,
         moe_intermediate: 0,
+        qk_norms: false,
         tied_embeddings: false,
         hf_modules: ModelGeometry::DENSE_MODULES.map(str::to_owned).to_vec(),
         biased_modules: BTreeSet::new(),

@@ -95,6 +95,7 @@ fn geometry(args: &Args) -> ModelGeometry {
         vocab: 1,
         num_experts: args.experts,
         moe_intermediate: args.inner,
+        qk_norms: false,
         tied_embeddings: false,
         hf_modules: Vec::new(),
         biased_modules: std::collections::BTreeSet::new(),

@@ -32,6 +32,9 @@ pub(super) struct Change {
     pub base_bias: bool,
     /// Whether the base layer's weight is replaced.
     pub saved: bool,
+    /// Rows of tokens that are replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_rows: Option<usize>,
 }
 
 impl From<&SiteWeights> for Change {
@@ -45,6 +48,7 @@ impl From<&SiteWeights> for Change {
             lora_bias: low.is_some_and(|low| low.b_bias.is_some()),
             base_bias: site.base_bias.is_some(),
             saved: site.replacement.is_some(),
+            token_rows: site.rows.as_ref().map(|rows| rows.ids.len()),
         }
     }
 }
@@ -71,7 +75,8 @@ impl Change {
             (self.saved, "replaces the weight"),
         ];
         let present = words.iter().filter(|(present, _)| *present).map(|(_, word)| (*word).into());
-        experts.into_iter().chain(present).collect::<Vec<String>>().join(", ")
+        let rows = self.token_rows.map(|count| format!("replaces the rows of {count} tokens"));
+        experts.into_iter().chain(present).chain(rows).collect::<Vec<String>>().join(", ")
     }
 }
 
@@ -85,6 +90,8 @@ pub(super) fn groups(adapter: &Adapter) -> Vec<Group> {
             SiteKey::Layer(layer, module) => {
                 (1 + u16::from(module.id()), module.to_string(), Some(layer.0))
             }
+            SiteKey::Norm(layer, kind) => (300 + kind as u16, kind.to_string(), Some(layer.0)),
+            SiteKey::FinalNorm => (400, key.to_string(), None),
             SiteKey::Head => (u16::MAX, key.to_string(), None),
         };
         let alike =

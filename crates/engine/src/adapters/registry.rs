@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use lora_core::formats::{self, ReadOptions};
+use lora_core::formats::{self, BaseWeights, ReadOptions};
 use lora_core::{
     Adapter, CkptSource, Generation, LoraConfig, LoraRequest, ModelGeometry, Rejections,
 };
@@ -44,6 +44,7 @@ impl Registered {
 pub struct AdapterRegistry {
     config: Option<LoraConfig>,
     geometry: ModelGeometry,
+    base: BaseWeights,
     known: Mutex<Known>,
 }
 
@@ -84,8 +85,8 @@ impl Known {
 
 impl AdapterRegistry {
     /// An empty registry for a model; without a config it refuses every request.
-    pub fn new(config: Option<LoraConfig>, geometry: ModelGeometry) -> Self {
-        Self { config, geometry, known: Mutex::default() }
+    pub fn new(config: Option<LoraConfig>, geometry: ModelGeometry, base: BaseWeights) -> Self {
+        Self { config, geometry, base, known: Mutex::default() }
     }
 
     /// The adapter that a request names; a new name is registered, its files are not read yet.
@@ -202,12 +203,16 @@ impl AdapterRegistry {
         let options = ReadOptions::from_config(config)
             .map_err(|cause| RegistryError::Rejected { name: name.clone(), cause })?
             .with_source(request.lora_ckpt_source)
-            .for_model(self.geometry.clone());
+            .for_model(self.geometry.clone())
+            .with_base(self.base.clone());
         let adapter = formats::load(&request.lora_path, &options)
             .map_err(|cause| RegistryError::Load { name: name.clone(), cause })?;
         reject(name, adapter.check(&self.geometry, config))?;
         for warning in adapter.source.warnings.iter().chain(&adapter.warnings(&self.geometry)) {
             tracing::warn!(adapter = %name, "{warning}");
+        }
+        for note in &adapter.source.notes {
+            tracing::info!(adapter = %name, "{note}");
         }
         Ok(adapter)
     }

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use lora_core::lora::{LoraSite, SlotLowRank, SlotSlice};
-use lora_core::{Adapter, Backend, HostTensor, LayerIdx, LowRank, SiteKey, SiteWeights};
+use lora_core::lora::{LoraSite, SlotLowRank, SlotRows, SlotSlice};
+use lora_core::{Adapter, Backend, HostTensor, LayerIdx, LowRank, NormKind, SiteKey, SiteWeights};
 use thiserror::Error;
 
 use super::tiers::AdapterId;
-use crate::model::{DenseModel, Projection};
+use crate::model::{DenseModel, Layer, Norm, Projection};
 
 /// Why a checked adapter could not be made resident.
 #[derive(Debug, Error)]
@@ -88,9 +88,18 @@ impl CopyQueue {
     }
 }
 
-/// Sites of a model: embedding, head, and four in each layer.
+/// Sites in front of those of the layers: embedding, output projection and last norm.
+const WHOLE_SITES: usize = 3;
+
+/// Projections of a layer, which come before its norms.
+const PROJECTIONS: usize = 4;
+
+/// Sites of a layer: projections, and norms whether the model has them or not.
+const LAYER_SITES: usize = PROJECTIONS + NormKind::ALL.len();
+
+/// Sites of a model.
 fn sites<B: Backend>(model: &DenseModel<B>) -> usize {
-    2 + 4 * model.layers.len()
+    WHOLE_SITES + LAYER_SITES * model.layers.len()
 }
 
 /// Writes an adapter's part of one site into `slot`, or clears what another one left there.
@@ -115,17 +124,10 @@ fn write_site<B: Backend>(
             let base = Base { weight: head, bias: None };
             writer.write(&mut model.head_site, &[SiteKey::Head], &base)
         }
+        2 => writer.write_norm(&mut model.norm, SiteKey::FinalNorm),
         of_layers => {
-            let (i, part) = ((of_layers - 2) / 4, (of_layers - 2) % 4);
-            let layer = &mut model.layers[i];
-            let parts = [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down];
-            let mut parts = parts.into_iter();
-            let Some(Projection { weight, bias, modules, site }) = parts.nth(part) else {
-                return Ok(0);
-            };
-            let key = |module: &_| SiteKey::Layer(LayerIdx(i as u32), *module);
-            let keys: Vec<SiteKey> = modules.iter().map(key).collect();
-            writer.write(site, &keys, &Base { weight, bias: bias.as_deref() })
+            let (i, part) = ((of_layers - WHOLE_SITES) / LAYER_SITES, of_layers - WHOLE_SITES);
+            writer.write_layer(&mut model.layers[i], LayerIdx(i as u32), part % LAYER_SITES)
         }
     }
 }
@@ -144,6 +146,43 @@ struct Writer<'a, B: Backend> {
 }
 
 impl<B: Backend> Writer<'_, B> {
+    /// Writes one site of a layer and returns its bytes.
+    fn write_layer(
+        &mut self,
+        layer: &mut Layer<B>,
+        index: LayerIdx,
+        part: usize,
+    ) -> Result<usize, WriteError> {
+        if let Some(kind) = part.checked_sub(PROJECTIONS).map(|norm| NormKind::ALL[norm]) {
+            let norm = match (kind, &mut layer.qk_norms) {
+                (NormKind::Input, _) => &mut layer.input_norm,
+                (NormKind::PostAttention, _) => &mut layer.post_norm,
+                (NormKind::Query, Some((query, _))) => query,
+                (NormKind::Key, Some((_, key))) => key,
+                (NormKind::Query | NormKind::Key, None) => return Ok(0),
+            };
+            return self.write_norm(norm, SiteKey::Norm(index, kind));
+        }
+        let parts: [_; PROJECTIONS] =
+            [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down];
+        let mut parts = parts.into_iter();
+        let Some(Projection { weight, bias, modules, site }) = parts.nth(part) else {
+            return Ok(0);
+        };
+        let key = |module: &_| SiteKey::Layer(index, *module);
+        let keys: Vec<SiteKey> = modules.iter().map(key).collect();
+        self.write(site, &keys, &Base { weight, bias: bias.as_deref() })
+    }
+
+    /// Writes the weight of a norm and returns its bytes.
+    fn write_norm(&mut self, norm: &mut Norm<B>, key: SiteKey) -> Result<usize, WriteError> {
+        let site = self.adapter.and_then(|adapter| adapter.sites.get(&key));
+        let weight = site.and_then(|site| site.replacement.as_ref());
+        norm.write(self.be, self.q, self.slot, weight)
+            .map_err(|cause| WriteError { site: key.to_string(), cause })?;
+        Ok(weight.map_or(0, |weight| weight.bytes().len()))
+    }
+
     /// Writes the slices `keys` of one site and returns their bytes.
     fn write(
         &mut self,
@@ -158,7 +197,7 @@ impl<B: Backend> Writer<'_, B> {
             slices.push(match self.adapter.and_then(|adapter| adapter.sites.get(key)) {
                 Some(weights) => {
                     bytes += weights.tensors().map(|t| t.bytes().len()).sum::<usize>();
-                    Some(self.slice(weights, columns, base).map_err(located)?)
+                    Some(self.slice((*key, weights), columns, base).map_err(located)?)
                 }
                 None => None,
             });
@@ -170,14 +209,15 @@ impl<B: Backend> Writer<'_, B> {
     /// Turns an adapter's tensors at one module into the general form of [`LoraSite`].
     fn slice(
         &self,
-        weights: &SiteWeights,
+        (key, weights): (SiteKey, &SiteWeights),
         columns: std::ops::Range<usize>,
         base: &Base<'_, B>,
     ) -> lora_core::Result<SlotSlice> {
         let low_rank = weights.low_rank.as_ref();
         let gain = match low_rank.and_then(|low| Some((low, low.magnitude.as_ref()?))) {
             Some((low, magnitude)) => {
-                Some(self.dora_gain(low, magnitude, columns.clone(), base)?)
+                let norms = self.dora_norms(key, low, columns.clone(), base)?;
+                Some(dora_gain::<B>(magnitude, &norms)?)
             }
             None => None,
         };
@@ -191,25 +231,37 @@ impl<B: Backend> Writer<'_, B> {
             shift: shift(weights, old_bias, gain.as_deref()),
             gain,
             replacement: weights.replacement.clone(),
+            rows: weights
+                .rows
+                .as_ref()
+                .map(|rows| SlotRows { ids: rows.ids.clone(), values: rows.values.clone() }),
         })
     }
 
-    /// `magnitude / rownorm(W + scale B A)` (Liu et al., 2024, equation 5).
-    fn dora_gain(
+    /// `rownorm(W + scale B A)`, where W is the base model's weight unless the adapter came with norms of
+    /// its own.
+    fn dora_norms(
         &self,
+        key: SiteKey,
         low: &LowRank,
-        magnitude: &HostTensor,
         columns: std::ops::Range<usize>,
         base: &Base<'_, B>,
     ) -> lora_core::Result<Vec<f32>> {
-        let norms = self.be.row_norms(base.weight, columns, (&low.a, &low.b, low.scale))?;
-        // A row that is zero has no direction to scale.
-        if let Some(row) = norms.iter().position(|norm| *norm == 0.0 || !norm.is_finite()) {
-            let what = format!("DoRA where row {row} of W + scale B A has norm {}", norms[row]);
-            return Err(lora_core::Error::Unsupported { op: "dora", backend: B::NAME, what });
+        match self.adapter.and_then(|adapter| adapter.norms.get(&key)) {
+            Some(norms) => Ok(norms.clone()),
+            None => self.be.row_norms(base.weight, columns, (&low.a, &low.b, low.scale)),
         }
-        Ok(magnitude.iter_f32().zip(norms).map(|(m, n)| m / n).collect())
     }
+}
+
+/// `magnitude / rownorm(W + scale B A)` (Liu et al., 2024, equation 5).
+fn dora_gain<B: Backend>(magnitude: &HostTensor, norms: &[f32]) -> lora_core::Result<Vec<f32>> {
+    // A row that is zero has no direction to scale.
+    if let Some(row) = norms.iter().position(|norm| *norm == 0.0 || !norm.is_finite()) {
+        let what = format!("DoRA where row {row} of W + scale B A has norm {}", norms[row]);
+        return Err(lora_core::Error::Unsupported { op: "dora", backend: B::NAME, what });
+    }
+    Ok(magnitude.iter_f32().zip(norms).map(|(m, n)| m / n).collect())
 }
 
 /// The summand that turns `gain * (W x + b0 + scale B A x)` into

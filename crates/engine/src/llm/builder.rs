@@ -25,7 +25,10 @@ use super::{EngineInfo, Llm, LlmError};
 use crate::adapters::{AdapterRegistry, AdapterTiers};
 use crate::core::{AdapterStore, Command, Core};
 use crate::kv::KvBlocks;
-use crate::model::{DenseModel, LoadPlan, ModelConfig, Quantization, StepGraphs, WeightSource};
+use crate::model::{
+    DenseModel, LoadPlan, ModelConfig, Quantization, StepGraphs, WeightSource, base_weights,
+    dummy_weights,
+};
 use crate::scheduler::{Limits, Scheduler};
 
 /// Called with the layers read so far and their number.
@@ -209,7 +212,11 @@ impl LlmBuilder {
             check_experts(lora, &geometry, self.moe_backend, &quantization)?;
         }
         let texts = AdapterTexts::new(text, lora.as_ref());
-        let registry = Arc::new(AdapterRegistry::new(lora.clone(), geometry.clone()));
+        let base = match self.load_format {
+            LoadFormat::Auto => base_weights(&self.model, geometry.clone()),
+            LoadFormat::Dummy => dummy_weights(geometry.clone()),
+        };
+        let registry = Arc::new(AdapterRegistry::new(lora.clone(), geometry.clone(), base));
         let (commands, inbox) = unbounded();
         let readers = self.peft_cache_config.num_put_workers;
         let adapters = AdapterStore::start(readers, &registry, commands.clone())

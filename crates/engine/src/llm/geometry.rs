@@ -18,6 +18,7 @@ pub fn geometry(config: &ModelConfig) -> ModelGeometry {
         vocab: config.vocab,
         num_experts: 0,
         moe_intermediate: 0,
+        qk_norms: config.qk_norm,
         tied_embeddings: config.tied_embeddings,
         hf_modules: ModelGeometry::DENSE_MODULES.map(str::to_owned).to_vec(),
         biased_modules: biased_modules(config),

@@ -8,7 +8,7 @@ use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
 use super::layers::{Layer, Loader};
 use super::state::{Extents, KvCache, RunState, StepRows};
-use super::{ModelConfig, ModelError, Quantization, WeightSource};
+use super::{ModelConfig, ModelError, Norm, Quantization, WeightSource};
 
 /// A dense decoder in a backend's memory.
 pub struct DenseModel<B: Backend> {
@@ -20,8 +20,8 @@ pub struct DenseModel<B: Backend> {
     pub embed_site: LoraSite<B>,
     /// Decoder layers.
     pub layers: Vec<Layer<B>>,
-    /// Last norm: `[1, hidden]` f32.
-    pub norm: Tensor<B>,
+    /// Norm behind the last layer, of `hidden` columns.
+    pub norm: Norm<B>,
     /// `lm_head` `[vocab, hidden]`; the embedding serves where there is none.
     pub lm_head: Option<B::Linear>,
     /// Adapters of the `lm_head`.
@@ -118,19 +118,20 @@ impl<B: Backend> DenseModel<B> {
         }
         let eps = self.config.rms_norm_eps;
         if let Some(first) = self.layers.first() {
-            let norm = first.input_norm.view();
+            let norm = first.input_norm.weight(lora);
             be.rms_norm(q, state.residual.head(n), norm, eps, state.normed.head_mut(n))?;
         }
         for (i, (layer, cache)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
             let next = self.layers.get(i + 1).map_or(&self.norm, |layer| &layer.input_norm);
             self.attention(be, q, layer, state, cache, kv.tokens_per_block)?;
-            let (x, post) = (state.x.head(n), layer.post_norm.view());
+            let lora = active(&state.inputs.lora);
+            let (x, post) = (state.x.head(n), layer.post_norm.weight(lora));
             let residual = state.residual.head_mut(n);
             be.add_rms_norm(q, x, residual, post, eps, state.normed.head_mut(n))?;
             mlp(be, q, layer, state)?;
-            let x = state.x.head(n);
+            let (x, next) = (state.x.head(n), next.weight(active(&state.inputs.lora)));
             let residual = state.residual.head_mut(n);
-            be.add_rms_norm(q, x, residual, next.view(), eps, state.normed.head_mut(n))?;
+            be.add_rms_norm(q, x, residual, next, eps, state.normed.head_mut(n))?;
         }
         self.logits(be, q, state)
     }
@@ -148,13 +149,14 @@ impl<B: Backend> DenseModel<B> {
         let inputs = &state.inputs;
         let (n, lora, dims) = (inputs.extents.rows, active(&inputs.lora), self.config.head_dims());
         layer.qkv.forward(be, q, state.normed.head(n), lora, state.qkv.head_mut(n))?;
-        let norms = layer.head_norms.as_ref();
+        let norms = layer.qk_norms.as_ref();
+        let eps = self.config.rms_norm_eps;
         be.qk_norm_rope_append(
             q,
             QkvArgs {
                 qkv: state.qkv.head_mut(n),
                 dims,
-                norms: norms.map(|(q, k)| (q.view(), k.view(), self.config.rms_norm_eps)),
+                norms: norms.map(|(q, k)| (q.weight(lora), k.weight(lora), eps)),
                 positions: inputs.positions(),
                 rotations: self.rotations.view(),
                 kv_slots: inputs.kv_slots(),

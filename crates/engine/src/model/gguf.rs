@@ -1,7 +1,7 @@
 //! Llama-family models in GGUF files, by candle's reader: weights are dequantised and rounded to
 //! bf16.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,8 @@ pub struct Gguf {
     file: BufReader<File>,
     content: Content,
     names: HashMap<String, String>,
+    /// Tensors that were taken, by their names in Hugging Face models.
+    taken: HashSet<String>,
     config: ModelConfig,
 }
 
@@ -46,7 +48,8 @@ impl Gguf {
             .map_err(|e| ModelError::Format { path: path.to_owned(), cause: e.to_string() })?;
         let config = read_config(&Metadata { path, values: &content.metadata }, &content)?;
         let names = content.tensor_infos.keys().map(|n| (hf_name(n), n.clone())).collect();
-        let mut this = Self { path: path.to_owned(), file, content, names, config };
+        let taken = HashSet::new();
+        let mut this = Self { path: path.to_owned(), file, content, names, taken, config };
         if let Some(divisors) = this.rope_divisors()? {
             this.config.rope.scaling = RopeScaling::PerFrequency(divisors);
         }
@@ -109,7 +112,13 @@ impl WeightSource for Gguf {
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
-        let stored = self.names.remove(name).ok_or_else(|| ModelError::MissingTensor {
+        let tensor = self.peek(name, shape)?;
+        self.taken.insert(name.to_owned());
+        Ok(tensor)
+    }
+
+    fn peek(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
+        let stored = self.names.get(name).cloned().ok_or_else(|| ModelError::MissingTensor {
             path: self.path.clone(),
             name: name.to_owned(),
         })?;
@@ -131,11 +140,13 @@ impl WeightSource for Gguf {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.names.contains_key(name)
+        self.names.contains_key(name) && !self.taken.contains(name)
     }
 
     fn finish(self: Box<Self>, config: &ModelConfig) -> Result<(), ModelError> {
-        left_over(&self.path, config, self.names.into_keys().collect())
+        let Self { path, names, taken, .. } = *self;
+        let left = names.into_keys().filter(|name| !taken.contains(name));
+        left_over(&path, config, left.collect())
     }
 }
 

@@ -5,7 +5,7 @@ use lora_core::ops::KvScales;
 use lora_core::{Backend, DType, HostTensor, Pool, Result, TargetModule, Tensor, View, ViewMut};
 
 use super::dense::LoadPlan;
-use super::{ModelConfig, ModelError, WeightSource};
+use super::{ModelConfig, ModelError, Norm, WeightSource};
 
 /// A base projection and its adapters: one site, a slice per module.
 pub struct Projection<B: Backend> {
@@ -55,18 +55,18 @@ impl<B: Backend> Projection<B> {
 
 /// One decoder layer.
 pub struct Layer<B: Backend> {
-    /// Norm before attention: `[1, hidden]` f32.
-    pub input_norm: Tensor<B>,
+    /// Norm before attention, of `hidden` columns.
+    pub input_norm: Norm<B>,
     /// q, k and v.
     pub qkv: Projection<B>,
-    /// Norms of q and k heads: `[1, head_dim]` f32 each.
-    pub head_norms: Option<(Tensor<B>, Tensor<B>)>,
+    /// Norms of q and k heads, of `head_dim` columns each.
+    pub qk_norms: Option<(Norm<B>, Norm<B>)>,
     /// Scales of keys and values in the cache.
     pub kv_scales: KvScales,
     /// Output projection of attention.
     pub o: Projection<B>,
-    /// Norm before the MLP: `[1, hidden]` f32.
-    pub post_norm: Tensor<B>,
+    /// Norm before the MLP, of `hidden` columns.
+    pub post_norm: Norm<B>,
     /// gate and up.
     pub gate_up: Projection<B>,
     /// down.
@@ -143,7 +143,7 @@ impl<B: Backend> Loader<'_, B> {
                 bias: c.biases.mlp,
             },
         )?;
-        let head_norms = match c.qk_norm {
+        let qk_norms = match c.qk_norm {
             true => Some((
                 self.norm(&format!("{base}.self_attn.q_norm.weight"), c.head_dim)?,
                 self.norm(&format!("{base}.self_attn.k_norm.weight"), c.head_dim)?,
@@ -156,7 +156,7 @@ impl<B: Backend> Loader<'_, B> {
             kv_scales: self.kv_scales(&format!("{base}.self_attn"))?,
             window: c.windows.get(i).copied().flatten(),
             qkv,
-            head_norms,
+            qk_norms,
             o,
             gate_up,
             down,
@@ -164,12 +164,12 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// Reads a norm's weights as f32.
-    pub fn norm(&mut self, name: &str, cols: usize) -> std::result::Result<Tensor<B>, ModelError> {
+    pub fn norm(&mut self, name: &str, cols: usize) -> std::result::Result<Norm<B>, ModelError> {
         let values = self.source.take(name, &[cols])?.to_f32();
         let mut tensor = Tensor::zeros(self.be, Pool::Weights, 1, cols, DType::F32)?;
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.be.upload(self.queue, &bytes, tensor.view_mut())?;
-        Ok(tensor)
+        Ok(Norm::new(tensor, self.site(SiteSpec::norm(cols))?))
     }
 
     /// Reads a matrix in its stored dtype, or in the activations' 16-bit one if it has another.

@@ -1,5 +1,6 @@
 //! Models: what a checkpoint holds, and the forward pass over any backend.
 
+mod base;
 mod config;
 mod dense;
 mod error;
@@ -8,12 +9,14 @@ mod fp8;
 mod gguf;
 mod graphs;
 mod layers;
+mod norm;
 mod quant_method;
 mod quantization;
 mod rope;
 mod source;
 pub mod state;
 
+pub use base::{base_weights, dummy_weights};
 pub(crate) use config::TokenIds;
 pub use config::{Architecture, Biases, ModelConfig, parse_dtype};
 pub use dense::{DenseModel, LoadPlan};
@@ -21,6 +24,7 @@ pub use error::ModelError;
 pub use gguf::{Gguf, GgufText};
 pub use graphs::{GraphStats, StepGraphs, padded_rows};
 pub use layers::{Layer, Projection};
+pub use norm::Norm;
 pub use quantization::{Fp8Weights, ModulePatterns, Quantization};
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{DummySource, FolderSource, WeightSource};

@@ -1,6 +1,6 @@
 //! Where weights come from: a folder of safetensors files, or a generator for benchmarks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -20,6 +20,12 @@ pub trait WeightSource {
     /// [`ModelError::MissingTensor`], [`ModelError::Shape`], [`ModelError::NonFinite`], or an
     /// error of the file.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError>;
+
+    /// Reads a tensor of the checkpoint, whether or not it was taken, and whatever its element type.
+    ///
+    /// # Errors
+    /// As [`WeightSource::take`].
+    fn peek(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError>;
 
     /// Takes the codes of a matrix in e4m3, checked against `shape`.
     ///
@@ -41,6 +47,8 @@ pub trait WeightSource {
 pub struct FolderSource {
     dir: PathBuf,
     tensors: BTreeMap<String, RawTensor>,
+    /// Tensors that were taken.
+    taken: BTreeSet<String>,
 }
 
 impl FolderSource {
@@ -49,14 +57,27 @@ impl FolderSource {
     /// # Errors
     /// [`ModelError::Weights`] naming the file that is missing or broken.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let raw = safetensors::read_folder(dir, "model", Residence::Mapped)?;
-        Ok(Self { dir: dir.to_owned(), tensors: raw.tensors })
+        Self::open_as(dir, Residence::Mapped)
+    }
+
+    /// As [`FolderSource::open`], without maps of the files: for a source that outlives the loading of a
+    /// model, in which time files may be replaced.
+    ///
+    /// # Errors
+    /// As [`FolderSource::open`].
+    pub fn open_unmapped(dir: &Path) -> Result<Self, ModelError> {
+        Self::open_as(dir, Residence::File)
+    }
+
+    fn open_as(dir: &Path, residence: Residence) -> Result<Self, ModelError> {
+        let raw = safetensors::read_folder(dir, "model", residence)?;
+        Ok(Self { dir: dir.to_owned(), tensors: raw.tensors, taken: BTreeSet::new() })
     }
 }
 
 impl FolderSource {
-    fn read(&mut self, name: &str) -> Result<HostTensor, ModelError> {
-        let tensor = self.tensors.remove(name).ok_or_else(|| ModelError::MissingTensor {
+    fn read(&self, name: &str) -> Result<HostTensor, ModelError> {
+        let tensor = self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor {
             path: self.dir.clone(),
             name: name.to_owned(),
         })?;
@@ -71,11 +92,18 @@ impl FolderSource {
 impl WeightSource for FolderSource {
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
         let tensor = self.read(name)?;
+        self.taken.insert(name.to_owned());
         check_tensor(name, &tensor, shape).map(|()| tensor)
+    }
+
+    fn peek(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
+        let tensor = self.read(name)?;
+        check_values(name, &tensor, shape).map(|()| tensor)
     }
 
     fn take_fp8(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
         let tensor = self.read(name)?;
+        self.taken.insert(name.to_owned());
         if tensor.dtype() != DType::F8E4m3 {
             let allowed = "float8_e4m3fn: the checkpoint is in FP8, and its exclude_modules do \
                            not name this module";
@@ -86,14 +114,14 @@ impl WeightSource for FolderSource {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(name) && !self.taken.contains(name)
     }
 
     fn finish(self: Box<Self>, config: &ModelConfig) -> Result<(), ModelError> {
         // Checkpoints of tied models may repeat the embedding, and old ones keep rotary tables.
         let left = |name: &&String| {
             let repeated = config.tied_embeddings && *name == "lm_head.weight";
-            !repeated && !name.ends_with("rotary_emb.inv_freq")
+            !repeated && !name.ends_with("rotary_emb.inv_freq") && !self.taken.contains(*name)
         };
         left_over(&self.dir, config, self.tensors.keys().filter(left).cloned().collect())
     }
@@ -195,6 +223,10 @@ impl WeightSource for DummySource {
             found: Vec::new(),
             expected: shape.to_vec(),
         })
+    }
+
+    fn peek(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
+        self.take(name, shape)
     }
 
     fn take_fp8(&mut self, name: &str, _: &[usize]) -> Result<HostTensor, ModelError> {

@@ -5,6 +5,7 @@ use super::{Adapter, Declaration, LowRank, SiteKey, SiteWeights};
 use crate::config::LoraConfig;
 use crate::geometry::ModelGeometry;
 use crate::host::HostTensor;
+use crate::ids::LayerIdx;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection, listed};
 
@@ -21,8 +22,8 @@ impl Adapter {
         let resized = vocabulary::check(self, model, &mut problems);
         for (key, site) in &self.sites {
             match (key.module(), site_dims(*key, model)) {
-                (_, None) => {}
                 _ if resized.contains(key) => {}
+                (_, None) => check_norm(*key, site, model, &mut problems),
                 (Some(module), Some(dims)) if module.is_routed_expert() => {
                     experts::check(*key, site, (model.num_experts, dims), &mut problems);
                 }
@@ -95,10 +96,9 @@ impl Adapter {
         config: &LoraConfig,
         problems: &mut Vec<Rejection>,
     ) {
-        let beyond = self.sites.keys().filter(
-            |key| matches!(key, SiteKey::Layer(layer, _) if layer.0 as usize >= model.layers),
-        );
-        let beyond: Vec<&SiteKey> = beyond.collect();
+        let too_high = |layer: LayerIdx| layer.0 as usize >= model.layers;
+        let beyond: Vec<&SiteKey> =
+            self.sites.keys().filter(|key| key.layer().is_some_and(too_high)).collect();
         if !beyond.is_empty() {
             problems.push(Rejection::new(
                 Code::LayerOutOfRange,
@@ -189,41 +189,30 @@ impl Adapter {
         }
     }
 
+    /// Where PEFT keeps tied embeddings tied, it saves the pairs of both.
     fn check_tying(
         &self,
         declaration: &Declaration,
         model: &ModelGeometry,
         problems: &mut Vec<Rejection>,
     ) {
-        let ends = |key: &&SiteKey| matches!(key, SiteKey::Embed | SiteKey::Head);
-        let touched: Vec<&SiteKey> = self.sites.keys().filter(ends).collect();
-        if !model.tied_embeddings || touched.is_empty() {
+        if !model.tied_embeddings || !declaration.ensure_weight_tying {
             return;
         }
-        let mut refuse = |setting: &str, found: String, remedy: &str| {
-            problems.push(Rejection::new(
-                Code::TiedEmbeddings,
-                setting,
-                found,
-                "changes of embed_tokens and lm_head that leave the other one as it is",
-                remedy,
-            ));
+        let has_pair =
+            |key: SiteKey| self.sites.get(&key).is_some_and(|site| site.low_rank.is_some());
+        let found = match (has_pair(SiteKey::Embed), has_pair(SiteKey::Head)) {
+            (true, false) => "an update of embed_tokens without that of lm_head",
+            (false, true) => "an update of lm_head without that of embed_tokens",
+            _ => return,
         };
-        if declaration.ensure_weight_tying {
-            refuse(
-                "ensure_weight_tying",
-                format!("true, with weights for {}", listed(&touched)),
-                "train and export the adapter with ensure_weight_tying false",
-            );
-        }
-        if !declaration.saved_base.is_empty() {
-            let saved: Vec<&SiteKey> = declaration.saved_base.iter().collect();
-            refuse(
-                "base_layer.weight",
-                format!("a saved base weight of {}, which is tied in this model", listed(&saved)),
-                "save the adapter again with save_embedding_layers=False",
-            );
-        }
+        problems.push(Rejection::new(
+            Code::TiedEmbeddings,
+            "ensure_weight_tying",
+            found,
+            "updates of both, which are tied in this model",
+            "export the adapter again",
+        ));
     }
 }
 
@@ -239,6 +228,7 @@ fn site_dims(key: SiteKey, model: &ModelGeometry) -> Option<(usize, usize)> {
         SiteKey::Embed => Some((model.vocab, model.hidden)),
         SiteKey::Head => Some((model.hidden, model.vocab)),
         SiteKey::Layer(_, module) => model.dims(module),
+        SiteKey::Norm(..) | SiteKey::FinalNorm => None,
     }
 }
 
@@ -268,6 +258,53 @@ fn check_shapes(
     let weight = if key == SiteKey::Embed { [input, output] } else { [output, input] };
     expect("weight", site.replacement.as_ref(), &weight);
     expect("bias", site.base_bias.as_ref(), &[output]);
+    if let Some(rows) = &site.rows {
+        expect("trainable_tokens_delta", Some(&rows.values), &[rows.ids.len(), weight[1]]);
+        check_tokens(key, &rows.ids, weight[0], problems);
+    }
+}
+
+/// Trained tokens must be of the model's vocabulary.
+fn check_tokens(key: SiteKey, ids: &[u32], vocab: usize, problems: &mut Vec<Rejection>) {
+    let beyond: Vec<&u32> = ids.iter().filter(|id| **id as usize >= vocab).collect();
+    if !beyond.is_empty() {
+        problems.push(Rejection::new(
+            Code::ShapeMismatch,
+            format!("trainable_token_indices of {key}"),
+            format!("tokens {}", listed(&beyond)),
+            format!("tokens 0 to {} of this model", vocab.saturating_sub(1)),
+            "load the adapter on the model that it was trained for",
+        ));
+    }
+}
+
+/// Holds the weight of a norm against the model.
+fn check_norm(
+    key: SiteKey,
+    site: &SiteWeights,
+    model: &ModelGeometry,
+    problems: &mut Vec<Rejection>,
+) {
+    let Some(weight) = site.replacement.as_ref().filter(|_| key.is_norm()) else { return };
+    let Some(width) = model.norm_width(key) else {
+        problems.push(Rejection::new(
+            Code::ModuleNotInModel,
+            "modules",
+            key.to_string(),
+            "norms that the model has",
+            "load the adapter on the model that it was trained for",
+        ));
+        return;
+    };
+    if weight.shape() != [width] {
+        problems.push(Rejection::new(
+            Code::ShapeMismatch,
+            format!("weight of {key}"),
+            format!("{:?}", weight.shape()),
+            format!("[{width}] on this model"),
+            "load the adapter on the model that it was trained for",
+        ));
+    }
 }
 
 /// Whether a site leaves the model's results as they are. A replacement, a bias or a DoRA
@@ -280,5 +317,6 @@ fn changes_nothing(site: &SiteWeights) -> bool {
     };
     site.base_bias.is_none()
         && site.replacement.is_none()
+        && site.rows.is_none()
         && site.low_rank.as_ref().is_none_or(idle)
 }

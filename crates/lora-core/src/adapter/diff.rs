@@ -52,6 +52,8 @@ pub enum Addition {
     BaseBias,
     /// The weight that replaces the base layer's.
     Replacement,
+    /// Rows of tokens that replace the base layer's.
+    TokenRows,
 }
 
 impl fmt::Display for Addition {
@@ -61,6 +63,7 @@ impl fmt::Display for Addition {
             Self::OutputBias => "bias of lora_B",
             Self::BaseBias => "bias of the base layer",
             Self::Replacement => "weight of the base layer",
+            Self::TokenRows => "trained rows of tokens",
         })
     }
 }
@@ -303,8 +306,20 @@ fn unequal(one: &SiteWeights, two: &SiteWeights) -> Vec<Addition> {
         (Addition::OutputBias, scaled(one) == scaled(two)),
         (Addition::BaseBias, same(one.base_bias.as_ref(), two.base_bias.as_ref())),
         (Addition::Replacement, same(one.replacement.as_ref(), two.replacement.as_ref())),
+        (Addition::TokenRows, same_rows(one, two)),
     ];
     pairs.into_iter().filter(|(_, same)| !same).map(|(addition, _)| addition).collect()
+}
+
+/// Whether the same tokens have the same rows.
+fn same_rows(one: &SiteWeights, two: &SiteWeights) -> bool {
+    match (&one.rows, &two.rows) {
+        (Some(one), Some(two)) => {
+            one.ids == two.ids && one.values.iter_f32().eq(two.values.iter_f32())
+        }
+        (None, None) => true,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

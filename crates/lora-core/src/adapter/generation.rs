@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{LowRank, RowOrder, SiteKey, SiteWeights};
+use super::{LowRank, RowOrder, SiteKey, SiteWeights, TokenRows};
 use crate::dtype::DType;
 use crate::host::HostTensor;
 use crate::ids::Generation;
@@ -43,6 +43,11 @@ pub(crate) fn of_sites(sites: &BTreeMap<SiteKey, SiteWeights<Digest>>) -> Genera
         hasher.tensor(site.base_bias.as_ref());
         hasher.tensor(site.replacement.as_ref());
     }
+    // Last, and only where there are any: adapters without them keep the hash that they have always had.
+    for (key, rows) in sites.iter().filter_map(|(key, site)| Some((key, site.rows.as_ref()?))) {
+        hasher.key(*key);
+        hasher.rows(rows);
+    }
     Generation(*hasher.0.finalize().as_bytes())
 }
 
@@ -58,6 +63,8 @@ impl Stream {
             SiteKey::Embed => (0, 0, 0),
             SiteKey::Layer(layer, module) => (1, layer.0, module.id()),
             SiteKey::Head => (2, 0, 0),
+            SiteKey::Norm(layer, kind) => (3, layer.0, kind as u8),
+            SiteKey::FinalNorm => (4, 0, 0),
         };
         self.0.update(&[kind, module]).update(&layer.to_le_bytes());
     }
@@ -75,6 +82,14 @@ impl Stream {
         self.tensor(Some(&low.b));
         self.tensor(low.magnitude.as_ref());
         self.tensor(low.b_bias.as_ref());
+    }
+
+    fn rows(&mut self, rows: &TokenRows<Digest>) {
+        self.number(rows.ids.len());
+        for id in &rows.ids {
+            self.0.update(&id.to_le_bytes());
+        }
+        self.tensor(Some(&rows.values));
     }
 
     fn tensor(&mut self, tensor: Option<&Digest>) {
@@ -144,5 +159,16 @@ mod tests {
         let as_bias = SiteWeights { base_bias: bias.clone(), ..SiteWeights::default() };
         let as_weight = SiteWeights { replacement: bias, ..SiteWeights::default() };
         assert_ne!(hash(0, as_bias), hash(0, as_weight));
+    }
+
+    #[test]
+    fn rows_of_other_tokens_are_another_adapter() {
+        let values = HostTensor::from_f32(DType::F32, vec![1, 2], &[1.0, 2.0]).unwrap();
+        let of = |id| {
+            let rows = Some(TokenRows { ids: vec![id], values: values.clone() });
+            hash(0, SiteWeights { rows, ..SiteWeights::default() })
+        };
+        assert_ne!(of(3), of(4));
+        assert_ne!(of(3), hash(0, SiteWeights::default()));
     }
 }

@@ -149,7 +149,7 @@ mod tests {
             ensure_weight_tying: false,
             root: "model.".into(),
             naming: BTreeMap::new(),
-            saved_base: BTreeSet::new(),
+            saved_sites: BTreeSet::new(),
         }
     }
 

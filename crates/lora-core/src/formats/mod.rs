@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, SiteKey};
 use crate::config::{CkptSource, ExpertLayout, LoraConfig, NemoQkvLayout};
 use crate::files;
 use crate::geometry::ModelGeometry;
@@ -10,14 +10,17 @@ use crate::modules::ModuleMap;
 use crate::rules::{Rejections, listed};
 
 mod assemble;
+pub mod base;
 #[cfg(feature = "pickle")]
 mod bounded;
 mod fields;
+mod full;
 mod fused;
 mod pair;
 mod plan;
 mod raw;
 mod recognise;
+mod rows;
 mod source;
 mod view;
 
@@ -35,6 +38,7 @@ pub mod torch;
 pub mod torch;
 pub mod write;
 
+pub use base::{BaseError, BaseTensors, BaseWeights};
 pub use raw::{ElementType, RawTensor, RawTensors};
 pub use recognise::{FileKind, Found, recognise};
 pub use source::{Source, SourceReader};
@@ -60,6 +64,9 @@ pub struct ReadOptions {
     /// open: fused modules are cut into the parts that the model has, and layouts are told apart
     /// that only the model's dimensions can tell apart.
     pub model: Option<ModelGeometry>,
+    /// The model's weights, against which full weights in the files are held. Without them, each counts
+    /// as another weight than the model's.
+    pub base: Option<BaseWeights>,
 }
 
 impl Default for ReadOptions {
@@ -73,6 +80,7 @@ impl Default for ReadOptions {
             nemo_qkv_layout: NemoQkvLayout::default(),
             gate_first: true,
             model: None,
+            base: None,
         }
     }
 }
@@ -92,6 +100,7 @@ impl ReadOptions {
             nemo_qkv_layout: config.nemo_qkv_layout,
             gate_first: config.swap_gate_up_proj_lora_b_weight,
             model: None,
+            base: None,
         })
     }
 
@@ -99,6 +108,13 @@ impl ReadOptions {
     #[must_use]
     pub fn for_model(mut self, model: ModelGeometry) -> Self {
         self.model = Some(model);
+        self
+    }
+
+    /// The same options with the weights of the model.
+    #[must_use]
+    pub fn with_base(mut self, base: BaseWeights) -> Self {
+        self.base = Some(base);
         self
     }
 
@@ -243,6 +259,14 @@ pub enum AdapterError {
         container: &'static str,
         /// The feature of `lora-core` that has its reader.
         feature: &'static str,
+    },
+    /// A weight of the model, with which one of the adapter's is to be compared, cannot be read.
+    #[error("the model's weight of {site} cannot be read: {source}; check the model's files")]
+    Base {
+        /// The site.
+        site: SiteKey,
+        /// What the checkpoint's reader said.
+        source: BaseError,
     },
     /// The adapter is readable and breaks rules; all of them are listed.
     #[error("{}: {rejections}", path.display())]

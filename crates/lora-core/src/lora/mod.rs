@@ -4,4 +4,4 @@ mod batch;
 mod site;
 
 pub use batch::{LoraBatch, RowPlan, Spread};
-pub use site::{LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotSlice};
+pub use site::{LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotRows, SlotSlice};

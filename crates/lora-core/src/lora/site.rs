@@ -11,6 +11,8 @@ pub enum SiteKind {
     Linear,
     /// Looks a row up in a table `[in, out]`; the input is the one-hot row of a token id.
     Embedding,
+    /// Scales by the weight of an RMS norm, `[in]`; an adapter can only replace it.
+    Norm,
 }
 
 /// Kind and extents of a site.
@@ -48,6 +50,11 @@ impl SiteSpec {
         Self { kind: SiteKind::Embedding, in_dim: vocab, slices }
     }
 
+    /// An RMS norm of `cols` columns.
+    pub fn norm(cols: usize) -> Self {
+        Self { kind: SiteKind::Norm, in_dim: cols, slices: std::iter::once(0..cols).collect() }
+    }
+
     /// Columns of the whole output.
     pub fn out_dim(&self) -> usize {
         self.slices.last().map_or(0, |s| s.end)
@@ -58,7 +65,8 @@ impl SiteSpec {
 ///
 /// For a row `x` whose adapter sits in slot `s`, each slice of the base output `y` becomes
 /// `gain * (y + scale * B (A x)) + shift`; where the adapter replaces the matrix, `W x` stands for
-/// `y`. The parts an adapter does not have drop out: no `gain` (DoRA) means 1, no `shift` (biases)
+/// `y`, and where it replaces rows of the vocabulary, so do they for the tokens that they belong to.
+/// The parts an adapter does not have drop out: no `gain` (DoRA) means 1, no `shift` (biases)
 /// means 0, no low rank means no product. `scale` is kept apart from `B`.
 pub struct LoraSite<B: Backend> {
     /// Extents.
@@ -78,6 +86,16 @@ pub struct SlotLowRank {
     pub scale: f32,
 }
 
+/// Rows of an adapter's own for some tokens of the vocabulary: rows of an embedding's table, or of a
+/// matrix whose outputs are logits.
+#[derive(Clone, Debug)]
+pub struct SlotRows {
+    /// The tokens, ascending, each once.
+    pub ids: Vec<u32>,
+    /// A row for each of them, float: `[ids, out]` for an embedding, else `[ids, in]`.
+    pub values: HostTensor,
+}
+
 /// What one adapter does to one slice of a site; see [`LoraSite`] for the formula.
 #[derive(Clone, Debug, Default)]
 pub struct SlotSlice {
@@ -87,6 +105,10 @@ pub struct SlotSlice {
     pub gain: Option<Vec<f32>>,
     /// Summand of each output, `[out]`.
     pub shift: Option<Vec<f32>>,
-    /// What takes the base layer's place: a matrix `[out, in]`, for an embedding a table `[in, out]`.
+    /// What takes the base layer's place: a matrix `[out, in]`, for an embedding a table `[in, out]`,
+    /// for a norm a weight `[in]` in f32.
     pub replacement: Option<HostTensor>,
+    /// Rows that take the place of the base layer's; only at sites of one slice, and not beside a
+    /// replacement.
+    pub rows: Option<SlotRows>,
 }

@@ -88,8 +88,8 @@ pub enum Code {
     UndeclaredTensor,
     /// A tensor is absent that the configuration declares.
     MissingTensor,
-    /// DoRA on `embed_tokens`.
-    DoraOnEmbedding,
+    /// `lora_bias` on `embed_tokens`.
+    LoraBiasOnEmbedding,
     /// DoRA on routed experts.
     DoraOnExperts,
     /// A layer index is not below the model's number of layers.

@@ -111,7 +111,7 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::DuplicateTensor,
         name: "duplicate-tensor",
         meaning: "Two tensors of the adapter claim the same role, so that one of them would be \
-                  lost.",
+                  lost; or copies of one weight disagree.",
         remedy: "Export the adapter again with one tensor for each role.",
     },
     Rule {
@@ -201,12 +201,10 @@ pub(super) const RULES: &[Rule] = &[
         remedy: "Export the adapter again with it.",
     },
     Rule {
-        code: Code::DoraOnEmbedding,
-        name: "dora-on-embedding",
-        meaning: "DoRA or `lora_bias` is combined with LoRA on `embed_tokens`, which takes plain \
-                  LoRA only.",
-        remedy: "Leave `embed_tokens` out of `target_modules`, or train it without DoRA and \
-                 `lora_bias`.",
+        code: Code::LoraBiasOnEmbedding,
+        name: "lora-bias-on-embedding",
+        meaning: "`lora_bias` is combined with LoRA on `embed_tokens`, which PEFT does not do.",
+        remedy: "Leave `embed_tokens` out of `target_modules`, or train it without `lora_bias`.",
     },
     Rule {
         code: Code::DoraOnExperts,
@@ -281,10 +279,9 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::TiedEmbeddings,
         name: "tied-embeddings",
-        meaning: "The adapter expects a change of `embed_tokens` or `lm_head` to reach the other \
-                  one as well, or saved a base weight that is tied in this model.",
-        remedy: "Train or save the adapter again, with `ensure_weight_tying` false and \
-                 `save_embedding_layers=False`.",
+        meaning: "`ensure_weight_tying` says that `embed_tokens` and `lm_head` are updated together, \
+                  and the file updates only one of them.",
+        remedy: "Export the adapter again.",
     },
     Rule {
         code: Code::BiasNotInModel,

@@ -139,6 +139,7 @@ mod tests {
             vocab: 16,
             num_experts: 0,
             moe_intermediate: 0,
+            qk_norms: false,
             tied_embeddings: true,
             hf_modules: ModelGeometry::DENSE_MODULES.map(str::to_owned).to_vec(),
             biased_modules: BTreeSet::new(),

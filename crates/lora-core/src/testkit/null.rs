@@ -7,7 +7,8 @@ use super::memory::{CountedBlock, CountedMemory};
 use crate::fp8::Fp8Scales;
 use crate::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
 use crate::ops::{
-    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, QkvArgs, SampleArgs, SampleRow,
+    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
+    SampleArgs, SampleRow,
 };
 use crate::{Backend, Caps, Comm, Error, HostTensor, Pool, Result};
 
@@ -197,7 +198,7 @@ impl Backend for NullBackend {
         &self,
         (): &mut (),
         _: View<'_>,
-        _: View<'_>,
+        _: NormWeight<'_, Self>,
         _: f32,
         _: ViewMut<'_>,
     ) -> Result<()> {
@@ -209,7 +210,7 @@ impl Backend for NullBackend {
         (): &mut (),
         _: View<'_>,
         _: ViewMut<'_>,
-        _: View<'_>,
+        _: NormWeight<'_, Self>,
         _: f32,
         _: ViewMut<'_>,
     ) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotSlice};
+use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotRows, SlotSlice};
 use lora_core::{Error, HostTensor, Result, check, check_extent};
 use rayon::prelude::*;
 
@@ -22,6 +22,35 @@ struct CpuSlice {
     gain: Option<Vec<f32>>,
     shift: Option<Vec<f32>>,
     replacement: Option<Packed>,
+    rows: Option<CpuRows>,
+    /// The weight of a norm, for which the parts above are empty.
+    norm_weight: Option<Vec<f32>>,
+}
+
+/// An adapter's own rows for some tokens.
+struct CpuRows {
+    /// Ascending.
+    ids: Vec<u32>,
+    values: Packed,
+}
+
+impl CpuRows {
+    /// Which of the rows is that of a token.
+    fn find(&self, id: usize) -> Option<usize> {
+        u32::try_from(id).ok().and_then(|id| self.ids.binary_search(&id).ok())
+    }
+}
+
+impl CpuLoraTable {
+    /// Number of slots.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The weight that a slot's adapter has for a norm, if it has one.
+    pub fn norm_weight(&self, slot: usize) -> Option<&[f32]> {
+        self.slots.get(slot)?.first()?.as_ref()?.norm_weight.as_deref()
+    }
 }
 
 /// Factors of the product. An embedding looks columns of `A` up and has no use for packed ones.
@@ -63,16 +92,24 @@ fn build(spec: &SiteSpec, slice: &SlotSlice) -> Result<CpuSlice> {
     let packed = |matrix: &HostTensor| pack("write_slot", std::slice::from_ref(matrix), None);
     let low_rank = |low: &SlotLowRank| {
         let a = match spec.kind {
-            SiteKind::Linear => Factor::Packed(packed(&low.a)?),
             SiteKind::Embedding => Factor::Columns(low.a.clone()),
+            _ => Factor::Packed(packed(&low.a)?),
         };
         Ok(CpuLowRank { a, b: packed(&low.b)?, rank: low.a.shape()[0], scale: low.scale })
+    };
+    let rows =
+        |rows: &SlotRows| Ok(CpuRows { ids: rows.ids.clone(), values: packed(&rows.values)? });
+    let (matrix, norm) = match spec.kind {
+        SiteKind::Norm => (None, slice.replacement.as_ref()),
+        _ => (slice.replacement.as_ref(), None),
     };
     Ok(CpuSlice {
         low_rank: slice.low_rank.as_ref().map(low_rank).transpose()?,
         gain: slice.gain.clone(),
         shift: slice.shift.clone(),
-        replacement: slice.replacement.as_ref().map(packed).transpose()?,
+        replacement: matrix.map(packed).transpose()?,
+        rows: slice.rows.as_ref().map(rows).transpose()?,
+        norm_weight: norm.map(HostTensor::to_f32),
     })
 }
 
@@ -97,13 +134,27 @@ pub fn lora_add(
         let input = input.listed(&places);
         for (slice, columns) in task.slices.iter().zip(&site.spec.slices) {
             let Some(slice) = slice else { continue };
-            let base =
-                slice.replacement.as_ref().map(|w| product(OP, isa, input, w)).transpose()?;
+            let of = |w: &Packed| product(OP, isa, input, w);
+            let base = slice.replacement.as_ref().map(of).transpose()?;
+            let rows = match &slice.rows {
+                Some(rows) => Some((&rows.ids[..], of(&rows.values)?)),
+                None => None,
+            };
+            let width = columns.len();
+            let replace = |m: usize, values: &mut [f32]| {
+                if let Some(base) = &base {
+                    values.copy_from_slice(&base[m * width..(m + 1) * width]);
+                }
+                if let Some((ids, logits)) = &rows {
+                    let logits = &logits[m * ids.len()..];
+                    ids.iter().zip(logits).for_each(|(id, logit)| values[*id as usize] = *logit);
+                }
+            };
             let delta = match &slice.low_rank {
                 Some(low) => Some((low.delta(isa, &low.shrink(OP, isa, input)?)?, low.scale)),
                 None => None,
             };
-            task.store(slice, columns, base.as_deref(), delta.as_ref());
+            task.store(slice, columns, replace, delta.as_ref());
         }
         Ok(())
     })
@@ -126,19 +177,19 @@ pub fn lora_embed(
     run(tasks, |mut task| {
         let Some(Some(slice)) = task.slices.first() else { return Ok(()) };
         let ids: Vec<usize> = task.places.iter().map(|row| ids[*row as usize] as usize).collect();
-        let base = slice.replacement.as_ref().map(|table| {
-            let mut rows = vec![0.0; ids.len() * table.k()];
-            for (row, id) in rows.chunks_exact_mut(table.k().max(1)).zip(&ids) {
-                table.decode_row(*id, row);
+        let replace = |m: usize, values: &mut [f32]| {
+            let own = slice.rows.as_ref().and_then(|rows| Some((&rows.values, rows.find(ids[m])?)));
+            let table = slice.replacement.as_ref().map(|table| (table, ids[m]));
+            if let Some((table, row)) = own.or(table) {
+                table.decode_row(row, values);
             }
-            rows
-        });
+        };
         let delta = match &slice.low_rank {
             Some(low) => Some((low.delta(isa, &low.look_up(&ids))?, low.scale)),
             None => None,
         };
         let columns = 0..site.spec.out_dim();
-        task.store(slice, &columns, base.as_deref(), delta.as_ref());
+        task.store(slice, &columns, replace, delta.as_ref());
         Ok(())
     })
 }
@@ -208,13 +259,13 @@ fn run(tasks: Vec<Task<'_>>, f: impl Fn(Task<'_>) -> Result<()> + Send + Sync) -
 }
 
 impl Task<'_> {
-    /// `row = gain * (base + scale * delta) + shift` in the given columns; where there is no
-    /// `base`, what stands there. Rounds once.
+    /// `row = gain * (base + scale * delta) + shift` in the given columns. The base is what stands
+    /// there, after `replace` had a row's number and its values. Rounds once.
     fn store(
         &mut self,
         slice: &CpuSlice,
         columns: &Range<usize>,
-        base: Option<&[f32]>,
+        replace: impl Fn(usize, &mut [f32]),
         delta: Option<&(Vec<f32>, f32)>,
     ) {
         let width = columns.len();
@@ -222,10 +273,8 @@ impl Task<'_> {
         for (m, row) in self.rows.iter_mut().enumerate() {
             let mut part = row.slice(columns.clone());
             let at = m * width..(m + 1) * width;
-            match base {
-                Some(base) => values = base[at.clone()].to_vec(),
-                None => part.read(&mut values),
-            }
+            part.read(&mut values);
+            replace(m, &mut values);
             if let Some((delta, scale)) = delta {
                 values.iter_mut().zip(&delta[at]).for_each(|(v, d)| *v += scale * d);
             }

@@ -1,19 +1,27 @@
 //! Root-mean-square norms (Zhang & Sennrich, 2019).
 
+use lora_core::ops::NormWeight;
 use lora_core::{Result, check};
 
+use super::lora::CpuLoraTable;
 use crate::inner::{Isa, dot};
-use crate::rows::{for_row_pairs, for_rows, read_row, typed_row};
-use crate::{View, ViewMut};
+use crate::rows::{for_row_pairs, for_rows, indices, read_row, typed_row};
+use crate::{CpuRef, View, ViewMut};
 
 /// See [`lora_core::Backend::rms_norm`].
-pub fn rms_norm(isa: Isa, x: View<'_>, w: View<'_>, eps: f32, mut out: ViewMut<'_>) -> Result<()> {
+pub fn rms_norm(
+    isa: Isa,
+    x: View<'_>,
+    w: &NormWeight<'_, CpuRef>,
+    eps: f32,
+    mut out: ViewMut<'_>,
+) -> Result<()> {
     const OP: &str = "rms_norm";
-    check::norm(OP, x.geo, w.geo, &[("out", out.geo)])?;
-    let w = typed_row::<f32>(&w, 0);
+    check::norm(OP, x.geo, w, &[("out", out.geo)])?;
+    let weights = RowWeights::new(OP, w)?;
     for_rows(isa, &mut out, |r, mut row, scratch| {
         read_row(isa, &x, r, scratch);
-        normalize(isa, scratch, w, eps);
+        normalize(isa, scratch, weights.of(r), eps);
         row.store(scratch);
     });
     Ok(())
@@ -24,13 +32,13 @@ pub fn add_rms_norm(
     isa: Isa,
     x: View<'_>,
     mut residual: ViewMut<'_>,
-    w: View<'_>,
+    w: &NormWeight<'_, CpuRef>,
     eps: f32,
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "add_rms_norm";
-    check::norm(OP, x.geo, w.geo, &[("residual", residual.geo), ("out", out.geo)])?;
-    let w = typed_row::<f32>(&w, 0);
+    check::norm(OP, x.geo, w, &[("residual", residual.geo), ("out", out.geo)])?;
+    let weights = RowWeights::new(OP, w)?;
     for_row_pairs(isa, &mut residual, &mut out, |r, mut residual, mut row, scratch| {
         let mut sum = Vec::with_capacity(x.geo.cols);
         residual.read(&mut sum);
@@ -39,10 +47,42 @@ pub fn add_rms_norm(
         residual.store(&sum);
         // The norm sees what later layers will see: the rounded residual.
         residual.read(&mut sum);
-        normalize(isa, &mut sum, w, eps);
+        normalize(isa, &mut sum, weights.of(r), eps);
         row.store(&sum);
     });
     Ok(())
+}
+
+/// The weight of each row: its adapter's, or the base model's.
+pub struct RowWeights<'a> {
+    base: &'a [f32],
+    adapters: Option<(&'a CpuLoraTable, &'a [i32])>,
+}
+
+impl<'a> RowWeights<'a> {
+    /// Looks up whose rows they are.
+    ///
+    /// # Errors
+    /// [`lora_core::Error::OutOfRange`] for a slot that the table does not have.
+    pub fn new(op: &'static str, w: &NormWeight<'a, CpuRef>) -> Result<Self> {
+        let base = typed_row(&w.base, 0);
+        let Some((site, batch)) = w.lora else { return Ok(Self { base, adapters: None }) };
+        let slots = indices(op, "slots of rows", &batch.slot_of_row())?;
+        let used = slots.iter().filter(|slot| **slot >= 0);
+        for slot in used {
+            check::index(op, "slot", *slot, site.table.slots())?;
+        }
+        Ok(Self { base, adapters: Some((&site.table, slots)) })
+    }
+
+    /// The weight of row `r`.
+    pub fn of(&self, r: usize) -> &'a [f32] {
+        let own = self.adapters.and_then(|(table, slots)| {
+            let slot = usize::try_from(*slots.get(r)?).ok()?;
+            table.norm_weight(slot)
+        });
+        own.unwrap_or(self.base)
+    }
 }
 
 /// `x = x / sqrt(mean(x^2) + eps) * w`.

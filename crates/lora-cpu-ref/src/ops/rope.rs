@@ -3,27 +3,31 @@
 use lora_core::ops::QkvArgs;
 use lora_core::{Result, check};
 
-use super::norm::normalize;
+use super::norm::{RowWeights, normalize};
 use crate::inner::Isa;
 use crate::rows::{for_rows, read_row, row_mut, typed_row};
 use crate::{CpuRef, View, ViewMut};
 
 /// See [`lora_core::Backend::qk_norm_rope_append`].
 pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()> {
+    const OP: &str = "qk_norm_rope_append";
     check::qkv(&args)?;
     let dims = args.dims;
     let positions = typed_row::<i32>(&args.positions, 0);
     let slots = typed_row::<i32>(&args.kv_slots, 0);
     check::qkv_ids(&args, positions, slots)?;
-    let norms = args.norms.map(|(q, k, eps)| (typed_row(&q, 0), typed_row(&k, 0), eps));
+    let norms = match &args.norms {
+        Some((q, k, eps)) => Some((RowWeights::new(OP, q)?, RowWeights::new(OP, k)?, *eps)),
+        None => None,
+    };
     rotate(
         isa,
         &mut args.qkv,
         &args.rotations,
         positions,
-        |head| match norms {
-            Some((q, _, eps)) if head < dims.heads => Some((q, eps)),
-            Some((_, k, eps)) => Some((k, eps)),
+        |row, head| match &norms {
+            Some((q, _, eps)) if head < dims.heads => Some((q.of(row), *eps)),
+            Some((_, k, eps)) => Some((k.of(row), *eps)),
             None => None,
         },
         dims.heads + dims.kv_heads,
@@ -37,13 +41,14 @@ pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()
     Ok(())
 }
 
-/// Normalises and rotates the first `heads` heads of every row, in place.
+/// Normalises and rotates the first `heads` heads of every row, in place. `norm` gives the weight and the
+/// epsilon for a head of a row.
 fn rotate<'w>(
     isa: Isa,
     qkv: &mut ViewMut<'_>,
     rotations: &View<'_>,
     positions: &[i32],
-    norm: impl Fn(usize) -> Option<(&'w [f32], f32)> + Sync,
+    norm: impl Fn(usize, usize) -> Option<(&'w [f32], f32)> + Sync,
     heads: usize,
 ) {
     let half = rotations.geo.cols / 2;
@@ -51,7 +56,7 @@ fn rotate<'w>(
         row.read(scratch);
         let (cos, sin) = typed_row::<f32>(rotations, positions[r] as usize).split_at(half);
         for (h, head) in scratch.chunks_exact_mut(2 * half).take(heads).enumerate() {
-            if let Some((w, eps)) = norm(h) {
+            if let Some((w, eps)) = norm(r, h) {
                 normalize(isa, head, w, eps);
             }
             let (lo, hi) = head.split_at_mut(half);

@@ -8,6 +8,7 @@ use lora_core::{DType, Error, Mat, Result, check, check_extent};
 
 use super::linear::CudaLinear;
 use super::linear_tiles::Adapters;
+use super::lora_rows::SiteInput;
 use super::lora_table::Work;
 use super::{ROW_THREADS, WARP, linear_stream, linear_tiles, lora_shrink};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
@@ -209,6 +210,7 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<()> {
         check_linear(&x, site, out)?;
+        self.replace_rows("lora_add", q, SiteInput::Matrix(x.into()), site, batch, out)?;
         self.apply("lora_add", q, (x.into(), x.geo, 0), site, batch, out)
     }
 
@@ -225,7 +227,9 @@ impl Cuda {
         check::site_output::<Self>(OP, &site.spec, SiteKind::Embedding, out.geo)?;
         check_extent(OP, "rows of out", out.geo.rows, check::id_row(OP, "ids", ids.geo)?)?;
         self.check_ids(q, [OP, "token id"], ids, site.spec.in_dim)?;
-        self.apply(OP, q, (MatArg::NONE, ids.geo, MatArg::from(ids).data()), site, batch, out)
+        let address = MatArg::from(ids).data();
+        self.replace_rows(OP, q, SiteInput::Ids(address), site, batch, out)?;
+        self.apply(OP, q, (MatArg::NONE, ids.geo, address), site, batch, out)
     }
 
     fn apply(
@@ -256,6 +260,11 @@ impl Cuda {
         let (site, batch) = lora;
         check_linear(&x, site, out)?;
         check::linear(x.geo, [w.geo().rows, w.geo().cols], out.geo)?;
+        if site.table.token_rows().is_some() {
+            // Rows of tokens take the place of what the base layer writes, before adapters add to it.
+            self.multiply(q, x, w, out)?;
+            return self.add_lora(q, x, site, batch, out);
+        }
         let Some(plan) = self.plan("linear_lora", q, (x.into(), x.geo, 0), site, batch, out)?
         else {
             return self.multiply(q, x, w, out);
@@ -468,6 +477,19 @@ impl Cuda {
         let blocks = [plan.rows, plan.slices, plan.widest.div_ceil(ROW_THREADS / WARP * 8)];
         let launch = Launch::new(blocks, ROW_THREADS);
         q.launch(&self.modules, Kernel::LoraExpand, launch, plan.args)
+    }
+
+    /// Checks the slots of a batch's rows against the table of a site.
+    pub(super) fn check_slots(
+        &self,
+        op: &'static str,
+        q: &mut CudaQueue,
+        site: &LoraSite<Self>,
+        batch: &LoraBatch<Self>,
+    ) -> Result<()> {
+        let slots = self.ints(q, batch.slot_of_row())?.unwrap_or_default();
+        let used: Vec<i32> = slots.into_iter().filter(|slot| *slot >= 0).collect();
+        check::ids(op, "slot", &used, site.table.slots())
     }
 
     /// Checks what the batch points at.

@@ -5,6 +5,7 @@ use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::{DType, HostTensor, Mat, Pool, Result, ViewMut, check};
 
 use super::EIGHT;
+use super::lora_rows::TokenRows;
 use crate::args::{Address, dtype_number};
 use crate::copies::{Parts, padded};
 use crate::{Cuda, CudaBuf, CudaQueue};
@@ -15,6 +16,8 @@ pub struct CudaLoraTable {
     columns: CudaBuf,
     slots: Vec<Slot>,
     work: Work,
+    /// Rows of tokens by slot, and most of them that a slot has had; from the first adapter on that has any.
+    token_rows: Option<(CudaBuf, usize)>,
 }
 
 /// What the adapters of a table need done, as far as launches depend on it. Recorded steps take it for
@@ -108,6 +111,17 @@ impl CudaLoraTable {
         self.slots.len()
     }
 
+    /// Whether there ever was an adapter.
+    pub(super) fn has_adapters(&self) -> bool {
+        self.work != Work::Nothing
+    }
+
+    /// Where the rows of tokens are, by slot, and most of them that a slot has; `None` as long as no
+    /// adapter has any.
+    pub(super) fn token_rows(&self) -> Option<(Address, usize)> {
+        self.token_rows.as_ref().map(|(rows, most)| (rows.address(), *most))
+    }
+
     /// What the adapters need done.
     pub(super) fn work(&self) -> Work {
         self.work
@@ -126,6 +140,7 @@ impl Cuda {
             columns: self.hold(Pool::Adapters, bytemuck::cast_slice(&columns))?,
             slots: (0..slots).map(|_| Slot::default()).collect(),
             work: Work::Nothing,
+            token_rows: None,
         })
     }
 
@@ -150,6 +165,9 @@ impl Cuda {
                 None => SlotRow::default(),
             })
             .collect();
+        // Only sites of one slice have tokens.
+        let tokens = slices.iter().flatten().find_map(|slice| slice.rows.as_ref());
+        let tokens = tokens.map(|rows| TokenRows::new(&mut parts, rows)).unwrap_or_default();
         if let Some(block) = &block {
             copies.send(q, block, &parts)?;
         }
@@ -160,6 +178,7 @@ impl Cuda {
         geo.offset = slot * words;
         // Behind the copies, which the queue waits for.
         q.upload(bytes, &ViewMut { buf: &mut site.table.rows, geo })?;
+        self.write_token_rows(q, &mut site.table, slot, tokens)?;
         let table = &mut site.table;
         let replaced = std::mem::replace(&mut table.slots[slot], filled);
         let work = table.work.after(&table.slots);
@@ -168,6 +187,37 @@ impl Cuda {
         }
         // What was started before may still read the old tensors.
         replaced.block.map_or(Ok(()), |block| copies.retire(q, block))
+    }
+
+    /// Says where a slot's rows of tokens are. Room for them is made when the first adapter comes that has
+    /// any, which recorded steps do not know of.
+    fn write_token_rows(
+        &self,
+        q: &mut CudaQueue,
+        table: &mut CudaLoraTable,
+        slot: usize,
+        rows: TokenRows,
+    ) -> Result<()> {
+        if table.token_rows.is_none() {
+            if rows.count() == 0 {
+                return Ok(());
+            }
+            let empty = vec![TokenRows::default(); table.slots.len()];
+            let held = self.hold(Pool::Adapters, bytemuck::cast_slice(&empty))?;
+            table.token_rows = Some((held, 0));
+        }
+        let Some((held, most)) = &mut table.token_rows else { return Ok(()) };
+        let bytes: &[u8] = bytemuck::bytes_of(&rows);
+        let words = bytes.len() / DType::I32.size();
+        let mut geo = Mat::dense(1, words, DType::I32);
+        geo.offset = slot * words;
+        q.upload(bytes, &ViewMut { buf: held, geo })?;
+        let needed = rows.count().next_power_of_two();
+        if rows.count() > 0 && needed > *most {
+            *most = needed;
+            self.adapters_changed.set(self.adapters_changed.get() + 1);
+        }
+        Ok(())
     }
 }
 
@@ -212,9 +262,12 @@ impl Slot {
 /// Bytes of a block that a slice's tensors take.
 fn bytes_of(slice: &SlotSlice) -> usize {
     let factors = slice.low_rank.iter().flat_map(|low| [&low.a, &low.b]);
-    let tensors = factors.chain(&slice.replacement).map(|tensor| tensor.bytes().len());
+    let rows = slice.rows.as_ref();
+    let tensors = factors.chain(&slice.replacement).chain(rows.map(|rows| &rows.values));
+    let tensors = tensors.map(|tensor| tensor.bytes().len());
+    let ids = rows.map(|rows| size_of_val(&rows.ids[..]));
     let vectors = [&slice.gain, &slice.shift].into_iter().flatten().map(|v| size_of_val(&v[..]));
-    tensors.chain(vectors).map(padded).sum()
+    tensors.chain(vectors).chain(ids).map(padded).sum()
 }
 
 #[cfg(test)]

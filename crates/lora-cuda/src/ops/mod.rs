@@ -7,6 +7,7 @@ pub mod linear_stream;
 pub mod linear_tiles;
 pub mod logprobs;
 pub mod lora;
+pub mod lora_rows;
 pub mod lora_shrink;
 pub mod lora_table;
 pub mod norm;

@@ -1,6 +1,7 @@
 //! Root-mean-square norms.
 #![allow(unsafe_code)]
 
+use lora_core::ops::NormWeight;
 use lora_core::{Mat, Result, check};
 
 use super::{EIGHT, MOST_THREADS, ROW_THREADS, WARP, in_eights};
@@ -8,13 +9,37 @@ use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, View, ViewMut};
 
+/// `NormWeight` of `lora.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(super) struct NormWeightArg {
+    base: Address,
+    adapters: Address,
+    slots: Address,
+}
+
+impl From<&NormWeight<'_, Cuda>> for NormWeightArg {
+    /// While no adapter has a weight of its own, kernels are not told of adapters at all.
+    fn from(w: &NormWeight<'_, Cuda>) -> Self {
+        let base = MatArg::from(w.base).data();
+        match w.lora.filter(|(site, _)| site.table.has_adapters()) {
+            Some((site, batch)) => Self {
+                base,
+                adapters: site.table.rows(),
+                slots: MatArg::from(batch.slot_of_row()).data(),
+            },
+            None => Self { base, ..Self::default() },
+        }
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct NormArgs {
     x: MatArg,
     residual: MatArg,
     out: MatArg,
-    w: Address,
+    w: NormWeightArg,
     eps: f32,
 }
 
@@ -29,14 +54,16 @@ impl Cuda {
     pub(crate) fn norm(
         &self,
         q: &mut CudaQueue,
-        (x, w): (View<'_>, View<'_>),
+        (x, w): (View<'_>, &NormWeight<'_, Self>),
         eps: f32,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        check::norm("rms_norm", x.geo, w.geo, &[("out", out.geo)])?;
-        let (residual, w) = (MatArg::NONE, MatArg::from(w).data());
+        const OP: &str = "rms_norm";
+        check::norm(OP, x.geo, w, &[("out", out.geo)])?;
+        self.check_norm_slots(OP, q, w)?;
+        let (residual, w) = (MatArg::NONE, NormWeightArg::from(w));
         let args = NormArgs { x: x.into(), residual, out: out.into(), w, eps };
-        let (kernel, launch) = choose(Kernel::RmsNorm, w, &[x.geo, out.geo]);
+        let (kernel, launch) = choose(Kernel::RmsNorm, w.base, &[x.geo, out.geo]);
         q.launch(&self.modules, kernel, launch, args)
     }
 
@@ -44,16 +71,28 @@ impl Cuda {
     pub(crate) fn add_norm(
         &self,
         q: &mut CudaQueue,
-        (x, w): (View<'_>, View<'_>),
+        (x, w): (View<'_>, &NormWeight<'_, Self>),
         eps: f32,
         [residual, out]: [&ViewMut<'_>; 2],
     ) -> Result<()> {
+        const OP: &str = "add_rms_norm";
         let outs = [("residual", residual.geo), ("out", out.geo)];
-        check::norm("add_rms_norm", x.geo, w.geo, &outs)?;
-        let w = MatArg::from(w).data();
+        check::norm(OP, x.geo, w, &outs)?;
+        self.check_norm_slots(OP, q, w)?;
+        let w = NormWeightArg::from(w);
         let args = NormArgs { x: x.into(), residual: residual.into(), out: out.into(), w, eps };
-        let (kernel, launch) = choose(Kernel::AddRmsNorm, w, &[x.geo, residual.geo, out.geo]);
+        let (kernel, launch) = choose(Kernel::AddRmsNorm, w.base, &[x.geo, residual.geo, out.geo]);
         q.launch(&self.modules, kernel, launch, args)
+    }
+
+    /// Checks the slots of rows whose adapters may have weights of their own.
+    pub(super) fn check_norm_slots(
+        &self,
+        op: &'static str,
+        q: &mut CudaQueue,
+        w: &NormWeight<'_, Self>,
+    ) -> Result<()> {
+        w.lora.map_or(Ok(()), |(site, batch)| self.check_slots(op, q, site, batch))
     }
 }
 

@@ -4,6 +4,7 @@
 use lora_core::ops::{HeadDims, QkvArgs};
 use lora_core::{DType, Mat, Result, check};
 
+use super::norm::NormWeightArg;
 use super::{WARP, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
@@ -24,8 +25,8 @@ struct RopeArgs {
     rotations: MatArg,
     k_cache: MatArg,
     v_cache: MatArg,
-    q_norm: Address,
-    k_norm: Address,
+    q_norm: NormWeightArg,
+    k_norm: NormWeightArg,
     positions: Address,
     slots: Address,
     eps: f32,
@@ -54,25 +55,27 @@ impl Cuda {
             let slots = self.ints(q, args.kv_slots)?.unwrap_or_default();
             check::qkv_ids(args, &positions, &slots)?;
         }
-        let (dims, norms) = (args.dims, args.norms);
-        let norm = |w| MatArg::from(w).data();
+        let (dims, norms) = (args.dims, args.norms.as_ref());
+        for w in norms.into_iter().flat_map(|(q, k, _)| [q, k]) {
+            self.check_norm_slots("qk_norm_rope_append", q, w)?;
+        }
         let kernel = RopeArgs {
             qkv: (&args.qkv).into(),
             rotations: args.rotations.into(),
             k_cache: (&args.k_cache).into(),
             v_cache: (&args.v_cache).into(),
-            q_norm: norms.map_or(0, |(q, _, _)| norm(q)),
-            k_norm: norms.map_or(0, |(_, k, _)| norm(k)),
+            q_norm: norms.map_or_else(Default::default, |(q, _, _)| q.into()),
+            k_norm: norms.map_or_else(Default::default, |(_, k, _)| k.into()),
             positions: MatArg::from(args.positions).data(),
             slots: MatArg::from(args.kv_slots).data(),
-            eps: norms.map_or(0.0, |(_, _, eps)| eps),
+            eps: norms.map_or(0.0, |(_, _, eps)| *eps),
             k_scale: args.kv_scales.k,
             v_scale: args.kv_scales.v,
             heads: dims.heads as i32,
             kv_heads: dims.kv_heads as i32,
             head_dim: dims.head_dim as i32,
         };
-        let weights = norms.into_iter().flat_map(|(q, k, _)| [q.geo, k.geo]);
+        let weights = norms.into_iter().flat_map(|(q, k, _)| [q.base.geo, k.base.geo]);
         let floats: Vec<Mat> = weights.chain([args.rotations.geo]).collect();
         let caches = [args.k_cache.geo, args.v_cache.geo];
         let (kind, launch) = choose(dims, args.qkv.geo, caches, &floats);

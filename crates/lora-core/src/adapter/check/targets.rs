@@ -16,6 +16,8 @@ use crate::rules::{Code, Rejection, listed};
 /// Where targets and tensors differ.
 #[derive(Default)]
 pub(super) struct Differences {
+    /// Whether PEFT trains the head along with the embedding, although nothing targets it.
+    kept_tied: bool,
     /// Targets without tensors, with PEFT's names of them.
     missing: BTreeMap<SiteKey, String>,
     /// Entries of `target_modules` that the model has no module for.
@@ -39,7 +41,9 @@ impl Differences {
         let matcher = TargetMatcher::new(declaration)?;
         let present: BTreeSet<SiteKey> = adapter.low_ranks().map(|(key, _)| key).collect();
         let names = model_names(declaration, model, &present);
-        let mut found = Self { unknown: unknown(declaration, model, &names), ..Self::default() };
+        let kept_tied = model.tied_embeddings && declaration.ensure_weight_tying;
+        let mut found =
+            Self { kept_tied, unknown: unknown(declaration, model, &names), ..Self::default() };
         for (key, name) in names {
             let sorted = found.sort(&matcher, declaration, key, name, present.contains(&key));
             sorted.map_err(|problem| vec![problem])?;
@@ -65,7 +69,7 @@ impl Differences {
         let is_end = matches!(key, SiteKey::Embed | SiteKey::Head);
         if is_targeted && !is_present {
             self.missing.insert(key, name);
-        } else if is_present && !is_targeted {
+        } else if is_present && !is_targeted && !(self.kept_tied && key == SiteKey::Head) {
             let all_linear = is_end && declaration.targets == Selector::AllLinear;
             match all_linear && !matcher.leaves_out(&name)? {
                 true => self.beside_all_linear.push(key),
@@ -117,10 +121,7 @@ impl Differences {
     fn missing_modules(&self, layers: usize) -> Vec<String> {
         let mut modules: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
         for (key, name) in &self.missing {
-            let number = match key {
-                SiteKey::Layer(layer, _) => Some(layer.0),
-                SiteKey::Embed | SiteKey::Head => None,
-            };
+            let number = key.layer().map(|layer| layer.0);
             let start = number.and_then(|number| {
                 let start = format!("layers.{number}.");
                 Some(name.find(&start)? + start.len())

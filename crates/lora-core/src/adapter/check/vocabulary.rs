@@ -53,7 +53,7 @@ fn other_vocabulary(key: SiteKey, site: &SiteWeights, model: &ModelGeometry) -> 
     let trained = match key {
         SiteKey::Embed => low_rank.and_then(|low| extent(&low.a, 1)),
         SiteKey::Head => low_rank.and_then(|low| extent(&low.b, 0)),
-        SiteKey::Layer(..) => return None,
+        _ => return None,
     };
     let saved = site.replacement.as_ref().and_then(|weight| extent(weight, 0));
     let vocab = trained.or(saved).filter(|vocab| *vocab != model.vocab)?;

@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::assemble::PlannedAdapter;
 use super::recognise::refuse_others;
 use super::{AdapterError, FileKind, ReadOptions, Source, archives_in, assemble, torch};
 use crate::adapter::{Adapter, AdapterFormat, AdapterInfo};
@@ -68,7 +69,9 @@ pub fn read_archive(archive: &Source, options: &ReadOptions) -> Result<Adapter, 
         warnings: [members.warnings, tuning.warnings].concat(),
         ..AdapterInfo::default()
     };
-    assemble::read(path, sites, info, None)
+    let planned =
+        PlannedAdapter { sites, full_weights: Vec::new(), source: info, declaration: None };
+    assemble::read(path, planned, None)
 }
 
 /// The archive that a path names.

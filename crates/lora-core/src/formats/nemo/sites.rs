@@ -132,7 +132,7 @@ fn check_targets(
     let Some(targets) = &tuning.targets else { return };
     let place = |key: &SiteKey| match *key {
         SiteKey::Layer(layer, module) => Some((layer, module)),
-        SiteKey::Embed | SiteKey::Head => None,
+        SiteKey::Embed | SiteKey::Norm(..) | SiteKey::FinalNorm | SiteKey::Head => None,
     };
     let present: BTreeSet<(LayerIdx, TargetModule)> = pairs.keys().filter_map(place).collect();
     let stray = present.iter().filter(|(layer, module)| {

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use super::collect::{Collected, Parts};
 use super::config::{Biases, PeftConfig, Variant};
+use super::full::Wrapping;
 use super::keys::Kind;
+use super::tokens;
 use crate::adapter::{LowRank, RowOrder, SiteKey, SiteWeights};
 use crate::formats::assemble::PlannedSites;
 use crate::formats::pair;
@@ -14,19 +16,24 @@ use crate::formats::view::View;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection};
 
-/// Builds every site; whatever is missing, undeclared or contradictory is a rejection.
-pub(super) fn assemble(
-    file: &Collected,
-    config: &PeftConfig,
-    problems: &mut Vec<Rejection>,
-) -> PlannedSites {
+/// Builds every site; whatever is missing, undeclared or contradictory is a rejection. Full weights are
+/// not among the sites: only their content tells what they do.
+pub(super) fn assemble(wrapping: &Wrapping<'_>, problems: &mut Vec<Rejection>) -> PlannedSites {
+    let (file, config) = (wrapping.file, wrapping.config);
     let mut sites = PlannedSites::new();
     for (key, parts) in file.sites.iter().filter(|(key, _)| !file.broken.contains(key)) {
-        let mut site = Site { key: *key, parts, config, problems };
-        let weights = site.build();
-        sites.insert(*key, weights);
+        let saved = wrapping.is_saved(*key);
+        let mut site = Site { key: *key, parts, config, saved, problems };
+        let (low_rank, base_bias) = (site.low_rank(), site.base_bias());
+        if low_rank.is_some() || base_bias.is_some() {
+            sites.insert(*key, SiteWeights { low_rank, base_bias, ..SiteWeights::default() });
+        }
     }
-    require_saved(&sites, file, config, problems);
+    for key in [SiteKey::Embed, SiteKey::Head] {
+        if let Some(rows) = tokens::rows(wrapping, key, problems) {
+            sites.entry(key).or_default().rows = Some(rows);
+        }
+    }
     require_biases(&sites, file, config, problems);
     sites
 }
@@ -35,21 +42,12 @@ struct Site<'a> {
     key: SiteKey,
     parts: &'a Parts,
     config: &'a PeftConfig,
+    /// Whether `modules_to_save` names the module.
+    saved: bool,
     problems: &'a mut Vec<Rejection>,
 }
 
 impl<'a> Site<'a> {
-    fn build(&mut self) -> SiteWeights<Plan> {
-        let (low_rank, replacement) = (self.low_rank(), self.replacement());
-        if replacement.is_some() && low_rank.as_ref().is_some_and(|low| low.magnitude.is_some()) {
-            let found = format!("DoRA on {}, whose weight is saved as well", self.parts.module);
-            let allowed = "DoRA on the base model's own weight";
-            let remedy = "save the adapter again with save_embedding_layers=False";
-            self.reject(Code::UnsupportedConfigField, "use_dora", [&found, allowed, remedy]);
-        }
-        SiteWeights { low_rank, base_bias: self.base_bias(), replacement }
-    }
-
     fn get(&self, kind: Kind) -> Option<&'a View> {
         self.parts.tensors.get(&kind)
     }
@@ -61,6 +59,13 @@ impl<'a> Site<'a> {
 
     fn low_rank(&mut self) -> Option<LowRank<Plan>> {
         let (a, b) = (self.get(Kind::A), self.get(Kind::B));
+        if let Some(a) = a.filter(|_| self.has_biased_embedding()) {
+            let found = "lora_bias on embed_tokens";
+            let remedy = "leave embed_tokens out of target_modules";
+            let allowed = "LoRA on embed_tokens without lora_bias";
+            self.reject(Code::LoraBiasOnEmbedding, a.name(), [found, allowed, remedy]);
+            return None;
+        }
         let magnitude = self.extra(Kind::Magnitude, Variant::Dora, a.is_some());
         let b_bias = self.extra(Kind::BBias, Variant::OutputBias, a.is_some());
         let (a, b) = match (a, b) {
@@ -71,12 +76,6 @@ impl<'a> Site<'a> {
                 return None;
             }
         };
-        if self.key == SiteKey::Embed && self.config.variant != Variant::Plain {
-            let found = "use_dora or lora_bias on embed_tokens";
-            let remedy = "leave embed_tokens out of target_modules";
-            let allowed = "plain LoRA on embed_tokens";
-            self.reject(Code::DoraOnEmbedding, a.name(), [found, allowed, remedy]);
-        }
         let rank = self.rank(a, b)?;
         let alpha = self.told(self.config.alphas.of(&self.trained()))?;
         let scale = self.config.scaling.scale(alpha, rank);
@@ -97,6 +96,11 @@ impl<'a> Site<'a> {
 
     fn told<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
         result.map_err(|problem| self.problems.push(problem)).ok()
+    }
+
+    /// PEFT writes no bias for B of an embedding.
+    fn has_biased_embedding(&self) -> bool {
+        self.key == SiteKey::Embed && self.config.variant == Variant::OutputBias
     }
 
     /// The rank that A, B and the configuration agree on.
@@ -129,7 +133,7 @@ impl<'a> Site<'a> {
                 None
             }
             Some(named) => self.vector(named),
-            None if declared && has_pair && self.key != SiteKey::Embed => {
+            None if declared && has_pair => {
                 let found = format!("no {tensor} for {}", self.parts.module);
                 let allowed = format!("one for every module, by {field}: true");
                 let remedy = "export the adapter again";
@@ -144,6 +148,7 @@ impl<'a> Site<'a> {
         let named = self.get(Kind::BaseBias)?;
         let paired = self.get(Kind::A).is_some();
         match self.config.biases {
+            _ if self.saved => self.vector(named),
             Biases::All => self.vector(named),
             Biases::LoraOnly if paired => self.vector(named),
             Biases::LoraOnly => {
@@ -155,28 +160,6 @@ impl<'a> Site<'a> {
                 None
             }
         }
-    }
-
-    fn replacement(&mut self) -> Option<Plan> {
-        let (saved, base) = (self.get(Kind::Saved), self.get(Kind::SavedBase));
-        if let (Some(saved), Some(_)) = (saved, base) {
-            self.undeclared(saved.name(), "a second full weight of the module");
-        }
-        let declared = match self.key {
-            SiteKey::Layer(..) => false,
-            _ if saved.is_some() => is_saved(self.key, self.config),
-            // PEFT writes the base weight of an embedding along with its LoRA and loads it again.
-            _ => self.get(Kind::A).is_some(),
-        };
-        let named = saved.or(base)?;
-        if !declared {
-            self.undeclared(named.name(), "a full weight that modules_to_save does not name");
-            return None;
-        }
-        if named.shape().len() != 2 {
-            self.wrong_shape(named, "two dimensions, [vocab, hidden]");
-        }
-        Some(named.clone().into())
     }
 
     fn vector(&mut self, named: &View) -> Option<Plan> {
@@ -194,32 +177,6 @@ impl<'a> Site<'a> {
         let allowed = "tensors that adapter_config.json declares";
         let remedy = "correct adapter_config.json, or export the adapter again";
         self.reject(Code::UndeclaredTensor, name, [found, allowed, remedy]);
-    }
-}
-
-fn is_saved(key: SiteKey, config: &PeftConfig) -> bool {
-    let name = key.to_string();
-    config.declaration.saved.contains(&name)
-}
-
-/// Every entry of `modules_to_save` needs its weight.
-fn require_saved(
-    sites: &PlannedSites,
-    file: &Collected,
-    config: &PeftConfig,
-    problems: &mut Vec<Rejection>,
-) {
-    for key in [SiteKey::Embed, SiteKey::Head] {
-        let present = sites.get(&key).is_some_and(|site| site.replacement.is_some());
-        if is_saved(key, config) && !present && !file.broken.contains(&key) {
-            problems.push(Rejection::new(
-                Code::MissingTensor,
-                "modules_to_save",
-                format!("no weight of {key}"),
-                "a weight for every module that it names",
-                "export the adapter again",
-            ));
-        }
     }
 }
 

@@ -28,7 +28,6 @@ pub(super) struct Collected {
     /// `model.` or nothing.
     pub root: &'static str,
     pub naming: BTreeMap<TargetModule, ModuleNaming>,
-    pub saved_base: BTreeSet<SiteKey>,
     /// Sites with a tensor that cannot be used, about which nothing more is to be said.
     pub broken: BTreeSet<SiteKey>,
     pub bytes: u64,
@@ -101,6 +100,12 @@ impl Collected {
         let (index, path) = match key.place {
             Place::Embed => return Some(SiteKey::Embed),
             Place::Head => return Some(SiteKey::Head),
+            Place::FinalNorm | Place::Norm { .. } if !matches!(key.kind, Kind::Full(_)) => {
+                problems.push(part_of_norm(name, key.module));
+                return None;
+            }
+            Place::FinalNorm => return Some(SiteKey::FinalNorm),
+            Place::Norm { index, kind } => return Some(SiteKey::Norm(LayerIdx(index), kind)),
             Place::Layer { index, path } => (index, path),
         };
         let Some(module) = map.lookup(path) else {
@@ -119,9 +124,6 @@ impl Collected {
 
     fn place(&mut self, site: SiteKey, key: &Key<'_>, tensor: View, problems: &mut Vec<Rejection>) {
         self.note_root(key.root);
-        if key.kind == Kind::SavedBase {
-            self.saved_base.insert(site);
-        }
         let module = key.module.to_owned();
         let parts =
             self.sites.entry(site).or_insert_with(|| Parts { module, tensors: BTreeMap::new() });
@@ -137,7 +139,8 @@ fn unknown_tensor(name: &str) -> Rejection {
         Code::UnknownTensor,
         name,
         "a tensor of unknown meaning",
-        "names as PEFT writes them for LoRA on layers, lm_head and embed_tokens",
+        "names as PEFT writes them for LoRA on layers, lm_head and embed_tokens, and for whole \
+         weights",
         "export the adapter with PEFT, or remove the tensor if it belongs to something else",
     )
 }
@@ -149,6 +152,16 @@ fn unknown_module(name: &str, path: &str) -> Rejection {
         format!("the module `{path}`"),
         "a module that the module map names",
         "map it with trtllm_modules_to_hf_modules",
+    )
+}
+
+fn part_of_norm(name: &str, module: &str) -> Rejection {
+    Rejection::new(
+        Code::UnknownModule,
+        name,
+        format!("a part of the norm `{module}`"),
+        "whole weights of norms",
+        "leave norms out of target_modules; modules_to_save trains them",
     )
 }
 

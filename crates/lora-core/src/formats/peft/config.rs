@@ -8,6 +8,7 @@ use super::CONFIG;
 use super::experts::{DOWN, GATE_UP};
 use super::fields::FIELDS;
 use super::scale::{Patterned, Scaling};
+use super::tokens::{self, TokenIndices};
 use crate::adapter::targets::TargetMatcher;
 use crate::adapter::{Declaration, LayerFilter, Selector};
 use crate::formats::fields::{Fields, as_count, as_names, check_policies, is_empty, shown};
@@ -40,6 +41,8 @@ pub(super) struct PeftConfig {
     pub scaling: Scaling,
     pub variant: Variant,
     pub biases: Biases,
+    /// `trainable_token_indices`.
+    pub token_indices: TokenIndices,
     /// What is targeted; the parts that only the tensors can tell are still empty.
     pub declaration: Declaration,
     pub base_model_name: Option<String>,
@@ -94,6 +97,7 @@ impl PeftConfig {
             scaling,
             variant: read_variant(fields),
             biases: read_biases(fields),
+            token_indices: tokens::read_indices(fields),
             declaration: read_declaration(fields)?,
             base_model_name: fields.text("base_model_name_or_path"),
             peft_version: fields.text("peft_version"),
@@ -197,16 +201,6 @@ fn read_declaration(fields: &mut Fields<'_>) -> Option<Declaration> {
     let layers = read_layers(fields, targets.as_ref());
     let saved = fields.typed("modules_to_save", "a list of module names", as_names);
     let saved = saved.unwrap_or_default();
-    let strange = |name: &&String| !matches!(name.as_str(), "lm_head" | "embed_tokens");
-    for name in saved.iter().filter(strange) {
-        fields.problems.push(Rejection::new(
-            Code::UnsupportedConfigField,
-            "modules_to_save",
-            format!("`{name}`"),
-            "lm_head and embed_tokens",
-            "train the other modules through LoRA",
-        ));
-    }
     Some(Declaration {
         targets: targets?,
         parameters,
@@ -216,7 +210,7 @@ fn read_declaration(fields: &mut Fields<'_>) -> Option<Declaration> {
         ensure_weight_tying: fields.flag("ensure_weight_tying"),
         root: String::new(),
         naming: BTreeMap::new(),
-        saved_base: BTreeSet::new(),
+        saved_sites: BTreeSet::new(),
     })
 }
 
@@ -330,7 +324,9 @@ mod tests {
             ),
             (json!({"task_type": "SEQ_CLS"}), Code::UnsupportedConfigField),
             (json!({"use_dora": true, "lora_bias": true}), Code::UnsupportedConfigField),
-            (json!({"modules_to_save": ["score"]}), Code::UnsupportedConfigField),
+            (json!({"modules_to_save": [1]}), Code::InvalidConfigField),
+            (json!({"trainable_token_indices": [1, 1]}), Code::InvalidConfigField),
+            (json!({"trainable_token_indices": {"lm_head": [-1]}}), Code::InvalidConfigField),
             (json!({"alora_invocation_tokens": [1]}), Code::UnsupportedConfigField),
             (json!({"init_lora_weights": "pissa_niter_4"}), Code::MutatedBaseWeights),
             (json!({"brand_new": 1}), Code::UnknownConfigField),

@@ -3,14 +3,16 @@
 //! ```text
 //! name  = [ "base_model.model." ] ( root | "" ) place "." kind
 //! root  = "model."
-//! place = "lm_head" | "embed_tokens" | "layers." number "." path
+//! place = "lm_head" | "embed_tokens" | "norm" | "layers." number "." path
 //! kind  = "lora_A.weight" | "lora_B.weight" | "lora_B.bias" | "lora_magnitude_vector" [".weight"]
 //!       | "lora_embedding_A" | "lora_embedding_B" | [ "base_layer." ] ( "weight" | "bias" )
-//!       | "modules_to_save.weight"
+//!       | "modules_to_save.weight" | "original_module.weight" | "token_adapter.base_layer.weight"
+//!       | "token_adapter.trainable_tokens_delta"
 //! ```
 //! PEFT's internal name of the adapter may stand after the first part of a kind, as in
 //! `lora_A.default.weight`.
 
+use crate::adapter::NormKind;
 pub(super) use crate::ids::number;
 
 /// What a tensor is to its module.
@@ -26,10 +28,25 @@ pub(super) enum Kind {
     Magnitude,
     /// Bias of the base layer.
     BaseBias,
-    /// A trained copy of the base weight.
-    Saved,
-    /// The base layer's weight, saved along with an update of it.
-    SavedBase,
+    /// A whole weight.
+    Full(FullName),
+    /// Trained rows of the vocabulary.
+    TokenRows,
+}
+
+/// What stands before `weight` in the name of a whole weight; see [`super::full`] for what it means.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum FullName {
+    /// Nothing.
+    Plain,
+    /// `modules_to_save`.
+    ModulesToSave,
+    /// `original_module`.
+    OriginalModule,
+    /// `base_layer`.
+    BaseLayer,
+    /// `token_adapter.base_layer`.
+    TokenBaseLayer,
 }
 
 /// Where a tensor belongs.
@@ -37,6 +54,8 @@ pub(super) enum Kind {
 pub(super) enum Place<'a> {
     Embed,
     Head,
+    FinalNorm,
+    Norm { index: u32, kind: NormKind },
     Layer { index: u32, path: &'a str },
 }
 
@@ -75,7 +94,7 @@ pub(super) fn is_routed_expert(name: &str) -> bool {
 
 /// Cuts a name before its kind.
 fn split(name: &str) -> Option<(&str, &str)> {
-    const STARTS: [&str; 9] = [
+    const STARTS: [&str; 11] = [
         ".lora_A",
         ".lora_B",
         ".lora_magnitude_vector",
@@ -83,6 +102,8 @@ fn split(name: &str) -> Option<(&str, &str)> {
         ".lora_embedding_B",
         ".base_layer",
         ".modules_to_save",
+        ".original_module",
+        ".token_adapter",
         ".weight",
         ".bias",
     ];
@@ -99,10 +120,14 @@ fn find_part(name: &str, part: &str) -> Option<usize> {
 fn parse_place<'a>(place: &'a str, root: &str) -> Option<Place<'a>> {
     match place {
         "embed_tokens" => return Some(Place::Embed),
+        "norm" => return Some(Place::FinalNorm),
         "lm_head" => return root.is_empty().then_some(Place::Head),
         _ => {}
     }
     let (index, path) = split_layer(place)?;
+    if let Some(kind) = NormKind::from_hf_path(path) {
+        return Some(Place::Norm { index, kind });
+    }
     let plain = |part: &str| !part.is_empty() && !part.starts_with("lora_");
     path.split('.').all(plain).then_some(Place::Layer { index, path })
 }
@@ -132,9 +157,16 @@ pub(super) fn parse_kind(tail: &str, embedding: bool) -> Option<(Kind, Option<&s
             (Kind::Magnitude, Some(*adapter))
         }
         ("bias", []) | ("base_layer", ["bias"]) => (Kind::BaseBias, None),
-        ("weight", []) | ("modules_to_save", ["weight"]) => (Kind::Saved, None),
-        ("modules_to_save", [adapter, "weight"]) => (Kind::Saved, Some(*adapter)),
-        ("base_layer", ["weight"]) => (Kind::SavedBase, None),
+        ("weight", []) => (Kind::Full(FullName::Plain), None),
+        ("modules_to_save", ["weight"]) => (Kind::Full(FullName::ModulesToSave), None),
+        ("modules_to_save", [adapter, "weight"]) => {
+            (Kind::Full(FullName::ModulesToSave), Some(*adapter))
+        }
+        ("original_module", ["weight"]) => (Kind::Full(FullName::OriginalModule), None),
+        ("base_layer", ["weight"]) => (Kind::Full(FullName::BaseLayer), None),
+        ("token_adapter", ["base_layer", "weight"]) => (Kind::Full(FullName::TokenBaseLayer), None),
+        ("token_adapter", ["trainable_tokens_delta"]) => (Kind::TokenRows, None),
+        ("token_adapter", ["trainable_tokens_delta", adapter]) => (Kind::TokenRows, Some(*adapter)),
         _ => return None,
     };
     let named = |name: &str| !matches!(name, "" | "weight" | "bias");
@@ -155,12 +187,28 @@ mod tests {
         assert_eq!(key.prefix, "base_model.model.model.");
         assert_eq!(key.module, "model.layers.12.self_attn.q_proj");
         let parsed = [
-            ("lm_head.weight", (Place::Head, Kind::Saved, None)),
+            ("lm_head.weight", (Place::Head, Kind::Full(FullName::Plain), None)),
             (
                 "base_model.model.lm_head.modules_to_save.default.weight",
-                (Place::Head, Kind::Saved, Some("default")),
+                (Place::Head, Kind::Full(FullName::ModulesToSave), Some("default")),
             ),
             ("base_model.model.model.embed_tokens.lora_embedding_B", (Place::Embed, Kind::B, None)),
+        ];
+        let norm = Place::Norm { index: 7, kind: NormKind::Query };
+        let others = [
+            ("model.norm.weight", (Place::FinalNorm, Kind::Full(FullName::Plain), None)),
+            (
+                "model.layers.7.self_attn.q_norm.original_module.weight",
+                (norm, Kind::Full(FullName::OriginalModule), None),
+            ),
+            (
+                "model.embed_tokens.token_adapter.trainable_tokens_delta",
+                (Place::Embed, Kind::TokenRows, None),
+            ),
+            (
+                "lm_head.token_adapter.base_layer.weight",
+                (Place::Head, Kind::Full(FullName::TokenBaseLayer), None),
+            ),
         ];
         let place = Place::Layer { index: 0, path: "self_attn.q_proj" };
         let in_layer = [
@@ -172,7 +220,7 @@ mod tests {
             ),
             ("layers.0.self_attn.q_proj.base_layer.bias", (place, Kind::BaseBias, None)),
         ];
-        for (name, expected) in parsed.into_iter().chain(in_layer) {
+        for (name, expected) in parsed.into_iter().chain(others).chain(in_layer) {
             let key = parse(name).unwrap();
             assert_eq!((key.place, key.kind, key.adapter), expected, "{name}");
         }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use super::assemble::PlannedSites;
+use super::assemble::PlannedAdapter;
 use super::safetensors::{self, Residence};
 use super::{AdapterError, RawTensors, ReadOptions, Source, fused, read_file, torch};
 use crate::adapter::{Adapter, AdapterFormat, AdapterInfo, Declaration};
@@ -19,11 +19,15 @@ mod config;
 mod experts;
 mod fields;
 mod foreign;
+mod full;
 mod keys;
+mod saved;
 mod scale;
+mod tokens;
 mod vocabulary;
 
 use config::PeftConfig;
+use full::Wrapping;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model";
@@ -58,7 +62,7 @@ fn open(
 /// See [`AdapterError`].
 pub fn probe(dir: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
     let (config, (_, raw)) = open(dir, options)?;
-    let planned = plan(raw, config, &mut AdapterInfo::default(), options);
+    let planned = plan(raw, config, AdapterInfo::default(), options);
     planned.map(drop).map_err(|problems| rejected(dir, problems))
 }
 
@@ -98,7 +102,7 @@ fn assemble_adapter(
     (format, raw): (AdapterFormat, RawTensors),
     options: &ReadOptions,
 ) -> Result<Adapter, AdapterError> {
-    let mut info = AdapterInfo {
+    let info = AdapterInfo {
         format,
         path: dir.to_owned(),
         files: raw.files.clone(),
@@ -108,9 +112,8 @@ fn assemble_adapter(
         alpha: Some(config.alphas.default),
         ..AdapterInfo::default()
     };
-    let planned = plan(raw, config, &mut info, options);
-    let (sites, declaration) = planned.map_err(|problems| rejected(dir, problems))?;
-    super::assemble::read(dir, sites, info, Some(declaration))
+    let planned = plan(raw, config, info, options).map_err(|problems| rejected(dir, problems))?;
+    super::assemble::read(dir, planned, options.base.as_ref())
 }
 
 /// Finds and reads the weight files of a directory: safetensors where there are any, as PEFT does.
@@ -126,14 +129,14 @@ fn read_weights(dir: &Path) -> Result<(AdapterFormat, RawTensors), AdapterError>
     }
 }
 
-/// Turns tensors and configuration into sites that are still to be read; all problems are reported
+/// Turns tensors and configuration into an adapter that is still to be read; all problems are reported
 /// together.
 fn plan(
     raw: RawTensors,
     config: PeftConfig,
-    info: &mut AdapterInfo,
+    mut info: AdapterInfo,
     options: &ReadOptions,
-) -> Result<(PlannedSites, Declaration), Vec<Rejection>> {
+) -> Result<PlannedAdapter, Vec<Rejection>> {
     let mut problems = foreign::check(&raw.tensors);
     if !problems.is_empty() {
         return Err(problems);
@@ -142,7 +145,12 @@ fn plan(
     if let Some(resized) = options.model.as_ref().and_then(|m| vocabulary::check(&file, m)) {
         return Err(vec![resized]);
     }
-    let mut sites = assemble::assemble(&file, &config, &mut problems);
+    let tied = options.model.as_ref().is_some_and(|model| model.tied_embeddings);
+    let wrapping = Wrapping { file: &file, config: &config, tied };
+    let mut sites = assemble::assemble(&wrapping, &mut problems);
+    let mut full_weights = wrapping.full_weights();
+    full_weights.extend(tokens::copies(&wrapping));
+    let saved = saved::check(&wrapping, options.model.as_ref(), &mut problems);
     let mut expert_names = Vec::new();
     if let Some(planned) = experts::plan(&file.experts, file.root, &config, options, &mut problems)
     {
@@ -164,6 +172,7 @@ fn plan(
     }
     info.bytes = file.bytes;
     info.warnings = config.warnings;
+    info.warnings.extend(saved.warnings);
     let dense = file.sites.values().map(|parts| config.declaration.trained(&parts.module));
     let names: Vec<Cow<'_, str>> = dense.chain(expert_names.iter().map(Into::into)).collect();
     for unused in [config.ranks.unused(&names), config.alphas.unused(&names)] {
@@ -172,8 +181,8 @@ fn plan(
     let declaration = Declaration {
         root: file.root.to_owned(),
         naming: file.naming,
-        saved_base: file.saved_base,
+        saved_sites: saved.sites,
         ..config.declaration
     };
-    Ok((sites, declaration))
+    Ok(PlannedAdapter { sites, full_weights, source: info, declaration: Some(declaration) })
 }

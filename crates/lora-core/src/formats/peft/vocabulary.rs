@@ -14,7 +14,8 @@ pub(super) fn check(file: &Collected, model: &ModelGeometry) -> Option<Rejection
     let mut names = Vec::new();
     for key in [SiteKey::Embed, SiteKey::Head] {
         let Some(parts) = file.sites.get(&key) else { continue };
-        for tensor in [Kind::Saved, Kind::SavedBase].iter().filter_map(|k| parts.tensors.get(k)) {
+        let whole = parts.tensors.iter().filter(|(kind, _)| matches!(kind, Kind::Full(_)));
+        for (_, tensor) in whole {
             match *tensor.shape() {
                 [rows, width] if width == model.hidden && rows != model.vocab => {
                     found = Some(rows);

@@ -48,21 +48,35 @@ pub(super) fn config(
     if adapter.declaration.as_ref().is_some_and(|declared| declared.ensure_weight_tying) {
         fields.insert("ensure_weight_tying".to_owned(), true.into());
     }
-    let saved: Vec<String> = adapter
-        .sites
-        .iter()
-        .filter(|(_, site)| is_saved(site))
-        .map(|(k, _)| k.to_string())
-        .collect();
-    if !saved.is_empty() {
-        fields.insert("modules_to_save".to_owned(), saved.into());
-    }
+    fields.extend(whole_weights(adapter, names));
     fields.extend(scales(&contents.updates));
     match reusable(adapter, layout, names) {
         Some(declared) => fields.extend(as_declared(declared)),
         None => fields.extend(selection(names, contents)),
     }
     Ok(config)
+}
+
+/// Which modules have whole weights, and which have rows of tokens.
+fn whole_weights(adapter: &Adapter, names: &Names) -> Map<String, Value> {
+    // By their short names, the embedding and the output projection are found in any model.
+    let name = |key: SiteKey| match key {
+        SiteKey::Embed | SiteKey::Head => key.to_string(),
+        _ => names.module(key),
+    };
+    let sites = || adapter.sites.iter().map(|(key, site)| (*key, site));
+    let saved = sites().filter(|(_, site)| is_saved(site)).map(|(key, _)| name(key));
+    let saved: Vec<String> = saved.collect();
+    let tokens = sites().filter_map(|(key, site)| Some((name(key), site.rows.as_ref()?)));
+    let tokens: Map<String, Value> = tokens.map(|(name, rows)| (name, json!(rows.ids))).collect();
+    let mut fields = Map::new();
+    if !saved.is_empty() {
+        fields.insert("modules_to_save".to_owned(), saved.into());
+    }
+    if !tokens.is_empty() {
+        fields.insert("trainable_token_indices".to_owned(), tokens.into());
+    }
+    fields
 }
 
 /// Whether a site's weight is one of `modules_to_save`; beside a low-rank update, PEFT saves it as
@@ -103,7 +117,8 @@ fn variant(adapter: &Adapter, extra: Extra) -> Result<bool, WriteError> {
             Extra::Magnitude => low.magnitude.is_some(),
             Extra::OutputBias => low.b_bias.is_some(),
         };
-        !present || *key == SiteKey::Embed || routed(*key)
+        let biased = *key == SiteKey::Embed && field == "lora_bias";
+        !present || biased || routed(*key)
     });
     match without {
         Some((without, _)) => {
@@ -202,12 +217,7 @@ fn reusable<'a>(
         }
     };
     let alike = !experts || adapter.source.expert_layout.map(family) == Some(family(layout));
-    let kept = |key: &SiteKey, site: &SiteWeights| {
-        // A weight that was saved beside an update is written as the base layer's.
-        site.replacement.is_none() || is_saved(site) || declared.saved_base.contains(key)
-    };
-    let kept = adapter.sites.iter().all(|(key, site)| kept(key, site));
-    (alike && kept && !names.renamed).then_some(declared)
+    (alike && !names.renamed).then_some(declared)
 }
 
 fn as_declared(declared: &Declaration) -> Map<String, Value> {

@@ -83,13 +83,10 @@ impl Names {
         }
     }
 
-    /// The whole name of a dense module, as the configuration's patterns see it.
+    /// The whole name of a dense module or norm, as the configuration's patterns see it.
     pub fn module(&self, key: SiteKey) -> String {
-        match key {
-            SiteKey::Embed => format!("{}embed_tokens", self.root),
-            SiteKey::Head => "lm_head".to_owned(),
-            SiteKey::Layer(layer, module) => self.in_layer(layer.0, self.path(module)),
-        }
+        let path = key.module().map(|module| self.path(module));
+        key.hf_name(&self.root, path).unwrap_or_default()
     }
 
     /// The path of a dense module inside a layer.

@@ -42,7 +42,7 @@ pub fn peft(dir: &Path, adapter: &Adapter, layout: ExpertLayout) -> Result<(), W
         if !key.module().is_some_and(TargetModule::is_routed_expert) {
             add_dense(*key, site, &names, &mut contents)?;
         } else if site.replacement.is_some() || site.base_bias.is_some() {
-            return Err(whole_weight(*key));
+            return Err(whole_expert(*key));
         }
     }
     experts::add(adapter, layout, &names, &mut contents)?;
@@ -62,7 +62,7 @@ fn add_dense(
         add_low_rank(key, low, &module, contents)?;
         let (layer, path) = match key {
             SiteKey::Layer(layer, kind) => (Some(layer.0), names.path(kind).to_owned()),
-            SiteKey::Embed | SiteKey::Head => (None, module.clone()),
+            _ => (None, module.clone()),
         };
         contents.targets.push(Target { layer, path });
     }
@@ -73,11 +73,11 @@ fn add_dense(
         contents.add(&module, kind, Laid::whole(bias));
     }
     if let Some(weight) = &site.replacement {
-        if matches!(key, SiteKey::Layer(..)) {
-            return Err(whole_weight(key));
-        }
         let kind = if is_saved(site) { "weight" } else { "base_layer.weight" };
         contents.add(&module, kind, Laid::whole(weight));
+    }
+    if let Some(rows) = &site.rows {
+        contents.add(&module, "token_adapter.trainable_tokens_delta", Laid::whole(&rows.values));
     }
     Ok(())
 }
@@ -114,11 +114,11 @@ fn add_low_rank(
     Ok(())
 }
 
-fn whole_weight(key: SiteKey) -> WriteError {
+fn whole_expert(key: SiteKey) -> WriteError {
     inexpressible(
         &key,
         "a whole weight or bias in place of the model's",
-        "whole weights of embed_tokens and lm_head, and biases of dense modules",
+        "whole weights and biases of dense modules",
         "train the module through LoRA",
     )
 }

@@ -166,6 +166,7 @@ mod tests {
             vocab: 9,
             num_experts: 0,
             moe_intermediate: 0,
+            qk_norms: false,
             tied_embeddings: false,
             hf_modules: Vec::new(),
             biased_modules: BTreeSet::new(),

@@ -1,0 +1,54 @@
+//! RMS norms, whose weights adapters may replace.
+
+use std::collections::BTreeSet;
+
+use lora_core::lora::{LoraBatch, LoraSite, SlotSlice};
+use lora_core::ops::NormWeight;
+use lora_core::{Backend, DType, HostTensor, Result, Tensor};
+
+/// A norm of the base model, and the weights that resident adapters have of their own for it.
+pub struct Norm<B: Backend> {
+    weight: Tensor<B>,
+    site: LoraSite<B>,
+    /// Slots whose adapter has a weight of its own. Few adapters do, and the others cost nothing.
+    slots: BTreeSet<usize>,
+}
+
+impl<B: Backend> Norm<B> {
+    /// A norm with the base model's weight, `[1, cols]` f32, and an empty site.
+    pub fn new(weight: Tensor<B>, site: LoraSite<B>) -> Self {
+        Self { weight, site, slots: BTreeSet::new() }
+    }
+
+    /// The weight of each row of a batch; of every row where `lora` is `None`.
+    pub fn weight<'a>(&'a self, lora: Option<&'a LoraBatch<B>>) -> NormWeight<'a, B> {
+        let lora = lora.filter(|_| !self.slots.is_empty()).map(|batch| (&self.site, batch));
+        NormWeight { base: self.weight.view(), lora }
+    }
+
+    /// Puts the weight of an adapter, `[cols]`, into a slot, or clears it.
+    ///
+    /// # Errors
+    /// Those of [`Backend::write_slot`].
+    pub fn write(
+        &mut self,
+        be: &B,
+        q: &mut B::Queue,
+        slot: usize,
+        weight: Option<&HostTensor>,
+    ) -> Result<()> {
+        if weight.is_none() && !self.slots.contains(&slot) {
+            return Ok(());
+        }
+        let replacement = weight.and_then(|weight| weight.cast(DType::F32));
+        let slice =
+            replacement.is_some().then(|| SlotSlice { replacement, ..SlotSlice::default() });
+        let written = slice.is_some();
+        be.write_slot(q, &mut self.site, slot, &[slice])?;
+        match written {
+            true => self.slots.insert(slot),
+            false => self.slots.remove(&slot),
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! Adapters as trainers save them, with what PEFT answers; see `tests/fixtures/field/README.md`.
+
+use std::path::PathBuf;
+
+use engine::{GenerateRequest, RequestOutput};
+use lora_core::LoraRequest;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::fixtures::{Case, fixtures_dir, model_path};
+
+/// One row of `field/cases.json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct FieldCase {
+    /// Prompt, continuation and margins.
+    #[serde(flatten)]
+    pub case: Case,
+    /// What is asked; see the README.
+    pub kind: String,
+    /// The likeliest tokens and their log-probabilities, after each token of the prompt.
+    pub top: Vec<Vec<(u32, f32)>>,
+    /// What a request in words should lead to.
+    #[serde(default)]
+    pub note: Option<Value>,
+}
+
+/// The folder of these fixtures.
+pub fn field_dir() -> PathBuf {
+    fixtures_dir().join("field")
+}
+
+/// The folder of a model, which is there or among the other fixtures.
+pub fn field_model(name: &str) -> PathBuf {
+    let own = field_dir().join("models").join(name);
+    if own.is_dir() { own } else { model_path(name) }
+}
+
+/// All cases.
+///
+/// # Panics
+/// If they are not there: the checkout is broken.
+pub fn field_cases() -> Vec<FieldCase> {
+    let text = std::fs::read(field_dir().join("cases.json")).expect("field/cases.json");
+    serde_json::from_slice(&text).expect("field/cases.json")
+}
+
+impl FieldCase {
+    /// The request of the case, whose adapter has this id.
+    pub fn request(&self, lora_id: i64) -> GenerateRequest {
+        let lora = self.case.adapter.as_ref().map(|name| {
+            LoraRequest::new(name.clone(), lora_id, field_dir().join("adapters").join(name))
+        });
+        GenerateRequest { lora, ..self.case.request(lora_id) }
+    }
+
+    /// Requests of many cases; each adapter gets one id.
+    pub fn requests(cases: &[Self]) -> Vec<GenerateRequest> {
+        let mut names: Vec<_> = cases.iter().map(|case| case.case.adapter.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let id = |case: &Self| names.iter().position(|name| *name == case.case.adapter);
+        cases.iter().map(|case| case.request(id(case).unwrap_or(0) as i64)).collect()
+    }
+
+    /// How an answer differs from what PEFT gives, if it does: log-probabilities by more than 2e-3 of
+    /// their size, or tokens where the best is ahead by more than 0.01.
+    pub fn difference(&self, output: &RequestOutput) -> Option<String> {
+        self.other_logits(output).or_else(|| self.other_tokens(output))
+    }
+
+    fn other_logits(&self, output: &RequestOutput) -> Option<String> {
+        let logits = output.context_logits.as_ref()?;
+        for (position, (row, top)) in logits.iter().zip(&self.top).enumerate() {
+            let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f32 = row.iter().map(|logit| (logit - largest).exp()).sum();
+            for (token, expected) in top {
+                let found = row[*token as usize] - largest - sum.ln();
+                if (found - expected).abs() > 2e-3 * expected.abs().max(1.0) {
+                    return Some(format!("{position}: token {token} has {found}, not {expected}"));
+                }
+            }
+        }
+        (logits.len() != self.top.len()).then(|| format!("{} rows of logits", logits.len()))
+    }
+
+    fn other_tokens(&self, output: &RequestOutput) -> Option<String> {
+        let Case { greedy, margin, .. } = &self.case;
+        let found = &output.outputs[0].token_ids;
+        let steps = found.iter().zip(greedy).zip(margin);
+        for (step, ((found, expected), margin)) in steps.enumerate() {
+            if found != expected {
+                // Behind a near tie another continuation is as good.
+                return (*margin > 0.01).then(|| format!("step {step}: {found}, not {expected}"));
+            }
+        }
+        (found.len() != greedy.len()).then(|| format!("{} tokens", found.len()))
+    }
+}
