@@ -148,8 +148,6 @@ impl fmt::Debug for Tokenizer {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
     use crate::text::testkit::byte_tokenizer;
 
