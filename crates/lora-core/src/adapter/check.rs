@@ -199,21 +199,37 @@ impl Adapter {
         if !model.tied_embeddings || !declaration.ensure_weight_tying {
             return;
         }
-        let has_pair =
-            |key: SiteKey| self.sites.get(&key).is_some_and(|site| site.low_rank.is_some());
-        let found = match (has_pair(SiteKey::Embed), has_pair(SiteKey::Head)) {
-            (true, false) => "an update of embed_tokens without that of lm_head",
-            (false, true) => "an update of lm_head without that of embed_tokens",
-            _ => return,
+        let pair = |key: SiteKey| self.sites.get(&key).and_then(|site| site.low_rank.as_ref());
+        let found = match (pair(SiteKey::Embed), pair(SiteKey::Head)) {
+            (None, None) => return,
+            (Some(embed), Some(head)) if is_transpose(embed, head) => return,
+            (Some(_), Some(_)) => "updates of embed_tokens and lm_head that are not the same",
+            (Some(_), None) => "an update of embed_tokens without that of lm_head",
+            (None, Some(_)) => "an update of lm_head without that of embed_tokens",
         };
         problems.push(Rejection::new(
             Code::TiedEmbeddings,
             "ensure_weight_tying",
             found,
-            "updates of both, which are tied in this model",
+            "one update of both, which are tied in this model",
             "export the adapter again",
         ));
     }
+}
+
+/// Whether the update of an output projection is that of the embedding, transposed.
+fn is_transpose(embed: &LowRank, head: &LowRank) -> bool {
+    let same = |one: &HostTensor, other: &HostTensor| {
+        let (&[rows, cols], &[other_rows, other_cols]) = (one.shape(), other.shape()) else {
+            return false;
+        };
+        let equal = |r: usize, c: usize| {
+            one.get_f32(r * cols + c).to_bits() == other.get_f32(c * rows + r).to_bits()
+        };
+        (rows, cols) == (other_cols, other_rows)
+            && (0..rows).all(|r| (0..cols).all(|c| equal(r, c)))
+    };
+    same(&embed.a, &head.b) && same(&embed.b, &head.a)
 }
 
 /// Paths that mean the same module in all releases of transformers.

@@ -280,7 +280,7 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::TiedEmbeddings,
         name: "tied-embeddings",
         meaning: "`ensure_weight_tying` says that `embed_tokens` and `lm_head` are updated together, \
-                  and the file updates only one of them.",
+                  and the file updates only one of them, or each in its own way.",
         remedy: "Export the adapter again.",
     },
     Rule {
