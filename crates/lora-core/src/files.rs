@@ -15,9 +15,6 @@ pub const MAX_CONFIG: u64 = 8 << 20;
 /// Most bytes of a `tokenizer.json`; the largest vocabularies in use take about 35 MB.
 pub const MAX_TOKENIZER: u64 = 512 << 20;
 
-/// Most bytes of one line of requests: far more than a prompt of a million tokens.
-pub const MAX_LINE: u64 = 32 << 20;
-
 /// Most bytes of a line that is too long, before its end is not looked for any more.
 const MAX_SKIPPED: u64 = 1 << 30;
 

@@ -1,15 +1,14 @@
 //! Lines of a stream, each of a bounded length, read by a thread of their own.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use lora_core::files::{self, Line};
+
 /// Most bytes of a line.
 pub const MAX_LINE: u64 = 16 << 20;
-
-/// Most bytes that are skipped in search of the end of a line that is too long.
-const MAX_SKIPPED: u64 = 1 << 30;
 
 /// Lines that are read before they are asked for.
 const READ_AHEAD: usize = 4;
@@ -47,34 +46,31 @@ impl<R: BufRead> Iterator for Lines<R> {
 
 impl<R: BufRead> Lines<R> {
     fn line(&mut self) -> io::Result<Option<RawLine>> {
-        let mut bytes = Vec::new();
-        if self.reader.by_ref().take(MAX_LINE + 1).read_until(b'\n', &mut bytes)? == 0 {
-            return Ok(None);
-        }
-        self.number += 1;
-        let number = self.number;
-        if bytes.last() == Some(&b'\n') {
-            bytes.pop();
-        } else if bytes.len() as u64 > MAX_LINE {
-            self.skip_line()?;
-            return Ok(Some(RawLine { number, bytes: None }));
-        }
-        if number == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
-            bytes.drain(..BYTE_ORDER_MARK.len());
-        }
-        Ok(Some(RawLine { number, bytes: Some(bytes) }))
+        let number = self.number + 1;
+        let read = files::read_line_bounded(&mut self.reader, MAX_LINE);
+        let bytes = match read.map_err(|error| without_end(error, number))? {
+            None => return Ok(None),
+            Some(Line::TooLong) => None,
+            Some(Line::Whole(mut bytes)) => {
+                if number == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
+                    bytes.drain(..BYTE_ORDER_MARK.len());
+                }
+                Some(bytes)
+            }
+        };
+        self.number = number;
+        Ok(Some(RawLine { number, bytes }))
     }
+}
 
-    /// Skips the rest of a line.
-    fn skip_line(&mut self) -> io::Result<()> {
-        let skipped = self.reader.by_ref().take(MAX_SKIPPED).skip_until(b'\n')?;
-        match skipped as u64 == MAX_SKIPPED {
-            true => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("line {} has no end; give JSON objects, one a line", self.number),
-            )),
-            false => Ok(()),
-        }
+/// Says of a line that does not end what the user should give instead.
+fn without_end(error: io::Error, number: u64) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::FileTooLarge => io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("line {number} has no end; give JSON objects, one a line"),
+        ),
+        _ => error,
     }
 }
 
@@ -135,7 +131,7 @@ impl Intake {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufReader, Cursor};
+    use std::io::{BufReader, Cursor, Read};
 
     use super::*;
 
