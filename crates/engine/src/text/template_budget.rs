@@ -89,7 +89,7 @@ pub(super) fn made(state: &State<'_, '_>, value: Value) -> Result<Value, Error> 
 }
 
 /// Bytes of a value of its own: text, or elements and their text.
-fn size(value: &Value) -> usize {
+pub(super) fn size(value: &Value) -> usize {
     let text = |value: &Value| value.as_str().map_or(0, str::len);
     let elements = value.len().unwrap_or(0).saturating_mul(ELEMENT);
     match value.kind() {

@@ -13,8 +13,16 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, State, Template, Value};
 
 use super::template_budget::{
-    MAX_ITEMS, affordable, check_chars, check_shape, made, over, printed,
+    MAX_ITEMS, affordable, check_chars, check_shape, made, over, printed, size,
 };
+
+/// Bytes of a repeated string, as minijinja has it, whose own error does not tell this limit from a fault
+/// of the template.
+const MAX_REPEATED: usize = 100_000_000;
+
+/// Bytes of a constant that is counted like what a template makes: minijinja computes operations on
+/// constants beforehand.
+const COUNTED_CONSTANT: usize = 4096;
 
 const MADE: &str = "[made]";
 const ITERATED: &str = "[iterated]";
@@ -41,7 +49,9 @@ pub(super) fn add_functions(env: &mut Environment<'_>) {
     env.add_function(MULTIPLIED, |state: &State<'_, '_>, a: Value, b: Value| {
         let times = a.as_usize().or(b.as_usize()).unwrap_or(1);
         let text = a.as_str().or(b.as_str()).map_or(0, str::len);
-        affordable(state, text.saturating_mul(times))?;
+        let bytes = text.saturating_mul(times);
+        affordable(state, bytes)?;
+        check_repeated(bytes)?;
         check_items(length(&a).max(length(&b)).saturating_mul(times))?;
         Ok::<_, Error>(pair(a, b))
     });
@@ -61,6 +71,13 @@ fn length(value: &Value) -> usize {
     match value.kind() {
         ValueKind::Seq | ValueKind::Iterable => value.len().unwrap_or(0),
         _ => 0,
+    }
+}
+
+fn check_repeated(bytes: usize) -> Result<(), Error> {
+    match bytes > MAX_REPEATED {
+        true => Err(over(format!("repeats a string to more than {MAX_REPEATED} bytes"))),
+        false => Ok(()),
     }
 }
 
@@ -129,6 +146,7 @@ fn expanded<'env>(instruction: &Instruction<'env>) -> Vec<Instruction<'env>> {
         I::PushLoop(_) => vec![call(ITERATED, 1), this],
         // What is printed is counted by the environment's formatter.
         I::EmitRaw(text) => vec![I::LoadConst(Value::from(*text)), I::Emit],
+        I::LoadConst(value) if size(value) > COUNTED_CONSTANT => vec![this, call(MADE, 1)],
         I::ApplyFilter(..)
         | I::BuildList(_)
         | I::BuildMap(_)

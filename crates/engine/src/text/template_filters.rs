@@ -129,12 +129,12 @@ fn check_join(state: &State<'_, '_>, value: &Value, joiner: &str) -> Result<(), 
     Ok(())
 }
 
-fn split(state: &State<'_, '_>, args: Rest<Value>) -> Result<Value, Error> {
+fn split(state: &State<'_, '_>, Rest(args): Rest<Value>) -> Result<Value, Error> {
     check_split(state, args.first(), args.get(1))?;
     Value::from_function(filters::split).call(state, &args)
 }
 
-fn lines(state: &State<'_, '_>, args: Rest<Value>) -> Result<Value, Error> {
+fn lines(state: &State<'_, '_>, Rest(args): Rest<Value>) -> Result<Value, Error> {
     check_split(state, args.first(), Some(&Value::from("\n")))?;
     Value::from_function(filters::lines).call(state, &args)
 }
