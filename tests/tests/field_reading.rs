@@ -5,51 +5,31 @@
 
 use std::path::{Path, PathBuf};
 
+use engine::RequestOutput;
 use engine::model::ModelConfig;
-use engine::{GenerateRequest, Prompt, RequestOutput, SamplingParams};
 use lora_core::formats::{self, ReadOptions};
 use lora_core::{
-    Adapter, Code, DType, LoraConfig, LoraRequest, ModelGeometry, Rejection, SiteKey, TargetModule,
+    Adapter, Code, DType, LoraConfig, ModelGeometry, Rejection, SiteKey, TargetModule,
 };
 use lora_cpu_ref::CpuRef;
 use polylora_tests::{
-    AdapterFiles, assert_greedy, builder, context_logits, fixtures_dir, geometry, model_path,
-    relative_error, run,
+    AdapterFiles, FieldCase, builder, context_logits, field_cases, field_dir, field_model,
+    geometry, relative_error, run,
 };
 use safetensors::tensor::Dtype;
-use serde::Deserialize;
 use serde_json::{Value, json};
-
-/// One row of `cases.json`.
-#[derive(Deserialize)]
-struct Case {
-    id: String,
-    kind: String,
-    model: String,
-    adapter: Option<String>,
-    prompt: Vec<u32>,
-    greedy: Vec<u32>,
-    margin: Vec<f32>,
-    /// After each token of the prompt, the likeliest tokens and their log-probabilities.
-    top: Vec<Vec<(usize, f32)>>,
-}
 
 /// The kinds that are about reading; the others are about full weights, rows and text.
 const KINDS: [&str; 6] = ["K2", "K3", "K7", "dtype", "moe", "control"];
 
-fn field(path: &str) -> PathBuf {
-    fixtures_dir().join("field").join(path)
+fn adapter_dir(name: &str) -> PathBuf {
+    field_dir().join("adapters").join(name)
 }
 
-fn cases() -> Vec<Case> {
-    let cases = std::fs::read(field("cases.json")).unwrap();
-    let mut cases: Vec<Case> = serde_json::from_slice(&cases).unwrap();
+fn cases() -> Vec<FieldCase> {
+    let mut cases = field_cases();
     cases.retain(|case| KINDS.contains(&case.kind.as_str()));
     cases
-}
-
-fn model_dir(model: &str) -> PathBuf {
-    Some(field("models").join(model)).filter(|dir| dir.is_dir()).unwrap_or(model_path(model))
 }
 
 fn is_dense(model: &str) -> bool {
@@ -58,7 +38,7 @@ fn is_dense(model: &str) -> bool {
 
 fn geometry_of(model: &str) -> ModelGeometry {
     match is_dense(model) {
-        true => engine::geometry(&ModelConfig::from_dir(&model_dir(model)).unwrap()),
+        true => engine::geometry(&ModelConfig::from_dir(&field_model(model)).unwrap()),
         false => geometry(model),
     }
 }
@@ -80,18 +60,23 @@ fn what_peft_serves_is_served_and_what_is_odd_is_told() {
         "llama.all-linear-attn-only" => {
             vec![vec!["target_modules", "mlp.up_proj", "self_attn.k_proj"]]
         }
-        "llama.all-linear-with-head" => vec![vec!["all-linear", "lm_head", "PEFT"]],
+        "llama.all-linear-with-head" | "llama-tied.all-linear-with-head-tied" => {
+            vec![vec!["all-linear", "lm_head", "PEFT"]]
+        }
         "llama.superset-targets" => {
             vec![vec!["target_modules", "mlp.down_proj", "self_attn.o_proj"]]
+        }
+        "llama.saved-superset" => {
+            vec![vec!["modules_to_save", "`score`"], vec!["modules_to_save", "`wte`"]]
         }
         _ => Vec::new(),
     };
     let mut adapters: Vec<(String, String)> =
-        cases().into_iter().filter_map(|case| Some((case.adapter?, case.model))).collect();
+        cases().into_iter().filter_map(|c| Some((c.case.adapter?, c.case.model))).collect();
     adapters.dedup();
-    assert_eq!(adapters.len(), 24);
+    assert_eq!(adapters.len(), 26);
     for (adapter, model) in adapters {
-        let (_, warnings) = served(&field("adapters").join(&adapter), &model);
+        let (_, warnings) = served(&adapter_dir(&adapter), &model);
         let expected = expected(&adapter);
         assert_eq!(warnings.len(), expected.len(), "{adapter}: {warnings:#?}");
         for (warning, words) in warnings.iter().zip(expected) {
@@ -106,50 +91,28 @@ fn what_peft_serves_is_served_and_what_is_odd_is_told() {
 fn dense_cases_compute_what_peft_computes() {
     let all = cases();
     for model in ["llama", "llama-two-dtypes"] {
-        let cases: Vec<&Case> = all.iter().filter(|case| case.model == model).collect();
+        let cases: Vec<FieldCase> =
+            all.iter().filter(|case| case.case.model == model).cloned().collect();
         let config = LoraConfig { max_loras: Some(32), ..LoraConfig::default() };
-        let builder = builder(&model_dir(model), DType::F32).lora_config(config);
+        let builder = builder(&field_model(model), DType::F32).lora_config(config);
         let llm = builder.build(|| CpuRef::with_threads(None)).unwrap();
-        let mut adapters: Vec<&String> = cases.iter().filter_map(|c| c.adapter.as_ref()).collect();
-        adapters.dedup();
-        let requests = cases.iter().map(|case| case.request(&adapters)).collect();
-        for (case, answer) in cases.iter().zip(run(&llm, requests)) {
-            case.check(&answer);
+        for (case, answer) in cases.iter().zip(run(&llm, FieldCase::requests(&cases))) {
+            check(case, &answer);
         }
     }
 }
 
-impl Case {
-    /// Its request; the place of its adapter among `adapters` is the adapter's id.
-    fn request(&self, adapters: &[&String]) -> GenerateRequest {
-        let lora = self.adapter.as_ref().map(|name| {
-            let id = adapters.iter().position(|known| *known == name).unwrap();
-            LoraRequest::new(name.clone(), id as i64, field("adapters").join(name))
-        });
-        GenerateRequest {
-            prompt: Prompt::Ids(self.prompt.clone()),
-            sampling: SamplingParams {
-                max_tokens: Some(self.greedy.len()),
-                ignore_eos: true,
-                return_context_logits: true,
-                ..SamplingParams::default()
-            },
-            lora,
-        }
+fn check(case: &FieldCase, answer: &RequestOutput) {
+    let logits = context_logits(answer);
+    let rows = logits.chunks_exact(logits.len() / case.case.prompt.len());
+    for (row, top) in rows.zip(&case.top) {
+        let total = row.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln() as f32;
+        let found: Vec<f32> = top.iter().map(|(token, _)| row[*token as usize] - total).collect();
+        let expected: Vec<f32> = top.iter().map(|(_, probability)| *probability).collect();
+        let error = relative_error(&found, &expected);
+        assert!(error < 2e-3, "{}: log-probabilities off by {error}", case.case.id);
     }
-
-    fn check(&self, answer: &RequestOutput) {
-        let logits = context_logits(answer);
-        let rows = logits.chunks_exact(logits.len() / self.prompt.len());
-        for (row, top) in rows.zip(&self.top) {
-            let total = row.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln() as f32;
-            let found: Vec<f32> = top.iter().map(|(token, _)| row[*token] - total).collect();
-            let expected: Vec<f32> = top.iter().map(|(_, probability)| *probability).collect();
-            let error = relative_error(&found, &expected);
-            assert!(error < 2e-3, "{}: log-probabilities off by {error}", self.id);
-        }
-        assert_greedy(&self.id, &answer.outputs[0].token_ids, &self.greedy, &self.margin, 0.01);
-    }
+    case.case.assert_greedy(&answer.outputs[0].token_ids, 0.01);
 }
 
 /// Rank and scale at a site of layer 1.
@@ -175,7 +138,7 @@ fn experts_and_routers_of_target_parameters_have_their_ranks_and_scales() {
         ("qwen3-moe.moe-targets-null", [plain, None, None]),
     ] {
         let model = adapter.split_once('.').unwrap().0;
-        let (read, _) = served(&field("adapters").join(adapter), model);
+        let (read, _) = served(&adapter_dir(adapter), model);
         let of = |module| update(&read, module);
         assert_eq!([MoeHTo4h, MoeGate].map(of), [gate_up; 2], "{adapter}");
         assert_eq!([Moe4hToH, MoeRouter, AttnQ].map(of), [plain, router, q], "{adapter}");
@@ -184,7 +147,7 @@ fn experts_and_routers_of_target_parameters_have_their_ranks_and_scales() {
 
 /// The files of a field adapter after a change, in a folder.
 fn changed(adapter: &str, change: impl FnOnce(&mut AdapterFiles)) -> tempfile::TempDir {
-    let mut files = AdapterFiles::read(&field("adapters").join(adapter));
+    let mut files = AdapterFiles::read(&adapter_dir(adapter));
     change(&mut files);
     let dir = tempfile::tempdir().unwrap();
     files.write(dir.path());
@@ -273,7 +236,7 @@ fn float64_is_rounded_and_known_by_what_it_becomes() {
             tensor.dtype = Dtype::F32;
         }
     };
-    let (wide, _) = served(&field("adapters").join("llama.f64"), "llama");
+    let (wide, _) = served(&adapter_dir("llama.f64"), "llama");
     let (narrow, _) = served(changed("llama.f64", narrow).path(), "llama");
     assert_eq!(wide.generation, narrow.generation);
     assert_eq!(wide.bytes(), narrow.bytes());

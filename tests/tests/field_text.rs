@@ -14,12 +14,12 @@ use engine::{
 };
 use lora_core::{AdapterTokenizer, DType, LoraConfig, LoraRequest};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{adapter_path, builder, fixtures_dir, model_path, run};
+use polylora_tests::{adapter_path, builder, field_cases, field_dir, field_model, run};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// A case whose requests are text.
-#[derive(Clone, Deserialize)]
+#[derive(Clone)]
 struct Case {
     id: String,
     model: String,
@@ -41,10 +41,14 @@ struct Note {
 
 impl Case {
     fn all() -> Vec<Self> {
-        let all: Vec<Value> =
-            serde_json::from_slice(&fs::read(field("cases.json")).unwrap()).unwrap();
-        let noted = all.into_iter().filter(|case| case.get("note").is_some());
-        noted.map(|case| serde_json::from_value(case).unwrap()).collect()
+        let noted = field_cases().into_iter().filter_map(|case| Some((case.case, case.note?)));
+        let in_words = noted.map(|(case, note)| Self {
+            id: case.id,
+            model: case.model,
+            adapter: case.adapter.unwrap(),
+            note: serde_json::from_value(note).unwrap(),
+        });
+        in_words.collect()
     }
 
     fn of(adapter: &str) -> Self {
@@ -84,22 +88,17 @@ impl Case {
     }
 }
 
-fn field(path: &str) -> PathBuf {
-    fixtures_dir().join("field").join(path)
-}
-
-fn model(name: &str) -> PathBuf {
-    let made = field("models").join(name);
-    if made.is_dir() { made } else { model_path(name) }
+fn adapter_dir(name: &str) -> PathBuf {
+    field_dir().join("adapters").join(name)
 }
 
 fn adapter(name: &str, id: i64) -> LoraRequest {
-    LoraRequest::new(name, id, field("adapters").join(name))
+    LoraRequest::new(name, id, adapter_dir(name))
 }
 
 fn engine(name: &str, adapter_tokenizer: AdapterTokenizer) -> Llm {
     let lora = LoraConfig { max_loras: Some(8), adapter_tokenizer, ..LoraConfig::default() };
-    let builder = builder(&model(name), DType::F32).lora_config(lora);
+    let builder = builder(&field_model(name), DType::F32).lora_config(lora);
     builder.build(|| CpuRef::with_threads(None)).expect("the fixture model loads")
 }
 
@@ -117,7 +116,7 @@ struct Copy(tempfile::TempDir);
 impl Copy {
     fn of(adapter: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        for entry in fs::read_dir(field("adapters").join(adapter)).unwrap() {
+        for entry in fs::read_dir(adapter_dir(adapter)).unwrap() {
             let path = entry.unwrap().path();
             fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
         }
