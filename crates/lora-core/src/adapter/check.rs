@@ -256,13 +256,7 @@ fn check_shapes(
 ) {
     let mut expect = |role: &str, tensor: Option<&HostTensor>, shape: &[usize]| {
         let Some(tensor) = tensor.filter(|tensor| tensor.shape() != shape) else { return };
-        problems.push(Rejection::new(
-            Code::ShapeMismatch,
-            format!("{role} of {key}"),
-            format!("{:?}", tensor.shape()),
-            format!("{shape:?} on this model"),
-            "load the adapter on the model that it was trained for",
-        ));
+        problems.push(misfit(role, key, tensor, shape));
     };
     if let Some(LowRank { rank, a, b, magnitude, b_bias, .. }) = &site.low_rank {
         expect("lora_A", Some(a), &[*rank, input]);
@@ -313,14 +307,19 @@ fn check_norm(
         return;
     };
     if weight.shape() != [width] {
-        problems.push(Rejection::new(
-            Code::ShapeMismatch,
-            format!("weight of {key}"),
-            format!("{:?}", weight.shape()),
-            format!("[{width}] on this model"),
-            "load the adapter on the model that it was trained for",
-        ));
+        problems.push(misfit("weight", key, weight, &[width]));
     }
+}
+
+/// A tensor that has not the shape that the model asks for.
+fn misfit(role: &str, key: SiteKey, tensor: &HostTensor, shape: &[usize]) -> Rejection {
+    Rejection::new(
+        Code::ShapeMismatch,
+        format!("{role} of {key}"),
+        format!("{:?}", tensor.shape()),
+        format!("{shape:?} on this model"),
+        "load the adapter on the model that it was trained for",
+    )
 }
 
 /// Whether a site leaves the model's results as they are. A replacement, a bias or a DoRA

@@ -339,12 +339,16 @@ fn read(path: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> {
 /// # Errors
 /// See [`load`].
 pub fn probe(path: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
+    probe_files(path, options).map_err(|error| recognise::explain(path, error))
+}
+
+fn probe_files(path: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
     match options.source {
         // The tensors of an archive lie behind its configuration, and may be compressed with it.
         CkptSource::Nemo => nemo::probe(path),
         CkptSource::Hf => match nemo_in_place(path)? {
             None => peft::probe(path, options),
-            Some(_) => load(path, options).map(drop),
+            Some(_) => read(path, options).map(drop),
         },
     }
 }

@@ -60,7 +60,7 @@ mod tests {
         let memory = CountedMemory::new(10);
         let block = memory.take(Pool::Kv, 7).unwrap();
         let refused = memory.take(Pool::Adapters, 4).unwrap_err();
-        assert_eq!(refused.to_string(), "Adapters pool: 4 bytes asked for, 3 free");
+        assert_eq!(refused.to_string(), "Adapters pool: 4 bytes asked for; 3 are free");
         drop(block);
         assert_eq!(memory.free(), 10);
     }
