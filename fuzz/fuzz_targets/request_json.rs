@@ -2,13 +2,15 @@
 
 #![no_main]
 
-use cli::requests::{Defaults, read_lines};
+use cli::requests::{Defaults, Line, RawLine};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let mut reader = bytes;
-    let lines = read_lines(&mut reader, &Defaults::default()).expect("memory can be read");
-    for request in lines.iter().filter_map(|line| line.request.as_ref().ok()) {
-        let _ = request.sampling.validate();
+    let defaults = Defaults::default();
+    for (number, bytes) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
+        let line = Line::read(&RawLine { number, bytes: Some(bytes.to_vec()) }, &defaults);
+        if let Ok(request) = &line.request {
+            let _ = request.sampling.validate();
+        }
     }
 });
