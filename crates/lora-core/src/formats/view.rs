@@ -74,7 +74,7 @@ impl View {
     }
 
     /// Reorders the axes: axis `i` of the result is axis `order[i]` of this one.
-    pub fn permute(mut self, order: [usize; 3]) -> Self {
+    pub fn permute<const AXES: usize>(mut self, order: [usize; AXES]) -> Self {
         self.shape = order.map(|axis| self.shape[axis]).to_vec();
         self.strides = order.map(|axis| self.strides[axis]).to_vec();
         self

@@ -23,7 +23,8 @@ pub(super) fn assemble(wrapping: &Wrapping<'_>, problems: &mut Vec<Rejection>) -
     let mut sites = PlannedSites::new();
     for (key, parts) in file.sites.iter().filter(|(key, _)| !file.broken.contains(key)) {
         let saved = wrapping.is_saved(*key);
-        let mut site = Site { key: *key, parts, config, saved, problems };
+        let pair = wrapping.pair(*key);
+        let mut site = Site { key: *key, parts, pair, config, saved, problems };
         let (low_rank, base_bias) = (site.low_rank(), site.base_bias());
         if low_rank.is_some() || base_bias.is_some() {
             sites.insert(*key, SiteWeights { low_rank, base_bias, ..SiteWeights::default() });
@@ -41,6 +42,8 @@ pub(super) fn assemble(wrapping: &Wrapping<'_>, problems: &mut Vec<Rejection>) -
 struct Site<'a> {
     key: SiteKey,
     parts: &'a Parts,
+    /// A and B.
+    pair: [Option<View>; 2],
     config: &'a PeftConfig,
     /// Whether `modules_to_save` names the module.
     saved: bool,
@@ -58,8 +61,8 @@ impl<'a> Site<'a> {
     }
 
     fn low_rank(&mut self) -> Option<LowRank<Plan>> {
-        let (a, b) = (self.get(Kind::A), self.get(Kind::B));
-        if let Some(a) = a.filter(|_| self.has_biased_embedding()) {
+        let [a, b] = self.pair.clone();
+        if let Some(a) = a.as_ref().filter(|_| self.has_biased_embedding()) {
             let found = "lora_bias on embed_tokens";
             let remedy = "leave embed_tokens out of target_modules";
             let allowed = "LoRA on embed_tokens without lora_bias";
@@ -72,11 +75,11 @@ impl<'a> Site<'a> {
             (Some(a), Some(b)) => (a, b),
             (None, None) => return None,
             (Some(only), None) | (None, Some(only)) => {
-                self.problems.push(pair::incomplete(only, "lora_A together with lora_B"));
+                self.problems.push(pair::incomplete(&only, "lora_A together with lora_B"));
                 return None;
             }
         };
-        let rank = self.rank(a, b)?;
+        let rank = self.rank(&a, &b)?;
         let alpha = self.told(self.config.alphas.of(&self.trained()))?;
         let scale = self.config.scaling.scale(alpha, rank);
         if !scale.is_finite() {
@@ -85,7 +88,7 @@ impl<'a> Site<'a> {
             let remedy = "correct lora_alpha or alpha_pattern in adapter_config.json";
             self.reject(Code::InvalidConfigField, "lora_alpha", [&found, allowed, remedy]);
         }
-        let (a, b) = (a.clone().into(), b.clone().into());
+        let (a, b) = (a.into(), b.into());
         Some(LowRank { rank, scale, a, b, magnitude, b_bias, rows: RowOrder::ByPart })
     }
 

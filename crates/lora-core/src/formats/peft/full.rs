@@ -55,7 +55,43 @@ impl Wrapping<'_> {
     }
 
     fn has_pair(&self, site: SiteKey) -> bool {
-        self.file.sites.get(&site).is_some_and(|parts| parts.tensors.contains_key(&Kind::A))
+        self.tensor(site, Kind::A).is_some()
+    }
+
+    fn tensor(&self, site: SiteKey, kind: Kind) -> Option<&View> {
+        self.file.sites.get(&site)?.tensors.get(&kind)
+    }
+
+    /// A and B of a site, as they are in PEFT's model.
+    pub fn pair(&self, site: SiteKey) -> [Option<View>; 2] {
+        let tied = self.tied_pair().filter(|_| site == SiteKey::Embed);
+        tied.map_or_else(
+            || [Kind::A, Kind::B].map(|kind| self.tensor(site, kind).cloned()),
+            |pair| pair.map(Some),
+        )
+    }
+
+    /// A and B of an embedding that is kept tied to the output projection. Both share one storage, into
+    /// which PEFT loads the embedding's first, then the output projection's, which stay. `None` where
+    /// one pair is missing, or fits no storage of the other.
+    fn tied_pair(&self) -> Option<[View; 2]> {
+        let own = |kind| self.tensor(SiteKey::Embed, kind);
+        let tied = |kind| {
+            let view = self.tensor(SiteKey::Head, kind)?.clone();
+            (view.shape().len() == 2).then(|| view.permute([1, 0]))
+        };
+        let pair = [tied(Kind::B)?, tied(Kind::A)?];
+        let fits = [own(Kind::A)?.shape(), own(Kind::B)?.shape()] == [pair[0].shape(), pair[1].shape()];
+        (self.keeps_tied() && fits).then_some(pair)
+    }
+
+    /// What a person should know of pairs that are kept tied.
+    pub fn tying_note(&self) -> Option<String> {
+        self.tied_pair().map(|_| {
+            "ensure_weight_tying: the LoRA of embed_tokens is that of lm_head, transposed, as PEFT loads \
+             the two"
+                .to_owned()
+        })
     }
 
     fn base(&self, site: SiteKey) -> Parameter {

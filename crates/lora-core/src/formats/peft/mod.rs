@@ -151,6 +151,7 @@ fn plan(
     let mut full_weights = wrapping.full_weights();
     full_weights.extend(tokens::copies(&wrapping));
     let saved = saved::check(&wrapping, options.model.as_ref(), &mut problems);
+    info.notes.extend(wrapping.tying_note());
     let mut expert_names = Vec::new();
     if let Some(planned) = experts::plan(&file.experts, file.root, &config, options, &mut problems)
     {
