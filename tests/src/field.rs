@@ -1,8 +1,9 @@
 //! Adapters as trainers save them, with what PEFT answers; see `tests/fixtures/field/README.md`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use engine::{GenerateRequest, RequestOutput};
+use engine::{GenerateRequest, Llm, LlmError, RequestOutput};
 use lora_core::LoraRequest;
 use serde::Deserialize;
 use serde_json::Value;
@@ -42,6 +43,62 @@ pub fn field_model(name: &str) -> PathBuf {
 pub fn field_cases() -> Vec<FieldCase> {
     let text = std::fs::read(field_dir().join("cases.json")).expect("field/cases.json");
     serde_json::from_slice(&text).expect("field/cases.json")
+}
+
+/// Cases on models without routed experts, by model, but for those in words, which `field_text` has.
+pub fn dense_field_cases() -> BTreeMap<String, Vec<FieldCase>> {
+    let mut by_model: BTreeMap<String, Vec<FieldCase>> = BTreeMap::new();
+    let served = field_cases().into_iter().filter(|case| case.kind != "moe");
+    for case in served.filter(|case| case.note.is_none()) {
+        by_model.entry(case.case.model.clone()).or_default().push(case);
+    }
+    by_model
+}
+
+/// The answers to a case, alone and in one batch with the other cases of its model.
+pub struct FieldAnswers {
+    /// What is asked.
+    pub case: FieldCase,
+    /// The answer to the case alone.
+    pub alone: Result<RequestOutput, LlmError>,
+    /// The answer among all.
+    pub mixed: Result<RequestOutput, LlmError>,
+}
+
+impl FieldAnswers {
+    /// Answers to the cases of one model.
+    pub fn of(llm: &Llm, cases: Vec<FieldCase>) -> Vec<Self> {
+        let requests = FieldCase::requests(&cases);
+        let ask = |requests| llm.generate_each(requests, &mut |_| ());
+        let alone: Vec<_> =
+            requests.iter().flat_map(|request| ask(vec![request.clone()])).collect();
+        let answers = cases.into_iter().zip(alone).zip(ask(requests));
+        answers.map(|((case, alone), mixed)| Self { case, alone, mixed }).collect()
+    }
+
+    /// What is not as PEFT has it, alone or in the batch.
+    pub fn faults(&self) -> Vec<String> {
+        let fault = |answer: &Result<RequestOutput, LlmError>| match answer {
+            Ok(output) => self.case.difference(output),
+            Err(error) => Some(error.to_string()),
+        };
+        let found = [("alone", fault(&self.alone)), ("mixed", fault(&self.mixed))];
+        let id = &self.case.case.id;
+        found
+            .into_iter()
+            .filter_map(|(how, fault)| Some(format!("{id}, {how}: {}", fault?)))
+            .collect()
+    }
+
+    /// Whether both answers are the same to the last bit.
+    pub fn is_batch_invariant(&self) -> bool {
+        match (&self.alone, &self.mixed) {
+            (Ok(alone), Ok(mixed)) => {
+                alone.context_logits == mixed.context_logits && alone.outputs == mixed.outputs
+            }
+            _ => true,
+        }
+    }
 }
 
 impl FieldCase {

@@ -15,7 +15,7 @@ pub mod suite;
 pub use adapter_files::{AdapterFiles, FileTensor};
 pub use compare::{assert_greedy, relative_error};
 pub use demo::{DemoCase, demo_adapters};
-pub use field::{FieldCase, field_cases, field_dir, field_model};
+pub use field::{FieldAnswers, FieldCase, dense_field_cases, field_cases, field_dir, field_model};
 pub use fixture_class::{Class, context_logits};
 pub use fixtures::{
     Case, Fixtures, adapter_path, builder, ckpt_source, engine, fixtures_dir, geometry, model_path,

@@ -43,12 +43,13 @@ impl Exit {
     }
 
     /// The exit code of an adapter that cannot be used: files that cannot be read are the command
-    /// line's fault, what is in them is the adapter's.
+    /// line's fault, what is in them is the adapter's, and weights to compare it with are the model's.
     pub fn of_adapter(error: &AdapterError) -> Self {
         match error {
             AdapterError::Missing { .. }
             | AdapterError::Io { .. }
             | AdapterError::NotAnAdapter { .. } => Self::Usage,
+            AdapterError::Base { .. } => Self::Model,
             _ => Self::Refused,
         }
     }

@@ -5,6 +5,7 @@
 mod bad_input;
 mod convert;
 mod convert_nemo;
+mod field_adapters;
 mod field_refusals;
 mod generate;
 mod hostile;

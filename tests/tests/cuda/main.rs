@@ -9,14 +9,14 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use cli::model_fetch::{MODEL_FILE, cached_model_path};
-use engine::{KvCacheConfig, RequestOutput};
-use lora_core::DType;
+use engine::{KvCacheConfig, Llm, RequestOutput};
+use lora_core::{DType, LoraConfig};
 use lora_cuda::Cuda;
 use polylora_tests::suite::Types;
 use polylora_tests::suite::errors::{self, ModelErrors};
 use polylora_tests::{
-    Case, Class, DemoCase, Fixtures, backend_suite, builder, demo_adapters, fixture_models,
-    model_path, run,
+    Case, Class, DemoCase, FieldAnswers, Fixtures, backend_suite, builder, demo_adapters,
+    dense_field_cases, field_model, fixture_models, model_path, run,
 };
 
 /// A device that checks the ids it is given, as the suite's misuses want it.
@@ -84,6 +84,28 @@ fixture_models! {
     qwen3_bf16: "qwen3", BF16;
     llama_fp8_exact: "llama-fp8", Class::EXACT;
     llama_fp8_bf16: "llama-fp8", FP8;
+}
+
+/// Every adapter of the field fixtures, alone and all in one batch: logits and tokens are those of PEFT.
+#[test]
+fn field_exact() {
+    let mut wrong = Vec::new();
+    for (model, cases) in dense_field_cases() {
+        let llm = Llm::builder(field_model(&model))
+            .dtype(Some(DType::F32))
+            .lora_config(LoraConfig { max_loras: Some(64), ..LoraConfig::default() })
+            .build(|| Cuda::new(0).map_err(Into::into))
+            .expect("the model loads");
+        let answers = FieldAnswers::of(&llm, cases);
+        wrong.extend(answers.iter().flat_map(FieldAnswers::faults));
+        errors::record_model(ModelErrors {
+            model: format!("field, {model}"),
+            dtype: DType::F32.to_string(),
+            cases: answers.len(),
+            worst_relative_logit_error: None,
+        });
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// The environment variable that names the folder that `cargo xtask test-gpu --pack-model` wrote, its

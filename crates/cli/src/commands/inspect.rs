@@ -5,9 +5,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use engine::model::ModelError;
+use engine::model::{ModelError, base_weights};
 use engine::{BaseModel, geometry};
-use lora_core::formats::{self, AdapterError, ReadOptions};
+use lora_core::formats::{self, AdapterError, BaseWeights, ReadOptions};
 use lora_core::{Adapter, Code, LoraConfig, ModelGeometry, Rejection};
 use serde_json::{Value, json};
 
@@ -29,6 +29,8 @@ const DENSE_LAYOUT: &str = "one pair of matrices for each dense module";
 struct Base {
     /// Its dimensions; `None` if the engine would refuse it.
     geometry: Option<ModelGeometry>,
+    /// Its weights, which are read where an adapter's full weights are compared with them.
+    weights: Option<BaseWeights>,
     /// Why the engine would refuse it.
     rejection: Option<Rejection>,
     warnings: Vec<String>,
@@ -78,15 +80,20 @@ impl Base {
             return Ok(Self { rejection, ..Self::default() });
         }
         let model = model_geometry::or_fail(path, read)?;
-        let geometry = Some(geometry(&model.config));
-        Ok(Self { geometry, rejection: None, warnings: model.warnings })
+        let geometry = geometry(&model.config);
+        Ok(Self {
+            weights: Some(base_weights(path, geometry.clone())),
+            geometry: Some(geometry),
+            rejection: None,
+            warnings: model.warnings,
+        })
     }
 }
 
 fn examine(path: &Path, base: Base, config: LoraConfig) -> Result<Report<'_>, Failure> {
     let model = base.geometry.as_ref();
     let mut options = ReadOptions::from_config(&config).or_exit(Exit::Usage)?;
-    options.model = model.cloned();
+    (options.model, options.base) = (model.cloned(), base.weights);
     let config = formats::settle_targets(config, model).context("cannot use lora_dir");
     let config = config.or_exit(Exit::Usage)?;
     let (mut rejections, mut warnings) = (Vec::from_iter(base.rejection), base.warnings);
@@ -128,6 +135,11 @@ impl Report<'_> {
         self.rejections.is_empty() && self.unreadable.is_none()
     }
 
+    /// What was found out about the adapter and is no warning.
+    fn notes(&self) -> &[String] {
+        self.adapter.as_ref().map_or(&[], |adapter| &adapter.source.notes)
+    }
+
     fn json(&self) -> Value {
         let mut object = json!({
             "path": self.path,
@@ -135,6 +147,7 @@ impl Report<'_> {
             "error": self.unreadable.as_ref().map(|(problem, _)| problem),
             "rejections": self.rejections,
             "warnings": self.warnings,
+            "notes": self.notes(),
         });
         if let (Some(adapter), Some(fields)) = (&self.adapter, object.as_object_mut()) {
             let source = &adapter.source;
@@ -165,6 +178,9 @@ impl Report<'_> {
             write_modules(out, &groups(adapter))?;
         }
         self.text.write(out)?;
+        for note in self.notes() {
+            writeln!(out, "\nnote: {note}")?;
+        }
         for warning in &self.warnings {
             writeln!(out, "\nwarning: {warning}")?;
         }

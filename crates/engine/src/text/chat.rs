@@ -6,7 +6,7 @@ use minijinja::{Environment, ErrorKind, Value};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    TextError, TokenizerConfig,
+    TextError, TokenizerConfig, template_bounds,
     template_budget::{MAX_STEPS, OverLimit},
     template_code,
     template_env::{TemplateRefusal, environment, without_generation_tags},
@@ -100,15 +100,17 @@ impl ChatTemplate {
     /// `eos` are the spellings of those tokens.
     ///
     /// # Errors
-    /// [`TextError::ChatTemplateSyntax`] with the line.
+    /// [`TextError::ChatTemplateSyntax`] with the line, also where it would take too much to compile.
     pub fn from_source(
         source: &str,
         bos: Option<&str>,
         eos: Option<&str>,
     ) -> Result<Self, TextError> {
+        let source = without_generation_tags(source);
+        template_bounds::check(NAME, &source)?;
         let mut environment = environment();
         environment
-            .add_template_owned(NAME, without_generation_tags(source))
+            .add_template_owned(NAME, source)
             .map_err(|error| TextError::ChatTemplateSyntax { reason: error.to_string() })?;
         Ok(Self {
             environment,
@@ -269,7 +271,7 @@ mod tests {
                  {{% set ns.s = {body} %}}{{% endfor %}}"
             )
         };
-        let long = "{% set s = 'ab' * 40000000 %}";
+        let long = "{% set a = 'ab' %}{% set s = a * 40000000 %}";
         let cases = [
             (doubled("s ~ s", "'ab'"), "bytes"),
             (doubled("s + s", "'ab'"), "bytes"),

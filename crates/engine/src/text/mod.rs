@@ -13,6 +13,7 @@ mod gguf_vocab;
 mod python_json;
 mod stop;
 mod strftime;
+mod template_bounds;
 mod template_budget;
 mod template_code;
 mod template_env;

@@ -81,7 +81,8 @@ impl Wrapping<'_> {
             (view.shape().len() == 2).then(|| view.permute([1, 0]))
         };
         let pair = [tied(Kind::B)?, tied(Kind::A)?];
-        let fits = [own(Kind::A)?.shape(), own(Kind::B)?.shape()] == [pair[0].shape(), pair[1].shape()];
+        let fits =
+            [own(Kind::A)?.shape(), own(Kind::B)?.shape()] == [pair[0].shape(), pair[1].shape()];
         (self.keeps_tied() && fits).then_some(pair)
     }
 

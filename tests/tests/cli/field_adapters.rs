@@ -1,0 +1,60 @@
+//! `inspect --model` and the adapters of the field fixtures: what is served is accepted, and what became
+//! of whole weights is told.
+
+use cli::Exit;
+use polylora_tests::{dense_field_cases, field_dir, field_model};
+use serde_json::Value;
+
+use super::support::polylora;
+
+fn adapter(name: &str) -> String {
+    field_dir().join("adapters").join(name).display().to_string()
+}
+
+fn inspect(words: &[&str]) -> (Exit, String) {
+    let outcome = polylora(&[&["inspect"], words].concat(), b"");
+    (outcome.exit, outcome.stdout + &outcome.stderr)
+}
+
+#[test]
+fn every_adapter_that_is_served_is_accepted() {
+    let cases = dense_field_cases().into_values().flatten();
+    let mut names: Vec<_> =
+        cases.filter_map(|case| Some((case.case.adapter?, case.case.model))).collect();
+    names.sort();
+    names.dedup();
+    assert!(names.len() > 40, "{} adapters", names.len());
+    for (name, model) in names {
+        let model = field_model(&model).display().to_string();
+        let (exit, text) = inspect(&[&adapter(&name), "--model", &model]);
+        assert_eq!(exit, Exit::Fine, "{name}: {text}");
+    }
+}
+
+#[test]
+fn what_whole_weights_do_is_told_and_without_the_model_that_it_depends_on_it() {
+    let saved = adapter("llama.saved-superset");
+    let model = field_model("llama").display().to_string();
+    let (exit, text) = inspect(&[&saved, "--model", &model]);
+    assert_eq!(exit, Exit::Fine);
+    assert!(text.contains("note: ") && text.contains("model's weight"), "{text}");
+    assert!(!text.contains("depends on the model"), "{text}");
+    let (exit, text) = inspect(&[&saved]);
+    assert_eq!(exit, Exit::Fine);
+    assert!(text.contains("depends on the model"), "{text}");
+    let (_, json) = inspect(&[&saved, "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert!(json["notes"][0].as_str().unwrap().contains("depends on the model"), "{json}");
+}
+
+#[test]
+fn a_model_without_weights_cannot_be_compared_with() {
+    let model = tempfile::tempdir().unwrap();
+    let config = field_model("llama").join("config.json");
+    std::fs::copy(config, model.path().join("config.json")).unwrap();
+    let model = model.path().to_str().unwrap();
+    let (exit, text) = inspect(&[&adapter("llama.saved-superset"), "--model", model]);
+    assert_eq!(exit, Exit::Model, "{text}");
+    let (exit, text) = inspect(&[&adapter("llama.control-list"), "--model", model]);
+    assert_eq!(exit, Exit::Fine, "{text}");
+}
