@@ -44,10 +44,14 @@ const RUNNER: &str = r#"#!/usr/bin/env bash
 # Runs the programs that are packed in this folder: `run parity FILE` the tests of the CUDA backend with a
 # report, `run cuda ARGUMENTS` some of them, `run cuda --ignored` those that fill the device, `run xtask
 # bench-gpu` the benchmark, `run polylora ARGUMENTS` the program itself. Where POLYLORA_DEMO_MODEL names the
-# folder that `--pack-model` wrote, its pieces joined, the demo is among the tests.
+# folder that `--pack-model` wrote, its pieces joined, the demo is among the tests; the fixtures may be
+# elsewhere, where POLYLORA_FIXTURES names them.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-export POLYLORA_KERNELS="$here/kernels" POLYLORA_FIXTURES="$here/fixtures"
+export POLYLORA_KERNELS="$here/kernels" POLYLORA_FIXTURES="${POLYLORA_FIXTURES:-$here/fixtures}"
+for program in "$here"/*.gz; do
+    [ -e "${program%.gz}" ] || gunzip --keep "$program"
+done
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >&2
 if [ "$1" = parity ]; then
     exec "$here/xtask" test-gpu --program "$here/cuda" --report "${2:-gpu-parity.json}"
@@ -110,17 +114,17 @@ fn cargo(command: &str) -> Command {
 fn pack(folder: &Path) -> Result<()> {
     kernels::compile(&folder.join("kernels"))?;
     for (name, program) in [TESTS, PROGRAM].into_iter().zip(build()?) {
-        stripped(&program, &folder.join(name))?;
+        compressed(&program, &folder.join(name))?;
     }
-    let program = folder.join("xtask");
-    stripped(&std::env::current_exe()?, &program)?;
+    let own = std::env::current_exe()?;
+    compressed(&own, &folder.join("xtask"))?;
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for (from, to) in [("tests/fixtures", "fixtures"), ("bench/models", "models")] {
         copy_folder(&sources.join(from), &folder.join(to))?;
     }
     let runner = folder.join("run");
     fs::write(&runner, RUNNER)?;
-    fs::set_permissions(&runner, fs::metadata(&program)?.permissions())?;
+    fs::set_permissions(&runner, fs::metadata(&own)?.permissions())?;
     let bytes = size(folder)?;
     ensure!(bytes <= MOST_PACKED, "{} has {bytes} bytes; allowed: 60 MiB", folder.display());
     println!("run {} on a machine with a GPU ({} MiB)", runner.display(), bytes >> 20);
@@ -140,11 +144,19 @@ fn size(folder: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Copies a program without the symbols of debuggers, which make up most of it.
-fn stripped(from: &Path, to: &Path) -> Result<()> {
-    let status = Command::new("strip").arg("-o").arg(to).arg(from).status();
-    ensure!(status.context("cannot run strip")?.success(), "strip failed");
-    Ok(())
+/// Writes a program beside `to`, compressed and without the symbols of debuggers, which make up most of it.
+fn compressed(from: &Path, to: &Path) -> Result<()> {
+    let finish = |mut command: Command, name: &str| {
+        let status = command.status().with_context(|| format!("cannot run {name}"))?;
+        ensure!(status.success(), "{name} failed");
+        Ok(())
+    };
+    let mut strip = Command::new("strip");
+    strip.arg("-o").arg(to).arg(from);
+    finish(strip, "strip")?;
+    let mut gzip = Command::new("gzip");
+    gzip.args(["--best", "--force"]).arg(to);
+    finish(gzip, "gzip")
 }
 
 /// Builds the program of tests and the program itself, and returns their paths. One call builds both, as
