@@ -49,6 +49,7 @@ const RUNNER: &str = r#"#!/usr/bin/env bash
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export POLYLORA_KERNELS="$here/kernels" POLYLORA_FIXTURES="${POLYLORA_FIXTURES:-$here/fixtures}"
+shopt -s nullglob
 for program in "$here"/*.gz; do
     [ -e "${program%.gz}" ] || gunzip --keep "$program"
 done

@@ -31,7 +31,7 @@ pub(super) fn check(name: &str, source: &str) -> Result<(), TextError> {
         Err(TextError::ChatTemplateSyntax { reason: format!("it {does} (in {name}:{line})") })
     };
     let (mut operators, mut branches) = (0, 0);
-    let syntax = SyntaxConfig::default();
+    let syntax = SyntaxConfig;
     for (token, span) in
         tokenize(source, false, syntax.clone(), WhitespaceConfig::default()).flatten()
     {
