@@ -313,7 +313,12 @@ impl Case {
                     None => exact(&what, &new, &old)?,
                     Some(slice) => {
                         let rank = slice.low_rank.as_ref().map_or(0, |low| low.a.shape()[0]);
-                        let class = Class::Dot(self.in_dim + rank);
+                        let terms = self.in_dim + rank;
+                        // Rows of tokens may be written before the update is added to them.
+                        let class = match slice.rows {
+                            Some(_) => Class::Through(terms, new.dtype()),
+                            None => Class::Dot(terms),
+                        };
                         let expected = adapted(kind, slice, &input(r), &old.nums(0));
                         close(&what, &new, &expected, class)?;
                     }

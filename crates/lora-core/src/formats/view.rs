@@ -105,6 +105,16 @@ impl View {
         self.is_wide
     }
 
+    /// Whether another view has the same shape, type and bytes; not if one of them cannot be read.
+    pub fn equals(&self, other: &Self) -> bool {
+        let bytes = |view: &Self| {
+            let mut bytes = vec![0; view.len() * view.dtype.size()];
+            view.read(&mut bytes).is_ok().then_some(bytes)
+        };
+        let alike = (&self.shape, self.dtype) == (&other.shape, other.dtype);
+        alike && bytes(self).is_some_and(|own| Some(own) == bytes(other))
+    }
+
     /// Writes the elements in order to `out`, which has exactly their bytes.
     pub fn read(&self, out: &mut [u8]) -> Result<(), AdapterError> {
         if !self.is_wide {

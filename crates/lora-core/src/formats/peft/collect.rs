@@ -128,6 +128,8 @@ impl Collected {
         let parts =
             self.sites.entry(site).or_insert_with(|| Parts { module, tensors: BTreeMap::new() });
         match parts.tensors.get(&key.kind) {
+            // PEFT writes magnitudes of tied embeddings under both of their names.
+            Some(other) if other.equals(&tensor) => {}
             Some(other) => problems.push(duplicate(tensor.name(), other.name())),
             None => drop(parts.tensors.insert(key.kind, tensor)),
         }
