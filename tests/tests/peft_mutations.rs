@@ -406,7 +406,8 @@ fn copy(files: &mut AdapterFiles, from: &str, to: String) {
 fn each_rule_about_tensors_is_told_by_its_own_code() {
     let a = format!("{Q0}.lora_A.weight");
     let plain = |change: &dyn Fn(&mut AdapterFiles)| codes_after("llama.attn-r8", "llama", change);
-    let twice = plain(&|f| copy(f, &a, format!("{Q0}.lora_A.default.weight")));
+    let other = a.replace("layers.0", "layers.1");
+    let twice = plain(&|f| copy(f, &other, format!("{Q0}.lora_A.default.weight")));
     assert_eq!(twice, [Code::DuplicateTensor].into());
     let two = plain(&|f| {
         copy(f, &a, format!("{Q0}.lora_A.one.weight"));

@@ -13,6 +13,7 @@ mod inspect;
 mod inspect_snapshots;
 mod lora_config;
 mod support;
+mod trainers;
 
 use cli::Exit;
 use support::polylora;

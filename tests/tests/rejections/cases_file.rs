@@ -54,7 +54,8 @@ pub const CASES: &[Case] = &[
         Draft::with(|d| d.add(norm, &[2, HIDDEN])).refused()
     }),
     (Code::DuplicateTensor, || {
-        Draft::with(|d| d.add(format!("{Q}.lora_A.default.weight"), &[2, HIDDEN])).refused()
+        let other = FileTensor::filled(&[2, HIDDEN], 0.25);
+        Draft::with(|d| d.insert(format!("{Q}.lora_A.default.weight"), other)).refused()
     }),
     (Code::SeveralAdapters, || {
         let second = Q.replace("layers.0", "layers.1");

@@ -11,8 +11,8 @@ scale, and every rule that it breaks, each with what was found, what is allowed 
 
 With --model it is read for that model and held against its dimensions and module names, and \
 against the target modules of --lora-config. A model that would not be run is refused as well, such as \
-one that is quantised by GPTQ. Of the model only the configuration and the tokenizer are read, not its \
-weights. What differs of tokenizer, chat template and end tokens beside the adapter is told.";
+one that is quantised by GPTQ. Of the model the configuration and the tokenizer are read, and those weights \
+that the adapter holds whole, to compare them. What differs of tokenizer, chat template and end tokens beside the adapter is told.";
 
 const EXAMPLES: &str = "\
 Examples:

@@ -8,7 +8,7 @@ use clap::Args;
 /// Part of the help of every command that takes `--lora-config`.
 pub(super) const FILE_HELP: &str = r#"
 A file of --lora-config:
-  {"max_lora_rank": 16, "allow_unknown_fields": true,
+  {"max_lora_rank": 16, "allow_unknown_fields": true, "adapter_tokenizer": "base",
    "trtllm_modules_to_hf_modules": {"attn_q": ["q_proj", "wq"]}}
 It has any of the fields of LoraConfig, under the names that refusals and their remedies use: where
 one says "set allow_noop_adapter: true", add "allow_noop_adapter": true. Other fields are refused.
