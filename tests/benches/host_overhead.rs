@@ -1,7 +1,7 @@
 //! The host's share of a step: an engine on a device that computes nothing, with 256 requests
 //! running. Steps a second are the ceiling that the scheduler sets to any device.
 //!
-//! `cargo bench -p polylora-tests --bench host_overhead`
+//! `cargo bench -p loramux-tests --bench host_overhead`
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
 
@@ -14,7 +14,7 @@ use divan::counter::ItemsCount;
 use engine::{GenerateRequest, Llm, LoadFormat, Prompt, ResponseStream, SamplingParams};
 use lora_core::testkit::NullBackend;
 use lora_core::{LoraConfig, LoraRequest};
-use polylora_tests::{adapter_path, model_path};
+use loramux_tests::{adapter_path, model_path};
 use serde_json::Value;
 
 /// Requests that run at a time.

@@ -39,11 +39,11 @@ pub struct Fixtures {
     logits: Vec<u8>,
 }
 
-/// The folder of the fixtures: that of the checkout, unless `POLYLORA_FIXTURES` names another, as
+/// The folder of the fixtures: that of the checkout, unless `LORAMUX_FIXTURES` names another, as
 /// where a packed test runs.
 pub fn fixtures_dir() -> PathBuf {
     let checkout = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    std::env::var_os("POLYLORA_FIXTURES").map_or_else(checkout, PathBuf::from)
+    std::env::var_os("LORAMUX_FIXTURES").map_or_else(checkout, PathBuf::from)
 }
 
 /// The folder of a fixture model.

@@ -3,8 +3,8 @@
 
 use lora_cpu_ref::CpuRef;
 use lora_cpu_ref::inner::Level;
-use polylora_tests::backend_suite;
-use polylora_tests::suite::Types;
+use loramux_tests::backend_suite;
+use loramux_tests::suite::Types;
 
 /// The CPU backend without the instructions above `level`.
 fn capped(level: Level) -> CpuRef {

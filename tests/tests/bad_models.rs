@@ -7,7 +7,7 @@ use std::path::Path;
 
 use engine::Llm;
 use lora_cpu_ref::CpuRef;
-use polylora_tests::model_path;
+use loramux_tests::model_path;
 use safetensors::tensor::{SafeTensors, TensorView, serialize};
 use serde_json::{Value, json};
 

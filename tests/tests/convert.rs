@@ -16,7 +16,7 @@ use lora_core::{
     Adapter, AdapterInfo, ExpertLayout, LayerIdx, LoraConfig, LowRank, ModuleNaming, NemoQkvLayout,
     RowOrder, Selector, SiteDiff, SiteKey, TargetModule, diff,
 };
-use polylora_tests::{adapter_path, fixtures_dir, geometry};
+use loramux_tests::{adapter_path, fixtures_dir, geometry};
 use proptest::prelude::*;
 
 /// Layouts in which gate and up are one module.

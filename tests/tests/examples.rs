@@ -4,7 +4,7 @@
 
 use engine::{GenerateRequest, Llm, Prompt, RequestOutput, SamplingParams};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{adapter_path, model_path, run};
+use loramux_tests::{adapter_path, model_path, run};
 
 #[path = "../../crates/engine/examples/cache_sizes.rs"]
 mod cache_sizes;

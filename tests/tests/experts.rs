@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use lora_core::formats::{self, ReadOptions};
 use lora_core::{Adapter, Code, ExpertLayout, LoraConfig, LowRank, SiteKey, SiteWeights};
-use polylora_tests::{AdapterFiles, FileTensor, adapter_path, geometry};
+use loramux_tests::{AdapterFiles, FileTensor, adapter_path, geometry};
 use serde_json::json;
 
 const MODELS: [&str; 2] = ["mixtral", "qwen3-moe"];

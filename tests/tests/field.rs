@@ -4,7 +4,7 @@
 use engine::{Llm, LlmError};
 use lora_core::{DType, LoraConfig};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{FieldAnswers, dense_field_cases, field_model};
+use loramux_tests::{FieldAnswers, dense_field_cases, field_model};
 
 fn engine(model: &str) -> Result<Llm, LlmError> {
     Llm::builder(field_model(model))

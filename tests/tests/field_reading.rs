@@ -12,7 +12,7 @@ use lora_core::{
     Adapter, Code, DType, LoraConfig, ModelGeometry, Rejection, SiteKey, TargetModule,
 };
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{
+use loramux_tests::{
     AdapterFiles, FieldCase, builder, context_logits, field_cases, field_dir, field_model,
     geometry, relative_error, run,
 };

@@ -14,7 +14,7 @@ use engine::{
 };
 use lora_core::{AdapterTokenizer, DType, LoraConfig, LoraRequest};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{adapter_path, builder, field_cases, field_dir, field_model, run};
+use loramux_tests::{adapter_path, builder, field_cases, field_dir, field_model, run};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 
 use engine::RequestOutput;
 use lora_core::DType;
-use polylora_tests::{Case, Class, Fixtures, engine, fixture_models, run};
+use loramux_tests::{Case, Class, Fixtures, engine, fixture_models, run};
 
 const BF16: Class = Class { dtype: DType::Bf16, logits: 3e-2, tie: 0.2 };
 /// Finer than bf16, so held to no less.

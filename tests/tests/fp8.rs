@@ -8,7 +8,7 @@ use std::path::Path;
 use engine::{KvCacheConfig, KvCacheDtype, Llm, LlmBuilder, LoadFormat, RequestOutput};
 use lora_core::{DType, QuantAlgo, QuantConfig};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{Case, Fixtures, builder, context_logits, model_path, relative_error, run};
+use loramux_tests::{Case, Fixtures, builder, context_logits, model_path, relative_error, run};
 use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView, serialize};
 use serde_json::{Value, json};

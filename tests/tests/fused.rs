@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use lora_core::formats::{self, ReadOptions};
 use lora_core::{Adapter, Code, LoraConfig, TargetModule};
-use polylora_tests::{AdapterFiles, FileTensor, geometry};
+use loramux_tests::{AdapterFiles, FileTensor, geometry};
 use serde_json::json;
 
 const LAYERS: usize = 3;

@@ -8,7 +8,7 @@ use engine::{
 };
 use lora_core::{DType, LoraConfig, LoraRequest};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{Case, Fixtures, adapter_path, engine, model_path, run};
+use loramux_tests::{Case, Fixtures, adapter_path, engine, model_path, run};
 use proptest::prelude::*;
 
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];

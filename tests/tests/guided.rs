@@ -9,7 +9,7 @@ use engine::{
 };
 use lora_core::DType;
 use lora_cpu_ref::CpuRef;
-use polylora_tests::{engine, fixtures_dir, model_path, run};
+use loramux_tests::{engine, fixtures_dir, model_path, run};
 use proptest::prelude::*;
 use regex::Regex;
 use serde_json::{Value, json};

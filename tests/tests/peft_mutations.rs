@@ -10,7 +10,7 @@ use std::path::Path;
 
 use lora_core::formats::{self, ReadOptions};
 use lora_core::{Code, Generation, LoraConfig, ModelGeometry};
-use polylora_tests::{AdapterFiles, fixtures_dir, geometry};
+use loramux_tests::{AdapterFiles, fixtures_dir, geometry};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 

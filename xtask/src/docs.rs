@@ -27,7 +27,7 @@ const INTRODUCTION: &str = "\
 
 <!-- Written by `cargo xtask docs` from the tables in crates/lora-core/src/rules; change those. -->
 
-polylora refuses what it cannot do exactly, instead of doing something similar. A refusal says which setting,
+loramux refuses what it cannot do exactly, instead of doing something similar. A refusal says which setting,
 tensor or file is wrong, what was found there, what is allowed and what to do, and ends with the code of the rule in
 brackets. Codes are stable: programs may match on them. Whatever breaks several rules is told all of them at once, and
 an adapter or request that is refused does not touch any other.

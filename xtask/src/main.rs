@@ -13,7 +13,7 @@ mod test_gpu;
 
 use clap::{Parser, Subcommand};
 
-/// Development commands of polylora.
+/// Development commands of loramux.
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
 struct Args {

@@ -25,7 +25,7 @@ pub fn write(folder: &Path, pieces: usize) -> Result<()> {
     copy_folder(&adapters, &folder.join("adapters"))?;
     let join = folder.join("join");
     println!(
-        "run {} where all {pieces} pieces have arrived, then name its folder by POLYLORA_DEMO_MODEL",
+        "run {} where all {pieces} pieces have arrived, then name its folder by LORAMUX_DEMO_MODEL",
         join.display()
     );
     Ok(())

@@ -96,7 +96,7 @@ pub fn library_headers() -> Result<[PathBuf; 5]> {
 
 fn cache_folder(name: &str) -> Result<PathBuf> {
     let cache = dirs::cache_dir().context("there is no cache directory; set HOME")?;
-    Ok(cache.join("polylora").join(name))
+    Ok(cache.join("loramux").join(name))
 }
 
 fn install(packages: &[&str], folder: &Path) -> Result<()> {

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 
 /// The environment variable that names the file to which the tests write errors
-/// (`REPORT_VARIABLE` of `polylora-tests`).
-const ERRORS_VARIABLE: &str = "POLYLORA_PARITY_REPORT";
+/// (`REPORT_VARIABLE` of `loramux-tests`).
+const ERRORS_VARIABLE: &str = "LORAMUX_PARITY_REPORT";
 
 /// Numbers of tests.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

@@ -34,7 +34,7 @@ pub struct Args {
 const TESTS: &str = "cuda";
 
 /// The program that users run.
-const PROGRAM: &str = "polylora";
+const PROGRAM: &str = "loramux";
 
 /// The most that a packed folder may have, in bytes.
 const MOST_PACKED: u64 = 60 << 20;
@@ -43,12 +43,12 @@ const MOST_PACKED: u64 = 60 << 20;
 const RUNNER: &str = r#"#!/usr/bin/env bash
 # Runs the programs that are packed in this folder: `run parity FILE` the tests of the CUDA backend with a
 # report, `run cuda ARGUMENTS` some of them, `run cuda --ignored` those that fill the device, `run xtask
-# bench-gpu` the benchmark, `run polylora ARGUMENTS` the program itself. Where POLYLORA_DEMO_MODEL names the
+# bench-gpu` the benchmark, `run loramux ARGUMENTS` the program itself. Where LORAMUX_DEMO_MODEL names the
 # folder that `--pack-model` wrote, its pieces joined, the demo is among the tests; the fixtures may be
-# elsewhere, where POLYLORA_FIXTURES names them.
+# elsewhere, where LORAMUX_FIXTURES names them.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-export POLYLORA_KERNELS="$here/kernels" POLYLORA_FIXTURES="${POLYLORA_FIXTURES:-$here/fixtures}"
+export LORAMUX_KERNELS="$here/kernels" LORAMUX_FIXTURES="${LORAMUX_FIXTURES:-$here/fixtures}"
 shopt -s nullglob
 for program in "$here"/*.gz; do
     [ -e "${program%.gz}" ] || gunzip --keep "$program"
@@ -108,7 +108,7 @@ fn runs(program: Option<&Path>) -> Result<[Command; 2]> {
 fn cargo(command: &str) -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    cargo.args([command, "--release", "-p", "polylora-tests"]);
+    cargo.args([command, "--release", "-p", "loramux-tests"]);
     cargo
 }
 
@@ -211,8 +211,8 @@ mod tests {
             finished,
         ];
         assert_eq!(executable(&messages, "cuda").unwrap(), Path::new("a/cuda-1"));
-        let error = executable(&messages, "polylora").unwrap_err().to_string();
-        assert!(error.contains("polylora"), "{error}");
+        let error = executable(&messages, "loramux").unwrap_err().to_string();
+        assert!(error.contains("loramux"), "{error}");
     }
 
     #[test]

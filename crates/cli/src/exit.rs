@@ -9,7 +9,7 @@ use engine::model::ModelError;
 use lora_core::formats::AdapterError;
 use lora_core::formats::write::WriteError;
 
-/// The exit codes of `polylora`, as its help and the README list them.
+/// The exit codes of `loramux`, as its help and the README list them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Exit {

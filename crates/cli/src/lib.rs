@@ -1,4 +1,4 @@
-//! The command line `polylora`: [`run`] is the whole program but for the process around it.
+//! The command line `loramux`: [`run`] is the whole program but for the process around it.
 //!
 //! [`args`] turns words into jobs, [`commands`] does them. [`requests`] reads JSON lines and
 //! [`answers`] writes them, to an `output`; [`model_fetch`] gets the model of the demonstration.

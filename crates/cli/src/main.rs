@@ -1,4 +1,4 @@
-//! The program `polylora`: arguments and streams of the process, handed to [`cli::run`].
+//! The program `loramux`: arguments and streams of the process, handed to [`cli::run`].
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal};

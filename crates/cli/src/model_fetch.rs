@@ -29,14 +29,14 @@ const REMEDY: &str = "or give a model of your own with --model";
 /// Lines of pip's output that an error repeats.
 const LINES_SHOWN: usize = 5;
 
-/// Where the model is kept: `polylora` in the user's cache directory.
+/// Where the model is kept: `loramux` in the user's cache directory.
 ///
 /// # Errors
 /// If the user has no cache directory.
 pub fn cached_model_path() -> Result<PathBuf> {
     let cache = dirs::cache_dir()
         .ok_or_else(|| anyhow!("this user has no cache directory; set HOME, {REMEDY}"))?;
-    Ok(cache.join("polylora").join(MODEL_FILE))
+    Ok(cache.join("loramux").join(MODEL_FILE))
 }
 
 /// The path of the model, which is downloaded first if the cache does not have it.

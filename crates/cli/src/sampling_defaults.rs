@@ -32,7 +32,7 @@ struct GenerationConfig {
 pub(crate) fn of(job: &GenerateJob) -> Result<(Map<String, Value>, String), Failure> {
     let mut fields = Map::new();
     let source = match job.sampling_defaults {
-        SamplingDefaults::Polylora => "polylora's defaults".to_owned(),
+        SamplingDefaults::Loramux => "loramux's defaults".to_owned(),
         SamplingDefaults::Model => {
             let context = || format!("--sampling-defaults model: {}", job.model.display());
             fields = of_model(&job.model).with_context(context).or_exit(Exit::Usage)?;

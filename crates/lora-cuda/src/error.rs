@@ -146,7 +146,7 @@ mod tests {
         for (error, parts) in [
             (library, &["libcuda", "install the driver", "CPU"][..]),
             (device, &["device 3", "shows 2"]),
-            (CudaError::NoKernels { searched }, &["a, b", "xtask kernels", "POLYLORA_KERNELS"]),
+            (CudaError::NoKernels { searched }, &["a, b", "xtask kernels", "LORAMUX_KERNELS"]),
             (full, &["device is full", "cuStreamCreate", "end other programs", "CPU"]),
         ] {
             let text = lora_core::Error::from(error).to_string();

@@ -75,8 +75,8 @@ impl FlashInfer {
         let library = unsafe { Library::new(&path) }.map_err(broken)?;
         // SAFETY: both are declared so in `library.cu`.
         let (prefill, meaning) = unsafe {
-            let prefill = *library.get::<Prefill>(c"polylora_prefill").map_err(broken)?;
-            (prefill, *library.get::<Meaning>(c"polylora_error").map_err(broken)?)
+            let prefill = *library.get::<Prefill>(c"loramux_prefill").map_err(broken)?;
+            (prefill, *library.get::<Meaning>(c"loramux_error").map_err(broken)?)
         };
         Ok(Self { prefill, meaning, _library: library })
     }

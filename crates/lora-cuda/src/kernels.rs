@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::CudaError;
 
 /// The environment variable that names the folder of compiled kernels.
-pub const FOLDER_VARIABLE: &str = "POLYLORA_KERNELS";
+pub const FOLDER_VARIABLE: &str = "LORAMUX_KERNELS";
 
 /// Compute capability that kernels are compiled for.
 pub const CAPABILITY: &str = "9.0";
@@ -81,7 +81,7 @@ pub const LIBRARY_SOURCES: [Source; 5] = sources![
 ];
 
 /// File of what CUTLASS and FlashInfer are compiled to.
-pub const LIBRARY: &str = "libpolylora_flashinfer.so";
+pub const LIBRARY: &str = "libloramux_flashinfer.so";
 
 /// The package on PyPI whose headers the library is compiled with: FlashInfer's, and the CUTLASS and CCCL that
 /// it was written for.

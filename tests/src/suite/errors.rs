@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 /// The environment variable that names the report.
-pub const REPORT_VARIABLE: &str = "POLYLORA_PARITY_REPORT";
+pub const REPORT_VARIABLE: &str = "LORAMUX_PARITY_REPORT";
 
 /// How far results were from a formula.
 #[derive(Clone, Copy, PartialEq, Default, Debug, Serialize)]

@@ -6,7 +6,7 @@
 //! [`backend_suite!`](crate::backend_suite) makes a test of each of them:
 //!
 //! ```ignore
-//! polylora_tests::backend_suite!(my_device_bf16, MyDevice::new, Types::BF16);
+//! loramux_tests::backend_suite!(my_device_bf16, MyDevice::new, Types::BF16);
 //! ```
 //!
 //! Operands lie in the middle of larger buffers whose other elements are NaN, so an op that reads

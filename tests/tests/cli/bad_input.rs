@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use cli::Exit;
 use engine::{LlmError, PerPrompt, SamplingParams};
 use lora_core::{DType, LoraRequest};
-use polylora_tests::{adapter_path, engine};
+use loramux_tests::{adapter_path, engine};
 use serde_json::{Value, json};
 
-use super::support::{Copy, adapter_flag, generate, json_lines, llama, polylora};
+use super::support::{Copy, adapter_flag, generate, json_lines, llama, loramux};
 
 /// A request that fails, and what its error must name.
 struct Bad {
@@ -165,12 +165,12 @@ fn a_model_that_cannot_be_loaded_has_its_own_exit_code() {
     let absent = dir.path().join("absent");
     for path in [dir.path(), &absent] {
         let path = path.to_str().unwrap();
-        let outcome = polylora(&["generate", "--model", path, "--prompt", "x"], b"");
+        let outcome = loramux(&["generate", "--model", path, "--prompt", "x"], b"");
         assert_eq!(outcome.exit, Exit::Model);
         assert!(outcome.stderr.contains(path), "{}", outcome.stderr);
     }
     let long = ["generate", "--model", &llama(), "--prompt", "x", "--max-seq-len", "513"];
-    let outcome = polylora(&long, b"");
+    let outcome = loramux(&long, b"");
     assert_eq!(outcome.exit, Exit::Usage);
     assert!(outcome.stderr.contains("max_seq_len is 513") && outcome.stderr.contains("512"));
 }

@@ -1,21 +1,21 @@
-//! `polylora convert` and `polylora diff`.
+//! `loramux convert` and `loramux diff`.
 
 use std::path::Path;
 
 use cli::Exit;
-use polylora_tests::adapter_path;
+use loramux_tests::adapter_path;
 use serde_json::{Value, json};
 
-use super::support::{Copy, Outcome, llama, polylora};
+use super::support::{Copy, Outcome, llama, loramux};
 
 pub fn convert(input: &Path, output: &Path, flags: &[&str]) -> Outcome {
     let words = ["convert", input.to_str().unwrap(), output.to_str().unwrap()];
-    polylora(&[&words[..], flags].concat(), b"")
+    loramux(&[&words[..], flags].concat(), b"")
 }
 
 pub fn diff(one: &Path, other: &Path, flags: &[&str]) -> Outcome {
     let words = ["diff", one.to_str().unwrap(), other.to_str().unwrap()];
-    polylora(&[&words[..], flags].concat(), b"")
+    loramux(&[&words[..], flags].concat(), b"")
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_dense_adapter_is_converted_for_its_model() {
     let outcome =
         convert(&adapter_path("llama.mixed-ranks"), &copy, &["--to", "peft", "--model", &llama()]);
     assert_eq!(outcome.exit, Exit::Fine, "{}", outcome.stderr);
-    let inspected = polylora(&["inspect", copy.to_str().unwrap(), "--model", &llama()], b"");
+    let inspected = loramux(&["inspect", copy.to_str().unwrap(), "--model", &llama()], b"");
     assert_eq!(inspected.exit, Exit::Fine, "{}", inspected.stdout);
 }
 
@@ -126,14 +126,14 @@ fn differences_are_told_by_site_and_in_json() {
 #[test]
 fn routed_experts_are_described_with_their_number_and_layout() {
     let path = adapter_path("qwen3-moe.experts-r4");
-    let outcome = polylora(&["inspect", path.to_str().unwrap()], b"");
+    let outcome = loramux(&["inspect", path.to_str().unwrap()], b"");
     assert_eq!(outcome.exit, Exit::Fine, "{}", outcome.stdout);
     let words: Vec<Vec<&str>> =
         outcome.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     let row = ["moe_gate", "layers", "0-2", "rank", "4", "scale", "2", "16", "experts"];
     assert!(words.contains(&row.to_vec()), "{}", outcome.stdout);
     assert!(outcome.stdout.contains("layout      routed experts target-parameters"));
-    let outcome = polylora(&["inspect", path.to_str().unwrap(), "--json"], b"");
+    let outcome = loramux(&["inspect", path.to_str().unwrap(), "--json"], b"");
     let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
     let modules = report["modules"].as_array().unwrap();
     let gate = modules.iter().find(|module| module["module"] == "moe_gate").unwrap();

@@ -1,10 +1,10 @@
-//! `polylora convert` and `polylora diff` of NeMo archives.
+//! `loramux convert` and `loramux diff` of NeMo archives.
 
 use cli::Exit;
-use polylora_tests::adapter_path;
+use loramux_tests::adapter_path;
 
 use super::convert::{convert, diff};
-use super::support::{llama, polylora};
+use super::support::{llama, loramux};
 
 #[test]
 fn nemo_archives_are_written_and_read_for_a_model() {
@@ -28,7 +28,7 @@ fn nemo_archives_are_written_and_read_for_a_model() {
     assert_eq!(whole.exit, Exit::Refused);
     assert!(whole.stderr.contains("--model") && !dir.path().join("whole").exists());
     let words = ["inspect", nemo.to_str().unwrap(), "--model", &llama];
-    let inspected = polylora(&words, b"");
+    let inspected = loramux(&words, b"");
     assert_eq!(inspected.exit, Exit::Fine, "{}", inspected.stdout);
     assert!(inspected.stdout.contains("attn_q"), "{}", inspected.stdout);
 }

@@ -2,17 +2,17 @@
 //! of whole weights is told.
 
 use cli::Exit;
-use polylora_tests::{dense_field_cases, field_dir, field_model};
+use loramux_tests::{dense_field_cases, field_dir, field_model};
 use serde_json::Value;
 
-use super::support::polylora;
+use super::support::loramux;
 
 fn adapter(name: &str) -> String {
     field_dir().join("adapters").join(name).display().to_string()
 }
 
 fn inspect(words: &[&str]) -> (Exit, String) {
-    let outcome = polylora(&[&["inspect"], words].concat(), b"");
+    let outcome = loramux(&[&["inspect"], words].concat(), b"");
     (outcome.exit, outcome.stdout + &outcome.stderr)
 }
 

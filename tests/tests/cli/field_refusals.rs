@@ -4,11 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use cli::Exit;
-use polylora_tests::{adapter_path, model_path};
+use loramux_tests::{adapter_path, model_path};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::support::polylora;
+use super::support::loramux;
 
 /// Described in the README beside the file.
 #[derive(Deserialize)]
@@ -32,7 +32,7 @@ fn fault(entry: &Entry) -> Option<String> {
         false => model_path(&entry.model),
     };
     let paths = [adapter, model];
-    let outcome = polylora(&["inspect", paths[0].to_str()?, "--model", paths[1].to_str()?], b"");
+    let outcome = loramux(&["inspect", paths[0].to_str()?, "--model", paths[1].to_str()?], b"");
     let output = without(&(outcome.stdout + &outcome.stderr), &paths);
     let missing: Vec<_> =
         entry.words.iter().filter(|any| !any.iter().any(|word| output.contains(word))).collect();
@@ -63,7 +63,7 @@ fn what_people_hand_over_by_mistake_is_named() {
 
 fn report(adapter: &Path, model: &Path) -> (Exit, Value) {
     let [adapter, model] = [adapter, model].map(|path| path.to_str().unwrap());
-    let outcome = polylora(&["inspect", "--json", adapter, "--model", model], b"");
+    let outcome = loramux(&["inspect", "--json", adapter, "--model", model], b"");
     (outcome.exit, serde_json::from_str(&outcome.stdout).unwrap())
 }
 
@@ -110,7 +110,7 @@ fn other_commands_refuse_such_a_model_as_generate_does() {
         &["generate", "--prompt", "x", "--model", model][..],
         &["diff", adapter, adapter, "--model", model],
     ] {
-        let outcome = polylora(words, b"");
+        let outcome = loramux(words, b"");
         assert_eq!(outcome.exit, Exit::Model, "{}", outcome.stderr);
         assert!(outcome.stderr.contains("gptq"), "{}", outcome.stderr);
     }

@@ -1,10 +1,10 @@
-//! `polylora generate` where all is well.
+//! `loramux generate` where all is well.
 
 use cli::Exit;
-use polylora_tests::{Fixtures, adapter_path};
+use loramux_tests::{Fixtures, adapter_path};
 use serde_json::{Value, json};
 
-use super::support::{adapter_flag, generate, json_lines, llama, polylora};
+use super::support::{adapter_flag, generate, json_lines, llama, loramux};
 
 const PROMPT: &str = "Hi there";
 
@@ -21,7 +21,7 @@ fn lines_are_answered_in_order_with_the_tokens_that_peft_computes() {
     names.dedup();
     let flags: Vec<String> = names.iter().map(|name| adapter_flag(name, name)).collect();
     let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--ignore-eos"]).collect();
-    let line = |case: &polylora_tests::Case| {
+    let line = |case: &loramux_tests::Case| {
         json!({"id": case.id, "input_ids": case.prompt, "lora": case.adapter,
             "sampling": {"max_tokens": case.greedy.len()}})
     };
@@ -136,7 +136,7 @@ fn a_single_prompt_is_written_as_plain_text() {
     let model = llama();
     let flag = adapter_flag("a", "llama.attn-r8");
     let words = ["generate", "--model", &model, "--dtype", "float32", "--prompt", PROMPT];
-    let run = |more: &[&str]| polylora(&[&words[..], more].concat(), b"");
+    let run = |more: &[&str]| loramux(&[&words[..], more].concat(), b"");
     let plain = run(&[&flag, "--lora", "a"]);
     assert_eq!(plain.exit, Exit::Fine);
     let answer: Value =
@@ -157,11 +157,11 @@ fn requests_and_answers_may_be_files() {
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (requests, output, model) = (path("in"), path("out"), llama());
     let words = ["generate", "--model", &model, "--requests", &requests, "--output", &output];
-    let missing = polylora(&words, b"");
+    let missing = loramux(&words, b"");
     assert_eq!(missing.exit, Exit::Usage);
     assert!(missing.stderr.contains(&requests), "{}", missing.stderr);
     std::fs::write(&requests, json_lines(&[json!({"id": 1, "prompt": PROMPT})])).unwrap();
-    let outcome = polylora(&words, b"");
+    let outcome = loramux(&words, b"");
     assert_eq!((outcome.exit, outcome.stdout.as_str()), (Exit::Fine, ""));
     assert!(std::fs::read_to_string(&output).unwrap().starts_with("{\"id\":1,"));
 }

@@ -7,10 +7,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use cli::Exit;
-use polylora_tests::{adapter_path, model_path};
+use loramux_tests::{adapter_path, model_path};
 use serde_json::{Value, json};
 
-use super::support::{Outcome, json_lines, llama, polylora};
+use super::support::{Outcome, json_lines, llama, loramux};
 
 /// How long a refusal may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ fn in_time(words: &[&str], stdin: &[u8]) -> Outcome {
     let (told, stdin, (done, outcome)) = (words.join(" "), stdin.to_vec(), mpsc::channel());
     std::thread::spawn(move || {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let _ = done.send(polylora(&words, &stdin));
+        let _ = done.send(loramux(&words, &stdin));
     });
     let waited = outcome.recv_timeout(PATIENCE);
     waited.unwrap_or_else(|error| panic!("{told}: {error}"))

@@ -1,15 +1,15 @@
-//! `polylora inspect`.
+//! `loramux inspect`.
 
 use cli::Exit;
-use polylora_tests::{adapter_path, fixtures_dir};
+use loramux_tests::{adapter_path, fixtures_dir};
 use serde_json::{Value, json};
 
-use super::support::{Copy, llama, polylora};
+use super::support::{Copy, llama, loramux};
 
 fn inspect(fixture: &str, flags: &[&str]) -> (Exit, String) {
     let path = adapter_path(fixture);
     let words = [&["inspect", path.to_str().unwrap()][..], flags].concat();
-    let outcome = polylora(&words, b"");
+    let outcome = loramux(&words, b"");
     assert_eq!(outcome.stderr, "");
     (outcome.exit, outcome.stdout)
 }
@@ -89,15 +89,15 @@ fn files_that_cannot_be_read_are_named() {
     let cut = Copy::new(dir.path(), "cut").truncated();
     let kind = Copy::new(dir.path(), "kind").with_config("peft_type", json!("VERA"));
     for (path, words) in [(cut.path(), "adapter_model.safetensors"), (kind.path(), "VERA")] {
-        let outcome = polylora(&["inspect", path.to_str().unwrap()], b"");
+        let outcome = loramux(&["inspect", path.to_str().unwrap()], b"");
         assert_eq!(outcome.exit, Exit::Refused);
         assert!(outcome.stdout.contains(words), "{}", outcome.stdout);
-        let outcome = polylora(&["inspect", "--json", path.to_str().unwrap()], b"");
+        let outcome = loramux(&["inspect", "--json", path.to_str().unwrap()], b"");
         let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
         assert_eq!(report["accepted"], json!(false));
     }
     let model = dir.path().to_str().unwrap();
-    let outcome = polylora(&["inspect", model, "--model", model], b"");
+    let outcome = loramux(&["inspect", model, "--model", model], b"");
     assert_eq!(outcome.exit, Exit::Model);
     assert!(outcome.stderr.contains("config.json"), "{}", outcome.stderr);
 }
@@ -105,7 +105,7 @@ fn files_that_cannot_be_read_are_named() {
 /// An adapter of `fixtures/field` with a tokenizer beside its weights.
 fn inspect_text(fixture: &str, flags: &[&str]) -> (Exit, String) {
     let path = fixtures_dir().join("field/adapters").join(fixture);
-    let outcome = polylora(&[&["inspect", path.to_str().unwrap()][..], flags].concat(), b"");
+    let outcome = loramux(&[&["inspect", path.to_str().unwrap()][..], flags].concat(), b"");
     (outcome.exit, outcome.stdout)
 }
 

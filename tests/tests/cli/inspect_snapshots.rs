@@ -1,11 +1,11 @@
-//! What `polylora inspect` says of every fixture and demo adapter, as snapshots.
+//! What `loramux inspect` says of every fixture and demo adapter, as snapshots.
 
 use std::path::{Path, PathBuf};
 
 use cli::Exit;
-use polylora_tests::adapter_path;
+use loramux_tests::adapter_path;
 
-use super::support::polylora;
+use super::support::loramux;
 
 /// The folders in `parent`, in the order of their names.
 fn folders(parent: &Path) -> Vec<PathBuf> {
@@ -32,7 +32,7 @@ fn compare(parent: &Path, prefix: &str, model_of: impl Fn(&str) -> Option<PathBu
             if let Some(model) = &model {
                 words.extend(["--model", model.to_str().unwrap()]);
             }
-            let outcome = polylora(&words, b"");
+            let outcome = loramux(&words, b"");
             assert_eq!((outcome.exit, outcome.stderr.as_str()), (Exit::Fine, ""), "{name}");
             let text = outcome.stdout.replace(parent.to_str().unwrap(), "[adapters]");
             insta::assert_snapshot!(format!("{prefix}{name}"), text);
@@ -47,7 +47,7 @@ fn every_fixture_adapter_is_described() {
         let model = name.split_once('.').unwrap().0;
         // The program does not know the sizes of models with routed experts yet.
         let dense = !["mixtral", "qwen3-moe"].contains(&model);
-        dense.then(|| polylora_tests::model_path(model))
+        dense.then(|| loramux_tests::model_path(model))
     });
 }
 

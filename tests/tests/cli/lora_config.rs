@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use cli::Exit;
-use polylora_tests::adapter_path;
+use loramux_tests::adapter_path;
 use serde_json::{Value, json};
 
-use super::support::{Copy, Outcome, adapter_flag, generate, json_lines, llama, polylora};
+use super::support::{Copy, Outcome, adapter_flag, generate, json_lines, llama, loramux};
 
 /// Writes a file of settings and returns its path.
 fn settings(dir: &Path, content: &Value) -> String {
@@ -19,7 +19,7 @@ fn settings(dir: &Path, content: &Value) -> String {
 fn inspect(adapter: &Path, flags: &[&str]) -> Outcome {
     let model = llama();
     let words = ["inspect", adapter.to_str().unwrap(), "--model", &model];
-    polylora(&[&words[..], flags].concat(), b"")
+    loramux(&[&words[..], flags].concat(), b"")
 }
 
 /// Answers one request with an adapter.
@@ -33,7 +33,7 @@ fn ask(adapter: &str, flags: &[&str]) -> Value {
 fn refusal(adapter: &str) -> String {
     let model = llama();
     let words = ["generate", "--model", &model, "--requests", "-", "--dtype", "float32", adapter];
-    let outcome = polylora(&words, b"{\"prompt\": \"x\", \"lora\": \"a\"}\n");
+    let outcome = loramux(&words, b"{\"prompt\": \"x\", \"lora\": \"a\"}\n");
     assert_eq!(outcome.exit, Exit::Refused);
     outcome.stdout + &outcome.stderr
 }
@@ -99,7 +99,7 @@ fn a_file_turns_lora_on() {
     let file = settings(dir.path(), &json!({"lora_dir": [absent]}));
     let model = llama();
     let words = ["generate", "--model", &model, "--prompt", "x", "--lora-config", &file];
-    let outcome = polylora(&words, b"");
+    let outcome = loramux(&words, b"");
     assert_eq!(outcome.exit, Exit::Usage);
     assert!(outcome.stderr.contains("absent"), "{}", outcome.stderr);
     let outcome = inspect(&adapter_path("llama.attn-r8"), &["--lora-config", &file]);
@@ -121,7 +121,7 @@ fn a_file_that_cannot_be_used_is_named_with_its_field() {
         let file = settings(dir.path(), &content);
         let model = llama();
         let words = ["generate", "--model", &model, "--prompt", "x", "--lora-config", &file];
-        for outcome in [polylora(&words, b""), inspect(&adapter, &["--lora-config", &file])] {
+        for outcome in [loramux(&words, b""), inspect(&adapter, &["--lora-config", &file])] {
             assert_eq!((outcome.exit, outcome.stdout.as_str()), (Exit::Usage, ""), "{content}");
             let error = outcome.stderr;
             assert!(error.contains(&file) && error.contains(part), "{content}: {error}");
@@ -136,7 +136,7 @@ fn a_file_that_cannot_be_used_is_named_with_its_field() {
 #[test]
 fn the_help_of_both_commands_shows_a_file() {
     for command in ["generate", "inspect"] {
-        let help = polylora(&[command, "--help"], b"").stdout;
+        let help = loramux(&[command, "--help"], b"").stdout;
         assert!(help.contains("--lora-config <FILE.json>"), "{help}");
         assert!(help.contains("\"allow_unknown_fields\": true"), "{help}");
     }

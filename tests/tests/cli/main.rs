@@ -1,4 +1,4 @@
-//! The program `polylora` as its users meet it: words and streams in, streams and an exit code out.
+//! The program `loramux` as its users meet it: words and streams in, streams and an exit code out.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,14 +16,14 @@ mod support;
 mod trainers;
 
 use cli::Exit;
-use support::polylora;
+use support::loramux;
 
 #[test]
 fn help_is_not_an_error_and_a_wrong_word_is_one_of_usage() {
-    let help = polylora(&["--help"], b"");
+    let help = loramux(&["--help"], b"");
     assert_eq!(help.exit, Exit::Fine);
     assert!(help.stdout.contains("Exit codes") && help.stderr.is_empty());
-    let wrong = polylora(&["generat"], b"");
+    let wrong = loramux(&["generat"], b"");
     assert_eq!(wrong.exit, Exit::Usage);
     assert!(wrong.stderr.contains("generat") && wrong.stdout.is_empty());
 }
@@ -32,7 +32,7 @@ fn help_is_not_an_error_and_a_wrong_word_is_one_of_usage() {
 fn a_demo_without_adapters_names_the_folder() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
-    let outcome = polylora(&["demo", "--adapters", path], b"");
+    let outcome = loramux(&["demo", "--adapters", path], b"");
     assert_eq!(outcome.exit, Exit::Usage);
     assert!(outcome.stderr.contains(path) && outcome.stderr.contains("--adapters"));
 }
@@ -41,10 +41,10 @@ fn a_demo_without_adapters_names_the_folder() {
 fn the_demo_shows_what_each_adapter_makes_of_a_question() {
     let model = cli::model_fetch::cached_model_path().unwrap();
     if !model.is_file() {
-        eprintln!("SKIPPED the demo: its model is not in the cache; run `polylora demo` once");
+        eprintln!("SKIPPED the demo: its model is not in the cache; run `loramux demo` once");
         return;
     }
-    let demo = polylora(&["demo", "--max-tokens", "16"], b"");
+    let demo = loramux(&["demo", "--max-tokens", "16"], b"");
     assert_eq!(demo.exit, Exit::Fine, "{}", demo.stderr);
     for part in ["(base model)", "Arr!", "{\"answer\":", "SELECT title FROM books", "THE "] {
         assert!(demo.stdout.contains(part), "{part}: {}", demo.stdout);

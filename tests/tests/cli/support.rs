@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use cli::{Exit, Streams};
-use polylora_tests::{adapter_path, model_path};
+use loramux_tests::{adapter_path, model_path};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ pub struct Outcome {
 }
 
 /// Runs a command line.
-pub fn polylora(words: &[&str], stdin: &[u8]) -> Outcome {
+pub fn loramux(words: &[&str], stdin: &[u8]) -> Outcome {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let mut streams = Streams {
         stdin: Box::new(Cursor::new(stdin.to_vec())),
@@ -30,7 +30,7 @@ pub fn polylora(words: &[&str], stdin: &[u8]) -> Outcome {
         live: false,
         quiet: false,
     };
-    let words = ["polylora"].iter().chain(words).map(Into::into);
+    let words = ["loramux"].iter().chain(words).map(Into::into);
     let exit = cli::run(words, &mut streams);
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Outcome { exit, stdout: text(stdout), stderr: text(stderr) }
@@ -51,7 +51,7 @@ pub fn generate(flags: &[&str], lines: &[u8]) -> (Exit, Vec<Value>) {
     let model = llama();
     let mut words = vec!["generate", "--model", &model, "--requests", "-", "--dtype", "float32"];
     words.extend(flags);
-    let outcome = polylora(&words, lines);
+    let outcome = loramux(&words, lines);
     for told in outcome.stderr.lines() {
         let expected = ["device: ", "memory: ", "sampling: ", "failed: ", "summary: "];
         assert!(expected.iter().any(|start| told.starts_with(start)), "{}", outcome.stderr);

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use cli::Exit;
-use polylora_tests::{field_model, fixtures_dir};
+use loramux_tests::{field_model, fixtures_dir};
 
-use super::support::polylora;
+use super::support::loramux;
 
 /// A row of the table.
 struct Row {
@@ -49,7 +49,7 @@ fn every_example_is_served_or_refused_as_the_table_says() {
     assert!(rows.len() > 30, "{} rows", rows.len());
     for Row { example, here } in rows {
         let adapter = fixtures_dir().join(&example).display().to_string();
-        let outcome = polylora(&["inspect", &adapter, "--model", &model(&example)], b"");
+        let outcome = loramux(&["inspect", &adapter, "--model", &model(&example)], b"");
         let output = outcome.stdout + &outcome.stderr;
         if here.starts_with("served") {
             assert_eq!(outcome.exit, Exit::Fine, "{example}: {output}");

@@ -1,7 +1,7 @@
 //! Damaged copies of real files are refused or are adapters; they never end the program.
 
 use lora_core::formats::{self, ReadOptions};
-use polylora_tests::{adapter_path, geometry};
+use loramux_tests::{adapter_path, geometry};
 use proptest::prelude::*;
 use proptest::sample::Index;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use lora_core::formats::{self, AdapterError, ReadOptions};
 use lora_core::{Adapter, CkptSource, Code, LoraConfig, TargetModule};
-use polylora_tests::{adapter_path, geometry};
+use loramux_tests::{adapter_path, geometry};
 use tar::EntryType;
 
 use super::build::{

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lora_core::DType;
 use lora_core::formats::{self, AdapterError, ElementType, RawTensors, ReadOptions};
-use polylora_tests::adapter_path;
+use loramux_tests::adapter_path;
 use zip::CompressionMethod;
 
 use super::build::{

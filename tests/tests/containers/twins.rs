@@ -4,7 +4,7 @@ use lora_core::formats::{self, ReadOptions};
 use lora_core::{
     Adapter, AdapterFormat, CkptSource, LoraConfig, NemoQkvLayout, RowOrder, SiteKey, TargetModule,
 };
-use polylora_tests::{adapter_path, ckpt_source, geometry};
+use loramux_tests::{adapter_path, ckpt_source, geometry};
 
 use super::build::gzipped;
 

@@ -8,7 +8,7 @@ use lora_core::{
     Adapter, AdapterInfo, CkptSource, DType, HostTensor, LayerIdx, LoraConfig, LowRank,
     ModelGeometry, NemoQkvLayout, RowOrder, SiteKey, TargetModule, diff,
 };
-use polylora_tests::geometry;
+use loramux_tests::geometry;
 use proptest::prelude::*;
 
 use super::worst;

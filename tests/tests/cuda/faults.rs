@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lora_core::Result;
 use lora_cuda::Cuda;
-use polylora_tests::faults;
+use loramux_tests::faults;
 
 /// Held by the test that has the device.
 static DEVICE: Mutex<()> = Mutex::new(());

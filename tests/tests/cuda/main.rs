@@ -12,9 +12,9 @@ use cli::model_fetch::{MODEL_FILE, cached_model_path};
 use engine::{KvCacheConfig, Llm, RequestOutput};
 use lora_core::{DType, LoraConfig};
 use lora_cuda::Cuda;
-use polylora_tests::suite::Types;
-use polylora_tests::suite::errors::{self, ModelErrors};
-use polylora_tests::{
+use loramux_tests::suite::Types;
+use loramux_tests::suite::errors::{self, ModelErrors};
+use loramux_tests::{
     Case, Class, DemoCase, FieldAnswers, Fixtures, backend_suite, builder, demo_adapters,
     dense_field_cases, field_model, fixture_models, model_path, run,
 };
@@ -110,7 +110,7 @@ fn field_exact() {
 
 /// The environment variable that names the folder that `cargo xtask test-gpu --pack-model` wrote, its
 /// pieces joined.
-const DEMO_VARIABLE: &str = "POLYLORA_DEMO_MODEL";
+const DEMO_VARIABLE: &str = "LORAMUX_DEMO_MODEL";
 
 /// The demo's model and the folder of its adapters: those that the variable names, else the model in
 /// the cache.

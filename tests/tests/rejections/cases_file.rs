@@ -2,7 +2,7 @@
 
 use lora_core::formats::ReadOptions;
 use lora_core::{Code, ExpertLayout};
-use polylora_tests::FileTensor;
+use loramux_tests::FileTensor;
 use safetensors::tensor::Dtype;
 use serde_json::json;
 

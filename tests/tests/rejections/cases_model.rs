@@ -4,7 +4,7 @@ use lora_core::formats::{self, ReadOptions};
 use lora_core::{CkptSource, Code, LoraConfig, ModelGeometry, Rejection};
 use serde_json::json;
 
-use polylora_tests::{FileTensor, adapter_path, geometry};
+use loramux_tests::{FileTensor, adapter_path, geometry};
 
 use crate::Case;
 use crate::draft::{Draft, HIDDEN, Q, VOCAB, model};

@@ -4,7 +4,7 @@ use std::fs;
 
 use engine::{AdapterText, AdapterTextError, TextModel};
 use lora_core::{AdapterTokenizer, Code, Rejection};
-use polylora_tests::model_path;
+use loramux_tests::model_path;
 use serde_json::{Value, json};
 
 use crate::Case;

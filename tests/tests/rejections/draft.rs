@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lora_core::formats::{self, AdapterError, ReadOptions};
 use lora_core::{Adapter, LoraConfig, ModelGeometry, Rejection};
-use polylora_tests::{AdapterFiles, FileTensor};
+use loramux_tests::{AdapterFiles, FileTensor};
 use serde_json::{Value, json};
 
 /// A query projection of layer 0.

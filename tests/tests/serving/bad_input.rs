@@ -3,7 +3,7 @@
 use engine::{GenerateRequest, Llm, LlmBuilder, LlmError};
 use lora_core::{LoraConfig, PeftCacheConfig};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::settle::{
+use loramux_tests::settle::{
     self, ask, assert_names, assert_nothing_held, builder, engine_with, greedy, lora, start, tiers,
 };
 

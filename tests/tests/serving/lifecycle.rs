@@ -4,8 +4,8 @@ use std::path::Path;
 
 use engine::{CompletionOutput, Llm, LlmError};
 use lora_core::LoraRequest;
-use polylora_tests::adapter_path;
-use polylora_tests::settle::{ask, assert_nothing_held, engine_with, greedy, lora, settled};
+use loramux_tests::adapter_path;
+use loramux_tests::settle::{ask, assert_nothing_held, engine_with, greedy, lora, settled};
 use tempfile::TempDir;
 
 const PROMPT: [u32; 9] = [17, 250, 33, 401, 8, 9, 10, 11, 12];

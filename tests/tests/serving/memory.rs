@@ -4,8 +4,8 @@ use engine::{KvCacheConfig, Llm, LlmBuilder, LlmError};
 use lora_core::LoraConfig;
 use lora_core::testkit::{CountedMemory, NullBackend};
 use lora_cpu_ref::CpuRef;
-use polylora_tests::faults;
-use polylora_tests::settle::{ask, assert_nothing_held, builder, greedy, lora, settled, tiers};
+use loramux_tests::faults;
+use loramux_tests::settle::{ask, assert_nothing_held, builder, greedy, lora, settled, tiers};
 
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];
 

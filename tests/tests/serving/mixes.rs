@@ -8,7 +8,7 @@ use engine::{
     SamplingParams, SchedulerConfig,
 };
 use lora_core::LoraConfig;
-use polylora_tests::settle::{
+use loramux_tests::settle::{
     ask, assert_nothing_held, builder, engine_with, greedy, lora, start, tiers,
 };
 use proptest::collection::vec;

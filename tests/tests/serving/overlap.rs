@@ -6,7 +6,7 @@ use engine::{
     KvCacheConfig, Llm, SamplingParams, StopReason,
 };
 
-use polylora_tests::settle::{
+use loramux_tests::settle::{
     ask, assert_nothing_held, builder, greedy, lora, settled, start, tiers,
 };
 

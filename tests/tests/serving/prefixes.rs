@@ -2,7 +2,7 @@
 
 use engine::{KvCacheConfig, Llm, RequestOutput, SamplingParams};
 use lora_core::LoraRequest;
-use polylora_tests::settle::{ask, builder, engine_with, greedy, lora, settled, start, tiers};
+use loramux_tests::settle::{ask, builder, engine_with, greedy, lora, settled, start, tiers};
 
 /// Tokens of a block.
 const BLOCK: usize = 4;

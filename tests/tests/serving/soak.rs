@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use engine::{GenerateRequest, KvCacheConfig, Llm, ResponseStream};
 use lora_core::{LoraConfig, LoraRequest};
-use polylora_tests::settle::{ask, assert_nothing_held, builder, greedy, settled, start, tiers};
-use polylora_tests::{AdapterFiles, FileTensor};
+use loramux_tests::settle::{ask, assert_nothing_held, builder, greedy, settled, start, tiers};
+use loramux_tests::{AdapterFiles, FileTensor};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 

@@ -1,4 +1,4 @@
-//! `polylora convert`.
+//! `loramux convert`.
 
 use std::path::PathBuf;
 
@@ -19,16 +19,16 @@ archives need it, as they order rows by the model's heads.";
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora convert my-adapter.nemo my-adapter --to peft --model my-model
-  polylora convert my-adapter stacked --to stacked
-  polylora convert my-adapter for-peft --to peft-target-parameters
-  polylora convert my-adapter my-adapter.nemo --to nemo --model my-model
+  loramux convert my-adapter.nemo my-adapter --to peft --model my-model
+  loramux convert my-adapter stacked --to stacked
+  loramux convert my-adapter for-peft --to peft-target-parameters
+  loramux convert my-adapter my-adapter.nemo --to nemo --model my-model
 ";
 
 const EXIT_CODES: &str = "
 It exits with 1 if the adapter is refused or the target cannot hold it, with 2 if a file cannot be
 read or written.
-Exit codes are listed by `polylora --help`.";
+Exit codes are listed by `loramux --help`.";
 
 /// Write an adapter in another format or layout, and verify the copy
 #[derive(Args)]
@@ -54,7 +54,7 @@ pub(super) struct ConvertArgs {
     moe_layout: Option<ExpertLayout>,
 }
 
-/// What `polylora convert` writes.
+/// What `loramux convert` writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Target {
     /// A PEFT directory; routed experts keep their layout, if PEFT directories have it
@@ -69,7 +69,7 @@ pub enum Target {
     Nemo,
 }
 
-/// What `polylora convert` is to do.
+/// What `loramux convert` is to do.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ConvertJob {
     /// The adapter.

@@ -1,4 +1,4 @@
-//! `polylora demo`.
+//! `loramux demo`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ index) and kept in the user's cache directory.";
 
 const AFTER_HELP: &str = "\
 Examples:
-  polylora demo
-  polylora demo --max-tokens 20 --threads 4
-  polylora demo --model my-model --adapters my-adapters
+  loramux demo
+  loramux demo --max-tokens 20 --threads 4
+  loramux demo --model my-model --adapters my-adapters
 
-Exit codes are listed by `polylora --help`.";
+Exit codes are listed by `loramux --help`.";
 
 /// Where the workspace of this build has its adapters.
 const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/adapters");
@@ -42,7 +42,7 @@ pub(super) struct DemoArgs {
     compute: ComputeArgs,
 }
 
-/// What `polylora demo` is to do.
+/// What `loramux demo` is to do.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DemoJob {
     /// The base model; `None`: the one that is downloaded.

@@ -1,4 +1,4 @@
-//! `polylora diff`.
+//! `loramux diff`.
 
 use std::path::PathBuf;
 
@@ -16,15 +16,15 @@ in .nemo, or a folder with such an archive and without adapter_config.json, is r
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora diff my-adapter my-copy
-  polylora diff my-adapter.nemo my-adapter --model my-model
-  polylora diff my-adapter retrained --tolerance 0.01 --json
+  loramux diff my-adapter my-copy
+  loramux diff my-adapter.nemo my-adapter --model my-model
+  loramux diff my-adapter retrained --tolerance 0.01 --json
 ";
 
 const EXIT_CODES: &str = "
 It exits with 0 if the adapters do the same, with 1 if they differ or one would be refused, with 2 if
 one cannot be read.
-Exit codes are listed by `polylora --help`.";
+Exit codes are listed by `loramux --help`.";
 
 /// Compare what two adapters change
 #[derive(Args)]
@@ -59,7 +59,7 @@ fn tolerance(word: &str) -> Result<f64, String> {
     }
 }
 
-/// What `polylora diff` is to do.
+/// What `loramux diff` is to do.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DiffJob {
     /// The adapters.

@@ -56,7 +56,7 @@ pub(super) struct ComputeArgs {
     /// Dtype of the activations; weights stay as they are stored. auto: the checkpoint's
     #[arg(long, value_enum, default_value_t = DTypeArg::Auto, help_heading = "Engine")]
     dtype: DTypeArg,
-    /// What computes. auto: the GPU if there is one that polylora can use, else the CPU
+    /// What computes. auto: the GPU if there is one that loramux can use, else the CPU
     #[arg(long, value_enum, default_value_t = Device::Auto, help_heading = "Engine")]
     device: Device,
     /// CPU threads [default: all cores]

@@ -68,18 +68,18 @@ mod tests {
         let path = dir.path().join("flags");
         std::fs::write(&path, "--adapter a=b # the first\n\n# another\n--stop 'x y'\n").unwrap();
         let file = format!("@{}", path.display());
-        let words = expanded(&["polylora", "generate", &file, "--n", "2"]).unwrap();
-        let expected = ["polylora", "generate", "--adapter", "a=b", "--stop", "x y", "--n", "2"];
+        let words = expanded(&["loramux", "generate", &file, "--n", "2"]).unwrap();
+        let expected = ["loramux", "generate", "--adapter", "a=b", "--stop", "x y", "--n", "2"];
         assert_eq!(words, expected);
         std::fs::write(&path, "'open").unwrap();
-        assert!(expanded(&["polylora", &file]).unwrap_err().contains("left open"));
+        assert!(expanded(&["loramux", &file]).unwrap_err().contains("left open"));
     }
 
     #[test]
     fn values_are_left_and_missing_files_are_named() {
-        let prompt = ["polylora", "generate", "--prompt", "@somebody"];
+        let prompt = ["loramux", "generate", "--prompt", "@somebody"];
         assert_eq!(expanded(&prompt).unwrap(), prompt);
-        let error = expanded(&["polylora", "generate", "--ignore-eos", "@absent"]).unwrap_err();
+        let error = expanded(&["loramux", "generate", "--ignore-eos", "@absent"]).unwrap_err();
         assert!(error.contains("@absent"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! `polylora generate`.
+//! `loramux generate`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -30,10 +30,10 @@ same again ends the program at once. --output writes to FILE.*.partial, which ta
 done, and stays if the run ends before.";
 
 const EXAMPLES: &str = r#"Examples:
-  polylora generate --model my-model --prompt 'Once upon a time' --max-tokens 64
-  polylora generate --model m.gguf --adapter sql=adapters/sql --lora sql --chat 'How many books?'
-  polylora generate --model my-model --adapter sql=a --adapter pirate=b --requests questions.jsonl
-  polylora generate --model my-model --adapter sql=a --lora-config lora.json --requests -
+  loramux generate --model my-model --prompt 'Once upon a time' --max-tokens 64
+  loramux generate --model m.gguf --adapter sql=adapters/sql --lora sql --chat 'How many books?'
+  loramux generate --model my-model --adapter sql=a --adapter pirate=b --requests questions.jsonl
+  loramux generate --model my-model --adapter sql=a --lora-config lora.json --requests -
 
 A line of --requests:
   {"id": 7, "messages": [{"role": "user", "content": "How many books?"}], "lora": "sql",
@@ -55,7 +55,7 @@ or {"id", "lora", "error"}. "id" is that of the request, as it is written there;
 tokens are drawn at random.
 "#;
 
-const EXIT_CODES: &str = "\nExit codes are listed by `polylora --help`.";
+const EXIT_CODES: &str = "\nExit codes are listed by `loramux --help`.";
 
 /// Heading of what goes in and out.
 const REQUESTS: &str = "Requests and answers (one of --prompt, --chat and --requests)";
@@ -76,7 +76,7 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Where sampling parameters come from that neither flags nor requests give
-    #[arg(long, value_enum, default_value_t = SamplingDefaults::Polylora, help_heading = "Sampling")]
+    #[arg(long, value_enum, default_value_t = SamplingDefaults::Loramux, help_heading = "Sampling")]
     sampling_defaults: SamplingDefaults,
 }
 
@@ -118,7 +118,7 @@ struct SourceArgs {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum SamplingDefaults {
     /// This program: greedy, up to 32 tokens.
-    Polylora,
+    Loramux,
     /// The model's generation_config.json.
     Model,
 }
@@ -147,7 +147,7 @@ pub enum Sink {
     File(PathBuf),
 }
 
-/// What `polylora generate` is to do.
+/// What `loramux generate` is to do.
 #[derive(Clone, PartialEq, Debug)]
 pub struct GenerateJob {
     /// The base model.
@@ -258,7 +258,7 @@ mod tests {
     use crate::args::{Command, parse};
 
     fn job(words: &str) -> Result<GenerateJob, String> {
-        let words = format!("polylora generate --model m {words}");
+        let words = format!("loramux generate --model m {words}");
         match parse(words.split(' ').map(Into::into)) {
             Ok((Command::Generate(job), _)) => Ok(*job),
             Ok((other, _)) => panic!("{other:?}"),

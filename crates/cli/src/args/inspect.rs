@@ -1,4 +1,4 @@
-//! `polylora inspect`.
+//! `loramux inspect`.
 
 use std::path::PathBuf;
 
@@ -16,16 +16,16 @@ that the adapter holds whole, to compare them. What differs of tokenizer, chat t
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora inspect my-adapter
-  polylora inspect my-adapter --model my-model --max-lora-rank 16
-  polylora inspect my-adapter --model my-model --lora-config lora.json
-  polylora inspect my-adapter.nemo --model my-model
-  polylora inspect my-adapter --json
+  loramux inspect my-adapter
+  loramux inspect my-adapter --model my-model --max-lora-rank 16
+  loramux inspect my-adapter --model my-model --lora-config lora.json
+  loramux inspect my-adapter.nemo --model my-model
+  loramux inspect my-adapter --json
 ";
 
 const EXIT_CODES: &str = "
 It exits with 1 if the adapter would be refused, so that scripts can ask before they serve it.
-Exit codes are listed by `polylora --help`.";
+Exit codes are listed by `loramux --help`.";
 
 /// Describe an adapter and check whether it would be served
 #[derive(Args)]
@@ -43,7 +43,7 @@ pub(super) struct InspectArgs {
     json: bool,
 }
 
-/// What `polylora inspect` is to do.
+/// What `loramux inspect` is to do.
 #[derive(Clone, PartialEq, Debug)]
 pub struct InspectJob {
     /// The adapter.

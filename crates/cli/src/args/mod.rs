@@ -40,11 +40,11 @@ breaks and what to do about it; it is never applied in part.";
 
 const AFTER_HELP: &str = "\
 Examples:
-  polylora demo
-  polylora inspect my-adapter --model my-model
-  polylora convert my-adapter.nemo my-adapter --to peft --model my-model
-  polylora diff my-adapter my-copy
-  polylora generate --model my-model --adapter sql=my-adapter --lora sql --chat 'How many books?'
+  loramux demo
+  loramux inspect my-adapter --model my-model
+  loramux convert my-adapter.nemo my-adapter --to peft --model my-model
+  loramux diff my-adapter my-copy
+  loramux generate --model my-model --adapter sql=my-adapter --lora sql --chat 'How many books?'
 
 A word @FILE stands for the flags in FILE, which are written as in a shell, on any number of lines; \
 lines that start with # are skipped. The value of a flag may start with @ as it is.
@@ -61,7 +61,7 @@ Exit codes:
   143  SIGTERM ended a batch; what was done is written";
 
 #[derive(Parser)]
-#[command(name = "polylora", version, about = "Many LoRA adapters on one base model")]
+#[command(name = "loramux", version, about = "Many LoRA adapters on one base model")]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 struct Cli {
     #[command(flatten)]
@@ -153,7 +153,7 @@ mod tests {
 
     /// Every line of a help text that shows the program being called.
     fn examples(help: &str) -> Vec<String> {
-        let lines = help.lines().map(str::trim).filter(|line| line.starts_with("polylora "));
+        let lines = help.lines().map(str::trim).filter(|line| line.starts_with("loramux "));
         lines.map(str::to_owned).collect()
     }
 
@@ -179,9 +179,9 @@ mod tests {
             parse(words.into_iter().map(Into::into)).map(|(_, verbosity)| verbosity)
         };
         let expected = Verbosity { verbose: 2, quiet: false };
-        assert_eq!(told("polylora inspect x -vv").unwrap_or_default(), expected);
-        assert!(told("polylora inspect x -q").unwrap_or_default().quiet);
-        assert!(told("polylora inspect x -q -v").is_err());
+        assert_eq!(told("loramux inspect x -vv").unwrap_or_default(), expected);
+        assert!(told("loramux inspect x -q").unwrap_or_default().quiet);
+        assert!(told("loramux inspect x -q -v").is_err());
     }
 
     #[test]
@@ -190,8 +190,8 @@ mod tests {
         assert!(cli.render_long_help().to_string().contains("Exit codes"));
         for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             let help = command.render_long_help().to_string();
-            assert!(help.contains("Examples:\n  polylora "), "{help}");
-            assert!(help.contains("Exit codes are listed by `polylora --help`."), "{help}");
+            assert!(help.contains("Examples:\n  loramux "), "{help}");
+            assert!(help.contains("Exit codes are listed by `loramux --help`."), "{help}");
         }
     }
 }

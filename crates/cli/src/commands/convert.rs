@@ -1,4 +1,4 @@
-//! `polylora convert`.
+//! `loramux convert`.
 
 use std::path::Path;
 use std::{fs, io};

@@ -1,4 +1,4 @@
-//! `polylora demo`.
+//! `loramux demo`.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! `polylora diff`.
+//! `loramux diff`.
 
 use std::io::{self, Write};
 use std::path::Path;

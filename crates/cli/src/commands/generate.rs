@@ -1,4 +1,4 @@
-//! `polylora generate`.
+//! `loramux generate`.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write};

@@ -1,4 +1,4 @@
-//! `polylora inspect`.
+//! `loramux inspect`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

@@ -1,6 +1,6 @@
 //! The same fault has the same exit code in every command, and the README lists them all.
 
-use super::program::{fixture, polylora, run, text};
+use super::program::{fixture, loramux, run, text};
 
 #[test]
 fn an_adapter_that_is_not_there_or_refused_has_one_code_everywhere() {
@@ -20,7 +20,7 @@ fn an_adapter_that_is_not_there_or_refused_has_one_code_everywhere() {
             vec!["convert", path, copy, "--to", "peft"],
             vec!["generate", "--model", model, "--prompt", "x", "--adapter", &adapter],
         ] {
-            let output = run(&mut polylora(&words), "");
+            let output = run(&mut loramux(&words), "");
             assert_eq!(output.status.code(), Some(code), "{words:?}: {}", text(&output.stderr));
         }
     }
@@ -30,7 +30,7 @@ fn an_adapter_that_is_not_there_or_refused_has_one_code_everywhere() {
 fn the_readme_and_the_help_list_the_same_codes() {
     let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
     let readme = std::fs::read_to_string(readme).unwrap();
-    let help = text(&run(&mut polylora(&["--help"]), "").stdout);
+    let help = text(&run(&mut loramux(&["--help"]), "").stdout);
     let listed = help.split("Exit codes:\n").nth(1).unwrap();
     let mut codes = 0;
     for line in listed.lines().filter(|line| !line.trim().is_empty()) {

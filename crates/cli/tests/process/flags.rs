@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::program::{SHORT, fixture, generate, polylora, run, text};
+use super::program::{SHORT, fixture, generate, loramux, run, text};
 
 #[test]
 fn a_file_of_flags_stands_for_them() {
@@ -12,9 +12,9 @@ fn a_file_of_flags_stands_for_them() {
     let content = format!("generate --model '{}'\n# lines\n--requests -\n", model.display());
     std::fs::write(&flags, content).unwrap();
     let file = format!("@{}", flags.display());
-    let output = run(&mut polylora(&[&file, "--device", "cpu"]), SHORT);
+    let output = run(&mut loramux(&[&file, "--device", "cpu"]), SHORT);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    let output = run(&mut polylora(&["@absent"]), "");
+    let output = run(&mut loramux(&["@absent"]), "");
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("@absent"));
 }
@@ -87,7 +87,7 @@ fn the_models_defaults_hold_where_they_are_asked_for() {
     }
     let ask = |flags: &[&str]| {
         let words = ["generate", "--device", "cpu", "--requests", "-", "--ignore-eos", "--model"];
-        let mut command = polylora(&words);
+        let mut command = loramux(&words);
         run(command.arg(dir.path()).args(flags), "{\"input_ids\": [5, 6]}\n")
     };
     let config = dir.path().join("generation_config.json");
@@ -104,7 +104,7 @@ fn the_models_defaults_hold_where_they_are_asked_for() {
     assert_eq!(answer["outputs"][0]["token_ids"].as_array().unwrap().len(), 3);
     assert!(answer["seed"].is_u64());
     let output = ask(&[]);
-    assert!(text(&output.stderr).contains("polylora's defaults"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("loramux's defaults"), "{}", text(&output.stderr));
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answer["outputs"][0]["token_ids"].as_array().unwrap().len(), 32);
 }

@@ -13,7 +13,7 @@ impl SmallDisk {
     fn mount() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=64k", "polylora-test"]).arg(dir.path());
+        mount.args(["-t", "tmpfs", "-o", "size=64k", "loramux-test"]).arg(dir.path());
         match mount.output() {
             Ok(output) if output.status.success() => Some(Self(dir)),
             other => {

@@ -1,4 +1,4 @@
-//! The program `polylora` as a process: signals, pipes, and disks that are full.
+//! The program `loramux` as a process: signals, pipes, and disks that are full.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -95,7 +95,7 @@ fn a_file_without_lines_ends_the_run_and_not_the_memory() {
 
 #[test]
 fn the_output_of_other_commands_may_be_cut_off_too() {
-    let mut child = super::program::polylora(&["--help"])
+    let mut child = super::program::loramux(&["--help"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

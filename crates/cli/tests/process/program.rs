@@ -25,15 +25,15 @@ pub fn fixture(path: &str) -> PathBuf {
 }
 
 /// The program with these words.
-pub fn polylora(words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_polylora"));
+pub fn loramux(words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loramux"));
     command.args(words).env_remove("RUST_LOG");
     command
 }
 
 /// The program, to generate with the fixture model `llama` on the CPU.
 pub fn generate(flags: &[&str]) -> Command {
-    let mut command = polylora(&["generate", "--device", "cpu", "--dtype", "float32", "--model"]);
+    let mut command = loramux(&["generate", "--device", "cpu", "--dtype", "float32", "--model"]);
     command.arg(fixture("models/llama")).args(flags);
     command
 }

@@ -40,7 +40,7 @@ impl Loader {
         let (jobs, inbox) = unbounded();
         let start = |_| {
             let (registry, inbox, report) = (registry.clone(), inbox.clone(), report.clone());
-            let name = "polylora-loader".to_owned();
+            let name = "loramux-loader".to_owned();
             let work = move || read_all(&registry, &inbox, &report);
             std::thread::Builder::new().name(name).spawn(work)
         };

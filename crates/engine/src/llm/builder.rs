@@ -247,7 +247,7 @@ impl LlmBuilder {
             }
             Err(error) => drop(ready.send(Err(error))),
         };
-        let thread = std::thread::Builder::new().name("polylora-engine".to_owned()).spawn(run);
+        let thread = std::thread::Builder::new().name("loramux-engine".to_owned()).spawn(run);
         let thread = thread.map_err(|e| LlmError::Failed(e.to_string()))?;
         let info = Arc::new(started.recv().map_err(|_| LlmError::Stopped)??);
         let ids = AtomicU64::new(0);

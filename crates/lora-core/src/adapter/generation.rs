@@ -8,7 +8,7 @@ use crate::host::HostTensor;
 use crate::ids::Generation;
 
 /// Version of the byte streams below: hashes of different versions never meet.
-const CONTEXT: &[u8] = b"polylora adapter 2";
+const CONTEXT: &[u8] = b"loramux adapter 2";
 
 /// Hash of a tensor's type, shape and elements.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

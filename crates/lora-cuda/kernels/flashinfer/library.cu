@@ -4,7 +4,7 @@
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 // Starts the kernel; returns a `cudaError_t`.
-EXPORTED int32_t polylora_prefill(const PrefillArgs *args, void *stream) {
+EXPORTED int32_t loramux_prefill(const PrefillArgs *args, void *stream) {
     auto on = static_cast<cudaStream_t>(stream);
     switch (args->head_dim) {
     case 64: return prefill_64(*args, on);
@@ -14,6 +14,6 @@ EXPORTED int32_t polylora_prefill(const PrefillArgs *args, void *stream) {
 }
 
 // What a `cudaError_t` means.
-EXPORTED const char *polylora_error(int32_t error) {
+EXPORTED const char *loramux_error(int32_t error) {
     return cudaGetErrorString(static_cast<cudaError_t>(error));
 }

@@ -1,4 +1,4 @@
-// The C interface of `libpolylora_flashinfer.so`, and what its files share.
+// The C interface of `libloramux_flashinfer.so`, and what its files share.
 #pragma once
 
 #include <cstdint>
