@@ -4,11 +4,11 @@
 
 use std::path::Path;
 
-use engine::model::ModelConfig;
+use loramux_engine::model::ModelConfig;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|json: &[u8]| {
     if let Ok(config) = ModelConfig::from_json(Path::new("config.json"), json) {
-        engine::geometry(&config).modules();
+        loramux_engine::geometry(&config).modules();
     }
 });

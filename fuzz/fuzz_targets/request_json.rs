@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use cli::requests::{Defaults, Line, RawLine};
+use loramux::requests::{Defaults, Line, RawLine};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use engine::{GenerateRequest, Llm, LoadFormat, Prompt, ResponseStream, SamplingParams};
 use lora_core::testkit::NullBackend;
 use lora_core::{LoraConfig, LoraRequest};
+use loramux_engine::{GenerateRequest, Llm, LoadFormat, Prompt, ResponseStream, SamplingParams};
 use loramux_tests::{adapter_path, model_path};
 use serde_json::Value;
 
@@ -48,7 +48,7 @@ fn write_model(dir: &Path) {
 
 fn start(dir: &Path) -> Llm {
     let lora = LoraConfig { max_loras: Some(ADAPTERS.len()), ..LoraConfig::default() };
-    let kv = engine::KvCacheConfig { max_tokens: Some(1 << 25), ..Default::default() };
+    let kv = loramux_engine::KvCacheConfig { max_tokens: Some(1 << 25), ..Default::default() };
     Llm::builder(dir)
         .load_format(LoadFormat::Dummy)
         .lora_config(lora)
@@ -76,7 +76,9 @@ fn request(number: usize, adapters: usize) -> GenerateRequest {
 fn read(mut streams: Vec<ResponseStream>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         for stream in &mut streams {
-            while let engine::News::Delta(_) = stream.next_within(Some(Duration::ZERO)).unwrap() {}
+            while let loramux_engine::News::Delta(_) =
+                stream.next_within(Some(Duration::ZERO)).unwrap()
+            {}
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use engine::{GenerateRequest, Prompt, RequestOutput, SamplingParams};
 use lora_core::LoraRequest;
+use loramux_engine::{GenerateRequest, Prompt, RequestOutput, SamplingParams};
 use serde::Deserialize;
 
 use crate::{assert_greedy, fixtures_dir};

@@ -3,12 +3,12 @@
 
 use std::fs;
 
-use engine::model::ModelError;
-use engine::{
-    GenerateRequest, KvCacheConfig, Llm, LlmBuilder, LlmError, LoadFormat, SamplingParams,
-};
 use lora_core::testkit::{Recipe, write_peft};
 use lora_core::{Backend, DType, Error, LoraConfig, LoraRequest, PeftCacheConfig, Pool, Result};
+use loramux_engine::model::ModelError;
+use loramux_engine::{
+    GenerateRequest, KvCacheConfig, Llm, LlmBuilder, LlmError, LoadFormat, SamplingParams,
+};
 use serde_json::json;
 use tempfile::TempDir;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use engine::{GenerateRequest, Llm, LlmError, RequestOutput};
 use lora_core::LoraRequest;
+use loramux_engine::{GenerateRequest, Llm, LlmError, RequestOutput};
 use serde::Deserialize;
 use serde_json::Value;
 

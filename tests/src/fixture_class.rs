@@ -1,7 +1,7 @@
 //! What answers to the fixtures must reach, on any backend.
 
-use engine::RequestOutput;
 use lora_core::DType;
+use loramux_engine::RequestOutput;
 
 use crate::{Case, Fixtures, relative_error};
 

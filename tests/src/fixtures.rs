@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use engine::{GenerateRequest, Llm, LlmBuilder, Prompt, RequestOutput, SamplingParams};
 use lora_core::{
     CkptSource, DType, HostTensor, LoraConfig, LoraRequest, ModelGeometry, TargetModule,
 };
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{GenerateRequest, Llm, LlmBuilder, Prompt, RequestOutput, SamplingParams};
 use serde::Deserialize;
 use serde_json::Value;
 

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use engine::{EngineStats, GenerateRequest, Llm, LlmBuilder, LlmError, Prompt, SamplingParams};
 use lora_core::{DType, LoraConfig, LoraRequest};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{
+    EngineStats, GenerateRequest, Llm, LlmBuilder, LlmError, Prompt, SamplingParams,
+};
 
 use crate::{adapter_path, model_path};
 

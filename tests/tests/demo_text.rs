@@ -9,7 +9,7 @@ use std::{
 };
 
 use candle_core::quantized::gguf_file::Content;
-use engine::text::{ChatMessage, ChatTemplate, GgufVocab, SpecialTokens, Tokenizer};
+use loramux_engine::text::{ChatMessage, ChatTemplate, GgufVocab, SpecialTokens, Tokenizer};
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -24,7 +24,7 @@ struct Expected {
 
 /// Metadata of the demo model.
 fn demo_metadata() -> Content {
-    let path = cli::model_fetch::fetch_model().unwrap();
+    let path = loramux::model_fetch::fetch_model().unwrap();
     Content::read(&mut File::open(path).unwrap()).unwrap()
 }
 

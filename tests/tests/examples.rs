@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use engine::{GenerateRequest, Llm, Prompt, RequestOutput, SamplingParams};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{GenerateRequest, Llm, Prompt, RequestOutput, SamplingParams};
 use loramux_tests::{adapter_path, model_path, run};
 
 #[path = "../../crates/engine/examples/cache_sizes.rs"]

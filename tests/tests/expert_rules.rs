@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use engine::Llm;
 use lora_core::{LoraConfig, QuantAlgo, QuantConfig};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::Llm;
+use loramux_moe::MoeBackend;
 use loramux_tests::model_path;
-use moe::MoeBackend;
 
 const EXPERTS: [&str; 3] = ["moe_h_to_4h", "moe_gate", "moe_4h_to_h"];
 const ATTENTION: [&str; 3] = ["attn_q", "attn_k", "attn_v"];

@@ -1,9 +1,9 @@
 //! Every adapter of the field fixtures on a dense model, alone and all in one batch: logits and tokens
 //! must be PEFT's, and the batch must not change a bit.
 
-use engine::{Llm, LlmError};
 use lora_core::{DType, LoraConfig};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{Llm, LlmError};
 use loramux_tests::{FieldAnswers, dense_field_cases, field_model};
 
 fn engine(model: &str) -> Result<Llm, LlmError> {

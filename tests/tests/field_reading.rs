@@ -5,13 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use engine::RequestOutput;
-use engine::model::ModelConfig;
 use lora_core::formats::{self, ReadOptions};
 use lora_core::{
     Adapter, Code, DType, LoraConfig, ModelGeometry, Rejection, SiteKey, TargetModule,
 };
 use lora_cpu_ref::CpuRef;
+use loramux_engine::RequestOutput;
+use loramux_engine::model::ModelConfig;
 use loramux_tests::{
     AdapterFiles, FieldCase, builder, context_logits, field_cases, field_dir, field_model,
     geometry, relative_error, run,
@@ -38,7 +38,7 @@ fn is_dense(model: &str) -> bool {
 
 fn geometry_of(model: &str) -> ModelGeometry {
     match is_dense(model) {
-        true => engine::geometry(&ModelConfig::from_dir(&field_model(model)).unwrap()),
+        true => loramux_engine::geometry(&ModelConfig::from_dir(&field_model(model)).unwrap()),
         false => geometry(model),
     }
 }

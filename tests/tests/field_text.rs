@@ -7,13 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use engine::text::ChatMessage;
-use engine::{
+use lora_core::{AdapterTokenizer, DType, LoraConfig, LoraRequest};
+use lora_cpu_ref::CpuRef;
+use loramux_engine::text::ChatMessage;
+use loramux_engine::{
     FinishReason, GenerateRequest, GuidedDecodingParams, Llm, LlmError, Prompt, RequestOutput,
     SamplingParams,
 };
-use lora_core::{AdapterTokenizer, DType, LoraConfig, LoraRequest};
-use lora_cpu_ref::CpuRef;
 use loramux_tests::{adapter_path, builder, field_cases, field_dir, field_model, run};
 use serde::Deserialize;
 use serde_json::{Value, json};

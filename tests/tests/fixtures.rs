@@ -1,8 +1,8 @@
 //! Every case of the fixtures, alone and in one mixed batch: logits and tokens must be those of
 //! transformers and PEFT, and a batch must not change a bit.
 
-use engine::RequestOutput;
 use lora_core::DType;
+use loramux_engine::RequestOutput;
 use loramux_tests::{Case, Class, Fixtures, engine, fixture_models, run};
 
 const BF16: Class = Class { dtype: DType::Bf16, logits: 3e-2, tie: 0.2 };

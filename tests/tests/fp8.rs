@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use engine::{KvCacheConfig, KvCacheDtype, Llm, LlmBuilder, LoadFormat, RequestOutput};
 use lora_core::{DType, QuantAlgo, QuantConfig};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{KvCacheConfig, KvCacheDtype, Llm, LlmBuilder, LoadFormat, RequestOutput};
 use loramux_tests::{Case, Fixtures, builder, context_logits, model_path, relative_error, run};
 use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView, serialize};

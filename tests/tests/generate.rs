@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use engine::{
+use lora_core::{DType, LoraConfig, LoraRequest};
+use lora_cpu_ref::CpuRef;
+use loramux_engine::{
     FinishReason, GenerateRequest, Llm, LlmError, PerPrompt, Prompt, RequestOutput, SamplingParams,
     StopReason,
 };
-use lora_core::{DType, LoraConfig, LoraRequest};
-use lora_cpu_ref::CpuRef;
 use loramux_tests::{Case, Fixtures, adapter_path, engine, model_path, run};
 use proptest::prelude::*;
 
@@ -299,7 +299,10 @@ fn the_adapter_in_lora_dir_decides_what_adapters_may_change() {
 #[test]
 fn memory_that_is_not_there_is_an_error() {
     let built = Llm::builder(model_path("llama"))
-        .kv_cache_config(engine::KvCacheConfig { max_tokens: Some(1 << 40), ..Default::default() })
+        .kv_cache_config(loramux_engine::KvCacheConfig {
+            max_tokens: Some(1 << 40),
+            ..Default::default()
+        })
         .build(|| CpuRef::with_threads(None));
     assert!(built.err().unwrap().to_string().contains("max_tokens"));
 }
@@ -338,7 +341,7 @@ proptest! {
             .lora_config(LoraConfig::default())
             .max_num_tokens(step)
             .max_batch_size(batch)
-            .kv_cache_config(engine::KvCacheConfig {
+            .kv_cache_config(loramux_engine::KvCacheConfig {
                 tokens_per_block: block,
                 max_tokens: Some(room),
                 ..Default::default()

@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use engine::grammar::GuideError;
-use engine::{
+use lora_core::DType;
+use lora_cpu_ref::CpuRef;
+use loramux_engine::grammar::GuideError;
+use loramux_engine::{
     CompletionOutput, FinishReason, GenerateRequest, GuidedDecodingParams, Llm, LlmError,
     LoadFormat, Prompt, SamplingParams, StopReason,
 };
-use lora_core::DType;
-use lora_cpu_ref::CpuRef;
 use loramux_tests::{engine, fixtures_dir, model_path, run};
 use proptest::prelude::*;
 use regex::Regex;

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use cli::model_fetch::{MODEL_FILE, SHA256, fetch_model};
+use loramux::model_fetch::{MODEL_FILE, SHA256, fetch_model};
 
 use crate::test_gpu::copy_folder;
 

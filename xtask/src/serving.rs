@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use engine::{GenerateRequest, KvCacheConfig, Llm, LoadFormat, Prompt, SamplingParams};
 use lora_core::testkit::{Recipe, write_peft};
 use lora_core::{Backend, LoraConfig, LoraRequest, ModelGeometry, QuantConfig};
+use loramux_engine::{GenerateRequest, KvCacheConfig, Llm, LoadFormat, Prompt, SamplingParams};
 
 /// What an engine is started for.
 pub struct Plan<'a> {
@@ -163,7 +163,7 @@ fn token(sequence: usize, position: usize, vocab: usize) -> u32 {
 /// the sources.
 fn locate(model: &str) -> anyhow::Result<(PathBuf, LoadFormat)> {
     if model == "demo" {
-        return Ok((cli::model_fetch::fetch_model()?, LoadFormat::Auto));
+        return Ok((loramux::model_fetch::fetch_model()?, LoadFormat::Auto));
     }
     let beside = std::env::current_exe()?.with_file_name("models").join(model);
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/models").join(model);

@@ -164,7 +164,7 @@ fn compressed(from: &Path, to: &Path) -> Result<()> {
 /// crates built for one package alone may have other features, and would be built twice.
 fn build() -> Result<[PathBuf; 2]> {
     let mut cargo = cargo("build");
-    cargo.args(["-p", "cli", "--test", TESTS, "--bin", PROGRAM]);
+    cargo.args(["-p", "loramux", "--test", TESTS, "--bin", PROGRAM]);
     cargo.arg("--message-format=json-render-diagnostics");
     let output = cargo.stderr(std::process::Stdio::inherit()).output()?;
     ensure!(output.status.success(), "the programs do not compile");

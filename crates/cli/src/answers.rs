@@ -1,6 +1,6 @@
 //! Answers as JSON lines.
 
-use engine::{CompletionOutput, Logprobs, RequestOutput};
+use loramux_engine::{CompletionOutput, Logprobs, RequestOutput};
 use serde::Serialize;
 use serde_json::value::RawValue;
 

@@ -3,11 +3,11 @@
 use std::io;
 use std::process::ExitCode;
 
-use engine::LlmError;
-use engine::adapters::RegistryError;
-use engine::model::ModelError;
 use lora_core::formats::AdapterError;
 use lora_core::formats::write::WriteError;
+use loramux_engine::LlmError;
+use loramux_engine::adapters::RegistryError;
+use loramux_engine::model::ModelError;
 
 /// The exit codes of `loramux`, as its help and the README list them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -21,7 +21,7 @@ pub(crate) fn start(verbosity: Verbosity) -> anyhow::Result<()> {
         false => EnvFilter::builder().parse(&named).map_err(|error| {
             anyhow::anyhow!(
                 "{VARIABLE} is {named:?}: {error}; give a level such as debug, or a list such as \
-                 engine=debug,warn"
+                 loramux_engine=debug,warn"
             )
         })?,
     };

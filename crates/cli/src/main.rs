@@ -1,11 +1,11 @@
-//! The program `loramux`: arguments and streams of the process, handed to [`cli::run`].
+//! The program `loramux`: arguments and streams of the process, handed to [`loramux::run`].
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use cli::Streams;
+use loramux::Streams;
 
 fn main() -> ExitCode {
     let mut streams = Streams {
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         live: io::stderr().is_terminal(),
         quiet: false,
     };
-    cli::run(std::env::args_os(), &mut streams).into()
+    loramux::run(std::env::args_os(), &mut streams).into()
 }
 
 /// Standard output, if it is a regular file.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use engine::Update;
+use loramux_engine::Update;
 
 /// Tokens and times of one call of the engine.
 ///

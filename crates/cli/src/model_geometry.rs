@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::Context;
-use engine::model::ModelError;
-use engine::{BaseModel, geometry};
 use lora_core::ModelGeometry;
+use loramux_engine::model::ModelError;
+use loramux_engine::{BaseModel, geometry};
 
 use crate::exit::{Exit, Failure, OrExit};
 

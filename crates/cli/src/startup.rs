@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use engine::{KvCacheConfig, Llm, LlmBuilder, LlmError};
 use lora_core::{LoraConfig, QuantConfig};
 use lora_cpu_ref::CpuRef;
 use lora_cuda::Cuda;
+use loramux_engine::{KvCacheConfig, Llm, LlmBuilder, LlmError};
 
 use crate::args::{Device, EngineSettings};
 use crate::exit::{Exit, Failure};

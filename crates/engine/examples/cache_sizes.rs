@@ -1,15 +1,15 @@
 //! How much memory adapters take on the host and on the device, and what that did.
 //!
 //! ```sh
-//! cargo run --release -p engine --example cache_sizes -- MODEL ADAPTER
+//! cargo run --release -p loramux-engine --example cache_sizes -- MODEL ADAPTER
 //! ```
 
 use std::path::PathBuf;
 
 use clap::Parser;
-use engine::{EngineStats, Llm, LlmError, RequestOutput, SamplingParams};
 use lora_core::{LoraConfig, LoraRequest, PeftCacheConfig};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{EngineStats, Llm, LlmError, RequestOutput, SamplingParams};
 
 /// Arguments of the example.
 #[derive(Parser)]

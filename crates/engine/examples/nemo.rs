@@ -1,15 +1,15 @@
 //! An adapter in NeMo's format.
 //!
 //! ```sh
-//! cargo run --release -p engine --example nemo -- MODEL ADAPTER.nemo
+//! cargo run --release -p loramux-engine --example nemo -- MODEL ADAPTER.nemo
 //! ```
 
 use std::path::PathBuf;
 
 use clap::Parser;
-use engine::{Llm, LlmError, RequestOutput, SamplingParams};
 use lora_core::{CkptSource, LoraConfig, LoraRequest};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{Llm, LlmError, RequestOutput, SamplingParams};
 
 /// Arguments of the example.
 #[derive(Parser)]

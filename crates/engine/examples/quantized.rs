@@ -1,15 +1,15 @@
 //! Adapters on a base model and a KV cache in FP8.
 //!
 //! ```sh
-//! cargo run --release -p engine --example quantized -- MODEL ADAPTER
+//! cargo run --release -p loramux-engine --example quantized -- MODEL ADAPTER
 //! ```
 
 use std::path::PathBuf;
 
 use clap::Parser;
-use engine::{Llm, LlmError, RequestOutput, SamplingParams};
 use lora_core::{LoraConfig, LoraRequest, QuantAlgo, QuantConfig};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{Llm, LlmError, RequestOutput, SamplingParams};
 
 /// Arguments of the example.
 #[derive(Parser)]

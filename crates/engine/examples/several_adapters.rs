@@ -1,15 +1,15 @@
 //! Each prompt has its own adapter, or none; all run in one batch.
 //!
 //! ```sh
-//! cargo run --release -p engine --example several_adapters -- MODEL ADAPTER ADAPTER
+//! cargo run --release -p loramux-engine --example several_adapters -- MODEL ADAPTER ADAPTER
 //! ```
 
 use std::path::PathBuf;
 
 use clap::Parser;
-use engine::{Llm, LlmError, RequestOutput, SamplingParams};
 use lora_core::{LoraConfig, LoraRequest};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{Llm, LlmError, RequestOutput, SamplingParams};
 
 /// Arguments of the example.
 #[derive(Parser)]

@@ -1,15 +1,15 @@
 //! One adapter for every prompt.
 //!
 //! ```sh
-//! cargo run --release -p engine --example single_adapter -- MODEL ADAPTER
+//! cargo run --release -p loramux-engine --example single_adapter -- MODEL ADAPTER
 //! ```
 
 use std::path::PathBuf;
 
 use clap::Parser;
-use engine::{Llm, LlmError, RequestOutput, SamplingParams};
 use lora_core::{LoraConfig, LoraRequest};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{Llm, LlmError, RequestOutput, SamplingParams};
 
 /// Arguments of the example.
 #[derive(Parser)]

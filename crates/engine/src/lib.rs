@@ -7,11 +7,11 @@
 //! Two prompts in one batch, one of them with an adapter:
 //!
 //! ```
-//! use engine::{GenerateRequest, Llm};
+//! use loramux_engine::{GenerateRequest, Llm};
 //! use lora_core::{LoraConfig, LoraRequest};
 //! use lora_cpu_ref::CpuRef;
 //!
-//! # fn main() -> Result<(), engine::LlmError> {
+//! # fn main() -> Result<(), loramux_engine::LlmError> {
 //! # let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
 //! # let (model, adapter) = (format!("{fixtures}/models/llama"), format!("{fixtures}/adapters/llama.attn-r8"));
 //! let llm = Llm::builder(model)

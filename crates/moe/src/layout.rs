@@ -73,12 +73,12 @@ pub struct PerExpertLora {
 ///
 /// ```
 /// use lora_core::DType;
-/// use moe::layout::make_per_expert_lora;
+/// use loramux_moe::layout::make_per_expert_lora;
 ///
 /// let fc1 = make_per_expert_lora(8, 16, 2048, 5632, DType::Bf16, 0)?;
 /// assert_eq!(fc1.a().shape(), [8, 16, 2048]);
 /// assert_eq!(fc1.b().shape(), [8, 5632, 16]);
-/// # Ok::<(), moe::layout::LayoutError>(())
+/// # Ok::<(), loramux_moe::layout::LayoutError>(())
 /// ```
 ///
 /// # Errors

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use cli::Exit;
-use engine::{LlmError, PerPrompt, SamplingParams};
 use lora_core::{DType, LoraRequest};
+use loramux::Exit;
+use loramux_engine::{LlmError, PerPrompt, SamplingParams};
 use loramux_tests::{adapter_path, engine};
 use serde_json::{Value, json};
 

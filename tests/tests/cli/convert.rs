@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cli::Exit;
+use loramux::Exit;
 use loramux_tests::adapter_path;
 use serde_json::{Value, json};
 

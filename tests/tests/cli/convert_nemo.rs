@@ -1,6 +1,6 @@
 //! `loramux convert` and `loramux diff` of NeMo archives.
 
-use cli::Exit;
+use loramux::Exit;
 use loramux_tests::adapter_path;
 
 use super::convert::{convert, diff};

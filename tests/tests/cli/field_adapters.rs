@@ -1,7 +1,7 @@
 //! `inspect --model` and the adapters of the field fixtures: what is served is accepted, and what became
 //! of whole weights is told.
 
-use cli::Exit;
+use loramux::Exit;
 use loramux_tests::{dense_field_cases, field_dir, field_model};
 use serde_json::Value;
 

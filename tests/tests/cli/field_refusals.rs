@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cli::Exit;
+use loramux::Exit;
 use loramux_tests::{adapter_path, model_path};
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! `loramux generate` where all is well.
 
-use cli::Exit;
+use loramux::Exit;
 use loramux_tests::{Fixtures, adapter_path};
 use serde_json::{Value, json};
 

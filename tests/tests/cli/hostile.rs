@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use cli::Exit;
+use loramux::Exit;
 use loramux_tests::{adapter_path, model_path};
 use serde_json::{Value, json};
 

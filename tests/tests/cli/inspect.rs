@@ -1,6 +1,6 @@
 //! `loramux inspect`.
 
-use cli::Exit;
+use loramux::Exit;
 use loramux_tests::{adapter_path, fixtures_dir};
 use serde_json::{Value, json};
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cli::Exit;
+use loramux::Exit;
 use loramux_tests::adapter_path;
 
 use super::support::loramux;

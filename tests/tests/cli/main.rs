@@ -15,7 +15,7 @@ mod lora_config;
 mod support;
 mod trainers;
 
-use cli::Exit;
+use loramux::Exit;
 use support::loramux;
 
 #[test]
@@ -39,7 +39,7 @@ fn a_demo_without_adapters_names_the_folder() {
 
 #[test]
 fn the_demo_shows_what_each_adapter_makes_of_a_question() {
-    let model = cli::model_fetch::cached_model_path().unwrap();
+    let model = loramux::model_fetch::cached_model_path().unwrap();
     if !model.is_file() {
         eprintln!("SKIPPED the demo: its model is not in the cache; run `loramux demo` once");
         return;

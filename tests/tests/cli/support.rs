@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use cli::{Exit, Streams};
+use loramux::{Exit, Streams};
 use loramux_tests::{adapter_path, model_path};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
@@ -31,7 +31,7 @@ pub fn loramux(words: &[&str], stdin: &[u8]) -> Outcome {
         quiet: false,
     };
     let words = ["loramux"].iter().chain(words).map(Into::into);
-    let exit = cli::run(words, &mut streams);
+    let exit = loramux::run(words, &mut streams);
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Outcome { exit, stdout: text(stdout), stderr: text(stderr) }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use cli::Exit;
+use loramux::Exit;
 use loramux_tests::{field_model, fixtures_dir};
 
 use super::support::loramux;

@@ -8,10 +8,10 @@ mod faults;
 use std::io::Write;
 use std::path::PathBuf;
 
-use cli::model_fetch::{MODEL_FILE, cached_model_path};
-use engine::{KvCacheConfig, Llm, RequestOutput};
 use lora_core::{DType, LoraConfig};
 use lora_cuda::Cuda;
+use loramux::model_fetch::{MODEL_FILE, cached_model_path};
+use loramux_engine::{KvCacheConfig, Llm, RequestOutput};
 use loramux_tests::suite::Types;
 use loramux_tests::suite::errors::{self, ModelErrors};
 use loramux_tests::{

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use engine::BaseModel;
 use lora_core::{
     Code, HfNames, LoraConfig, LoraRequest, QuantAlgo, QuantConfig, validate_adapter_name,
 };
+use loramux_engine::BaseModel;
 
 use crate::Case;
 

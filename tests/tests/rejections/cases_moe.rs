@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use lora_core::{Code, QuantAlgo, Rejection, TargetModule};
-use moe::MoeBackend;
-use moe::rules::{
+use loramux_moe::MoeBackend;
+use loramux_moe::rules::{
     Capture, Dispatch, Execution, MoeSetup, MoeStep, Schedule, check_construction, check_step,
 };
 

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use engine::{AdapterText, AdapterTextError, TextModel};
 use lora_core::{AdapterTokenizer, Code, Rejection};
+use loramux_engine::{AdapterText, AdapterTextError, TextModel};
 use loramux_tests::model_path;
 use serde_json::{Value, json};
 

@@ -1,8 +1,8 @@
 //! What cannot be served fails by itself, says why, and touches nothing else.
 
-use engine::{GenerateRequest, Llm, LlmBuilder, LlmError};
 use lora_core::{LoraConfig, PeftCacheConfig};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{GenerateRequest, Llm, LlmBuilder, LlmError};
 use loramux_tests::settle::{
     self, ask, assert_names, assert_nothing_held, builder, engine_with, greedy, lora, start, tiers,
 };
@@ -78,10 +78,11 @@ fn settings_out_of_range_name_themselves() {
     let broken = |change: fn(LoraConfig) -> LoraConfig| refusal(builder(change(tiers(1, 1))));
     assert_names(&broken(|c| LoraConfig { max_lora_rank: 0, ..c }), &["max_lora_rank"]);
     assert_names(&broken(|c| LoraConfig { max_loras: Some(0), ..c }), &["max_loras"]);
-    let kv = engine::KvCacheConfig { free_gpu_memory_fraction: Some(1.5), ..Default::default() };
+    let kv =
+        loramux_engine::KvCacheConfig { free_gpu_memory_fraction: Some(1.5), ..Default::default() };
     let error = refusal(builder(tiers(1, 1)).kv_cache_config(kv));
     assert_names(&error, &["free_gpu_memory_fraction", "1.5"]);
-    let copy = engine::KvCacheConfig { copy_on_partial_reuse: false, ..Default::default() };
+    let copy = loramux_engine::KvCacheConfig { copy_on_partial_reuse: false, ..Default::default() };
     let error = refusal(builder(tiers(1, 1)).kv_cache_config(copy));
     assert_names(&error, &["copy_on_partial_reuse", "enable_partial_reuse"]);
 }

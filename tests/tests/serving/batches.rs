@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use engine::{Batch, FinishReason, SamplingParams};
+use loramux_engine::{Batch, FinishReason, SamplingParams};
 use loramux_tests::settle::{ask, assert_nothing_held, engine_with, greedy, lora, settled};
 
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use engine::{CompletionOutput, Llm, LlmError};
 use lora_core::LoraRequest;
+use loramux_engine::{CompletionOutput, Llm, LlmError};
 use loramux_tests::adapter_path;
 use loramux_tests::settle::{ask, assert_nothing_held, engine_with, greedy, lora, settled};
 use tempfile::TempDir;

@@ -1,9 +1,9 @@
 //! A device that is full: what is promised is there, and what is not fails by itself.
 
-use engine::{KvCacheConfig, Llm, LlmBuilder, LlmError};
 use lora_core::LoraConfig;
 use lora_core::testkit::{CountedMemory, NullBackend};
 use lora_cpu_ref::CpuRef;
+use loramux_engine::{KvCacheConfig, Llm, LlmBuilder, LlmError};
 use loramux_tests::faults;
 use loramux_tests::settle::{ask, assert_nothing_held, builder, greedy, lora, settled, tiers};
 

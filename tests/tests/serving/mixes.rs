@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::LazyLock;
 
-use engine::{
+use lora_core::LoraConfig;
+use loramux_engine::{
     CapacityPolicy, CompletionOutput, GenerateRequest, KvCacheConfig, Llm, ResponseStream,
     SamplingParams, SchedulerConfig,
 };
-use lora_core::LoraConfig;
 use loramux_tests::settle::{
     ask, assert_nothing_held, builder, engine_with, greedy, lora, start, tiers,
 };

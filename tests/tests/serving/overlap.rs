@@ -1,7 +1,7 @@
 //! Steps that are launched before the tokens of the step before are known. The CPU computes each at
 //! once, so what is tested is who is in them and what they hold; [`super::mixes`] has whatever comes.
 
-use engine::{
+use loramux_engine::{
     CompletionOutput, EngineStats, FinishReason, GenerateRequest, GuidedDecodingParams,
     KvCacheConfig, Llm, SamplingParams, StopReason,
 };

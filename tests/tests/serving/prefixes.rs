@@ -1,7 +1,7 @@
 //! Who shares keys and values, counted; what is computed with them is checked by the mixes.
 
-use engine::{KvCacheConfig, Llm, RequestOutput, SamplingParams};
 use lora_core::LoraRequest;
+use loramux_engine::{KvCacheConfig, Llm, RequestOutput, SamplingParams};
 use loramux_tests::settle::{ask, builder, engine_with, greedy, lora, settled, start, tiers};
 
 /// Tokens of a block.

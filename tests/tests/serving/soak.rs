@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
-use engine::{GenerateRequest, KvCacheConfig, Llm, ResponseStream};
 use lora_core::{LoraConfig, LoraRequest};
+use loramux_engine::{GenerateRequest, KvCacheConfig, Llm, ResponseStream};
 use loramux_tests::settle::{ask, assert_nothing_held, builder, greedy, settled, start, tiers};
 use loramux_tests::{AdapterFiles, FileTensor};
 use rand::rngs::StdRng;
@@ -97,7 +97,7 @@ fn alone(paths: &[PathBuf], choices: &[Choice]) -> BTreeMap<Choice, Answer> {
 /// Tokens, and the bits of all logits.
 type Answer = (Vec<u32>, u64);
 
-fn digest(mut answer: engine::RequestOutput) -> Answer {
+fn digest(mut answer: loramux_engine::RequestOutput) -> Answer {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let output = answer.outputs.remove(0);
     let mut hasher = DefaultHasher::new();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engine::{Delta, FinishReason, SamplingParams};
+use loramux_engine::{Delta, FinishReason, SamplingParams};
 use loramux_tests::settle::{ask, assert_nothing_held, engine_with, greedy, lora, settled};
 
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];
@@ -72,9 +72,9 @@ fn waiting_for_news_can_be_limited() {
     let mut pieces = 0;
     loop {
         match stream.next_within(Some(Duration::from_secs(20))).unwrap() {
-            engine::News::Delta(_) => pieces += 1,
-            engine::News::Nothing => panic!("two tokens take no 20 seconds"),
-            engine::News::End => break,
+            loramux_engine::News::Delta(_) => pieces += 1,
+            loramux_engine::News::Nothing => panic!("two tokens take no 20 seconds"),
+            loramux_engine::News::End => break,
         }
     }
     assert!(pieces >= 2);

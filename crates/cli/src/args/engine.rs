@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use engine::{KvCacheDtype, LoadFormat};
 use lora_core::{DType, QuantAlgo};
+use loramux_engine::{KvCacheDtype, LoadFormat};
 
 use super::number::finite;
 

@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use engine::sampling::SamplingError;
 use lora_core::LoraRequest;
+use loramux_engine::sampling::SamplingError;
 use serde_json::{Map, Value};
 
 use super::adapter::{NamedAdapter, named_adapter};
@@ -284,7 +284,7 @@ mod tests {
         let words: Vec<&str> = flags.split_whitespace().collect();
         let fields = job(&words.join(" ")).unwrap().sampling;
         assert_eq!(fields.len(), 17);
-        serde_json::from_value::<engine::SamplingParams>(Value::Object(fields)).unwrap();
+        serde_json::from_value::<loramux_engine::SamplingParams>(Value::Object(fields)).unwrap();
     }
 
     #[test]

@@ -49,7 +49,7 @@ Examples:
 A word @FILE stands for the flags in FILE, which are written as in a shell, on any number of lines; \
 lines that start with # are skipped. The value of a flag may start with @ as it is.
 
-RUST_LOG says what is logged more precisely than -v and -q, such as RUST_LOG=engine=debug,warn.
+RUST_LOG says what is logged more precisely than -v and -q, such as RUST_LOG=loramux_engine=debug,warn.
 
 Exit codes:
   0    all went well

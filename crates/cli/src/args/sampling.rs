@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::number::finite;
 
-/// The flags, under the names that [`engine::SamplingParams`] has in JSON; those that are not
+/// The flags, under the names that [`loramux_engine::SamplingParams`] has in JSON; those that are not
 /// given do not appear there.
 #[derive(Args, Serialize)]
 #[command(next_help_heading = "Sampling")]

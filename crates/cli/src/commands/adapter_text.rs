@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use engine::text::AdapterTextFiles;
-use engine::{AdapterText, AdapterTextError, TextChanges, TextModel};
 use lora_core::{AdapterTokenizer, CkptSource, Rejection, formats};
+use loramux_engine::text::AdapterTextFiles;
+use loramux_engine::{AdapterText, AdapterTextError, TextChanges, TextModel};
 use serde::Serialize;
 
 /// What requests for an adapter take of its files, as part of a report on it.

@@ -6,8 +6,8 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
-use engine::{Batch, FinishReason, Llm, RequestOutput};
 use indicatif::ProgressBar;
+use loramux_engine::{Batch, FinishReason, Llm, RequestOutput};
 use serde_json::value::RawValue;
 
 use super::report::Report;

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use engine::text::ChatMessage;
-use engine::{
+use lora_core::{LoraConfig, LoraRequest};
+use loramux_engine::text::ChatMessage;
+use loramux_engine::{
     FinishReason, GenerateRequest, Llm, LlmError, Prompt, RequestOutput, SamplingParams, Update,
 };
-use lora_core::{LoraConfig, LoraRequest};
 
 use crate::args::{DemoJob, EngineSettings};
 use crate::exit::{Exit, Failure, OrExit};

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use engine::text::ChatMessage;
-use engine::{GenerateRequest, Llm, Prompt, RequestOutput};
 use lora_core::{LoraConfig, files};
+use loramux_engine::text::ChatMessage;
+use loramux_engine::{GenerateRequest, Llm, Prompt, RequestOutput};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 

@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use engine::model::{ModelError, base_weights};
-use engine::{BaseModel, geometry};
 use lora_core::formats::{self, AdapterError, BaseWeights, ReadOptions};
 use lora_core::{Adapter, Code, LoraConfig, ModelGeometry, Rejection};
+use loramux_engine::model::{ModelError, base_weights};
+use loramux_engine::{BaseModel, geometry};
 use serde_json::{Value, json};
 
 use super::adapter_text::{self, TextReport};

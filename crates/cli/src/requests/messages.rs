@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use engine::sampling::Object;
-use engine::text::ChatMessage;
+use loramux_engine::sampling::Object;
+use loramux_engine::text::ChatMessage;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde_json::{Map, Value};

@@ -5,9 +5,9 @@ mod messages;
 mod openai;
 mod seed;
 
-use engine::sampling::Object;
-use engine::{GenerateRequest, Prompt, SamplingParams};
 use lora_core::LoraRequest;
+use loramux_engine::sampling::Object;
+use loramux_engine::{GenerateRequest, Prompt, SamplingParams};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};

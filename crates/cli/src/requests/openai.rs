@@ -1,6 +1,6 @@
 //! Requests in the shape of OpenAI's batches: a chat or text completion in an envelope.
 
-use engine::Prompt;
+use loramux_engine::Prompt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 

@@ -1,6 +1,6 @@
 //! Seeds of requests that give none.
 
-use engine::GenerateRequest;
+use loramux_engine::GenerateRequest;
 
 /// Seeds below this are numbers that every reader of JSON keeps exactly.
 const BELOW: u64 = 1 << 53;

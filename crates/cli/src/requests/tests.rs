@@ -113,7 +113,7 @@ fn content_may_be_a_list_of_texts() {
     let line =
         format!(r#"{{"messages": [{{"role": "user", "content": {parts}}}], "max_tokens": 3}}"#);
     let request = read(line.as_bytes()).remove(0).request.unwrap();
-    assert_eq!(request.prompt, Prompt::Chat(vec![engine::text::ChatMessage::user("a\nb")]));
+    assert_eq!(request.prompt, Prompt::Chat(vec![loramux_engine::text::ChatMessage::user("a\nb")]));
     assert_eq!(request.sampling.max_tokens, Some(3));
     let twice = r#"{"prompt": "p", "max_tokens": 3, "sampling": {"max_tokens": 3}}"#;
     assert!(read(twice.as_bytes()).remove(0).request.unwrap_err().contains("once"));

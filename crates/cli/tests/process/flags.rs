@@ -37,7 +37,7 @@ fn what_is_told_follows_the_flags_and_rust_log() {
     assert!(told(&["-v"], None).1.contains("line 1 is taken in"));
     assert!(told(&[], Some("info")).1.contains("line 1 is taken in"));
     assert!(!told(&["-v"], Some("error")).1.contains("line 1 is taken in"));
-    let (code, wrong) = told(&[], Some("cli=loud"));
+    let (code, wrong) = told(&[], Some("loramux=loud"));
     assert!(code == Some(2) && wrong.contains("RUST_LOG"), "{wrong}");
 }
 

@@ -9,7 +9,7 @@ use lora_core::{
     Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, QuantConfig, Rejection, Rejections,
 };
 
-use moe::{MoeBackend, rules};
+use loramux_moe::{MoeBackend, rules};
 
 use super::adapter_texts::AdapterTexts;
 use super::base_model::BaseModel;
