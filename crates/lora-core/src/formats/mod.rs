@@ -11,7 +11,7 @@ use crate::rules::{Rejections, listed};
 
 mod assemble;
 pub mod base;
-#[cfg(feature = "pickle")]
+#[cfg(feature = "torch")]
 mod bounded;
 mod fields;
 mod full;
@@ -31,9 +31,9 @@ pub mod nemo;
 pub mod nemo;
 pub mod peft;
 pub mod safetensors;
-#[cfg(feature = "pickle")]
+#[cfg(feature = "torch")]
 pub mod torch;
-#[cfg(not(feature = "pickle"))]
+#[cfg(not(feature = "torch"))]
 #[path = "torch/off.rs"]
 pub mod torch;
 pub mod write;

@@ -10,6 +10,6 @@ pub fn parse(file: &Source) -> Result<RawTensors, AdapterError> {
     Err(AdapterError::NotCompiledIn {
         path: file.path().to_owned(),
         container: "torch pickle",
-        feature: "pickle",
+        feature: "torch",
     })
 }
