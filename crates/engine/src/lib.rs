@@ -2,7 +2,8 @@
 //!
 //! [`Llm`] is the way in. Below it: [`text`] and [`sampling`] for what requests say, [`grammar`] for
 //! the shape of their answers, [`adapters`] for what they run with, [`scheduler`] and [`kv`] for who
-//! runs when, [`core`] for the batch loop, [`model`] for the forward pass. No backend is named anywhere in this crate.
+//! runs when, [`core`] for the batch loop, [`executor`] for what runs its steps,
+//! [`model`] for the forward pass. No backend is named anywhere in this crate.
 //!
 //! Two prompts in one batch, one of them with an adapter:
 //!
@@ -33,6 +34,7 @@
 
 pub mod adapters;
 pub mod core;
+pub mod executor;
 pub mod grammar;
 pub mod kv;
 mod llm;

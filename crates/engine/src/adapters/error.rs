@@ -9,8 +9,17 @@ use lora_core::free_bytes;
 use thiserror::Error;
 
 use super::tiers::TooLarge;
-use super::write::WriteError;
 use crate::text::TextError;
+
+/// Why a checked adapter could not be made resident.
+#[derive(Debug, Error)]
+#[error("{site}: {cause}")]
+pub struct WriteError {
+    /// The site.
+    pub site: String,
+    /// Why the device refused.
+    pub cause: lora_core::Error,
+}
 
 /// Why a `lora_request` cannot be served.
 #[derive(Debug, Error)]

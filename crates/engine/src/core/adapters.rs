@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use lora_core::{Adapter, Backend};
+use lora_core::Adapter;
 
 use super::message::{Event, SequenceError};
 use super::{Command, Core};
 use crate::adapters::{
     AdapterId, AdapterRegistry, CopyQueue, Loader, Order, ReadOutcome, Registered, RegistryError,
 };
+use crate::executor::Executor;
 
 /// Bytes of adapters that are written between two steps while sequences run: a few milliseconds'
 /// worth, in which a whole adapter of common size goes in a few steps.
@@ -52,7 +53,7 @@ impl AdapterStore {
     }
 }
 
-impl<B: Backend> Core<B> {
+impl<E: Executor> Core<E> {
     /// Carries out what the tiers ask for and writes slots for a while. Returns whether anything
     /// was done.
     pub(super) fn move_adapters(&mut self) -> bool {
@@ -81,8 +82,10 @@ impl<B: Backend> Core<B> {
             true => usize::MAX,
             false => WRITTEN_BETWEEN_STEPS,
         };
-        let Self { be, queue, model, adapters, .. } = self;
-        for (id, result) in adapters.copies.advance(be, queue, model, budget) {
+        let Self { executor, adapters, .. } = self;
+        let sites = executor.sites();
+        for (id, result) in adapters.copies.advance(sites, budget, |site| executor.write_site(site))
+        {
             moved = true;
             match result {
                 Ok(()) => self.scheduler.tiers.copied(id),

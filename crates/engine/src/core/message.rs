@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::stats::EngineStats;
 use crate::adapters::{ReadOutcome, Registered, RegistryError, Residence};
 use crate::grammar::{GuideError, GuideMatcher};
-use crate::sampling::SamplingPlan;
+use crate::sampling::{SamplingPlan, TokenLogprobs};
 
 /// An order to the engine thread.
 #[derive(Debug)]
@@ -118,24 +118,4 @@ pub enum FinishReason {
     Length,
     /// It was aborted.
     Cancelled,
-}
-
-/// One token's log-probability.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct TokenLogprob {
-    /// The token.
-    pub id: u32,
-    /// Natural logarithm of its probability.
-    pub logprob: f32,
-    /// 1 for the likeliest token.
-    pub rank: u32,
-}
-
-/// Log-probabilities at one position.
-#[derive(Clone, PartialEq, Debug)]
-pub struct TokenLogprobs {
-    /// The token that stands there.
-    pub token: TokenLogprob,
-    /// The likeliest tokens, best first.
-    pub top: Vec<TokenLogprob>,
 }

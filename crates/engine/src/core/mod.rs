@@ -4,22 +4,18 @@ mod adapters;
 mod constraint;
 mod history;
 mod message;
-mod sampler;
 mod stats;
 mod step;
-mod step_array;
+#[cfg(test)]
+mod tests;
 
 use crossbeam_channel::{Receiver, TryRecvError};
-use lora_core::Backend;
 
 pub use adapters::AdapterStore;
-pub use message::{
-    Command, Event, FinishReason, SequenceError, Submission, TokenLogprob, TokenLogprobs,
-};
-pub use sampler::Sampler;
+pub use message::{Command, Event, FinishReason, SequenceError, Submission};
 pub use stats::{AdapterStats, EngineStats, KvStats};
 
-use crate::model::{DenseModel, KvCache, RunState, StepGraphs};
+use crate::executor::Executor;
 use crate::scheduler::{Scheduler, Sequence};
 use history::History;
 use step::Launched;
@@ -59,14 +55,8 @@ impl Job {
 }
 
 /// Everything that lives on the engine thread.
-pub struct Core<B: Backend> {
-    pub(crate) be: B,
-    pub(crate) queue: B::Queue,
-    pub(crate) model: DenseModel<B>,
-    pub(crate) kv: KvCache<B>,
-    pub(crate) state: RunState<B>,
-    pub(crate) graphs: StepGraphs<B>,
-    pub(crate) sampler: Sampler<B>,
+pub struct Core<E> {
+    pub(crate) executor: E,
     pub(crate) scheduler: Scheduler<Job>,
     pub(crate) adapters: AdapterStore,
     pub(crate) inbox: Receiver<Command>,
@@ -84,14 +74,14 @@ pub struct Counts {
     prompt_tokens: u64,
 }
 
-/// How far the engine is.
-enum Progress<B: Backend> {
+/// State of the step pipeline.
+enum Progress {
     /// There is nothing to do before a command comes.
     Idle,
     /// Something was computed or moved, and no step is under way.
     Moved,
     /// A step is under way.
-    Launched(Launched<B>),
+    Launched(Launched),
 }
 
 /// What the inbox held.
@@ -103,7 +93,7 @@ enum News {
     Stop,
 }
 
-impl<B: Backend> Core<B> {
+impl<E: Executor> Core<E> {
     /// Serves commands until the senders are gone or [`Command::Shutdown`] comes.
     pub fn run(mut self) {
         let mut progress = Progress::Idle;
@@ -113,6 +103,7 @@ impl<B: Backend> Core<B> {
                 return self.fail_running("the engine was stopped");
             }
             progress = self.step(progress, news).unwrap_or_else(|error| {
+                self.executor.forget_steps();
                 self.fail_running(&error.to_string());
                 Progress::Moved
             });
@@ -207,7 +198,7 @@ impl<B: Backend> Core<B> {
             overlapped_steps: counts.overlapped_steps,
             generated_tokens: counts.generated_tokens,
             prompt_tokens: counts.prompt_tokens,
-            graphs: self.graphs.stats(),
+            graphs: self.executor.graphs(),
             scheduler: scheduler.stats(),
             kv: KvStats {
                 blocks: scheduler.kv.plan().blocks,

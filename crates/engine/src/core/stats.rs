@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::adapters::{Tier, TierStats};
+use crate::executor::GraphStats;
 use crate::kv::PrefixStats;
-use crate::model::GraphStats;
 use crate::scheduler::SchedulerStats;
 
 /// A picture of the engine, with counts since its start.

@@ -1,13 +1,13 @@
 //! One step: plan, forward pass, draw, report; and the next one before its tokens are known.
 
+use lora_core::Result;
 use lora_core::ops::SampleRow;
-use lora_core::{Backend, Result};
 
 use super::constraint::{self, Mask};
-use super::message::{Event, FinishReason, TokenLogprobs};
-use super::sampler::{Drawn, Draws, fetch};
+use super::message::{Event, FinishReason};
 use super::{Core, Job, News, Progress};
-use crate::model::{DenseModel, StepRows};
+use crate::executor::{Draws, Executor, StepRows};
+use crate::sampling::TokenLogprobs;
 use crate::scheduler::{Sequence, Work};
 
 /// What a step computed for its rows of logits, in order.
@@ -17,21 +17,20 @@ struct Outcome {
     logits: Vec<Vec<f32>>,
 }
 
-/// A step that was handed to the device.
-pub struct Launched<B: Backend> {
+/// A step that was handed to the executor, and whose tokens are to come.
+pub struct Launched {
     /// The shares of the sequences that still run.
     pub(super) works: Vec<Work>,
-    drawn: Drawn<B>,
 }
 
-impl<B: Backend> Core<B> {
+impl<E: Executor> Core<E> {
     /// Launches a step where none is under way. Otherwise takes in what the one under way computes,
     /// with the next one launched before, if nothing that is still to come decides about it: the
     /// device then goes on while the host reads, reports and plans.
     ///
     /// # Errors
     /// Those of the backend; all running sequences are then in an unknown state.
-    pub(super) fn step(&mut self, progress: Progress<B>, news: News) -> Result<Progress<B>> {
+    pub(super) fn step(&mut self, progress: Progress, news: News) -> Result<Progress> {
         let Progress::Launched(launched) = progress else { return self.begin() };
         // What commands change is looked at between steps.
         let next = match news {
@@ -45,9 +44,9 @@ impl<B: Backend> Core<B> {
     }
 
     /// Admits what fits, moves adapters and launches a step.
-    fn begin(&mut self) -> Result<Progress<B>> {
+    fn begin(&mut self) -> Result<Progress> {
         let copies = self.scheduler.admit();
-        self.kv.copy_blocks(&self.be, &mut self.queue, &copies)?;
+        self.executor.copy_blocks(&copies)?;
         let moved = self.move_adapters();
         let works = self.scheduler.plan();
         match works.is_empty() {
@@ -59,7 +58,7 @@ impl<B: Backend> Core<B> {
 
     /// Launches the step after one that is under way, whose tokens stay on the device. Sequences that
     /// these tokens turn out to end have been computed a row too many, which is dropped.
-    fn launch_after(&mut self, before: &Launched<B>) -> Result<Option<Launched<B>>> {
+    fn launch_after(&mut self, before: &Launched) -> Result<Option<Launched>> {
         let all_draw_unseen = || self.scheduler.running().iter().all(|s| s.data.draws_unseen());
         if !self.overlaps || self.adapters_wait() || !all_draw_unseen() {
             return Ok(None);
@@ -68,26 +67,21 @@ impl<B: Backend> Core<B> {
         works.map(|works| self.launch(works)).transpose()
     }
 
-    fn launch(&mut self, works: Vec<Work>) -> Result<Launched<B>> {
+    fn launch(&mut self, works: Vec<Work>) -> Result<Launched> {
         let tokens_per_block = self.scheduler.kv.plan().tokens_per_block;
         let running = self.scheduler.running();
-        let mut rows = step_rows(running, &works, tokens_per_block);
-        let wanted = rows.logit_rows.len();
-        let Self { be, queue, model, kv, state, graphs, sampler, scheduler, .. } = self;
-        graphs.pad(&mut rows);
-        DenseModel::prepare(be, queue, state, &rows, sampler.tokens())?;
-        graphs.forward(model, be, queue, state, kv)?;
+        self.executor.forward(step_rows(running, &works, tokens_per_block))?;
         // The device may still be computing.
-        let masks = constraint::masks(scheduler.running_mut(), &works);
-        let draws = draws(scheduler.running(), &works, &masks);
-        let drawn = sampler.draw(be, queue, state.logits(wanted), &draws)?;
-        Ok(Launched { works, drawn })
+        let masks = constraint::masks(self.scheduler.running_mut(), &works);
+        self.executor.draw(draws(self.scheduler.running(), &works, &masks))?;
+        Ok(Launched { works })
     }
 
     /// Waits for the step and hands out what it computed.
-    fn finish(&mut self, launched: Launched<B>) -> Result<()> {
-        let Launched { works, drawn } = launched;
-        let outcome = self.outcome(&works, drawn.wait(&self.be)?)?;
+    fn finish(&mut self, launched: Launched) -> Result<()> {
+        let Launched { works } = launched;
+        let tokens = self.executor.tokens()?;
+        let outcome = self.outcome(&works, tokens)?;
         let mut siblings = Vec::new();
         for work in &works {
             let token = work.samples.then(|| outcome.tokens[work.rows().end - 1] as u32);
@@ -115,23 +109,17 @@ impl<B: Backend> Core<B> {
         let wants_logits = wanted.clone().any(|p| p.context_logits || p.generation_logits);
         let k = wanted.filter_map(|p| p.logprobs.max(p.prompt_logprobs)).max();
         let next_of_prompt = prompt_targets(running, works, tokens.len());
-        let Self { be, queue, state, sampler, .. } = self;
-        let logits = state.logits(tokens.len());
         let logprobs = match k {
             Some(k) => {
                 let known = next_of_prompt.iter().zip(&tokens);
                 let targets: Vec<i32> =
                     known.map(|(known, drawn)| known.unwrap_or(*drawn)).collect();
-                sampler.logprobs(be, queue, logits, &targets, k)?
+                self.executor.logprobs(&targets, k)?
             }
             None => Vec::new(),
         };
         let logits = match wants_logits {
-            true => {
-                let vocab = logits.geo.cols;
-                let all: Vec<f32> = fetch(be, queue, logits)?;
-                all.chunks_exact(vocab).map(<[f32]>::to_vec).collect()
-            }
+            true => self.executor.logits(tokens.len())?,
             false => Vec::new(),
         };
         Ok(Outcome { tokens, logprobs, logits })

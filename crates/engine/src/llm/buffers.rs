@@ -7,7 +7,7 @@ use super::memory::{FreeMemory, MemoryPlan};
 use super::settings::{BatchLimits, KvCacheConfig};
 use super::sizes;
 use crate::adapters::TierSize;
-use crate::core::Sampler;
+use crate::executor::Sampler;
 use crate::kv::KvPlan;
 use crate::model::{DenseModel, KvCache, RunState, block_bytes};
 use crate::scheduler::Limits;

@@ -24,10 +24,10 @@ use super::sizes;
 use super::{EngineInfo, Llm, LlmError};
 use crate::adapters::{AdapterRegistry, AdapterTiers};
 use crate::core::{AdapterStore, Command, Core};
+use crate::executor::{DeviceExecutor, Parts, StepGraphs};
 use crate::kv::KvBlocks;
 use crate::model::{
-    DenseModel, LoadPlan, ModelConfig, Quantization, StepGraphs, WeightSource, base_weights,
-    dummy_weights,
+    DenseModel, LoadPlan, ModelConfig, Quantization, WeightSource, base_weights, dummy_weights,
 };
 use crate::scheduler::{Limits, Scheduler};
 
@@ -299,7 +299,7 @@ struct Start {
 
 impl Start {
     /// Puts everything into the backend's memory.
-    fn start<B: Backend>(self, be: B) -> Result<(Core<B>, EngineInfo), LlmError> {
+    fn start<B: Backend>(self, be: B) -> Result<(Core<DeviceExecutor<B>>, EngineInfo), LlmError> {
         let Self { dtype, batch, geometry, .. } = self;
         let mut queue = be.queue()?;
         let layers = self.config.layers;
@@ -349,19 +349,23 @@ impl Start {
         };
         let (host, device) = buffers.tiers;
         let tiers = AdapterTiers::new(host, device, self.cache.num_put_workers);
-        let core = Core {
+        let overlaps = !self.disable_overlap_scheduler.unwrap_or(!be.caps().asynchronous);
+        let executor = DeviceExecutor::new(Parts {
+            graphs: StepGraphs::new(&be, self.cuda_graphs),
             kv: buffers.kv_cache,
             state: buffers.state,
             sampler: buffers.sampler,
-            graphs: StepGraphs::new(&be, self.cuda_graphs),
+            be,
+            queue,
+            model,
+        });
+        let core = Core {
+            executor,
             scheduler: Scheduler::new(limits, KvBlocks::new(buffers.kv), tiers),
             adapters: self.adapters,
             inbox: self.inbox,
             counts: Default::default(),
-            overlaps: !self.disable_overlap_scheduler.unwrap_or(!be.caps().asynchronous),
-            be,
-            queue,
-            model,
+            overlaps,
         };
         Ok((core, info))
     }

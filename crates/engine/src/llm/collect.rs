@@ -1,8 +1,9 @@
 //! From events to outputs: detokenising, stop strings, and what is left of the tokens after one.
 
 use super::output::{CompletionOutput, FinishReason, StopReason, logprobs_map};
-use crate::core::{self, TokenLogprobs};
+use crate::core;
 use crate::sampling::SamplingParams;
+use crate::sampling::TokenLogprobs;
 use crate::text::{Detokenizer, StopStrings, TextError, Tokenizer};
 
 /// One output while it grows.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::core::TokenLogprobs;
+use crate::sampling::TokenLogprobs;
 
 /// Why an output ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]

@@ -7,6 +7,7 @@ use super::collect::Growing;
 use super::output::{CompletionOutput, Delta, Logprobs, RequestOutput, logprobs_map};
 use crate::core::{self, Event};
 use crate::sampling::SamplingParams;
+use crate::sampling::TokenLogprobs;
 
 /// A request while it runs.
 pub(super) struct Pending {
@@ -80,7 +81,7 @@ impl Pending {
         self.failed = Some(error);
     }
 
-    fn take_prompt(&mut self, logprobs: &[core::TokenLogprobs], logits: Vec<Vec<f32>>) {
+    fn take_prompt(&mut self, logprobs: &[TokenLogprobs], logits: Vec<Vec<f32>>) {
         if self.params.prompt_logprobs.is_some() {
             let all = self.output.prompt_logprobs.get_or_insert_with(|| vec![None]);
             all.extend(logprobs.iter().map(|entry| Some(logprobs_map(entry)) as Option<Logprobs>));

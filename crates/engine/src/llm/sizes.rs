@@ -6,8 +6,9 @@ use super::LlmError;
 use super::memory::FreeMemory;
 use super::settings::{BatchLimits, KvCacheConfig};
 use crate::adapters::TierSize;
+use crate::executor::padded_rows;
 use crate::kv::KvPlan;
-use crate::model::{Extents, ModelConfig, block_bytes, padded_rows};
+use crate::model::{Extents, ModelConfig, block_bytes};
 use crate::scheduler::Limits;
 
 /// Bytes of keys and values where memory is the host's and no share of it is given, at most.

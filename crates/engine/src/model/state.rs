@@ -84,7 +84,7 @@ pub struct StepRows {
     pub drawn: Vec<i32>,
 }
 
-/// How many of what a step has.
+/// Shape of a step; part of the key of recorded steps.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Extents {
     /// Rows.
@@ -98,7 +98,7 @@ pub struct Extents {
 }
 
 impl StepRows {
-    /// How many of what there are.
+    /// Shape of the step.
     pub fn extents(&self) -> Extents {
         Extents {
             rows: self.ids.len(),
@@ -281,6 +281,16 @@ pub struct RunState<B: Backend> {
 }
 
 impl<B: Backend> RunState<B> {
+    /// Shape of the step whose rows were handed over last.
+    pub fn extents(&self) -> Extents {
+        self.inputs.extents
+    }
+
+    /// Which adapters the rows of that step have.
+    pub fn lora(&self) -> &LoraBatch<B> {
+        &self.inputs.lora
+    }
+
     /// The first `rows` rows of logits of the last step: `[rows, vocab]` f32.
     pub fn logits(&self, rows: usize) -> View<'_, B> {
         self.logits.head(rows)

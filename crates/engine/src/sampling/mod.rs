@@ -1,6 +1,7 @@
 //! How tokens are chosen: what a request may ask for, and what the batch loop works with.
 
 mod guided;
+mod logprobs;
 mod object;
 mod params;
 mod plan;
@@ -9,6 +10,7 @@ mod unsupported;
 mod validate;
 
 pub use guided::{Guide, GuidedDecodingParams, MAX_GUIDE_BYTES};
+pub use logprobs::{TokenLogprob, TokenLogprobs};
 pub use object::Object;
 pub use params::SamplingParams;
 pub use plan::SamplingPlan;

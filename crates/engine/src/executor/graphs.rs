@@ -6,8 +6,7 @@ use std::collections::hash_map::Entry;
 use lora_core::lora::Spread;
 use lora_core::{Backend, Result};
 
-use super::dense::DenseModel;
-use super::state::{Extents, KvCache, RunState, StepRows};
+use crate::model::{DenseModel, Extents, KvCache, RunState, StepRows};
 
 /// The most rows of a recorded step: above, launches cost little beside the work.
 const MOST_ROWS: usize = 256;
@@ -80,9 +79,9 @@ impl<B: Backend> StepGraphs<B> {
         state: &mut RunState<B>,
         kv: &mut KvCache<B>,
     ) -> Result<()> {
-        let inputs = &state.inputs;
-        let adapters = (inputs.lora.spread(), inputs.lora.tile_rows());
-        let shape = Shape { extents: inputs.extents, adapters };
+        let lora = state.lora();
+        let adapters = (lora.spread(), lora.tile_rows());
+        let shape = Shape { extents: state.extents(), adapters };
         if !self.enabled || !is_decode(&shape.extents) {
             return model.forward(be, q, state, kv);
         }

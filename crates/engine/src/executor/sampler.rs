@@ -4,60 +4,9 @@ use bytemuck::Pod;
 use lora_core::ops::{LogprobArgs, LogprobOut, SampleArgs, SampleRow, mask_words};
 use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
-use super::message::{TokenLogprob, TokenLogprobs};
+use super::draws::Draws;
 use super::step_array::StepArray;
-use crate::sampling::MAX_LOGPROBS;
-
-/// What the rows of a step's logits are drawn with.
-#[derive(Default)]
-pub struct Draws {
-    /// One row each.
-    pub rows: Vec<SampleRow>,
-    /// See [`SampleArgs::history`].
-    pub history: Vec<[i32; 2]>,
-    /// See [`SampleArgs::banned`].
-    pub banned: Vec<i32>,
-    /// See [`SampleArgs::bias`].
-    pub bias: Vec<[i32; 2]>,
-    /// See [`SampleArgs::masks`].
-    pub masks: Vec<i32>,
-}
-
-impl Draws {
-    /// Adds a row with its history, bias and bans.
-    pub fn push(
-        &mut self,
-        row: SampleRow,
-        history: impl Iterator<Item = [i32; 2]>,
-        bias: &[[i32; 2]],
-        banned: &[i32],
-    ) {
-        let (history_from, banned_from) = (self.history.len(), self.banned.len());
-        let bias_from = self.bias.len();
-        self.bias.extend(bias);
-        self.history.extend(history);
-        self.banned.extend(banned);
-        self.rows.push(SampleRow {
-            history: [history_from as u32, (self.history.len() - history_from) as u32],
-            banned: [banned_from as u32, banned.len() as u32],
-            bias: [bias_from as u32, bias.len() as u32],
-            ..row
-        });
-    }
-
-    /// Adds a row with its history, its bias and the tokens it may draw.
-    pub fn push_masked(
-        &mut self,
-        row: SampleRow,
-        history: impl Iterator<Item = [i32; 2]>,
-        bias: &[[i32; 2]],
-        mask: &[i32],
-    ) {
-        let mask_row = self.masks.len() / mask.len().max(1);
-        self.masks.extend(mask);
-        self.push(SampleRow { mask: mask_row as i32, ..row }, history, bias, &[]);
-    }
-}
+use crate::sampling::{MAX_LOGPROBS, TokenLogprob, TokenLogprobs};
 
 /// Buffers of the sampling ops.
 pub struct Sampler<B: Backend> {
@@ -102,7 +51,7 @@ impl<B: Backend> Sampler<B> {
         self.tokens.view()
     }
 
-    /// Draws a token from each row of `logits`; the tokens are there once `Drawn::wait` returns.
+    /// Draws a token from each row of `logits`; the tokens are there once [`Backend::wait`] returns.
     ///
     /// # Errors
     /// Those of the backend.
@@ -112,7 +61,7 @@ impl<B: Backend> Sampler<B> {
         q: &mut B::Queue,
         logits: View<'_, B>,
         draws: &Draws,
-    ) -> Result<Drawn<B>> {
+    ) -> Result<B::Download> {
         let (rows, vocab) = (logits.geo.rows, logits.geo.cols);
         self.params.fill(be, q, &draws.rows)?;
         self.history.fill(be, q, &draws.history)?;
@@ -130,8 +79,7 @@ impl<B: Backend> Sampler<B> {
             masks: self.masks.rows_of(mask_words(vocab)),
         };
         be.sample(q, args, out)?;
-        let download = be.download(q, self.tokens.view().slice_cols(0..rows))?;
-        Ok(Drawn { download })
+        be.download(q, self.tokens.view().slice_cols(0..rows))
     }
 
     /// Log-probabilities of `targets` and of the `k` likeliest tokens in each row.
@@ -175,21 +123,6 @@ impl<B: Backend> Sampler<B> {
                 top: (0..k).map(|i| entry(ids[r * k + i], top[r * k + i], i + 1)).collect(),
             })
             .collect())
-    }
-}
-
-/// Tokens on their way from the device.
-pub struct Drawn<B: Backend> {
-    download: B::Download,
-}
-
-impl<B: Backend> Drawn<B> {
-    /// Blocks until the step that draws them is done; one that was launched after it may go on.
-    ///
-    /// # Errors
-    /// [`lora_core::Error::Device`] if it failed.
-    pub fn wait(self, be: &B) -> Result<Vec<i32>> {
-        Ok(bytemuck::pod_collect_to_vec(&be.wait(self.download)?))
     }
 }
 

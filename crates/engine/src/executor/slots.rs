@@ -1,92 +1,10 @@
-//! Putting adapters into the slots of a model's sites, a few sites at a time.
-
-use std::collections::VecDeque;
-use std::sync::Arc;
+//! Putting adapters into the slots of a model's sites.
 
 use lora_core::lora::{LoraSite, SlotLowRank, SlotRows, SlotSlice};
 use lora_core::{Adapter, Backend, HostTensor, LayerIdx, LowRank, NormKind, SiteKey, SiteWeights};
-use thiserror::Error;
 
-use super::tiers::AdapterId;
+use crate::adapters::{SiteWrite, WriteError};
 use crate::model::{DenseModel, Layer, Norm, Projection};
-
-/// Why a checked adapter could not be made resident.
-#[derive(Debug, Error)]
-#[error("{site}: {cause}")]
-pub struct WriteError {
-    /// The site.
-    pub site: String,
-    /// Why the device refused.
-    pub cause: lora_core::Error,
-}
-
-/// What becomes of a slot.
-struct Job {
-    slot: usize,
-    /// `None`: the slot is cleared.
-    adapter: Option<(AdapterId, Arc<Adapter>)>,
-    /// Site to be written next.
-    site: usize,
-}
-
-/// Slots to be written, in order. They are written between steps, a bounded number of bytes each
-/// time, so that running sequences go on.
-#[derive(Default)]
-pub struct CopyQueue {
-    jobs: VecDeque<Job>,
-}
-
-impl CopyQueue {
-    /// Whether nothing is left to write.
-    pub fn is_empty(&self) -> bool {
-        self.jobs.is_empty()
-    }
-
-    /// Writes `adapter` into `slot`, over what is there.
-    pub fn push(&mut self, slot: usize, id: AdapterId, adapter: Arc<Adapter>) {
-        // Every site is written, so what the slot held need not be cleared first.
-        self.jobs.retain(|job| job.slot != slot || job.adapter.is_some());
-        self.jobs.push_back(Job { slot, adapter: Some((id, adapter)), site: 0 });
-    }
-
-    /// Frees what `slot` holds; a write to it that is not complete is given up.
-    pub fn clear(&mut self, slot: usize) {
-        self.jobs.retain(|job| job.slot != slot);
-        self.jobs.push_back(Job { slot, adapter: None, site: 0 });
-    }
-
-    /// Writes at least one site and stops after `bytes` bytes. Returns the adapters that are
-    /// complete, or failed; a slot whose write failed must be cleared.
-    pub fn advance<B: Backend>(
-        &mut self,
-        be: &B,
-        q: &mut B::Queue,
-        model: &mut DenseModel<B>,
-        bytes: usize,
-    ) -> Vec<(AdapterId, Result<(), WriteError>)> {
-        let (mut written, mut done) = (0, Vec::new());
-        while let Some(job) = self.jobs.front_mut() {
-            let adapter = job.adapter.as_ref().map(|(_, adapter)| adapter.as_ref());
-            let result = write_site(be, q, model, job.slot, adapter, job.site);
-            job.site += 1;
-            let complete = match result {
-                Ok(bytes) => {
-                    written += bytes;
-                    (job.site == sites(model)).then_some(Ok(()))
-                }
-                Err(error) => Some(Err(error)),
-            };
-            if let Some(result) = complete {
-                let job = self.jobs.pop_front();
-                done.extend(job.and_then(|job| Some((job.adapter?.0, result))));
-            }
-            if written > bytes {
-                break;
-            }
-        }
-        done
-    }
-}
 
 /// Sites in front of those of the layers: embedding, output projection and last norm.
 const WHOLE_SITES: usize = 3;
@@ -98,22 +16,24 @@ const PROJECTIONS: usize = 4;
 const LAYER_SITES: usize = PROJECTIONS + NormKind::ALL.len();
 
 /// Sites of a model.
-fn sites<B: Backend>(model: &DenseModel<B>) -> usize {
+pub fn sites<B: Backend>(model: &DenseModel<B>) -> usize {
     WHOLE_SITES + LAYER_SITES * model.layers.len()
 }
 
 /// Writes an adapter's part of one site into `slot`, or clears what another one left there.
 /// Returns the bytes of that part.
-fn write_site<B: Backend>(
+///
+/// # Errors
+/// [`WriteError`] with the device's refusal.
+pub fn write_site<B: Backend>(
     be: &B,
     q: &mut B::Queue,
     model: &mut DenseModel<B>,
-    slot: usize,
-    adapter: Option<&Adapter>,
-    index: usize,
+    write: SiteWrite<'_>,
 ) -> Result<usize, WriteError> {
-    let mut writer = Writer { be, q, slot, adapter };
-    match index {
+    let adapter = write.adapter.map(|adapter| &**adapter);
+    let mut writer = Writer { be, q, slot: write.slot, adapter };
+    match write.site {
         0 => {
             let base = Base { weight: &model.embed, bias: None };
             writer.write(&mut model.embed_site, &[SiteKey::Embed], &base)

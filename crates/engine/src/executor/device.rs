@@ -1,0 +1,105 @@
+//! Steps on one device.
+
+use std::collections::VecDeque;
+
+use lora_core::{Backend, Result};
+
+use super::graphs::{GraphStats, StepGraphs};
+use super::sampler::{Sampler, fetch};
+use super::{Draws, Executor, StepRows, slots};
+use crate::adapters::{SiteWrite, WriteError};
+use crate::kv::BlockCopy;
+use crate::model::{DenseModel, KvCache, RunState};
+use crate::sampling::TokenLogprobs;
+
+/// What an executor is made of, all of it in the memory of one backend.
+pub struct Parts<B: Backend> {
+    /// The device.
+    pub be: B,
+    /// The order of its work.
+    pub queue: B::Queue,
+    /// Weights, and the slots of adapters.
+    pub model: DenseModel<B>,
+    /// Keys and values.
+    pub kv: KvCache<B>,
+    /// Inputs and activations of a step.
+    pub state: RunState<B>,
+    /// Steps that were recorded.
+    pub graphs: StepGraphs<B>,
+    /// Inputs and outputs of sampling.
+    pub sampler: Sampler<B>,
+}
+
+/// Runs steps on one backend, on the thread that made it.
+pub struct DeviceExecutor<B: Backend> {
+    parts: Parts<B>,
+    /// Tokens on their way to the host, of the earliest step first.
+    drawn: VecDeque<B::Download>,
+}
+
+impl<B: Backend> DeviceExecutor<B> {
+    /// No steps yet.
+    pub fn new(parts: Parts<B>) -> Self {
+        Self { parts, drawn: VecDeque::new() }
+    }
+}
+
+impl<B: Backend> Executor for DeviceExecutor<B> {
+    fn is_asynchronous(&self) -> bool {
+        self.parts.be.caps().asynchronous
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<()> {
+        let Parts { be, queue, kv, .. } = &mut self.parts;
+        kv.copy_blocks(be, queue, copies)
+    }
+
+    fn forward(&mut self, mut rows: StepRows) -> Result<()> {
+        let Parts { be, queue, model, kv, state, graphs, sampler } = &mut self.parts;
+        graphs.pad(&mut rows);
+        DenseModel::prepare(be, queue, state, &rows, sampler.tokens())?;
+        graphs.forward(model, be, queue, state, kv)
+    }
+
+    fn draw(&mut self, draws: Draws) -> Result<()> {
+        let Parts { be, queue, state, sampler, .. } = &mut self.parts;
+        let logits = state.logits(draws.rows.len());
+        self.drawn.push_back(sampler.draw(be, queue, logits, &draws)?);
+        Ok(())
+    }
+
+    fn tokens(&mut self) -> Result<Vec<i32>> {
+        let nothing = || lora_core::Error::Device("no step was drawn from".to_owned());
+        let download = self.drawn.pop_front().ok_or_else(nothing)?;
+        Ok(bytemuck::pod_collect_to_vec(&self.parts.be.wait(download)?))
+    }
+
+    fn logprobs(&mut self, targets: &[i32], k: usize) -> Result<Vec<TokenLogprobs>> {
+        let Parts { be, queue, state, sampler, .. } = &mut self.parts;
+        sampler.logprobs(be, queue, state.logits(targets.len()), targets, k)
+    }
+
+    fn logits(&mut self, rows: usize) -> Result<Vec<Vec<f32>>> {
+        let Parts { be, queue, state, .. } = &mut self.parts;
+        let logits = state.logits(rows);
+        let all: Vec<f32> = fetch(be, queue, logits)?;
+        Ok(all.chunks_exact(logits.geo.cols).map(<[f32]>::to_vec).collect())
+    }
+
+    fn forget_steps(&mut self) {
+        self.drawn.clear();
+    }
+
+    fn sites(&self) -> usize {
+        slots::sites(&self.parts.model)
+    }
+
+    fn write_site(&mut self, write: SiteWrite<'_>) -> std::result::Result<usize, WriteError> {
+        let Parts { be, queue, model, .. } = &mut self.parts;
+        slots::write_site(be, queue, model, write)
+    }
+
+    fn graphs(&self) -> GraphStats {
+        self.parts.graphs.stats()
+    }
+}
