@@ -8,7 +8,7 @@ use crate::ops::{
     AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
     SampleArgs,
 };
-use crate::{HostTensor, Result, View, ViewMut};
+use crate::{Comm, HostTensor, Result, View, ViewMut};
 
 /// What a block of device memory is for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -76,7 +76,7 @@ pub trait Backend: Sized + 'static {
     type LoraTable;
     /// What the device is told once about the rows of a step, for the attention of all layers.
     type AttentionPlan;
-    /// The group of ranks this device belongs to.
+    /// The group of ranks that this device belongs to.
     type Comm: Comm<Self>;
 
     /// What the device can do.
@@ -409,19 +409,4 @@ pub trait Backend: Sized + 'static {
         self.linear_lora(q, x, w, lora, gate_up.reborrow())?;
         self.silu_mul(q, gate_up.as_view(), out)
     }
-}
-
-/// Collective operations of one rank with its peers; every rank must issue them in one order.
-pub trait Comm<B: Backend> {
-    /// This rank's number, from 0.
-    fn rank(&self) -> usize;
-
-    /// Number of ranks.
-    fn world(&self) -> usize;
-
-    /// Replaces `t` on every rank by the sum over the ranks.
-    ///
-    /// # Errors
-    /// [`crate::Error::Device`] if a peer failed.
-    fn all_reduce_sum(&self, be: &B, q: &mut B::Queue, t: ViewMut<'_, B>) -> Result<()>;
 }

@@ -70,6 +70,9 @@ pub enum Error {
     /// The device or its driver failed; the backend must not be used any more.
     #[error("device failure: {0}")]
     Device(String),
+    /// A device that holds another part of the same model failed, and said why by itself.
+    #[error("another device of the group failed")]
+    Peer,
 }
 
 /// How much memory is free, for a message.

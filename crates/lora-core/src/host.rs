@@ -1,6 +1,7 @@
 //! Tensors in host memory: what files hold before a device sees them.
 
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 use half::{bf16, f16};
@@ -127,6 +128,36 @@ impl HostTensor {
         Self::from_f32(dtype, self.shape.clone(), &self.to_f32())
     }
 
+    /// Some of the outermost parts: elements of a vector, rows of a matrix. No copy.
+    ///
+    /// # Panics
+    /// If the range leaves the tensor: the caller's sizes are inconsistent, which is a bug.
+    #[must_use]
+    pub fn slice_rows(&self, rows: Range<usize>) -> Self {
+        let (outer, inner) = (self.shape[0], self.shape[1..].iter().product::<usize>());
+        assert!(rows.start <= rows.end && rows.end <= outer, "{rows:?} of {self:?}");
+        let row = inner * self.dtype.size();
+        let mut shape = self.shape.clone();
+        shape[0] = rows.len();
+        let data = self.data.slice(rows.start * row..rows.end * row);
+        Self { dtype: self.dtype, shape, data }
+    }
+
+    /// Some columns of a matrix, copied.
+    ///
+    /// # Panics
+    /// As [`HostTensor::slice_rows`]; also for what is no matrix.
+    #[must_use]
+    pub fn slice_cols(&self, cols: Range<usize>) -> Self {
+        let &[rows, all] = &self.shape[..] else { panic!("columns of {self:?}") };
+        assert!(cols.start <= cols.end && cols.end <= all, "{cols:?} of {self:?}");
+        let size = self.dtype.size();
+        let within = cols.start * size..cols.end * size;
+        let row = |row: usize| &self.data[row * all * size..][within.clone()];
+        let data = (0..rows).flat_map(row).copied().collect::<Vec<u8>>();
+        Self { dtype: self.dtype, shape: vec![rows, cols.len()], data: data.into() }
+    }
+
     /// Whether every element is a finite number.
     pub fn is_finite(&self) -> bool {
         self.dtype.all_finite(&self.data)
@@ -156,6 +187,16 @@ mod tests {
         assert!(HostTensor::new(DType::F32, vec![2, 3], vec![0u8; 23]).is_none());
         assert!(HostTensor::new(DType::F32, vec![usize::MAX, 3], vec![0u8; 24]).is_none());
         assert!(HostTensor::new(DType::F32, vec![2, 0], Vec::<u8>::new()).is_some());
+    }
+
+    #[test]
+    fn slices_are_the_elements_in_question() {
+        let values: Vec<f32> = (0..12).map(|v| v as f32).collect();
+        let matrix = HostTensor::from_f32(DType::F16, vec![3, 4], &values).unwrap();
+        assert_eq!(matrix.slice_rows(1..3).to_f32(), values[4..]);
+        assert_eq!(matrix.slice_rows(1..1).shape(), [0, 4]);
+        assert_eq!(matrix.slice_cols(1..3).to_f32(), [1.0, 2.0, 5.0, 6.0, 9.0, 10.0]);
+        assert_eq!(matrix.slice_cols(2..3).shape(), [3, 1]);
     }
 
     #[test]

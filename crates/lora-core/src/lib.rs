@@ -35,6 +35,7 @@
 mod adapter;
 mod backend;
 pub mod check;
+mod comm;
 mod config;
 mod dtype;
 mod error;
@@ -59,7 +60,8 @@ pub use adapter::{
 };
 #[cfg(feature = "formats")]
 pub use adapter::{Addition, DeltaDiff, SiteDiff, diff};
-pub use backend::{Backend, Caps, Comm, Pool};
+pub use backend::{Backend, Caps, Pool};
+pub use comm::Comm;
 pub use config::{
     AdapterTokenizer, CkptSource, ExpertLayout, LoraConfig, LoraRequest, NemoQkvLayout,
     PeftCacheConfig, QuantAlgo, QuantConfig, validate_adapter_name,

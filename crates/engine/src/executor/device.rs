@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use lora_core::{Backend, Result};
+use lora_core::{Backend, Comm, Result};
 
 use super::graphs::{GraphStats, StepGraphs};
 use super::sampler::{Sampler, fetch};
@@ -41,6 +41,11 @@ impl<B: Backend> DeviceExecutor<B> {
     /// No steps yet.
     pub fn new(parts: Parts<B>) -> Self {
         Self { parts, drawn: VecDeque::new() }
+    }
+
+    /// Says that this rank of a group cannot go on, so that no other waits for it.
+    pub fn abort(&self) {
+        self.parts.model.comm.abort();
     }
 }
 

@@ -4,6 +4,7 @@
 mod device;
 mod draws;
 mod graphs;
+mod group;
 mod sampler;
 mod slots;
 mod step_array;
@@ -14,6 +15,7 @@ pub use crate::model::StepRows;
 pub use device::{DeviceExecutor, Parts};
 pub use draws::Draws;
 pub use graphs::{GraphStats, StepGraphs, padded_rows};
+pub use group::{Group, Peer};
 pub use sampler::Sampler;
 
 use crate::adapters::{SiteWrite, WriteError};

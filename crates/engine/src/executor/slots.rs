@@ -1,10 +1,14 @@
 //! Putting adapters into the slots of a model's sites.
 
+use std::ops::Range;
+
 use lora_core::lora::{LoraSite, SlotLowRank, SlotRows, SlotSlice};
-use lora_core::{Adapter, Backend, HostTensor, LayerIdx, LowRank, NormKind, SiteKey, SiteWeights};
+use lora_core::{
+    Adapter, Backend, Comm, HostTensor, LayerIdx, LowRank, NormKind, SiteKey, SiteWeights,
+};
 
 use crate::adapters::{SiteWrite, WriteError};
-use crate::model::{DenseModel, Layer, Norm, Projection};
+use crate::model::{DenseModel, Layer, Norm, Part, Projection};
 
 /// Sites in front of those of the layers: embedding, output projection and last norm.
 const WHOLE_SITES: usize = 3;
@@ -32,16 +36,17 @@ pub fn write_site<B: Backend>(
     write: SiteWrite<'_>,
 ) -> Result<usize, WriteError> {
     let adapter = write.adapter.map(|adapter| &**adapter);
-    let mut writer = Writer { be, q, slot: write.slot, adapter };
+    let mut writer = Writer { be, comm: &model.comm, q, slot: write.slot, adapter };
     match write.site {
         0 => {
-            let base = Base { weight: &model.embed, bias: None };
+            let base = Base { weight: &model.embed, bias: None, parts: &[Part::Whole] };
             writer.write(&mut model.embed_site, &[SiteKey::Embed], &base)
         }
         1 => {
             // Not `head()`: the site beside it is borrowed as well.
             let head = model.lm_head.as_ref().unwrap_or(&model.embed);
-            let base = Base { weight: head, bias: None };
+            let part = std::slice::from_ref(&model.head_part);
+            let base = Base { weight: head, bias: None, parts: part };
             writer.write(&mut model.head_site, &[SiteKey::Head], &base)
         }
         2 => writer.write_norm(&mut model.norm, SiteKey::FinalNorm),
@@ -56,10 +61,13 @@ pub fn write_site<B: Backend>(
 struct Base<'a, B: Backend> {
     weight: &'a B::Linear,
     bias: Option<&'a [f32]>,
+    /// What this device holds of each module.
+    parts: &'a [Part],
 }
 
 struct Writer<'a, B: Backend> {
     be: &'a B,
+    comm: &'a B::Comm,
     q: &'a mut B::Queue,
     slot: usize,
     adapter: Option<&'a Adapter>,
@@ -86,12 +94,12 @@ impl<B: Backend> Writer<'_, B> {
         let parts: [_; PROJECTIONS] =
             [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down];
         let mut parts = parts.into_iter();
-        let Some(Projection { weight, bias, modules, site }) = parts.nth(part) else {
+        let Some(Projection { weight, bias, modules, parts, site, .. }) = parts.nth(part) else {
             return Ok(0);
         };
         let key = |module: &_| SiteKey::Layer(index, *module);
         let keys: Vec<SiteKey> = modules.iter().map(key).collect();
-        self.write(site, &keys, &Base { weight, bias: bias.as_deref() })
+        self.write(site, &keys, &Base { weight, bias: bias.as_deref(), parts })
     }
 
     /// Writes the weight of a norm and returns its bytes.
@@ -113,11 +121,14 @@ impl<B: Backend> Writer<'_, B> {
         let located = |cause| WriteError { site: format!("{keys:?}"), cause };
         let mut slices = Vec::with_capacity(keys.len());
         let mut bytes = 0;
-        for (key, columns) in keys.iter().zip(site.spec.slices.clone()) {
+        let columns = site.spec.slices.clone();
+        for ((key, columns), part) in keys.iter().zip(columns).zip(base.parts) {
             slices.push(match self.adapter.and_then(|adapter| adapter.sites.get(key)) {
                 Some(weights) => {
+                    let weights = part.of_adapter(weights);
+                    let at = Module { key: *key, part, columns, base };
                     bytes += weights.tensors().map(|t| t.bytes().len()).sum::<usize>();
-                    Some(self.slice((*key, weights), columns, base).map_err(located)?)
+                    Some(self.slice(&at, &weights).map_err(located)?)
                 }
                 None => None,
             });
@@ -127,21 +138,13 @@ impl<B: Backend> Writer<'_, B> {
     }
 
     /// Turns an adapter's tensors at one module into the general form of [`LoraSite`].
-    fn slice(
-        &self,
-        (key, weights): (SiteKey, &SiteWeights),
-        columns: std::ops::Range<usize>,
-        base: &Base<'_, B>,
-    ) -> lora_core::Result<SlotSlice> {
+    fn slice(&self, at: &Module<'_, B>, weights: &SiteWeights) -> lora_core::Result<SlotSlice> {
         let low_rank = weights.low_rank.as_ref();
         let gain = match low_rank.and_then(|low| Some((low, low.magnitude.as_ref()?))) {
-            Some((low, magnitude)) => {
-                let norms = self.dora_norms(key, low, columns.clone(), base)?;
-                Some(dora_gain::<B>(magnitude, &norms)?)
-            }
+            Some((low, magnitude)) => Some(dora_gain::<B>(magnitude, &self.dora_norms(at, low)?)?),
             None => None,
         };
-        let old_bias = base.bias.map(|bias| &bias[columns]);
+        let old_bias = at.base.bias.map(|bias| &bias[at.columns.clone()]);
         Ok(SlotSlice {
             low_rank: low_rank.map(|low| SlotLowRank {
                 a: low.a.clone(),
@@ -159,19 +162,35 @@ impl<B: Backend> Writer<'_, B> {
     }
 
     /// `rownorm(W + scale B A)`, where W is the base model's weight unless the adapter came with norms of
-    /// its own.
-    fn dora_norms(
-        &self,
-        key: SiteKey,
-        low: &LowRank,
-        columns: std::ops::Range<usize>,
-        base: &Base<'_, B>,
-    ) -> lora_core::Result<Vec<f32>> {
-        match self.adapter.and_then(|adapter| adapter.norms.get(&key)) {
-            Some(norms) => Ok(norms.clone()),
-            None => self.be.row_norms(base.weight, columns, (&low.a, &low.b, low.scale)),
+    /// its own. Of a row whose columns are on several ranks, each has a part of the sum of squares.
+    fn dora_norms(&self, at: &Module<'_, B>, low: &LowRank) -> lora_core::Result<Vec<f32>> {
+        let known = self.adapter.and_then(|adapter| adapter.norms.get(&at.key));
+        match (known, at.part) {
+            (Some(norms), Part::Rows(range)) => return Ok(norms[range.clone()].to_vec()),
+            (Some(norms), _) => return Ok(norms.clone()),
+            (None, _) => (),
+        }
+        let columns = at.columns.clone();
+        let norms = self.be.row_norms(at.base.weight, columns, (&low.a, &low.b, low.scale))?;
+        match at.part {
+            Part::Cols(..) => {
+                let squares = norms.iter().map(|norm| norm * norm).collect();
+                let sums = self.comm.sum_on_host(squares)?;
+                Ok(sums.into_iter().map(f32::sqrt).collect())
+            }
+            Part::Whole | Part::Rows(_) => Ok(norms),
         }
     }
+}
+
+/// One module of a site.
+struct Module<'a, B: Backend> {
+    key: SiteKey,
+    /// What this device holds of it.
+    part: &'a Part,
+    /// Its columns of the site's output.
+    columns: Range<usize>,
+    base: &'a Base<'a, B>,
 }
 
 /// `magnitude / rownorm(W + scale B A)` (Liu et al., 2024, equation 5).
@@ -186,14 +205,16 @@ fn dora_gain<B: Backend>(magnitude: &HostTensor, norms: &[f32]) -> lora_core::Re
 
 /// The summand that turns `gain * (W x + b0 + scale B A x)` into
 /// `gain * (W x + scale (B A x + b_bias)) + b1`, where `b0` is the base bias and `b1` the
-/// adapter's, or the base's where it has none. `None` where it would be zero.
+/// adapter's, or the base's where it has none. A replaced W comes without `b0`. `None` where it would be
+/// zero.
 fn shift(
     weights: &SiteWeights,
     old_bias: Option<&[f32]>,
     gain: Option<&[f32]>,
 ) -> Option<Vec<f32>> {
     let b_bias = weights.low_rank.as_ref().and_then(|l| Some((l.b_bias.as_ref()?, l.scale)));
-    let moves_base = gain.is_some() && old_bias.is_some();
+    let replaced = weights.replacement.is_some();
+    let moves_base = (gain.is_some() || replaced) && old_bias.is_some();
     if weights.base_bias.is_none() && b_bias.is_none() && !moves_base {
         return None;
     }
@@ -207,7 +228,8 @@ fn shift(
         let old = at(old_bias, i);
         let new = new_bias.as_ref().map_or(old, |b| b[i]);
         let of_b = b_bias.as_ref().map_or(0.0, |(b, scale)| scale * b[i]);
-        gain * (of_b - old) + new
+        let of_base = if replaced { 0.0 } else { old };
+        gain * (of_b - of_base) + new
     });
     Some(shift.collect())
 }
@@ -226,6 +248,17 @@ mod tests {
         let weights = SiteWeights { base_bias: bias(&[5.0]), ..SiteWeights::default() };
         assert_eq!(shift(&weights, Some(&[2.0]), None), Some(vec![3.0]));
         assert_eq!(shift(&weights, None, None), Some(vec![5.0]));
+    }
+
+    #[test]
+    fn a_replaced_weight_keeps_the_base_bias() {
+        let replacement = HostTensor::from_f32(DType::F32, vec![1, 1], &[7.0]);
+        let mut weights = SiteWeights { replacement, ..SiteWeights::default() };
+        assert_eq!(shift(&weights, Some(&[2.0]), None), Some(vec![2.0]));
+        assert_eq!(shift(&weights, Some(&[2.0]), Some(&[3.0])), Some(vec![2.0]));
+        assert_eq!(shift(&weights, None, None), None);
+        weights.base_bias = bias(&[5.0]);
+        assert_eq!(shift(&weights, Some(&[2.0]), None), Some(vec![5.0]));
     }
 
     #[test]

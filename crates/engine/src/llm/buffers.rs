@@ -1,6 +1,6 @@
 //! What an engine keeps in a device's memory beside the model.
 
-use lora_core::{Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig};
+use lora_core::{Backend, Comm, DType, LoraConfig, ModelGeometry, PeftCacheConfig};
 
 use super::LlmError;
 use super::memory::{FreeMemory, MemoryPlan};
@@ -63,6 +63,8 @@ impl Demand<'_> {
         let for_adapters = sizes::adapter_bytes(lora, self.geometry, tiers.1, free);
         let for_kv = free.beside(for_adapters);
         let (kv, max_seq_len) = sizes::kv_plan(batch, self.kv, config, self.kv_dtype, for_kv)?;
+        let kv = KvPlan { blocks: least::<B>(&model.comm, kv.blocks)?, ..kv };
+        let max_seq_len = max_seq_len.min(kv.blocks * tokens_per_block);
         let kv_cache = KvCache::new(be, config, self.kv_dtype, kv.blocks, tokens_per_block)?;
         let memory = MemoryPlan {
             free_at_start: at_start.bytes,
@@ -77,4 +79,13 @@ impl Demand<'_> {
         };
         Ok(Buffers { state, sampler, kv_cache, kv, max_seq_len, tiers, memory })
     }
+}
+
+/// The smallest of what the ranks of a group can have: they must agree.
+fn least<B: Backend>(comm: &B::Comm, own: usize) -> Result<usize, LlmError> {
+    // Each adds its number in a place of its own.
+    let mut of_ranks = vec![0.0; comm.world()];
+    of_ranks[comm.rank()] = own as f32;
+    let of_ranks = comm.sum_on_host(of_ranks)?;
+    Ok(of_ranks.into_iter().map(|of_rank| of_rank as usize).min().unwrap_or(own))
 }

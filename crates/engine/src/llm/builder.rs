@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, unbounded};
 use lora_core::{
     Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, QuantConfig, Rejection, Rejections,
 };
@@ -13,23 +13,18 @@ use loramux_moe::{MoeBackend, rules};
 
 use super::adapter_texts::AdapterTexts;
 use super::base_model::BaseModel;
-use super::buffers::Demand;
 use super::checkpoint::Checkpoint;
 use super::geometry::geometry;
+use super::launch::{self, Factory, Start};
 use super::lora_settings::settle;
-use super::memory::FreeMemory;
 use super::quantize;
+use super::rank::Startup;
 use super::settings::{BatchLimits, KvCacheConfig, LoadFormat, SchedulerConfig};
 use super::sizes;
-use super::{EngineInfo, Llm, LlmError};
-use crate::adapters::{AdapterRegistry, AdapterTiers};
-use crate::core::{AdapterStore, Command, Core};
-use crate::executor::{DeviceExecutor, Parts, StepGraphs};
-use crate::kv::KvBlocks;
-use crate::model::{
-    DenseModel, LoadPlan, ModelConfig, Quantization, WeightSource, base_weights, dummy_weights,
-};
-use crate::scheduler::{Limits, Scheduler};
+use super::{Llm, LlmError};
+use crate::adapters::AdapterRegistry;
+use crate::core::{AdapterStore, Command};
+use crate::model::{Quantization, base_weights, dummy_weights};
 
 /// Called with the layers read so far and their number.
 pub type Progress = Box<dyn Fn(usize, usize) + Send>;
@@ -49,6 +44,7 @@ pub struct LlmBuilder {
     kv_cache: KvCacheConfig,
     scheduler: SchedulerConfig,
     batch: BatchLimits,
+    tensor_parallel_size: usize,
     progress: Progress,
 }
 
@@ -68,6 +64,7 @@ impl LlmBuilder {
             kv_cache: KvCacheConfig::default(),
             scheduler: SchedulerConfig::default(),
             batch: BatchLimits::default(),
+            tensor_parallel_size: 1,
             progress: Box::new(|_, _| ()),
         }
     }
@@ -183,6 +180,14 @@ impl LlmBuilder {
         self
     }
 
+    /// Devices that hold the model together, each with a part of every layer; 1 unless set. More than one are
+    /// started by [`LlmBuilder::build_ranks`].
+    #[must_use]
+    pub fn tensor_parallel_size(mut self, devices: usize) -> Self {
+        self.tensor_parallel_size = devices;
+        self
+    }
+
     /// Loads the model on a thread of its own, on which `factory` makes the backend.
     ///
     /// # Errors
@@ -192,6 +197,34 @@ impl LlmBuilder {
         self,
         factory: impl FnOnce() -> lora_core::Result<B> + Send + 'static,
     ) -> Result<Llm, LlmError> {
+        match self.tensor_parallel_size {
+            1 => self.launch(vec![Box::new(factory)]),
+            found => {
+                Err(LlmError::setting("tensor_parallel_size", found, "1; build_ranks takes more"))
+            }
+        }
+    }
+
+    /// As [`LlmBuilder::build`], with as many devices as [`LlmBuilder::tensor_parallel_size`] says: `factory` makes
+    /// that of each rank, from 0, on a thread of its own.
+    ///
+    /// # Errors
+    /// As [`LlmBuilder::build`]; [`LlmError::Model`] if the model cannot be divided by so many.
+    pub fn build_ranks<B: Backend>(
+        self,
+        factory: impl Fn(usize) -> lora_core::Result<B> + Send + Sync + 'static,
+    ) -> Result<Llm, LlmError> {
+        let factory = Arc::new(factory);
+        let of_rank = |rank| {
+            let factory = factory.clone();
+            Box::new(move || factory(rank)) as Factory<B>
+        };
+        let factories = (0..self.tensor_parallel_size).map(of_rank).collect();
+        self.launch(factories)
+    }
+
+    /// Loads the model on a thread for each device.
+    fn launch<B: Backend>(self, factories: Vec<Factory<B>>) -> Result<Llm, LlmError> {
         let problems = self.rejections();
         if !problems.is_empty() {
             return Err(LlmError::LoraConfig(Rejections(problems)));
@@ -206,6 +239,7 @@ impl LlmBuilder {
         let quantization =
             quantize::settle(self.quant_config.as_ref(), self.kv_cache.dtype, quantization)?;
         sizes::check(&self.batch, &self.kv_cache, &config)?;
+        launch::check_ranks(factories.len(), &config)?;
         let geometry = geometry(&config);
         let lora = self.lora_config.map(|lora| settle(lora, &geometry)).transpose()?;
         if let Some(lora) = &lora {
@@ -221,35 +255,31 @@ impl LlmBuilder {
         let readers = self.peft_cache_config.num_put_workers;
         let adapters = AdapterStore::start(readers, &registry, commands.clone())
             .map_err(|e| LlmError::Failed(format!("cannot start a loader thread: {e}")))?;
-        let start = Start {
+        let limits = sizes::limits(&self.batch, self.scheduler, lora.as_ref());
+        let startup = Startup {
+            model: self.model,
+            load_format: self.load_format,
             dtype: self.dtype.unwrap_or(config.dtype),
             config,
             geometry,
-            source,
             quantization,
             lora,
             cache: self.peft_cache_config,
             kv: self.kv_cache,
-            scheduler: self.scheduler,
             batch: self.batch,
+            limits,
             cuda_graphs: self.cuda_graphs,
+        };
+        let start = Start {
+            startup,
+            source,
             disable_overlap_scheduler: self.disable_overlap_scheduler,
             progress: self.progress,
             adapters,
             inbox,
         };
-        let (ready, started) = bounded(1);
-        let run = move || match factory().map_err(LlmError::from).and_then(|be| start.start(be)) {
-            Ok((core, info)) => {
-                // Nobody waits any more if the builder was dropped; the loop then ends, too.
-                let _ = ready.send(Ok(info));
-                core.run();
-            }
-            Err(error) => drop(ready.send(Err(error))),
-        };
-        let thread = std::thread::Builder::new().name("loramux-engine".to_owned()).spawn(run);
-        let thread = thread.map_err(|e| LlmError::Failed(e.to_string()))?;
-        let info = Arc::new(started.recv().map_err(|_| LlmError::Stopped)??);
+        let (info, thread) = start.spawn(factories)?;
+        let info = Arc::new(info);
         let ids = AtomicU64::new(0);
         Ok(Llm { info, texts, registry, commands, ids, thread: Some(thread) })
     }
@@ -276,99 +306,6 @@ fn check_experts(
         execution: rules::Execution::Eager,
     }))
     .into_result()
-}
-
-/// What the engine thread starts with.
-struct Start {
-    dtype: DType,
-    config: ModelConfig,
-    geometry: ModelGeometry,
-    source: Box<dyn WeightSource + Send>,
-    quantization: Quantization,
-    lora: Option<LoraConfig>,
-    cache: PeftCacheConfig,
-    kv: KvCacheConfig,
-    scheduler: SchedulerConfig,
-    batch: BatchLimits,
-    cuda_graphs: bool,
-    disable_overlap_scheduler: Option<bool>,
-    progress: Progress,
-    adapters: AdapterStore,
-    inbox: Receiver<Command>,
-}
-
-impl Start {
-    /// Puts everything into the backend's memory.
-    fn start<B: Backend>(self, be: B) -> Result<(Core<DeviceExecutor<B>>, EngineInfo), LlmError> {
-        let Self { dtype, batch, geometry, .. } = self;
-        let mut queue = be.queue()?;
-        let layers = self.config.layers;
-        let lora = self.lora.as_ref();
-        let positions = batch.max_seq_len.unwrap_or(self.config.max_positions);
-        let kv_dtype = if self.quantization.fp8_kv { DType::F8E4m3 } else { dtype };
-        // What products round to e4m3 is not rounded before where that costs little: twice rounded,
-        // some numbers come out as another code.
-        let exact = self.quantization.weights.is_some() && be.caps().wide_activations;
-        let activations = if exact { DType::F32 } else { dtype };
-        let quant_algo = self.quantization.algorithm();
-        let (slots, quantization) = (sizes::slots(lora), self.quantization);
-        let plan = LoadPlan { dtype, positions, slots, quantization };
-        let report = |done| (self.progress)(done, layers);
-        let at_start = FreeMemory::of(&be)?;
-        sizes::check_slots(lora, &geometry, at_start)?;
-        let model = DenseModel::load(&be, &mut queue, self.config, self.source, &plan, &report)?;
-        let limits = Limits {
-            max_batch_size: batch.max_batch_size,
-            max_num_tokens: batch.max_num_tokens.max(batch.max_batch_size),
-            max_logit_rows: batch.max_batch_size.max(256),
-            policy: self.scheduler.capacity_scheduler_policy,
-            fairness_window: lora.map_or(0, |lora| lora.adapter_fairness_window),
-        };
-        let demand = Demand {
-            batch: &batch,
-            limits: &limits,
-            kv: &self.kv,
-            kv_dtype,
-            activations,
-            lora,
-            cache: &self.cache,
-            geometry: &geometry,
-        };
-        let buffers = demand.allocate(&be, &model, at_start)?;
-        let info = EngineInfo {
-            model: model.config.clone(),
-            geometry,
-            dtype,
-            quant_algo,
-            kv_dtype,
-            backend: B::NAME,
-            max_seq_len: buffers.max_seq_len,
-            max_batch_size: limits.max_batch_size,
-            kv_tokens: buffers.memory.kv_tokens,
-            memory: buffers.memory,
-        };
-        let (host, device) = buffers.tiers;
-        let tiers = AdapterTiers::new(host, device, self.cache.num_put_workers);
-        let overlaps = !self.disable_overlap_scheduler.unwrap_or(!be.caps().asynchronous);
-        let executor = DeviceExecutor::new(Parts {
-            graphs: StepGraphs::new(&be, self.cuda_graphs),
-            kv: buffers.kv_cache,
-            state: buffers.state,
-            sampler: buffers.sampler,
-            be,
-            queue,
-            model,
-        });
-        let core = Core {
-            executor,
-            scheduler: Scheduler::new(limits, KvBlocks::new(buffers.kv), tiers),
-            adapters: self.adapters,
-            inbox: self.inbox,
-            counts: Default::default(),
-            overlaps,
-        };
-        Ok((core, info))
-    }
 }
 
 /// Sends on the engine's channel.

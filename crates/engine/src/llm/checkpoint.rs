@@ -54,10 +54,7 @@ impl Checkpoint {
         if let Some(weights) = &mut base.quantization.weights {
             weights.stored = format == LoadFormat::Auto;
         }
-        let source: Box<dyn WeightSource + Send> = match format {
-            LoadFormat::Auto => Box::new(FolderSource::open(path)?),
-            LoadFormat::Dummy => Box::new(DummySource::default()),
-        };
+        let source = open_weights(path, format)?;
         let dir = tokenizer.unwrap_or(path);
         let only_shape = format == LoadFormat::Dummy && tokenizer.is_none();
         let text = match only_shape && !files::is_present(&dir.join("tokenizer.json")) {
@@ -66,4 +63,19 @@ impl Checkpoint {
         };
         Ok(Self { base, text, source })
     }
+}
+
+/// Opens the weights of the folder or `.gguf` file at `path`.
+///
+/// # Errors
+/// [`LlmError`] naming what is missing or broken.
+pub(super) fn open_weights(
+    path: &Path,
+    format: LoadFormat,
+) -> Result<Box<dyn WeightSource + Send>, LlmError> {
+    Ok(match format {
+        LoadFormat::Dummy => Box::new(DummySource::default()),
+        LoadFormat::Auto if path.is_dir() => Box::new(FolderSource::open(path)?),
+        LoadFormat::Auto => Box::new(open_gguf(path)?),
+    })
 }

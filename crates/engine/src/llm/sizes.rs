@@ -4,7 +4,7 @@ use lora_core::{DType, LoraConfig, ModelGeometry, PeftCacheConfig};
 
 use super::LlmError;
 use super::memory::FreeMemory;
-use super::settings::{BatchLimits, KvCacheConfig};
+use super::settings::{BatchLimits, KvCacheConfig, SchedulerConfig};
 use crate::adapters::TierSize;
 use crate::executor::padded_rows;
 use crate::kv::KvPlan;
@@ -64,6 +64,22 @@ pub(super) fn check(
 /// The longest sequence that was asked for, whether or not it fits the KV cache.
 pub(super) fn longest(batch: &BatchLimits, config: &ModelConfig) -> usize {
     batch.max_seq_len.unwrap_or(config.max_positions)
+}
+
+/// Limits of the scheduler.
+pub(super) fn limits(
+    batch: &BatchLimits,
+    scheduler: SchedulerConfig,
+    lora: Option<&LoraConfig>,
+) -> Limits {
+    let BatchLimits { max_batch_size, max_num_tokens, .. } = *batch;
+    Limits {
+        max_batch_size,
+        max_num_tokens: max_num_tokens.max(max_batch_size),
+        max_logit_rows: max_batch_size.max(256),
+        policy: scheduler.capacity_scheduler_policy,
+        fairness_window: lora.map_or(0, |lora| lora.adapter_fairness_window),
+    }
 }
 
 /// The KV cache and the longest sequence that fits it; `free` is what may become its.

@@ -4,16 +4,20 @@
 
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec};
 use lora_core::ops::{AttentionArgs, QkvArgs};
-use lora_core::{Backend, DType, Pool, Result, Tensor, View};
+use lora_core::{Backend, Comm, DType, Pool, Result, Tensor, View};
 
+use super::fp8::NamedPart;
 use super::layers::{Layer, Loader};
+use super::shard::{Part, Shard};
 use super::state::{Extents, KvCache, RunState, StepRows};
 use super::{ModelConfig, ModelError, Norm, Quantization, WeightSource};
 
 /// A dense decoder in a backend's memory.
 pub struct DenseModel<B: Backend> {
-    /// Shape and constants.
+    /// Shape and constants of what this device computes.
     pub config: ModelConfig,
+    /// The devices that hold the model together.
+    pub comm: B::Comm,
     /// Token embedding `[vocab, hidden]`.
     pub embed: B::Linear,
     /// Adapters of the embedding: input is the vocabulary, output the hidden size.
@@ -22,8 +26,10 @@ pub struct DenseModel<B: Backend> {
     pub layers: Vec<Layer<B>>,
     /// Norm behind the last layer, of `hidden` columns.
     pub norm: Norm<B>,
-    /// `lm_head` `[vocab, hidden]`; the embedding serves where there is none.
+    /// `lm_head` `[vocab, hidden]`, or this device's rows of it; the embedding serves where there is none.
     pub lm_head: Option<B::Linear>,
+    /// Which rows these are.
+    pub head_part: Part,
     /// Adapters of the `lm_head`.
     pub head_site: LoraSite<B>,
     /// Bytes of its matrices, as they came from the checkpoint.
@@ -40,38 +46,47 @@ impl<B: Backend> DenseModel<B> {
     pub fn load(
         be: &B,
         queue: &mut B::Queue,
-        config: ModelConfig,
+        comm: B::Comm,
+        config: &ModelConfig,
         mut source: Box<dyn WeightSource>,
         plan: &LoadPlan,
         progress: &dyn Fn(usize),
     ) -> std::result::Result<Self, ModelError> {
         let (vocab, hidden) = (config.vocab, config.hidden);
         let mut loader =
-            Loader { be, queue, config: &config, source: source.as_mut(), plan, matrix_bytes: 0 };
-        let embed = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
-        let embed = loader.prepare(&[embed], None)?;
+            Loader { be, queue, config, source: source.as_mut(), plan, matrix_bytes: 0 };
+        let head_part = plan.shard.part_of_head(config);
+        let table = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
+        let embed = loader.prepare(std::slice::from_ref(&table), None)?;
+        let lm_head = match (config.tied_embeddings, &head_part) {
+            (true, Part::Whole) => None,
+            (true, part) => Some(loader.prepare(&[part.of_matrix(table)], None)?),
+            (false, part) => {
+                let head =
+                    NamedPart { name: "lm_head".to_owned(), rows: vocab, part: part.clone() };
+                Some(loader.linear(&[head], hidden, None)?)
+            }
+        };
         let mut layers = Vec::with_capacity(config.layers);
         for i in 0..config.layers {
             layers.push(loader.layer(i)?);
             progress(i + 1);
         }
         let norm = loader.norm("model.norm.weight", hidden)?;
-        let lm_head = match config.tied_embeddings {
-            true => None,
-            false => Some(loader.linear(&[("lm_head".to_owned(), vocab)], hidden, None)?),
-        };
         let embed_site = loader.site(SiteSpec::embedding(vocab, hidden))?;
-        let head_site = loader.site(SiteSpec::linear(hidden, &[vocab]))?;
+        let head_site = loader.site(SiteSpec::linear(hidden, &[head_part.rows(vocab)]))?;
         let matrix_bytes = loader.matrix_bytes;
-        source.finish(&config)?;
-        let rotations = upload_rotations(be, queue, &config, plan.positions)?;
+        source.finish(config)?;
+        let rotations = upload_rotations(be, queue, config, plan.positions)?;
         Ok(Self {
-            config,
+            config: plan.shard.local(config),
+            comm,
             embed,
             embed_site,
             layers,
             norm,
             lm_head,
+            head_part,
             head_site,
             matrix_bytes,
             rotations,
@@ -128,7 +143,7 @@ impl<B: Backend> DenseModel<B> {
             let (x, post) = (state.x.head(n), layer.post_norm.weight(lora));
             let residual = state.residual.head_mut(n);
             be.add_rms_norm(q, x, residual, post, eps, state.normed.head_mut(n))?;
-            mlp(be, q, layer, state)?;
+            mlp((be, &self.comm), q, layer, state)?;
             let (x, next) = (state.x.head(n), next.weight(active(&state.inputs.lora)));
             let residual = state.residual.head_mut(n);
             be.add_rms_norm(q, x, residual, next, eps, state.normed.head_mut(n))?;
@@ -148,7 +163,13 @@ impl<B: Backend> DenseModel<B> {
     ) -> Result<()> {
         let inputs = &state.inputs;
         let (n, lora, dims) = (inputs.extents.rows, active(&inputs.lora), self.config.head_dims());
-        layer.qkv.forward(be, q, state.normed.head(n), lora, state.qkv.head_mut(n))?;
+        layer.qkv.forward(
+            (be, &self.comm),
+            q,
+            state.normed.head(n),
+            lora,
+            state.qkv.head_mut(n),
+        )?;
         let norms = layer.qk_norms.as_ref();
         let eps = self.config.rms_norm_eps;
         be.qk_norm_rope_append(
@@ -180,7 +201,7 @@ impl<B: Backend> DenseModel<B> {
             plan: Some(&inputs.attention),
         };
         be.attention(q, args, state.attended.head_mut(n))?;
-        layer.o.forward(be, q, state.attended.head(n), lora, state.x.head_mut(n))
+        layer.o.forward((be, &self.comm), q, state.attended.head(n), lora, state.x.head_mut(n))
     }
 
     /// `lm_head(normed)` of the rows asked for.
@@ -191,7 +212,13 @@ impl<B: Backend> DenseModel<B> {
         be.gather_rows(q, normed, inputs.logit_rows(), state.gathered.head_mut(n))?;
         let lora = active(&inputs.logit_lora).map(|batch| (&self.head_site, batch));
         let hidden = state.gathered.head(n);
-        be.linear_lora(q, hidden, self.head(), lora, state.logits.head_mut(n))
+        let mut logits = state.logits.head_mut(n);
+        let mut own = logits.reborrow();
+        if let Part::Rows(tokens) = &self.head_part {
+            own.geo = own.geo.slice_cols(tokens.clone());
+        }
+        be.linear_lora(q, hidden, self.head(), lora, own)?;
+        self.comm.all_gather_cols(be, q, logits)
     }
 }
 
@@ -206,6 +233,8 @@ pub struct LoadPlan {
     pub slots: usize,
     /// Weights and KV cache in FP8.
     pub quantization: Quantization,
+    /// Which part of the model is read.
+    pub shard: Shard,
 }
 
 /// The batch, if any of its rows has an adapter: rows without one must cost nothing.
@@ -215,7 +244,7 @@ fn active<B: Backend>(batch: &LoraBatch<B>) -> Option<&LoraBatch<B>> {
 
 /// `x = down(silu(gate(normed)) * up(normed))`.
 fn mlp<B: Backend>(
-    be: &B,
+    (be, comm): (&B, &B::Comm),
     q: &mut B::Queue,
     layer: &Layer<B>,
     state: &mut RunState<B>,
@@ -223,7 +252,7 @@ fn mlp<B: Backend>(
     let (n, lora) = (state.inputs.extents.rows, active(&state.inputs.lora));
     let (gate_up, activated) = (state.gate_up.head_mut(n), state.activated.head_mut(n));
     layer.gate_up.forward_gated(be, q, state.normed.head(n), lora, gate_up, activated)?;
-    layer.down.forward(be, q, state.activated.head(n), lora, state.x.head_mut(n))
+    layer.down.forward((be, comm), q, state.activated.head(n), lora, state.x.head_mut(n))
 }
 
 fn upload_rotations<B: Backend>(

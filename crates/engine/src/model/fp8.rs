@@ -7,9 +7,16 @@ use lora_core::{Backend, HostTensor};
 use super::ModelError;
 use super::layers::Loader;
 use super::quantization::Fp8Weights;
+use super::shard::Part;
 
-/// Name and rows of a module that is one part of a matrix.
-pub(super) type NamedPart = (String, usize);
+/// A module that is one part of a matrix.
+pub(super) struct NamedPart {
+    pub name: String,
+    /// Rows in the checkpoint.
+    pub rows: usize,
+    /// What this device holds of it.
+    pub part: Part,
+}
 
 impl<B: Backend> Loader<'_, B> {
     /// Reads the matrix made of `parts`, stacked by rows, in FP8 where the model has it so.
@@ -24,9 +31,10 @@ impl<B: Backend> Loader<'_, B> {
             _ => None,
         };
         let Some(weights) = quantised else {
-            let read =
-                |(name, rows): &NamedPart| self.matrix(&format!("{name}.weight"), *rows, in_dim);
-            let parts = parts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+            let read = |NamedPart { name, rows, part }: &NamedPart| {
+                Ok(part.of_matrix(self.matrix(&format!("{name}.weight"), *rows, in_dim)?))
+            };
+            let parts = parts.iter().map(read).collect::<Result<Vec<_>, ModelError>>()?;
             return Ok(self.prepare(&parts, bias)?);
         };
         let stored = weights.stored;
@@ -36,12 +44,13 @@ impl<B: Backend> Loader<'_, B> {
         };
         let mut scales = Fp8Scales { parts: Vec::with_capacity(parts.len()), input };
         let mut codes = Vec::with_capacity(parts.len());
-        for (name, rows) in parts {
-            let (part, scale) = match stored {
+        for NamedPart { name, rows, part } in parts {
+            // Scales are those of the whole matrix, whichever part of it is held here.
+            let (whole, scale) = match stored {
                 true => self.fp8_part(name, [*rows, in_dim])?,
                 false => self.quantised_part(name, *rows, in_dim)?,
             };
-            codes.push(part);
+            codes.push(part.of_matrix(whole));
             scales.parts.push(scale);
         }
         self.matrix_bytes += codes.iter().map(|part| part.bytes().len()).sum::<usize>();
@@ -64,7 +73,7 @@ impl<B: Backend> Loader<'_, B> {
 
     /// The largest input scale of the parts, all of which read the same input.
     fn input_scale(&mut self, parts: &[NamedPart]) -> Result<InputScale, ModelError> {
-        let name = |part: &NamedPart| format!("{}.input_scale", part.0);
+        let name = |part: &NamedPart| format!("{}.input_scale", part.name);
         if !parts.iter().any(|part| self.source.has(&name(part))) {
             return Ok(InputScale::Dynamic);
         }
@@ -106,12 +115,12 @@ impl<B: Backend> Loader<'_, B> {
 
 /// Whether the parts of a matrix are in FP8, all or none of them.
 fn in_fp8(weights: &Fp8Weights, parts: &[NamedPart]) -> Result<bool, ModelError> {
-    let excluded = |part: &&NamedPart| weights.exclude.matches(&part.0);
+    let excluded = |part: &&NamedPart| weights.exclude.matches(&part.name);
     match parts.iter().filter(excluded).count() {
         0 => Ok(true),
         n if n == parts.len() => Ok(false),
         _ => {
-            let names: Vec<_> = parts.iter().map(|part| part.0.as_str()).collect();
+            let names: Vec<_> = parts.iter().map(|part| part.name.as_str()).collect();
             let found = format!("{:?}, which names some of {names:?}", weights.exclude.patterns());
             Err(ModelError::unsupported(
                 "exclude_modules",

@@ -2,9 +2,13 @@
 
 use lora_core::lora::{LoraBatch, LoraSite, SiteSpec};
 use lora_core::ops::KvScales;
-use lora_core::{Backend, DType, HostTensor, Pool, Result, TargetModule, Tensor, View, ViewMut};
+use lora_core::{
+    Backend, Comm, DType, HostTensor, Pool, Result, Split, TargetModule, Tensor, View, ViewMut,
+};
 
 use super::dense::LoadPlan;
+use super::fp8::NamedPart;
+use super::shard::Part;
 use super::{ModelConfig, ModelError, Norm, WeightSource};
 
 /// A base projection and its adapters: one site, a slice per module.
@@ -15,24 +19,34 @@ pub struct Projection<B: Backend> {
     pub bias: Option<Vec<f32>>,
     /// Modules of the slices, in order.
     pub modules: &'static [TargetModule],
+    /// What this device holds of each module.
+    pub parts: Vec<Part>,
+    /// How the modules are divided among the devices of a group.
+    split: Split,
     /// Adapters; the table has no slots when the engine serves none.
     pub site: LoraSite<B>,
 }
 
 impl<B: Backend> Projection<B> {
-    /// The base layer plus each row's adapter. `lora` is `None` when no row has one.
+    /// The base layer plus each row's adapter, summed over the ranks where each has some of the input
+    /// features. `lora` is `None` when no row has one.
     ///
     /// # Errors
     /// Those of the backend.
     pub fn forward(
         &self,
-        be: &B,
+        (be, comm): (&B, &B::Comm),
         q: &mut B::Queue,
         x: View<'_, B>,
         lora: Option<&LoraBatch<B>>,
-        out: ViewMut<'_, B>,
+        mut out: ViewMut<'_, B>,
     ) -> Result<()> {
-        be.linear_lora(q, x, &self.weight, lora.map(|batch| (&self.site, batch)), out)
+        let lora = lora.map(|batch| (&self.site, batch));
+        be.linear_lora(q, x, &self.weight, lora, out.reborrow())?;
+        match self.split {
+            Split::Row => comm.all_reduce_sum(be, q, out),
+            Split::Column | Split::None => Ok(()),
+        }
     }
 
     /// As [`Projection::forward`], to `gate_up`, of which `out` gets the gated half.
@@ -203,6 +217,7 @@ impl<B: Backend> Loader<'_, B> {
         Ok(LoraSite { table: self.be.lora_table(&spec, self.plan.slots)?, spec })
     }
 
+    /// Reads what this device holds of a projection.
     fn projection(
         &mut self,
         base: &str,
@@ -210,20 +225,25 @@ impl<B: Backend> Loader<'_, B> {
     ) -> std::result::Result<Projection<B>, ModelError> {
         let mut parts = Vec::with_capacity(spec.parts.len());
         let mut bias = Vec::new();
-        for (part, rows) in spec.parts.iter().zip(&spec.widths) {
-            let name = format!("{base}.{part}");
+        for ((name, rows), module) in spec.parts.iter().zip(&spec.widths).zip(spec.modules) {
+            let name = format!("{base}.{name}");
+            let part = self.plan.shard.part(self.config, *module);
             if spec.bias {
-                let part = self.source.take(&format!("{name}.bias"), &[*rows])?;
-                bias.extend(part.iter_f32());
+                let whole = self.source.take(&format!("{name}.bias"), &[*rows])?;
+                bias.extend(part.of_bias(whole).iter().flat_map(HostTensor::iter_f32));
             }
-            parts.push((name, *rows));
+            parts.push(NamedPart { name, rows: *rows, part });
         }
-        let bias = spec.bias.then_some(bias);
+        let bias = (!bias.is_empty()).then_some(bias);
+        let widths: Vec<usize> = parts.iter().map(|part| part.part.rows(part.rows)).collect();
+        let in_dim = parts.first().map_or(spec.in_dim, |part| part.part.cols(spec.in_dim));
         Ok(Projection {
             weight: self.linear(&parts, spec.in_dim, bias.as_deref())?,
             bias,
             modules: spec.modules,
-            site: self.site(SiteSpec::linear(spec.in_dim, &spec.widths))?,
+            parts: parts.into_iter().map(|part| part.part).collect(),
+            split: spec.modules.first().map_or(Split::None, |module| module.split()),
+            site: self.site(SiteSpec::linear(in_dim, &widths))?,
         })
     }
 }

@@ -12,6 +12,7 @@ mod norm;
 mod quant_method;
 mod quantization;
 mod rope;
+mod shard;
 mod source;
 pub mod state;
 
@@ -25,5 +26,6 @@ pub use layers::{Layer, Projection};
 pub use norm::Norm;
 pub use quantization::{Fp8Weights, ModulePatterns, Quantization};
 pub use rope::{RopeConfig, RopeScaling};
+pub use shard::{Part, Shard, Summand};
 pub use source::{DummySource, FolderSource, WeightSource};
 pub use state::{Extents, KvCache, RunState, StepRows, block_bytes};

@@ -72,6 +72,23 @@ pub struct NullLoraTable(Vec<Option<CountedBlock>>);
 pub struct NullComm;
 
 impl Comm<NullBackend> for NullComm {
+    type Seat = ();
+
+    fn seats(world: usize) -> Result<Vec<()>> {
+        match world {
+            1 => Ok(vec![()]),
+            _ => Err(Error::Unsupported {
+                op: "comm",
+                backend: NullBackend::NAME,
+                what: format!("a group of {world} ranks"),
+            }),
+        }
+    }
+
+    fn join(_: &NullBackend, (): ()) -> Result<Self> {
+        Ok(Self)
+    }
+
     fn rank(&self) -> usize {
         0
     }
@@ -83,6 +100,16 @@ impl Comm<NullBackend> for NullComm {
     fn all_reduce_sum(&self, _: &NullBackend, (): &mut (), _: ViewMut<'_>) -> Result<()> {
         Ok(())
     }
+
+    fn all_gather_cols(&self, _: &NullBackend, (): &mut (), _: ViewMut<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn sum_on_host(&self, values: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(values)
+    }
+
+    fn abort(&self) {}
 }
 
 /// Bytes of an adapter's part of a slice.

@@ -1,0 +1,132 @@
+//! Tensor parallelism by threads: two and four ranks that hold a model together give what transformers and
+//! PEFT give, alone and in one mixed batch.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use lora_core::{DType, LoraConfig, LoraRequest};
+use lora_cpu_ref::CpuRef;
+use loramux_engine::{GenerateRequest, Llm, LlmBuilder, LlmError};
+use loramux_tests::{
+    AdapterFiles, Case, Class, FieldAnswers, FileTensor, Fixtures, builder, context_logits,
+    dense_field_cases, field_model, fixture_models, model_path, relative_error, run,
+};
+
+/// Numbers that another order of sums moves are rounded to another code of e4m3 now and then.
+const FP8: Class = Class { dtype: DType::F32, logits: 2e-2, tie: 0.1 };
+
+fn start(builder: LlmBuilder, ranks: usize) -> Result<Llm, LlmError> {
+    builder.tensor_parallel_size(ranks).build_ranks(|_| CpuRef::with_threads(Some(1)))
+}
+
+fn model_meets(model: &str, class: &Class) {
+    let fixtures = Fixtures::load();
+    let cases = fixtures.of_model(model);
+    assert!(cases.len() >= 9, "{model} has {} cases", cases.len());
+    let requests = Case::requests(&cases);
+    for ranks in [2, 4] {
+        let llm = start(builder(&model_path(model), class.dtype), ranks).expect("it starts");
+        let mixed = run(&llm, requests.clone());
+        for ((case, request), mixed) in cases.iter().zip(&requests).zip(&mixed) {
+            let alone = &run(&llm, vec![request.clone()])[0];
+            class.check(&fixtures, case, alone);
+            assert_eq!(
+                alone.context_logits, mixed.context_logits,
+                "{}: the batch matters",
+                case.id
+            );
+            assert_eq!(alone.outputs, mixed.outputs, "{}: the batch matters", case.id);
+        }
+    }
+}
+
+fixture_models! {
+    model_meets;
+    llama: "llama", Class::EXACT;
+    llama_tied: "llama-tied", Class::EXACT;
+    mistral: "mistral", Class::EXACT;
+    qwen2: "qwen2", Class::EXACT;
+    qwen3: "qwen3", Class::EXACT;
+    llama_fp8: "llama-fp8", FP8;
+}
+
+/// Whole weights, rows of tokens, norms, DoRA on embeddings and heads: whatever adapters hold is divided.
+#[test]
+fn adapters_of_the_field_are_divided_too() {
+    let mut wrong = Vec::new();
+    for (model, cases) in dense_field_cases() {
+        for ranks in [2, 4] {
+            let builder = Llm::builder(field_model(&model))
+                .dtype(Some(DType::F32))
+                .lora_config(LoraConfig { max_loras: Some(64), ..LoraConfig::default() });
+            let llm = start(builder, ranks).expect("it starts");
+            for answers in FieldAnswers::of(&llm, cases.clone()) {
+                wrong
+                    .extend(answers.faults().iter().map(|fault| format!("{ranks} ranks: {fault}")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Where outputs are summed over the ranks, only one of them may add a bias.
+#[test]
+fn a_bias_is_added_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = AdapterFiles::open("llama.all-r16-rslora");
+    files.config["lora_bias"] = true.into();
+    let biases: Vec<_> = files
+        .tensors
+        .iter()
+        .filter(|(name, _)| name.ends_with("lora_B.weight"))
+        .map(|(name, b)| {
+            let values = (0..b.shape[0]).map(|i| (i % 7) as f32 * 0.125 - 0.375);
+            (name.replace("weight", "bias"), FileTensor::bf16(&b.shape[..1], values))
+        })
+        .collect();
+    assert_eq!(biases.len(), 21);
+    files.tensors.extend(biases);
+    files.write(dir.path());
+    let request =
+        |lora| GenerateRequest { lora, ..Case::request(&Fixtures::load().of_model("llama")[0], 1) };
+    let biased = || request(Some(LoraRequest::new("biased", 1, dir.path())));
+    let builder = || builder(&model_path("llama"), DType::F32);
+    let one = builder().build(|| CpuRef::with_threads(Some(1))).unwrap();
+    let expected = context_logits(&run(&one, vec![biased()])[0]);
+    let plain = context_logits(&run(&one, vec![request(None)])[0]);
+    assert!(relative_error(&plain, &expected) > 0.1, "the adapter matters");
+    for ranks in [2, 4] {
+        let llm = start(builder(), ranks).unwrap();
+        let found = context_logits(&run(&llm, vec![biased()])[0]);
+        assert!(relative_error(&found, &expected) < 1e-4, "{ranks} ranks");
+    }
+}
+
+#[test]
+fn a_model_that_cannot_be_divided_is_refused() {
+    let refused = |ranks| {
+        let error = start(builder(&model_path("llama"), DType::F32), ranks).err().unwrap();
+        error.to_string()
+    };
+    let three = refused(3);
+    assert!(
+        three.contains("tensor_parallel_size") && three.contains("4 attention heads"),
+        "{three}"
+    );
+    assert!(refused(0).contains("tensor_parallel_size"));
+    let one = builder(&model_path("llama"), DType::F32).tensor_parallel_size(2);
+    let error = one.build(|| CpuRef::with_threads(Some(1))).err().unwrap().to_string();
+    assert!(error.contains("build_ranks"), "{error}");
+}
+
+#[test]
+fn the_rank_that_fails_says_why() {
+    let refuse = |rank| match rank {
+        1 => Err(lora_core::Error::Device("rank 1 is told to".to_owned())),
+        _ => CpuRef::with_threads(Some(1)),
+    };
+    for ranks in [2, 4] {
+        let builder = builder(&model_path("llama"), DType::F32).tensor_parallel_size(ranks);
+        let error = builder.build_ranks(refuse).err().unwrap().to_string();
+        assert!(error.contains("rank 1 is told to"), "{error}");
+    }
+}
