@@ -148,6 +148,12 @@ impl<'a> Site<'a> {
     }
 
     fn base_bias(&mut self) -> Option<Plan> {
+        if let Some(original) = self.get(Kind::OriginalBias).filter(|_| !self.saved) {
+            self.undeclared(
+                original.name(),
+                "the original of a module that modules_to_save leaves out",
+            );
+        }
         let named = self.get(Kind::BaseBias)?;
         let paired = self.get(Kind::A).is_some();
         match self.config.biases {

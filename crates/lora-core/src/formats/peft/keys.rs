@@ -6,7 +6,7 @@
 //! place = "lm_head" | "embed_tokens" | "norm" | "layers." number "." path
 //! kind  = "lora_A.weight" | "lora_B.weight" | "lora_B.bias" | "lora_magnitude_vector" [".weight"]
 //!       | "lora_embedding_A" | "lora_embedding_B" | [ "base_layer." ] ( "weight" | "bias" )
-//!       | "modules_to_save.weight" | "original_module.weight" | "token_adapter.base_layer.weight"
+//!       | ( "modules_to_save." | "original_module." ) ( "weight" | "bias" ) | "token_adapter.base_layer.weight"
 //!       | "token_adapter.trainable_tokens_delta"
 //! ```
 //! PEFT's internal name of the adapter may stand after the first part of a kind, as in
@@ -26,8 +26,10 @@ pub(super) enum Kind {
     BBias,
     /// DoRA's magnitude.
     Magnitude,
-    /// Bias of the base layer.
+    /// Bias of the base layer, or of the copy that `modules_to_save` trains.
     BaseBias,
+    /// Bias of the module that `modules_to_save` has a copy of, which is not used.
+    OriginalBias,
     /// A whole weight.
     Full(FullName),
     /// Trained rows of the vocabulary.
@@ -156,7 +158,9 @@ pub(super) fn parse_kind(tail: &str, embedding: bool) -> Option<(Kind, Option<&s
         ("lora_magnitude_vector", [adapter] | [adapter, "weight"]) => {
             (Kind::Magnitude, Some(*adapter))
         }
-        ("bias", []) | ("base_layer", ["bias"]) => (Kind::BaseBias, None),
+        ("bias", []) | ("base_layer" | "modules_to_save", ["bias"]) => (Kind::BaseBias, None),
+        ("modules_to_save", [adapter, "bias"]) => (Kind::BaseBias, Some(*adapter)),
+        ("original_module", ["bias"]) => (Kind::OriginalBias, None),
         ("weight", []) => (Kind::Full(FullName::Plain), None),
         ("modules_to_save", ["weight"]) => (Kind::Full(FullName::ModulesToSave), None),
         ("modules_to_save", [adapter, "weight"]) => {
