@@ -2,7 +2,7 @@
 //! of whole weights is told.
 
 use loramux::Exit;
-use loramux_tests::{dense_field_cases, field_dir, field_model};
+use loramux_tests::{AdapterFiles, FileTensor, dense_field_cases, field_dir, field_model};
 use serde_json::Value;
 
 use super::support::loramux;
@@ -57,4 +57,27 @@ fn a_model_without_weights_cannot_be_compared_with() {
     assert_eq!(exit, Exit::Model, "{text}");
     let (exit, text) = inspect(&[&adapter("llama.control-list"), "--model", model]);
     assert_eq!(exit, Exit::Fine, "{text}");
+}
+
+/// An adapter with the whole weight of a norm beside its pairs.
+fn with_norm(dir: &std::path::Path, name: &str) -> String {
+    let mut files = AdapterFiles::open("llama.attn-r8");
+    let name = format!("base_model.model.model.{name}.weight");
+    files.tensors.insert(name, FileTensor::filled(&[64], 1.5));
+    files.write(dir);
+    dir.display().to_string()
+}
+
+#[test]
+fn a_weight_for_a_place_that_the_model_lacks_is_the_adapters_fault() {
+    let model = field_model("llama").display().to_string();
+    for (name, code) in [
+        ("layers.9.input_layernorm", "layer-out-of-range"),
+        ("layers.1.self_attn.q_norm", "module-not-in-model"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (exit, text) = inspect(&[&with_norm(dir.path(), name), "--model", &model]);
+        assert_eq!(exit, Exit::Refused, "{text}");
+        assert!(text.contains(code), "{name}: {text}");
+    }
 }

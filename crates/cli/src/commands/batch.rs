@@ -32,8 +32,10 @@ pub(super) fn run(
     sink: &Sink,
     streams: &mut Streams<'_>,
 ) -> Result<Exit, Failure> {
-    let signals = Signals::note().context("cannot take signals")?;
     let file = streams.stdout_file.take();
+    // A FIFO opens when somebody reads it. Until then a signal ends the process as it always does.
+    let output = Output::open(sink, &mut *streams.stdout, file)?;
+    let signals = Signals::note().context("cannot take signals")?;
     let mut run = Run {
         batch: llm.batch(),
         // A batch is always full, and however many lines come, few are held.
@@ -43,7 +45,7 @@ pub(super) fn run(
         gone: 0,
         taken: 0,
         open: true,
-        output: Output::open(sink, &mut *streams.stdout, file)?,
+        output,
         report: Report::default(),
         meter: Meter::start(),
         bar: progress::batch_bar(streams.live),

@@ -1,5 +1,7 @@
 //! Signals end a batch without losing what is done.
 
+use std::process::Command;
+
 use super::program::{Running, SHORT, generate, ids, long};
 
 /// A batch that has answered a short request and runs a long one; its input stays open.
@@ -59,4 +61,18 @@ fn a_second_signal_ends_the_program_at_once() {
     let (code, _, told) = running.end();
     assert!(matches!(code, Some(130 | 143)), "{code:?}");
     assert!(!told.contains("summary: ") && !told.contains("not answered"), "{told}");
+}
+
+#[test]
+fn a_fifo_that_nobody_reads_is_waited_for_until_a_signal_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let words = ["--requests", "-", "--output", fifo.to_str().unwrap()];
+    let mut running = Running::start(&mut generate(&words));
+    running.wait_for("sampling");
+    running.signal("TERM");
+    let (code, _, told) = running.end();
+    // Whether the signal comes before the FIFO is waited for or after.
+    assert!(matches!(code, None | Some(143)), "{code:?}: {told}");
 }

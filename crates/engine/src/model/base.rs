@@ -45,6 +45,11 @@ impl Checkpoint {
     /// Name and shape of a site's weight.
     fn place(&self, site: SiteKey) -> Option<(String, Vec<usize>)> {
         let model = &self.geometry;
+        if let SiteKey::Layer(layer, _) | SiteKey::Norm(layer, _) = site
+            && layer.0 as usize >= model.layers
+        {
+            return None;
+        }
         let site =
             if model.tied_embeddings && site == SiteKey::Head { SiteKey::Embed } else { site };
         let shape = match site {
@@ -61,6 +66,10 @@ impl Checkpoint {
 }
 
 impl BaseTensors for Checkpoint {
+    fn has(&self, site: SiteKey) -> bool {
+        self.place(site).is_some()
+    }
+
     fn weight(&self, site: SiteKey) -> Result<HostTensor, BaseError> {
         let (name, shape) = self.place(site).ok_or_else(|| format!("the model has no {site}"))?;
         let mut opened = self.source.lock().unwrap_or_else(PoisonError::into_inner);

@@ -331,6 +331,18 @@ mod tests {
     }
 
     #[test]
+    fn templates_are_stopped_wherever_their_time_goes() {
+        let text = "{% set a = 'a' %}{% set s = a * 60000000 %}";
+        let list = "{% set n = 1000000 %}{% set l = [1] * n %}";
+        let forever = |setup: &str, body: &str| {
+            format!("{setup}{{% for i in range(99999) %}}{{% set x = {body} %}}{{% endfor %}}")
+        };
+        for source in [forever(text, "s[50000000]"), forever(list, "l[-1]")] {
+            assert_stopped(&source, "seconds");
+        }
+    }
+
+    #[test]
     fn recursion_without_an_end_is_an_error() {
         for source in [
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",

@@ -19,7 +19,7 @@ pub(super) const MAX_STEPS: u64 = 10_000_000;
 pub(super) const MAX_BYTES: usize = 256 << 20;
 
 /// How long one rendering may take; real ones take milliseconds.
-const MAX_TIME: Duration = Duration::from_secs(10);
+const MAX_TIME: Duration = Duration::from_secs(5);
 
 /// Elements of one list, those of its elements included.
 pub(super) const MAX_ITEMS: usize = 1 << 20;

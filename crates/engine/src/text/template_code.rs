@@ -13,7 +13,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, State, Template, Value};
 
 use super::template_budget::{
-    MAX_ITEMS, affordable, check_chars, check_shape, made, over, printed, size,
+    MAX_ITEMS, affordable, charge, check_chars, check_shape, made, over, printed, size,
 };
 
 /// Bytes of a repeated string, as minijinja has it, whose own error does not tell this limit from a fault
@@ -25,6 +25,7 @@ const MAX_REPEATED: usize = 100_000_000;
 const COUNTED_CONSTANT: usize = 4096;
 
 const MADE: &str = "[made]";
+const TIMED: &str = "[timed]";
 const ITERATED: &str = "[iterated]";
 const ASSIGNED: &str = "[assigned]";
 const ADDED: &str = "[added]";
@@ -34,6 +35,7 @@ const CONCATENATED: &str = "[concatenated]";
 /// Adds the functions that count.
 pub(super) fn add_functions(env: &mut Environment<'_>) {
     env.add_function(MADE, made);
+    env.add_function(TIMED, |state: &State<'_, '_>, value: Value| charge(state, 0).map(|()| value));
     env.add_function(ITERATED, |value: Value| check_chars(&value).map(|()| value));
     env.add_function(ASSIGNED, |value: Value, to: Value| {
         check_shape(&Value::from(vec![value.clone()]))?;
@@ -162,6 +164,8 @@ fn expanded<'env>(instruction: &Instruction<'env>) -> Vec<Instruction<'env>> {
         | I::Lte
         | I::Gt
         | I::Gte => vec![this, call(MADE, 1)],
+        // They make little, but may walk over all of a text or a list.
+        I::GetItem | I::CompareAndPreserve(_) => vec![call(TIMED, 1), this],
         _ => vec![this],
     }
 }

@@ -15,6 +15,9 @@ pub type BaseError = Box<dyn Error + Send + Sync>;
 
 /// Reads weights of a base model.
 pub trait BaseTensors: fmt::Debug + Send + Sync {
+    /// Whether the model has a weight for a site.
+    fn has(&self, site: SiteKey) -> bool;
+
     /// The weight of a site as the checkpoint has it: `[vocab, hidden]`, `[out, in]` or `[width]`. Of a
     /// model with tied embeddings, that of the output projection is the embedding's.
     ///
@@ -38,6 +41,11 @@ impl BaseWeights {
     /// The weights that `tensors` reads.
     pub fn new(tensors: impl BaseTensors + 'static) -> Self {
         Self(Arc::new(Shared { tensors: Box::new(tensors), digests: Mutex::default() }))
+    }
+
+    /// Whether the model has a weight for a site.
+    pub fn has(&self, site: SiteKey) -> bool {
+        self.0.tensors.has(site)
     }
 
     /// The weight of a site; see [`BaseTensors::weight`].

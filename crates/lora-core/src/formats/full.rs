@@ -78,7 +78,8 @@ fn settle_one(weight: FullWeight, base: Option<&BaseWeights>) -> Result<Settled,
         return Ok(weight.without_effect(&names, "copies that agree"));
     }
     let failed = |source| AdapterError::Base { site: weight.site, source };
-    if base.is_weight(weight.site, &tensor).map_err(failed)? {
+    // Weights for places that the model lacks are for the adapter's check to refuse.
+    if base.has(weight.site) && base.is_weight(weight.site, &tensor).map_err(failed)? {
         return Ok(weight.without_effect(&names, "equals the model's weight"));
     }
     if weight.meaning == Meaning::Dropped {
