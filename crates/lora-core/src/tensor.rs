@@ -88,12 +88,12 @@ impl<B: Backend> Tensor<B> {
     }
 
     /// The first `n` rows, to read. Panics as [`Mat::slice_rows`].
-    pub fn head(&self, n: usize) -> View<'_, B> {
+    pub fn first_rows(&self, n: usize) -> View<'_, B> {
         self.view().slice_rows(0..n)
     }
 
     /// The first `n` rows, to write. Panics as [`Mat::slice_rows`].
-    pub fn head_mut(&mut self, n: usize) -> ViewMut<'_, B> {
+    pub fn first_rows_mut(&mut self, n: usize) -> ViewMut<'_, B> {
         let geo = self.geo.slice_rows(0..n);
         ViewMut { buf: &mut self.buf, geo }
     }

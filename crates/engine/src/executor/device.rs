@@ -9,7 +9,7 @@ use super::sampler::{Sampler, fetch};
 use super::{Draws, Executor, StepRows, slots};
 use crate::adapters::{SiteWrite, WriteError};
 use crate::kv::BlockCopy;
-use crate::model::{DenseModel, KvCache, RunState};
+use crate::model::{Decoder, KvCache, RunState};
 use crate::sampling::TokenLogprobs;
 
 /// What an executor is made of, all of it in the memory of one backend.
@@ -19,7 +19,7 @@ pub struct Parts<B: Backend> {
     /// The order of its work.
     pub queue: B::Queue,
     /// Weights, and the slots of adapters.
-    pub model: DenseModel<B>,
+    pub model: Decoder<B>,
     /// Keys and values.
     pub kv: KvCache<B>,
     /// Inputs and activations of a step.
@@ -33,14 +33,17 @@ pub struct Parts<B: Backend> {
 /// Runs steps on one backend, on the thread that made it.
 pub struct DeviceExecutor<B: Backend> {
     parts: Parts<B>,
+    sites: usize,
     /// Tokens on their way to the host, of the earliest step first.
     drawn: VecDeque<B::Download>,
 }
 
 impl<B: Backend> DeviceExecutor<B> {
     /// No steps yet.
-    pub fn new(parts: Parts<B>) -> Self {
-        Self { parts, drawn: VecDeque::new() }
+    pub fn new(mut parts: Parts<B>) -> Self {
+        let (_, sites) = parts.model.sites_mut();
+        let sites = sites.count();
+        Self { parts, sites, drawn: VecDeque::new() }
     }
 
     /// Says that this rank of a group cannot go on, so that no other waits for it.
@@ -62,7 +65,7 @@ impl<B: Backend> Executor for DeviceExecutor<B> {
     fn forward(&mut self, mut rows: StepRows) -> Result<()> {
         let Parts { be, queue, model, kv, state, graphs, sampler } = &mut self.parts;
         graphs.pad(&mut rows);
-        DenseModel::prepare(be, queue, state, &rows, sampler.tokens())?;
+        Decoder::prepare(be, queue, state, &rows, sampler.tokens())?;
         graphs.forward(model, be, queue, state, kv)
     }
 
@@ -96,7 +99,7 @@ impl<B: Backend> Executor for DeviceExecutor<B> {
     }
 
     fn sites(&self) -> usize {
-        slots::sites(&self.parts.model)
+        self.sites
     }
 
     fn write_site(&mut self, write: SiteWrite<'_>) -> std::result::Result<usize, WriteError> {

@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use lora_core::lora::Spread;
 use lora_core::{Backend, Result};
 
-use crate::model::{DenseModel, Extents, KvCache, RunState, StepRows};
+use crate::model::{Decoder, Extents, KvCache, RunState, StepRows};
 
 /// The most rows of a recorded step: above, launches cost little beside the work.
 const MOST_ROWS: usize = 256;
@@ -67,13 +67,13 @@ impl<B: Backend> StepGraphs<B> {
         }
     }
 
-    /// Runs the prepared rows, as [`DenseModel::forward`].
+    /// Runs the prepared rows, as [`Decoder::forward`].
     ///
     /// # Errors
     /// Those of the backend.
     pub fn forward(
         &mut self,
-        model: &DenseModel<B>,
+        model: &Decoder<B>,
         be: &B,
         q: &mut B::Queue,
         state: &mut RunState<B>,

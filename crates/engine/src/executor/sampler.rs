@@ -100,8 +100,8 @@ impl<B: Backend> Sampler<B> {
         let mut out = LogprobOut {
             target: self.target_logprob.view_mut(),
             rank: self.rank.view_mut(),
-            top_ids: self.top_ids.head_mut(rows),
-            top: self.top.head_mut(rows),
+            top_ids: self.top_ids.first_rows_mut(rows),
+            top: self.top.first_rows_mut(rows),
         };
         out.target.geo = out.target.geo.slice_cols(0..rows);
         out.rank.geo = out.rank.geo.slice_cols(0..rows);
@@ -110,8 +110,8 @@ impl<B: Backend> Sampler<B> {
         be.logprobs(q, LogprobArgs { logits, targets: self.targets.view() }, out)?;
         let target: Vec<f32> = fetch(be, q, self.target_logprob.view().slice_cols(0..rows))?;
         let rank: Vec<i32> = fetch(be, q, self.rank.view().slice_cols(0..rows))?;
-        let ids: Vec<i32> = fetch(be, q, self.top_ids.head(rows).slice_cols(0..k))?;
-        let top: Vec<f32> = fetch(be, q, self.top.head(rows).slice_cols(0..k))?;
+        let ids: Vec<i32> = fetch(be, q, self.top_ids.first_rows(rows).slice_cols(0..k))?;
+        let top: Vec<f32> = fetch(be, q, self.top.first_rows(rows).slice_cols(0..k))?;
         let entry = |id: i32, logprob, rank: usize| TokenLogprob {
             id: id as u32,
             logprob,

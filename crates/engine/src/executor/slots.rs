@@ -2,29 +2,13 @@
 
 use std::ops::Range;
 
-use lora_core::lora::{LoraSite, SlotLowRank, SlotRows, SlotSlice};
-use lora_core::{
-    Adapter, Backend, Comm, HostTensor, LayerIdx, LowRank, NormKind, SiteKey, SiteWeights,
-};
+use lora_core::lora::{SlotLowRank, SlotRows, SlotSlice};
+use lora_core::{Adapter, Backend, Comm, HostTensor, LowRank, SiteKey, SiteWeights};
 
 use crate::adapters::{SiteWrite, WriteError};
-use crate::model::{DenseModel, Layer, Norm, Part, Projection};
+use crate::model::{Decoder, LinearSite, Norm, Part, Site};
 
-/// Sites in front of those of the layers: embedding, output projection and last norm.
-const WHOLE_SITES: usize = 3;
-
-/// Projections of a layer, which come before its norms.
-const PROJECTIONS: usize = 4;
-
-/// Sites of a layer: projections, and norms whether the model has them or not.
-const LAYER_SITES: usize = PROJECTIONS + NormKind::ALL.len();
-
-/// Sites of a model.
-pub fn sites<B: Backend>(model: &DenseModel<B>) -> usize {
-    WHOLE_SITES + LAYER_SITES * model.layers.len()
-}
-
-/// Writes an adapter's part of one site into `slot`, or clears what another one left there.
+/// Writes an adapter's part of one site into a slot, or clears what another one left there.
 /// Returns the bytes of that part.
 ///
 /// # Errors
@@ -32,37 +16,17 @@ pub fn sites<B: Backend>(model: &DenseModel<B>) -> usize {
 pub fn write_site<B: Backend>(
     be: &B,
     q: &mut B::Queue,
-    model: &mut DenseModel<B>,
+    model: &mut Decoder<B>,
     write: SiteWrite<'_>,
 ) -> Result<usize, WriteError> {
     let adapter = write.adapter.map(|adapter| &**adapter);
-    let mut writer = Writer { be, comm: &model.comm, q, slot: write.slot, adapter };
-    match write.site {
-        0 => {
-            let base = Base { weight: &model.embed, bias: None, parts: &[Part::Whole] };
-            writer.write(&mut model.embed_site, &[SiteKey::Embed], &base)
-        }
-        1 => {
-            // Not `head()`: the site beside it is borrowed as well.
-            let head = model.lm_head.as_ref().unwrap_or(&model.embed);
-            let part = std::slice::from_ref(&model.head_part);
-            let base = Base { weight: head, bias: None, parts: part };
-            writer.write(&mut model.head_site, &[SiteKey::Head], &base)
-        }
-        2 => writer.write_norm(&mut model.norm, SiteKey::FinalNorm),
-        of_layers => {
-            let (i, part) = ((of_layers - WHOLE_SITES) / LAYER_SITES, of_layers - WHOLE_SITES);
-            writer.write_layer(&mut model.layers[i], LayerIdx(i as u32), part % LAYER_SITES)
-        }
+    let (comm, mut sites) = model.sites_mut();
+    let mut writer = Writer { be, comm, q, slot: write.slot, adapter };
+    match sites.nth(write.site) {
+        Some(Site::Linear(site)) => writer.write(site),
+        Some(Site::Norm(key, norm)) => writer.write_norm(norm, key),
+        None => Ok(0),
     }
-}
-
-/// The base layer under a site.
-struct Base<'a, B: Backend> {
-    weight: &'a B::Linear,
-    bias: Option<&'a [f32]>,
-    /// What this device holds of each module.
-    parts: &'a [Part],
 }
 
 struct Writer<'a, B: Backend> {
@@ -74,34 +38,6 @@ struct Writer<'a, B: Backend> {
 }
 
 impl<B: Backend> Writer<'_, B> {
-    /// Writes one site of a layer and returns its bytes.
-    fn write_layer(
-        &mut self,
-        layer: &mut Layer<B>,
-        index: LayerIdx,
-        part: usize,
-    ) -> Result<usize, WriteError> {
-        if let Some(kind) = part.checked_sub(PROJECTIONS).map(|norm| NormKind::ALL[norm]) {
-            let norm = match (kind, &mut layer.qk_norms) {
-                (NormKind::Input, _) => &mut layer.input_norm,
-                (NormKind::PostAttention, _) => &mut layer.post_norm,
-                (NormKind::Query, Some((query, _))) => query,
-                (NormKind::Key, Some((_, key))) => key,
-                (NormKind::Query | NormKind::Key, None) => return Ok(0),
-            };
-            return self.write_norm(norm, SiteKey::Norm(index, kind));
-        }
-        let parts: [_; PROJECTIONS] =
-            [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down];
-        let mut parts = parts.into_iter();
-        let Some(Projection { weight, bias, modules, parts, site, .. }) = parts.nth(part) else {
-            return Ok(0);
-        };
-        let key = |module: &_| SiteKey::Layer(index, *module);
-        let keys: Vec<SiteKey> = modules.iter().map(key).collect();
-        self.write(site, &keys, &Base { weight, bias: bias.as_deref(), parts })
-    }
-
     /// Writes the weight of a norm and returns its bytes.
     fn write_norm(&mut self, norm: &mut Norm<B>, key: SiteKey) -> Result<usize, WriteError> {
         let site = self.adapter.and_then(|adapter| adapter.sites.get(&key));
@@ -111,22 +47,18 @@ impl<B: Backend> Writer<'_, B> {
         Ok(weight.map_or(0, |weight| weight.bytes().len()))
     }
 
-    /// Writes the slices `keys` of one site and returns their bytes.
-    fn write(
-        &mut self,
-        site: &mut LoraSite<B>,
-        keys: &[SiteKey],
-        base: &Base<'_, B>,
-    ) -> Result<usize, WriteError> {
+    /// Writes the slices of one site and returns their bytes.
+    fn write(&mut self, linear: LinearSite<'_, B>) -> Result<usize, WriteError> {
+        let LinearSite { keys, weight, bias, parts, site } = linear;
+        let (keys, columns) = (keys.all(), site.spec.slices.clone());
         let located = |cause| WriteError { site: format!("{keys:?}"), cause };
         let mut slices = Vec::with_capacity(keys.len());
         let mut bytes = 0;
-        let columns = site.spec.slices.clone();
-        for ((key, columns), part) in keys.iter().zip(columns).zip(base.parts) {
+        for ((key, columns), part) in keys.iter().zip(columns).zip(parts) {
             slices.push(match self.adapter.and_then(|adapter| adapter.sites.get(key)) {
                 Some(weights) => {
                     let weights = part.of_adapter(weights);
-                    let at = Module { key: *key, part, columns, base };
+                    let at = Module { key: *key, part, columns, weight, bias };
                     bytes += weights.tensors().map(|t| t.bytes().len()).sum::<usize>();
                     Some(self.slice(&at, &weights).map_err(located)?)
                 }
@@ -137,14 +69,14 @@ impl<B: Backend> Writer<'_, B> {
         Ok(bytes)
     }
 
-    /// Turns an adapter's tensors at one module into the general form of [`LoraSite`].
+    /// Turns an adapter's tensors at one module into the general form of [`lora_core::lora::LoraSite`].
     fn slice(&self, at: &Module<'_, B>, weights: &SiteWeights) -> lora_core::Result<SlotSlice> {
         let low_rank = weights.low_rank.as_ref();
         let gain = match low_rank.and_then(|low| Some((low, low.magnitude.as_ref()?))) {
             Some((low, magnitude)) => Some(dora_gain::<B>(magnitude, &self.dora_norms(at, low)?)?),
             None => None,
         };
-        let old_bias = at.base.bias.map(|bias| &bias[at.columns.clone()]);
+        let old_bias = at.bias.map(|bias| &bias[at.columns.clone()]);
         Ok(SlotSlice {
             low_rank: low_rank.map(|low| SlotLowRank {
                 a: low.a.clone(),
@@ -171,7 +103,7 @@ impl<B: Backend> Writer<'_, B> {
             (None, _) => (),
         }
         let columns = at.columns.clone();
-        let norms = self.be.row_norms(at.base.weight, columns, (&low.a, &low.b, low.scale))?;
+        let norms = self.be.row_norms(at.weight, columns, (&low.a, &low.b, low.scale))?;
         match at.part {
             Part::Cols(..) => {
                 let squares = norms.iter().map(|norm| norm * norm).collect();
@@ -190,7 +122,10 @@ struct Module<'a, B: Backend> {
     part: &'a Part,
     /// Its columns of the site's output.
     columns: Range<usize>,
-    base: &'a Base<'a, B>,
+    /// Base weight of the site.
+    weight: &'a B::Linear,
+    /// Base bias of the site.
+    bias: Option<&'a [f32]>,
 }
 
 /// `magnitude / rownorm(W + scale B A)` (Liu et al., 2024, equation 5).

@@ -9,7 +9,7 @@ use super::sizes;
 use crate::adapters::TierSize;
 use crate::executor::Sampler;
 use crate::kv::KvPlan;
-use crate::model::{DenseModel, KvCache, RunState, block_bytes};
+use crate::model::{Decoder, KvCache, RunState, block_bytes};
 use crate::scheduler::Limits;
 
 /// What the buffers must be large enough for.
@@ -48,7 +48,7 @@ impl Demand<'_> {
     pub fn allocate<B: Backend>(
         &self,
         be: &B,
-        model: &DenseModel<B>,
+        model: &Decoder<B>,
         at_start: FreeMemory,
     ) -> Result<Buffers<B>, LlmError> {
         let Self { batch, limits, lora, .. } = *self;

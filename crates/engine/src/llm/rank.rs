@@ -12,7 +12,7 @@ use super::{EngineInfo, LlmError, sizes};
 use crate::adapters::TierSize;
 use crate::executor::{DeviceExecutor, Parts, StepGraphs};
 use crate::kv::KvPlan;
-use crate::model::{DenseModel, LoadPlan, ModelConfig, Quantization, Shard, WeightSource};
+use crate::model::{Decoder, LoadPlan, ModelConfig, Quantization, Shard, WeightSource};
 use crate::scheduler::Limits;
 
 /// What the ranks of an engine have in common.
@@ -75,7 +75,7 @@ impl Startup {
             quantization: self.quantization.clone(),
             shard,
         };
-        let model = DenseModel::load(&be, &mut queue, comm, &self.config, source, &plan, report)?;
+        let model = Decoder::load(&be, &mut queue, comm, &self.config, source, &plan, report)?;
         let buffers = self.demand(&be).allocate(&be, &model, at_start)?;
         // All ranks are ready, or none is.
         model.comm.sum_on_host(Vec::new())?;

@@ -8,48 +8,12 @@ use serde::Deserialize;
 
 use self::agree::agreed;
 use self::rope_fields::{RawRope, RopeFields};
+use super::architecture::{Architecture, AttentionBias, WindowRule};
 use super::rope::RopeConfig;
 use super::{ModelError, family};
 
 mod agree;
 mod rope_fields;
-
-/// Families of dense decoders that the engine runs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Architecture {
-    /// Llama 1-3 and models of its shape.
-    Llama,
-    /// Llama with a sliding window.
-    Mistral,
-    /// Llama with biases on q, k and v.
-    Qwen2,
-    /// Llama with norms on the heads of q and k.
-    Qwen3,
-}
-
-impl Architecture {
-    const NAMES: [(&'static str, Self); 4] = [
-        ("llama", Self::Llama),
-        ("mistral", Self::Mistral),
-        ("qwen2", Self::Qwen2),
-        ("qwen3", Self::Qwen3),
-    ];
-
-    /// The family that `model_type` (or GGUF's `general.architecture`) names.
-    ///
-    /// # Errors
-    /// [`ModelError::Unsupported`] for any other name.
-    pub fn from_name(name: &str) -> Result<Self, ModelError> {
-        Self::NAMES.iter().find(|(n, _)| *n == name).map(|(_, a)| *a).ok_or_else(|| {
-            ModelError::unsupported("model_type", name, "llama, mistral, qwen2 or qwen3")
-        })
-    }
-
-    /// Its `model_type`.
-    pub fn name(self) -> &'static str {
-        Self::NAMES.iter().find(|(_, a)| *a == self).map_or("", |(n, _)| n)
-    }
-}
 
 /// Which linear layers carry a bias.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -192,6 +156,7 @@ impl ModelConfig {
 
     fn from_raw(raw: Raw) -> Result<Self, ModelError> {
         let architecture = Architecture::from_name(&raw.model_type)?;
+        let traits = architecture.traits();
         refuse_unsupported(&raw)?;
         if raw.num_hidden_layers > MAX_LAYERS {
             let (found, allowed) = (raw.num_hidden_layers, format!("at most {MAX_LAYERS}"));
@@ -211,13 +176,9 @@ impl ModelConfig {
             rope: raw.rope()?,
             max_positions: raw.max_position_embeddings,
             tied_embeddings: raw.tie_word_embeddings,
-            biases: Biases {
-                qkv: raw.attention_bias || architecture == Architecture::Qwen2,
-                o: raw.attention_bias && architecture != Architecture::Qwen2,
-                mlp: raw.mlp_bias,
-            },
-            qk_norm: architecture == Architecture::Qwen3,
-            windows: raw.windows(architecture)?,
+            biases: raw.biases(traits.attention_bias),
+            qk_norm: traits.qk_norm,
+            windows: raw.windows(traits.window)?,
             dtype: raw.dtype()?,
             eos_ids: raw.eos_token_id.map_or_else(Vec::new, TokenIds::into_vec),
         };
@@ -290,11 +251,19 @@ impl Raw {
         Ok(agreed.unwrap_or(DType::Bf16))
     }
 
-    fn windows(&self, architecture: Architecture) -> Result<Vec<Option<usize>>, ModelError> {
-        let enabled = match architecture {
-            Architecture::Mistral => true,
-            Architecture::Llama => false,
-            Architecture::Qwen2 | Architecture::Qwen3 => self.use_sliding_window.unwrap_or(false),
+    const fn biases(&self, rule: AttentionBias) -> Biases {
+        let (qkv, o) = match rule {
+            AttentionBias::AsConfigured => (self.attention_bias, self.attention_bias),
+            AttentionBias::QueryKeyValue => (true, false),
+        };
+        Biases { qkv, o, mlp: self.mlp_bias }
+    }
+
+    fn windows(&self, rule: WindowRule) -> Result<Vec<Option<usize>>, ModelError> {
+        let enabled = match rule {
+            WindowRule::EveryLayer => true,
+            WindowRule::Never => false,
+            WindowRule::SomeLayers => self.use_sliding_window.unwrap_or(false),
         };
         let Some(window) = self.sliding_window.filter(|_| enabled) else {
             return Ok(vec![None; self.num_hidden_layers]);
@@ -302,7 +271,7 @@ impl Raw {
         if window == 0 {
             return Err(ModelError::unsupported("sliding_window", 0, "at least 1, or null"));
         }
-        if architecture == Architecture::Mistral {
+        if rule == WindowRule::EveryLayer {
             return Ok(vec![Some(window); self.num_hidden_layers]);
         }
         if let Some(types) = &self.layer_types {

@@ -5,7 +5,7 @@ use lora_core::ops::KvScales;
 use lora_core::{Backend, HostTensor};
 
 use super::ModelError;
-use super::layers::Loader;
+use super::load::Loader;
 use super::quantization::Fp8Weights;
 use super::shard::Part;
 

@@ -13,7 +13,7 @@ use lora_core::{DType, HostTensor, files};
 
 use super::config::Biases;
 use super::source::{WeightSource, check_tensor, left_over, no_fp8};
-use super::{Architecture, ModelConfig, ModelError, RopeConfig, RopeScaling};
+use super::{Architecture, GgufRotary, ModelConfig, ModelError, RopeConfig, RopeScaling};
 use crate::text::GgufVocab;
 
 /// What a GGUF file says about text: the vocabulary, and the chat template if it has one.
@@ -133,9 +133,9 @@ impl WeightSource for Gguf {
             _ => return Ok(tensor),
         };
         // Only the llama converter reorders rows, for a rotation of neighbouring pairs.
-        match self.config.architecture {
-            Architecture::Llama | Architecture::Mistral => Ok(half_split_rows(&tensor, heads)),
-            Architecture::Qwen2 | Architecture::Qwen3 => Ok(tensor),
+        match self.config.architecture.traits().gguf_rotary {
+            GgufRotary::Interleaved => Ok(half_split_rows(&tensor, heads)),
+            GgufRotary::HalfSplit => Ok(tensor),
         }
     }
 

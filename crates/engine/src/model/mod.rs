@@ -1,31 +1,41 @@
 //! Models: what a checkpoint holds, and the forward pass over any backend.
 
+mod architecture;
+mod attention;
 mod base;
 mod config;
-mod dense;
+mod decoder;
 mod error;
 mod family;
+mod ffn;
 mod fp8;
 mod gguf;
-mod layers;
+mod load;
 mod norm;
+mod pass;
+mod projection;
 mod quant_method;
 mod quantization;
 mod rope;
 mod shard;
+mod sites;
 mod source;
 pub mod state;
 
+pub use architecture::{Architecture, AttentionBias, GgufRotary, Traits, WindowRule};
+pub use attention::Attention;
 pub use base::{base_weights, dummy_weights};
 pub(crate) use config::TokenIds;
-pub use config::{Architecture, Biases, ModelConfig, parse_dtype};
-pub use dense::{DenseModel, LoadPlan};
+pub use config::{Biases, ModelConfig, parse_dtype};
+pub use decoder::{Decoder, Layer, LoadPlan};
 pub use error::ModelError;
+pub use ffn::{DenseFfn, Ffn};
 pub use gguf::{Gguf, GgufText};
-pub use layers::{Layer, Projection};
 pub use norm::Norm;
+pub use projection::Projection;
 pub use quantization::{Fp8Weights, ModulePatterns, Quantization};
 pub use rope::{RopeConfig, RopeScaling};
 pub use shard::{Part, Shard, Summand};
+pub use sites::{LinearSite, Site, SliceKeys};
 pub use source::{DummySource, FolderSource, WeightSource};
 pub use state::{Extents, KvCache, RunState, StepRows, block_bytes};

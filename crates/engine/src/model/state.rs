@@ -143,8 +143,8 @@ pub struct StepInputs<B: Backend> {
     drawn: Tensor<B>,
     pub(super) extents: Extents,
     pub(super) attention: B::AttentionPlan,
-    pub(super) lora: LoraBatch<B>,
-    pub(super) logit_lora: LoraBatch<B>,
+    lora: LoraBatch<B>,
+    logit_lora: LoraBatch<B>,
 }
 
 /// Where ids, positions, KV slots, sequences, rows of logits and block tables lie, in words.
@@ -232,6 +232,16 @@ impl<B: Backend> StepInputs<B> {
         be.gather_rows(q, tokens, self.drawn.view().slice_cols(0..drawn.len()), ids)
     }
 
+    /// Adapters of the rows, if any of them has one: rows without one must cost nothing.
+    pub(super) fn lora(&self) -> Option<&LoraBatch<B>> {
+        Some(&self.lora).filter(|batch| batch.segments() > 0)
+    }
+
+    /// The same of the rows whose logits are wanted.
+    pub(super) fn logit_lora(&self) -> Option<&LoraBatch<B>> {
+        Some(&self.logit_lora).filter(|batch| batch.segments() > 0)
+    }
+
     fn part(&self, part: usize) -> View<'_, B> {
         self.words.view().slice_cols(places(&self.extents)[part].clone())
     }
@@ -266,7 +276,7 @@ impl<B: Backend> StepInputs<B> {
     }
 }
 
-/// Activations of a step; see [`super::DenseModel::forward`] for who writes what.
+/// Activations of a step; see [`super::Decoder::forward`] for who writes what.
 pub struct RunState<B: Backend> {
     pub(super) inputs: StepInputs<B>,
     pub(super) residual: Tensor<B>,
@@ -293,7 +303,7 @@ impl<B: Backend> RunState<B> {
 
     /// The first `rows` rows of logits of the last step: `[rows, vocab]` f32.
     pub fn logits(&self, rows: usize) -> View<'_, B> {
-        self.logits.head(rows)
+        self.logits.first_rows(rows)
     }
 
     /// Bytes of the activations.

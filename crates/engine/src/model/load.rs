@@ -1,93 +1,14 @@
-//! The parts of a decoder layer, and how they are read from a checkpoint.
+//! Reading the parts of a decoder from a checkpoint.
 
-use lora_core::lora::{LoraBatch, LoraSite, SiteSpec};
-use lora_core::ops::KvScales;
-use lora_core::{
-    Backend, Comm, DType, HostTensor, Pool, Result, Split, TargetModule, Tensor, View, ViewMut,
-};
+use lora_core::lora::{LoraSite, SiteSpec};
+use lora_core::{Backend, DType, HostTensor, Pool, Result, Split, TargetModule, Tensor};
 
-use super::dense::LoadPlan;
+use super::attention::Attention;
+use super::decoder::{Layer, LoadPlan};
+use super::ffn::{DenseFfn, Ffn};
 use super::fp8::NamedPart;
-use super::shard::Part;
+use super::projection::Projection;
 use super::{ModelConfig, ModelError, Norm, WeightSource};
-
-/// A base projection and its adapters: one site, a slice per module.
-pub struct Projection<B: Backend> {
-    /// Base weight, the modules' rows stacked, with its bias.
-    pub weight: B::Linear,
-    /// Base bias on the host, for adapters that replace or scale it.
-    pub bias: Option<Vec<f32>>,
-    /// Modules of the slices, in order.
-    pub modules: &'static [TargetModule],
-    /// What this device holds of each module.
-    pub parts: Vec<Part>,
-    /// How the modules are divided among the devices of a group.
-    split: Split,
-    /// Adapters; the table has no slots when the engine serves none.
-    pub site: LoraSite<B>,
-}
-
-impl<B: Backend> Projection<B> {
-    /// The base layer plus each row's adapter, summed over the ranks where each has some of the input
-    /// features. `lora` is `None` when no row has one.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn forward(
-        &self,
-        (be, comm): (&B, &B::Comm),
-        q: &mut B::Queue,
-        x: View<'_, B>,
-        lora: Option<&LoraBatch<B>>,
-        mut out: ViewMut<'_, B>,
-    ) -> Result<()> {
-        let lora = lora.map(|batch| (&self.site, batch));
-        be.linear_lora(q, x, &self.weight, lora, out.reborrow())?;
-        match self.split {
-            Split::Row => comm.all_reduce_sum(be, q, out),
-            Split::Column | Split::None => Ok(()),
-        }
-    }
-
-    /// As [`Projection::forward`], to `gate_up`, of which `out` gets the gated half.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn forward_gated(
-        &self,
-        be: &B,
-        q: &mut B::Queue,
-        x: View<'_, B>,
-        lora: Option<&LoraBatch<B>>,
-        gate_up: ViewMut<'_, B>,
-        out: ViewMut<'_, B>,
-    ) -> Result<()> {
-        let lora = lora.map(|batch| (&self.site, batch));
-        be.gated_linear_lora(q, x, &self.weight, lora, gate_up, out)
-    }
-}
-
-/// One decoder layer.
-pub struct Layer<B: Backend> {
-    /// Norm before attention, of `hidden` columns.
-    pub input_norm: Norm<B>,
-    /// q, k and v.
-    pub qkv: Projection<B>,
-    /// Norms of q and k heads, of `head_dim` columns each.
-    pub qk_norms: Option<(Norm<B>, Norm<B>)>,
-    /// Scales of keys and values in the cache.
-    pub kv_scales: KvScales,
-    /// Output projection of attention.
-    pub o: Projection<B>,
-    /// Norm before the MLP, of `hidden` columns.
-    pub post_norm: Norm<B>,
-    /// gate and up.
-    pub gate_up: Projection<B>,
-    /// down.
-    pub down: Projection<B>,
-    /// Sliding window in tokens.
-    pub window: Option<usize>,
-}
 
 /// What a projection is made of: its modules with their names and widths.
 struct ProjectionSpec {
@@ -114,11 +35,21 @@ pub(super) struct Loader<'a, B: Backend> {
 impl<B: Backend> Loader<'_, B> {
     /// Reads layer `i`.
     pub fn layer(&mut self, i: usize) -> std::result::Result<Layer<B>, ModelError> {
+        let (base, hidden) = (format!("model.layers.{i}"), self.config.hidden);
+        Ok(Layer {
+            attention: self.attention(&base, i)?,
+            ffn: self.ffn(&base)?,
+            input_norm: self.norm(&format!("{base}.input_layernorm.weight"), hidden)?,
+            post_norm: self.norm(&format!("{base}.post_attention_layernorm.weight"), hidden)?,
+        })
+    }
+
+    /// Reads the attention of layer `i`.
+    fn attention(&mut self, base: &str, i: usize) -> std::result::Result<Attention<B>, ModelError> {
         let c = self.config;
-        let base = format!("model.layers.{i}");
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let qkv = self.projection(
-            &base,
+            base,
             &ProjectionSpec {
                 modules: &[TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV],
                 parts: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -128,33 +59,13 @@ impl<B: Backend> Loader<'_, B> {
             },
         )?;
         let o = self.projection(
-            &base,
+            base,
             &ProjectionSpec {
                 modules: &[TargetModule::AttnDense],
                 parts: &["self_attn.o_proj"],
                 widths: vec![c.hidden],
                 in_dim: q,
                 bias: c.biases.o,
-            },
-        )?;
-        let gate_up = self.projection(
-            &base,
-            &ProjectionSpec {
-                modules: &[TargetModule::MlpHTo4h, TargetModule::MlpGate],
-                parts: &["mlp.gate_proj", "mlp.up_proj"],
-                widths: vec![c.intermediate; 2],
-                in_dim: c.hidden,
-                bias: c.biases.mlp,
-            },
-        )?;
-        let down = self.projection(
-            &base,
-            &ProjectionSpec {
-                modules: &[TargetModule::Mlp4hToH],
-                parts: &["mlp.down_proj"],
-                widths: vec![c.hidden],
-                in_dim: c.intermediate,
-                bias: c.biases.mlp,
             },
         )?;
         let qk_norms = match c.qk_norm {
@@ -164,17 +75,39 @@ impl<B: Backend> Loader<'_, B> {
             )),
             false => None,
         };
-        Ok(Layer {
-            input_norm: self.norm(&format!("{base}.input_layernorm.weight"), c.hidden)?,
-            post_norm: self.norm(&format!("{base}.post_attention_layernorm.weight"), c.hidden)?,
-            kv_scales: self.kv_scales(&format!("{base}.self_attn"))?,
-            window: c.windows.get(i).copied().flatten(),
+        Ok(Attention {
             qkv,
             qk_norms,
+            kv_scales: self.kv_scales(&format!("{base}.self_attn"))?,
             o,
-            gate_up,
-            down,
+            window: c.windows.get(i).copied().flatten(),
         })
+    }
+
+    /// Reads the feed-forward network of a layer.
+    fn ffn(&mut self, base: &str) -> std::result::Result<Ffn<B>, ModelError> {
+        let c = self.config;
+        let gate_up = self.projection(
+            base,
+            &ProjectionSpec {
+                modules: &[TargetModule::MlpHTo4h, TargetModule::MlpGate],
+                parts: &["mlp.gate_proj", "mlp.up_proj"],
+                widths: vec![c.intermediate; 2],
+                in_dim: c.hidden,
+                bias: c.biases.mlp,
+            },
+        )?;
+        let down = self.projection(
+            base,
+            &ProjectionSpec {
+                modules: &[TargetModule::Mlp4hToH],
+                parts: &["mlp.down_proj"],
+                widths: vec![c.hidden],
+                in_dim: c.intermediate,
+                bias: c.biases.mlp,
+            },
+        )?;
+        Ok(Ffn::Dense(DenseFfn { gate_up, down }))
     }
 
     /// Reads a norm's weights as f32.

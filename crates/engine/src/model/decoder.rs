@@ -2,18 +2,20 @@
 //!
 //! The model knows sites, not adapters: which adapter a row uses is an argument of the ops.
 
-use lora_core::lora::{LoraBatch, LoraSite, SiteSpec};
-use lora_core::ops::{AttentionArgs, QkvArgs};
+use lora_core::lora::{LoraSite, SiteSpec};
 use lora_core::{Backend, Comm, DType, Pool, Result, Tensor, View};
 
+use super::attention::Attention;
+use super::ffn::Ffn;
 use super::fp8::NamedPart;
-use super::layers::{Layer, Loader};
+use super::load::Loader;
+use super::pass::Pass;
 use super::shard::{Part, Shard};
 use super::state::{Extents, KvCache, RunState, StepRows};
 use super::{ModelConfig, ModelError, Norm, Quantization, WeightSource};
 
 /// A dense decoder in a backend's memory.
-pub struct DenseModel<B: Backend> {
+pub struct Decoder<B: Backend> {
     /// Shape and constants of what this device computes.
     pub config: ModelConfig,
     /// The devices that hold the model together.
@@ -34,10 +36,22 @@ pub struct DenseModel<B: Backend> {
     pub head_site: LoraSite<B>,
     /// Bytes of its matrices, as they came from the checkpoint.
     pub matrix_bytes: usize,
-    rotations: Tensor<B>,
+    cos_sin_table: Tensor<B>,
 }
 
-impl<B: Backend> DenseModel<B> {
+/// One layer.
+pub struct Layer<B: Backend> {
+    /// Norm before attention, of `hidden` columns.
+    pub input_norm: Norm<B>,
+    /// Attention.
+    pub attention: Attention<B>,
+    /// Norm before the feed-forward network, of `hidden` columns.
+    pub post_norm: Norm<B>,
+    /// The feed-forward network.
+    pub ffn: Ffn<B>,
+}
+
+impl<B: Backend> Decoder<B> {
     /// Reads a checkpoint. `progress` is called after each layer
     /// with the number of layers read.
     ///
@@ -77,7 +91,7 @@ impl<B: Backend> DenseModel<B> {
         let head_site = loader.site(SiteSpec::linear(hidden, &[head_part.rows(vocab)]))?;
         let matrix_bytes = loader.matrix_bytes;
         source.finish(config)?;
-        let rotations = upload_rotations(be, queue, config, plan.positions)?;
+        let cos_sin_table = upload_cos_sin_table(be, queue, config, plan.positions)?;
         Ok(Self {
             config: plan.shard.local(config),
             comm,
@@ -89,12 +103,12 @@ impl<B: Backend> DenseModel<B> {
             head_part,
             head_site,
             matrix_bytes,
-            rotations,
+            cos_sin_table,
         })
     }
 
     /// The matrix that turns hidden states into logits.
-    pub fn head(&self) -> &B::Linear {
+    pub fn lm_head(&self) -> &B::Linear {
         self.lm_head.as_ref().unwrap_or(&self.embed)
     }
 
@@ -125,99 +139,62 @@ impl<B: Backend> DenseModel<B> {
         kv: &mut KvCache<B>,
     ) -> Result<()> {
         let n = state.inputs.extents.rows;
-        let lora = active(&state.inputs.lora);
-        be.embed(q, &self.embed, state.inputs.ids(), state.residual.head_mut(n))?;
-        if let Some(batch) = lora {
+        let pass = Pass {
+            be,
+            comm: &self.comm,
+            config: &self.config,
+            cos_sin_table: self.cos_sin_table.view(),
+            tokens_per_block: kv.tokens_per_block,
+        };
+        be.embed(q, &self.embed, state.inputs.ids(), state.residual.first_rows_mut(n))?;
+        if let Some(batch) = state.inputs.lora() {
             let ids = state.inputs.ids();
-            be.lora_embed(q, ids, &self.embed_site, batch, state.residual.head_mut(n))?;
+            be.lora_embed(q, ids, &self.embed_site, batch, state.residual.first_rows_mut(n))?;
         }
-        let eps = self.config.rms_norm_eps;
         if let Some(first) = self.layers.first() {
-            let norm = first.input_norm.weight(lora);
-            be.rms_norm(q, state.residual.head(n), norm, eps, state.normed.head_mut(n))?;
+            let norm = first.input_norm.weight(state.inputs.lora());
+            let (residual, normed) = (state.residual.first_rows(n), state.normed.first_rows_mut(n));
+            be.rms_norm(q, residual, norm, self.config.rms_norm_eps, normed)?;
         }
         for (i, (layer, cache)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
             let next = self.layers.get(i + 1).map_or(&self.norm, |layer| &layer.input_norm);
-            self.attention(be, q, layer, state, cache, kv.tokens_per_block)?;
-            let lora = active(&state.inputs.lora);
-            let (x, post) = (state.x.head(n), layer.post_norm.weight(lora));
-            let residual = state.residual.head_mut(n);
-            be.add_rms_norm(q, x, residual, post, eps, state.normed.head_mut(n))?;
-            mlp((be, &self.comm), q, layer, state)?;
-            let (x, next) = (state.x.head(n), next.weight(active(&state.inputs.lora)));
-            let residual = state.residual.head_mut(n);
-            be.add_rms_norm(q, x, residual, next, eps, state.normed.head_mut(n))?;
+            layer.attention.forward(&pass, q, state, cache)?;
+            self.add_and_norm(be, q, state, &layer.post_norm)?;
+            layer.ffn.forward(&pass, q, state)?;
+            self.add_and_norm(be, q, state, next)?;
         }
         self.logits(be, q, state)
     }
 
-    /// `x = o(attention(qkv(normed)))`.
-    fn attention(
+    /// `residual += x`, `normed = norm(residual)`.
+    fn add_and_norm(
         &self,
         be: &B,
         q: &mut B::Queue,
-        layer: &Layer<B>,
         state: &mut RunState<B>,
-        (k_cache, v_cache): &mut (Tensor<B>, Tensor<B>),
-        tokens_per_block: usize,
+        norm: &Norm<B>,
     ) -> Result<()> {
-        let inputs = &state.inputs;
-        let (n, lora, dims) = (inputs.extents.rows, active(&inputs.lora), self.config.head_dims());
-        layer.qkv.forward(
-            (be, &self.comm),
-            q,
-            state.normed.head(n),
-            lora,
-            state.qkv.head_mut(n),
-        )?;
-        let norms = layer.qk_norms.as_ref();
+        let n = state.inputs.extents.rows;
+        let weight = norm.weight(state.inputs.lora());
+        let (x, residual) = (state.x.first_rows(n), state.residual.first_rows_mut(n));
         let eps = self.config.rms_norm_eps;
-        be.qk_norm_rope_append(
-            q,
-            QkvArgs {
-                qkv: state.qkv.head_mut(n),
-                dims,
-                norms: norms.map(|(q, k)| (q.weight(lora), k.weight(lora), eps)),
-                positions: inputs.positions(),
-                rotations: self.rotations.view(),
-                kv_slots: inputs.kv_slots(),
-                k_cache: k_cache.view_mut(),
-                v_cache: v_cache.view_mut(),
-                kv_scales: layer.kv_scales,
-            },
-        )?;
-        let args = AttentionArgs {
-            queries: state.qkv.head(n).slice_cols(0..dims.q_cols()),
-            dims,
-            k_cache: k_cache.view(),
-            v_cache: v_cache.view(),
-            kv_scales: layer.kv_scales,
-            sequence_of_row: inputs.sequences(),
-            positions: inputs.positions(),
-            block_tables: inputs.block_tables(),
-            tokens_per_block,
-            scale: (dims.head_dim as f32).sqrt().recip(),
-            window: layer.window,
-            plan: Some(&inputs.attention),
-        };
-        be.attention(q, args, state.attended.head_mut(n))?;
-        layer.o.forward((be, &self.comm), q, state.attended.head(n), lora, state.x.head_mut(n))
+        be.add_rms_norm(q, x, residual, weight, eps, state.normed.first_rows_mut(n))
     }
 
     /// `lm_head(normed)` of the rows asked for.
     fn logits(&self, be: &B, q: &mut B::Queue, state: &mut RunState<B>) -> Result<()> {
         let inputs = &state.inputs;
         let Extents { rows, logit_rows: n, .. } = inputs.extents;
-        let normed = state.normed.head(rows);
-        be.gather_rows(q, normed, inputs.logit_rows(), state.gathered.head_mut(n))?;
-        let lora = active(&inputs.logit_lora).map(|batch| (&self.head_site, batch));
-        let hidden = state.gathered.head(n);
-        let mut logits = state.logits.head_mut(n);
+        let normed = state.normed.first_rows(rows);
+        be.gather_rows(q, normed, inputs.logit_rows(), state.gathered.first_rows_mut(n))?;
+        let lora = inputs.logit_lora().map(|batch| (&self.head_site, batch));
+        let hidden = state.gathered.first_rows(n);
+        let mut logits = state.logits.first_rows_mut(n);
         let mut own = logits.reborrow();
         if let Part::Rows(tokens) = &self.head_part {
             own.geo = own.geo.slice_cols(tokens.clone());
         }
-        be.linear_lora(q, hidden, self.head(), lora, own)?;
+        be.linear_lora(q, hidden, self.lm_head(), lora, own)?;
         self.comm.all_gather_cols(be, q, logits)
     }
 }
@@ -237,25 +214,7 @@ pub struct LoadPlan {
     pub shard: Shard,
 }
 
-/// The batch, if any of its rows has an adapter: rows without one must cost nothing.
-fn active<B: Backend>(batch: &LoraBatch<B>) -> Option<&LoraBatch<B>> {
-    (batch.segments() > 0).then_some(batch)
-}
-
-/// `x = down(silu(gate(normed)) * up(normed))`.
-fn mlp<B: Backend>(
-    (be, comm): (&B, &B::Comm),
-    q: &mut B::Queue,
-    layer: &Layer<B>,
-    state: &mut RunState<B>,
-) -> Result<()> {
-    let (n, lora) = (state.inputs.extents.rows, active(&state.inputs.lora));
-    let (gate_up, activated) = (state.gate_up.head_mut(n), state.activated.head_mut(n));
-    layer.gate_up.forward_gated(be, q, state.normed.head(n), lora, gate_up, activated)?;
-    layer.down.forward((be, comm), q, state.activated.head(n), lora, state.x.head_mut(n))
-}
-
-fn upload_rotations<B: Backend>(
+fn upload_cos_sin_table<B: Backend>(
     be: &B,
     q: &mut B::Queue,
     config: &ModelConfig,

@@ -1,0 +1,76 @@
+//! The attention of a decoder layer.
+
+use lora_core::ops::{AttentionArgs, KvScales, QkvArgs};
+use lora_core::{Backend, Result, Tensor};
+
+use super::Norm;
+use super::pass::Pass;
+use super::projection::Projection;
+use super::state::RunState;
+
+/// Grouped-query attention over the KV cache.
+pub struct Attention<B: Backend> {
+    /// q, k and v.
+    pub qkv: Projection<B>,
+    /// Norms of q and k heads, of `head_dim` columns each.
+    pub qk_norms: Option<(Norm<B>, Norm<B>)>,
+    /// Scales of keys and values in the cache.
+    pub kv_scales: KvScales,
+    /// Output projection.
+    pub o: Projection<B>,
+    /// Sliding window in tokens.
+    pub window: Option<usize>,
+}
+
+impl<B: Backend> Attention<B> {
+    /// `x = o(attention(qkv(normed)))`. Writes keys and values of the rows into the layer's cache.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub(super) fn forward(
+        &self,
+        pass: &Pass<'_, B>,
+        q: &mut B::Queue,
+        state: &mut RunState<B>,
+        (k_cache, v_cache): &mut (Tensor<B>, Tensor<B>),
+    ) -> Result<()> {
+        let Pass { be, config, cos_sin_table, tokens_per_block, .. } = *pass;
+        let inputs = &state.inputs;
+        let (n, lora, dims) = (inputs.extents.rows, inputs.lora(), config.head_dims());
+        let normed = state.normed.first_rows(n);
+        self.qkv.forward(pass, q, normed, lora, state.qkv.first_rows_mut(n))?;
+        let norms = self.qk_norms.as_ref();
+        let eps = config.rms_norm_eps;
+        be.qk_norm_rope_append(
+            q,
+            QkvArgs {
+                qkv: state.qkv.first_rows_mut(n),
+                dims,
+                norms: norms.map(|(q, k)| (q.weight(lora), k.weight(lora), eps)),
+                positions: inputs.positions(),
+                rotations: cos_sin_table,
+                kv_slots: inputs.kv_slots(),
+                k_cache: k_cache.view_mut(),
+                v_cache: v_cache.view_mut(),
+                kv_scales: self.kv_scales,
+            },
+        )?;
+        let args = AttentionArgs {
+            queries: state.qkv.first_rows(n).slice_cols(0..dims.q_cols()),
+            dims,
+            k_cache: k_cache.view(),
+            v_cache: v_cache.view(),
+            kv_scales: self.kv_scales,
+            sequence_of_row: inputs.sequences(),
+            positions: inputs.positions(),
+            block_tables: inputs.block_tables(),
+            tokens_per_block,
+            scale: (dims.head_dim as f32).sqrt().recip(),
+            window: self.window,
+            plan: Some(&inputs.attention),
+        };
+        be.attention(q, args, state.attended.first_rows_mut(n))?;
+        let attended = state.attended.first_rows(n);
+        self.o.forward(pass, q, attended, lora, state.x.first_rows_mut(n))
+    }
+}
