@@ -6,14 +6,14 @@
 use lora_core::{LoraConfig, QuantAlgo, QuantConfig};
 use lora_cpu_ref::CpuRef;
 use loramux_engine::Llm;
-use loramux_moe::MoeBackend;
+use loramux_moe::MoeBackendName;
 use loramux_tests::model_path;
 
 const EXPERTS: [&str; 3] = ["moe_h_to_4h", "moe_gate", "moe_4h_to_h"];
 const ATTENTION: [&str; 3] = ["attn_q", "attn_k", "attn_v"];
 
 /// The error of an engine with these settings; empty if it starts.
-fn refusal(targets: &[&str], backend: MoeBackend, quant: QuantConfig) -> String {
+fn refusal(targets: &[&str], backend: MoeBackendName, quant: QuantConfig) -> String {
     let lora = LoraConfig {
         lora_target_modules: targets.iter().map(ToString::to_string).collect(),
         ..LoraConfig::default()
@@ -32,34 +32,34 @@ fn fp8() -> QuantConfig {
 
 #[test]
 fn experts_need_cutlass() {
-    for backend in [MoeBackend::Trtllm, MoeBackend::Vanilla, MoeBackend::Triton] {
+    for backend in [MoeBackendName::Trtllm, MoeBackendName::Vanilla, MoeBackendName::Triton] {
         let error = refusal(&EXPERTS, backend, QuantConfig::default());
         assert!(error.contains("moe_backend") && error.contains("CUTLASS"), "{error}");
     }
-    for backend in [MoeBackend::Auto, MoeBackend::Cutlass] {
+    for backend in [MoeBackendName::Auto, MoeBackendName::Cutlass] {
         assert_eq!(refusal(&EXPERTS, backend, QuantConfig::default()), "");
     }
 }
 
 #[test]
 fn experts_need_weights_in_16_bits() {
-    let error = refusal(&EXPERTS, MoeBackend::Auto, fp8());
+    let error = refusal(&EXPERTS, MoeBackendName::Auto, fp8());
     assert!(error.contains("quant_algo") && error.contains("FP8"), "{error}");
     let kv_only = QuantConfig { kv_cache_quant_algo: Some(QuantAlgo::Fp8), ..Default::default() };
-    assert_eq!(refusal(&EXPERTS, MoeBackend::Auto, kv_only), "");
+    assert_eq!(refusal(&EXPERTS, MoeBackendName::Auto, kv_only), "");
 }
 
 #[test]
 fn experts_need_both_projections() {
     for targets in [&["moe_gate"][..], &["moe_4h_to_h", "attn_q"], &["moe_h_to_4h", "moe_gate"]] {
-        let error = refusal(targets, MoeBackend::Auto, QuantConfig::default());
+        let error = refusal(targets, MoeBackendName::Auto, QuantConfig::default());
         assert!(error.contains("moe_gate") && error.contains("moe_4h_to_h"), "{error}");
     }
 }
 
 #[test]
 fn all_that_is_broken_is_told_at_once() {
-    let error = refusal(&["moe_gate"], MoeBackend::Triton, fp8());
+    let error = refusal(&["moe_gate"], MoeBackendName::Triton, fp8());
     for named in ["TRITON", "FP8", "moe_4h_to_h"] {
         assert!(error.contains(named), "{error}");
     }
@@ -67,6 +67,6 @@ fn all_that_is_broken_is_told_at_once() {
 
 #[test]
 fn attention_goes_with_any_backend_and_quantised_weights() {
-    assert_eq!(refusal(&ATTENTION, MoeBackend::Trtllm, fp8()), "");
-    assert_eq!(refusal(&[], MoeBackend::Trtllm, fp8()), "");
+    assert_eq!(refusal(&ATTENTION, MoeBackendName::Trtllm, fp8()), "");
+    assert_eq!(refusal(&[], MoeBackendName::Trtllm, fp8()), "");
 }

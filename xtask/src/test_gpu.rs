@@ -37,7 +37,7 @@ const TESTS: &str = "cuda";
 const PROGRAM: &str = "loramux";
 
 /// The most that a packed folder may have, in bytes.
-const MOST_PACKED: u64 = 60 << 20;
+const MAX_PACKED: u64 = 60 << 20;
 
 /// Runs the tests of a packed folder.
 const RUNNER: &str = r#"#!/usr/bin/env bash
@@ -127,7 +127,7 @@ fn pack(folder: &Path) -> Result<()> {
     fs::write(&runner, RUNNER)?;
     fs::set_permissions(&runner, fs::metadata(&own)?.permissions())?;
     let bytes = size(folder)?;
-    ensure!(bytes <= MOST_PACKED, "{} has {bytes} bytes; allowed: 60 MiB", folder.display());
+    ensure!(bytes <= MAX_PACKED, "{} has {bytes} bytes; allowed: 60 MiB", folder.display());
     println!("run {} on a machine with a GPU ({} MiB)", runner.display(), bytes >> 20);
     Ok(())
 }

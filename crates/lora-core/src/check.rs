@@ -10,7 +10,7 @@ use crate::lora::{SiteKind, SiteSpec, SlotRows, SlotSlice};
 use crate::ops::{
     AttentionArgs, LogprobArgs, LogprobOut, NormWeight, QkvArgs, SampleArgs, SampleRow, mask_words,
 };
-use crate::{Backend, DType, Error, HostTensor, Mat, Result, check_extent};
+use crate::{Backend, DType, Error, HostTensor, MatLayout, Result, check_extent};
 
 /// Checks that an operand holds floats.
 ///
@@ -65,35 +65,35 @@ pub fn ids(op: &'static str, what: &'static str, ids: &[i32], limit: usize) -> R
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`].
-pub fn id_row(op: &'static str, what: &'static str, geo: Mat) -> Result<usize> {
-    dtype(op, what, geo.dtype, DType::I32)?;
-    check_extent(op, what, geo.rows, 1)?;
-    Ok(geo.cols)
+pub fn id_row(op: &'static str, what: &'static str, layout: MatLayout) -> Result<usize> {
+    dtype(op, what, layout.dtype, DType::I32)?;
+    check_extent(op, what, layout.rows, 1)?;
+    Ok(layout.cols)
 }
 
 /// Checks that a matrix has so many bytes and no gaps between its rows.
 ///
 /// # Errors
 /// [`Error::Shape`].
-pub fn dense_bytes(op: &'static str, geo: Mat, host: usize) -> Result<()> {
-    if geo.rows > 1 {
-        check_extent(op, "row stride", geo.row_stride, geo.cols)?;
+pub fn dense_bytes(op: &'static str, layout: MatLayout, host: usize) -> Result<()> {
+    if layout.rows > 1 {
+        check_extent(op, "row stride", layout.row_stride, layout.cols)?;
     }
-    check_extent(op, "bytes on the host", host, geo.rows * geo.cols * geo.dtype.size())
+    check_extent(op, "bytes on the host", host, layout.rows * layout.cols * layout.dtype.size())
 }
 
 /// Checks [`Backend::copy_rows`].
 ///
 /// # Errors
 /// [`Error::Shape`] if rows lie outside of the matrix, or overlap.
-pub fn copy_rows(geo: Mat, from: &Range<usize>, to: usize) -> Result<()> {
+pub fn copy_rows(layout: MatLayout, from: &Range<usize>, to: usize) -> Result<()> {
     const OP: &str = "copy_rows";
     let count = from.len();
     let target = to..to.saturating_add(count);
     for rows in [from, &target] {
-        if rows.start > rows.end || rows.end > geo.rows {
+        if rows.start > rows.end || rows.end > layout.rows {
             let (what, found) = ("end of rows", rows.end);
-            return Err(Error::Shape { op: OP, what, expected: geo.rows, found });
+            return Err(Error::Shape { op: OP, what, expected: layout.rows, found });
         }
     }
     let apart = from.start.abs_diff(to);
@@ -108,7 +108,7 @@ pub fn copy_rows(geo: Mat, from: &Range<usize>, to: usize) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`].
-pub fn embed(cols: usize, ids: Mat, out: Mat) -> Result<()> {
+pub fn embed(cols: usize, ids: MatLayout, out: MatLayout) -> Result<()> {
     float("embed", "out", out.dtype)?;
     looked_up("embed", cols, ids, out)
 }
@@ -117,7 +117,7 @@ pub fn embed(cols: usize, ids: Mat, out: Mat) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`].
-pub fn gather_rows(x: Mat, rows: Mat, out: Mat) -> Result<()> {
+pub fn gather_rows(x: MatLayout, rows: MatLayout, out: MatLayout) -> Result<()> {
     const OP: &str = "gather_rows";
     match x.dtype {
         DType::I32 => dtype(OP, "out", out.dtype, DType::I32)?,
@@ -129,7 +129,7 @@ pub fn gather_rows(x: Mat, rows: Mat, out: Mat) -> Result<()> {
     looked_up(OP, x.cols, rows, out)
 }
 
-fn looked_up(op: &'static str, cols: usize, ids: Mat, out: Mat) -> Result<()> {
+fn looked_up(op: &'static str, cols: usize, ids: MatLayout, out: MatLayout) -> Result<()> {
     check_extent(op, "rows of out", out.rows, id_row(op, "ids", ids)?)?;
     check_extent(op, "columns of out", out.cols, cols)
 }
@@ -143,7 +143,7 @@ fn norm_weights<B: Backend>(
     w: &NormWeight<'_, B>,
     [rows, cols]: [usize; 2],
 ) -> Result<()> {
-    let base = w.base.geo;
+    let base = w.base.layout;
     dtype(op, "w", base.dtype, DType::F32)?;
     check_extent(op, "rows of w", base.rows, 1)?;
     check_extent(op, "columns of w", base.cols, cols)?;
@@ -159,9 +159,9 @@ fn norm_weights<B: Backend>(
 /// [`Error::DType`], [`Error::Shape`].
 pub fn norm<B: Backend>(
     op: &'static str,
-    x: Mat,
+    x: MatLayout,
     w: &NormWeight<'_, B>,
-    outs: &[(&'static str, Mat)],
+    outs: &[(&'static str, MatLayout)],
 ) -> Result<()> {
     float(op, "x", x.dtype)?;
     for (what, out) in outs {
@@ -176,7 +176,7 @@ pub fn norm<B: Backend>(
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`].
-pub fn silu_mul(gate_up: Mat, out: Mat) -> Result<()> {
+pub fn silu_mul(gate_up: MatLayout, out: MatLayout) -> Result<()> {
     const OP: &str = "silu_mul";
     float(OP, "gate_up", gate_up.dtype)?;
     float(OP, "out", out.dtype)?;
@@ -188,7 +188,7 @@ pub fn silu_mul(gate_up: Mat, out: Mat) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`].
-pub fn linear(x: Mat, [n, k]: [usize; 2], out: Mat) -> Result<()> {
+pub fn linear(x: MatLayout, [n, k]: [usize; 2], out: MatLayout) -> Result<()> {
     const OP: &str = "linear";
     float(OP, "x", x.dtype)?;
     float(OP, "out", out.dtype)?;
@@ -275,19 +275,19 @@ pub fn row_norms(
 /// [`Error::DType`], [`Error::Shape`].
 pub fn qkv<B: Backend>(args: &QkvArgs<'_, B>) -> Result<()> {
     const OP: &str = "qk_norm_rope_append";
-    let (dims, rows) = (args.dims, args.qkv.geo.rows);
-    float(OP, "qkv", args.qkv.geo.dtype)?;
-    check_extent(OP, "columns of qkv", args.qkv.geo.cols, dims.q_cols() + 2 * dims.kv_cols())?;
+    let (dims, rows) = (args.dims, args.qkv.layout.rows);
+    float(OP, "qkv", args.qkv.layout.dtype)?;
+    check_extent(OP, "columns of qkv", args.qkv.layout.cols, dims.q_cols() + 2 * dims.kv_cols())?;
     for held in [&args.k_cache, &args.v_cache] {
-        cache(OP, "cache", held.geo.dtype)?;
-        check_extent(OP, "columns of a cache", held.geo.cols, dims.kv_cols())?;
+        cache(OP, "cache", held.layout.dtype)?;
+        check_extent(OP, "columns of a cache", held.layout.cols, dims.kv_cols())?;
     }
-    check_extent(OP, "rows of v_cache", args.v_cache.geo.rows, args.k_cache.geo.rows)?;
-    check_extent(OP, "positions", id_row(OP, "positions", args.positions.geo)?, rows)?;
-    check_extent(OP, "kv_slots", id_row(OP, "kv_slots", args.kv_slots.geo)?, rows)?;
+    check_extent(OP, "rows of v_cache", args.v_cache.layout.rows, args.k_cache.layout.rows)?;
+    check_extent(OP, "positions", id_row(OP, "positions", args.positions.layout)?, rows)?;
+    check_extent(OP, "kv_slots", id_row(OP, "kv_slots", args.kv_slots.layout)?, rows)?;
     check_extent(OP, "head_dim modulo 2", dims.head_dim % 2, 0)?;
-    dtype(OP, "rotations", args.rotations.geo.dtype, DType::F32)?;
-    check_extent(OP, "columns of rotations", args.rotations.geo.cols, dims.head_dim)?;
+    dtype(OP, "cos_sin_table", args.cos_sin_table.layout.dtype, DType::F32)?;
+    check_extent(OP, "columns of cos_sin_table", args.cos_sin_table.layout.cols, dims.head_dim)?;
     match &args.norms {
         Some((q, k, _)) => {
             norm_weights(OP, q, [rows, dims.head_dim])?;
@@ -303,20 +303,20 @@ pub fn qkv<B: Backend>(args: &QkvArgs<'_, B>) -> Result<()> {
 /// [`Error::OutOfRange`].
 pub fn qkv_ids<B: Backend>(args: &QkvArgs<'_, B>, positions: &[i32], slots: &[i32]) -> Result<()> {
     const OP: &str = "qk_norm_rope_append";
-    ids(OP, "position", positions, args.rotations.geo.rows)?;
+    ids(OP, "position", positions, args.cos_sin_table.layout.rows)?;
     let mut stored = slots.iter().filter(|slot| **slot != -1);
-    stored.try_for_each(|s| index(OP, "KV slot", *s, args.k_cache.geo.rows).map(drop))
+    stored.try_for_each(|s| index(OP, "KV slot", *s, args.k_cache.layout.rows).map(drop))
 }
 
 /// Checks [`Backend::attention`].
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`].
-pub fn attention<B: Backend>(args: &AttentionArgs<'_, B>, out: Mat) -> Result<()> {
+pub fn attention<B: Backend>(args: &AttentionArgs<'_, B>, out: MatLayout) -> Result<()> {
     const OP: &str = "attention";
-    let (dims, rows) = (args.dims, args.queries.geo.rows);
-    float(OP, "queries", args.queries.geo.dtype)?;
-    cache(OP, "k_cache", args.k_cache.geo.dtype)?;
+    let (dims, rows) = (args.dims, args.queries.layout.rows);
+    float(OP, "queries", args.queries.layout.dtype)?;
+    cache(OP, "k_cache", args.k_cache.layout.dtype)?;
     float(OP, "out", out.dtype)?;
     let left_over = dims.heads.checked_rem(dims.kv_heads).unwrap_or(dims.heads.max(1));
     check_extent(OP, "heads that kv_heads do not divide", left_over, 0)?;
@@ -325,20 +325,20 @@ pub fn attention<B: Backend>(args: &AttentionArgs<'_, B>, out: Mat) -> Result<()
             return Err(Error::Shape { op: OP, what, found: 0, expected: 1 });
         }
     }
-    check_extent(OP, "columns of queries", args.queries.geo.cols, dims.q_cols())?;
+    check_extent(OP, "columns of queries", args.queries.layout.cols, dims.q_cols())?;
     check_extent(OP, "rows of out", out.rows, rows)?;
     check_extent(OP, "columns of out", out.cols, dims.q_cols())?;
     check_extent(OP, "row stride of out", out.row_stride, dims.q_cols())?;
-    check_extent(OP, "columns of k_cache", args.k_cache.geo.cols, dims.kv_cols())?;
-    check_extent(OP, "columns of v_cache", args.v_cache.geo.cols, dims.kv_cols())?;
-    check_extent(OP, "rows of v_cache", args.v_cache.geo.rows, args.k_cache.geo.rows)?;
-    if args.v_cache.geo.dtype != args.k_cache.geo.dtype {
-        let (found, allowed) = (args.v_cache.geo.dtype, "the dtype of k_cache");
+    check_extent(OP, "columns of k_cache", args.k_cache.layout.cols, dims.kv_cols())?;
+    check_extent(OP, "columns of v_cache", args.v_cache.layout.cols, dims.kv_cols())?;
+    check_extent(OP, "rows of v_cache", args.v_cache.layout.rows, args.k_cache.layout.rows)?;
+    if args.v_cache.layout.dtype != args.k_cache.layout.dtype {
+        let (found, allowed) = (args.v_cache.layout.dtype, "the dtype of k_cache");
         return Err(Error::DType { op: OP, what: "v_cache", found, allowed });
     }
-    dtype(OP, "block_tables", args.block_tables.geo.dtype, DType::I32)?;
-    check_extent(OP, "positions", id_row(OP, "positions", args.positions.geo)?, rows)?;
-    let sequences = id_row(OP, "sequence_of_row", args.sequence_of_row.geo)?;
+    dtype(OP, "block_tables", args.block_tables.layout.dtype, DType::I32)?;
+    check_extent(OP, "positions", id_row(OP, "positions", args.positions.layout)?, rows)?;
+    let sequences = id_row(OP, "sequence_of_row", args.sequence_of_row.layout)?;
     check_extent(OP, "sequence_of_row", sequences, rows)
 }
 
@@ -354,8 +354,8 @@ pub fn attention_ids<'t, B: Backend>(
     table: impl Fn(usize) -> &'t [i32],
 ) -> Result<()> {
     const OP: &str = "attention";
-    let tables = args.block_tables.geo;
-    let blocks = args.k_cache.geo.rows / args.tokens_per_block;
+    let tables = args.block_tables.layout;
+    let blocks = args.k_cache.layout.rows / args.tokens_per_block;
     for (position, sequence) in positions.iter().zip(sequences) {
         let covered = tables.cols * args.tokens_per_block;
         let position = index(OP, "position", *position, covered)?;
@@ -369,28 +369,28 @@ pub fn attention_ids<'t, B: Backend>(
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`].
-pub fn sample<B: Backend>(args: &SampleArgs<'_, B>, out: Mat) -> Result<()> {
+pub fn sample<B: Backend>(args: &SampleArgs<'_, B>, out: MatLayout) -> Result<()> {
     const OP: &str = "sample";
-    let (rows, vocab) = (args.logits.geo.rows, args.logits.geo.cols);
-    dtype(OP, "logits", args.logits.geo.dtype, DType::F32)?;
-    for (what, geo) in [
-        ("params", args.params.geo),
-        ("history", args.history.geo),
-        ("bias", args.bias.geo),
-        ("masks", args.masks.geo),
+    let (rows, vocab) = (args.logits.layout.rows, args.logits.layout.cols);
+    dtype(OP, "logits", args.logits.layout.dtype, DType::F32)?;
+    for (what, layout) in [
+        ("params", args.params.layout),
+        ("history", args.history.layout),
+        ("bias", args.bias.layout),
+        ("masks", args.masks.layout),
     ] {
-        dtype(OP, what, geo.dtype, DType::I32)?;
+        dtype(OP, what, layout.dtype, DType::I32)?;
     }
     if vocab == 0 && rows > 0 {
         return Err(Error::Shape { op: OP, what: "columns of logits", found: 0, expected: 1 });
     }
-    check_extent(OP, "rows of params", args.params.geo.rows, rows)?;
-    check_extent(OP, "columns of params", args.params.geo.cols, SampleRow::WORDS)?;
+    check_extent(OP, "rows of params", args.params.layout.rows, rows)?;
+    check_extent(OP, "columns of params", args.params.layout.cols, SampleRow::WORDS)?;
     check_extent(OP, "tokens of out", id_row(OP, "out", out)?, rows)?;
-    check_extent(OP, "columns of history", args.history.geo.cols, 2)?;
-    check_extent(OP, "columns of bias", args.bias.geo.cols, 2)?;
-    check_extent(OP, "columns of masks", args.masks.geo.cols, mask_words(vocab))?;
-    id_row(OP, "banned", args.banned.geo).map(drop)
+    check_extent(OP, "columns of history", args.history.layout.cols, 2)?;
+    check_extent(OP, "columns of bias", args.bias.layout.cols, 2)?;
+    check_extent(OP, "columns of masks", args.masks.layout.cols, mask_words(vocab))?;
+    id_row(OP, "banned", args.banned.layout).map(drop)
 }
 
 /// Checks where a row of [`Backend::sample`] points, and its seen and biased tokens; `seen` and
@@ -412,15 +412,15 @@ pub fn sample_ids<B: Backend>(
             None => Err(Error::OutOfRange { op: OP, what, found: (from + count) as i64, limit }),
         }
     };
-    for entry in range("history entry", row.history, args.history.geo.rows)? {
-        index(OP, "seen token", seen(entry), args.logits.geo.cols)?;
+    for entry in range("history entry", row.history, args.history.layout.rows)? {
+        index(OP, "seen token", seen(entry), args.logits.layout.cols)?;
     }
-    for entry in range("bias entry", row.bias, args.bias.geo.rows)? {
-        index(OP, "biased token", biased(entry), args.logits.geo.cols)?;
+    for entry in range("bias entry", row.bias, args.bias.layout.rows)? {
+        index(OP, "biased token", biased(entry), args.logits.layout.cols)?;
     }
-    range("banned entry", row.banned, args.banned.geo.cols)?;
+    range("banned entry", row.banned, args.banned.layout.cols)?;
     if row.mask != SampleRow::UNMASKED {
-        index(OP, "mask", row.mask, args.masks.geo.rows)?;
+        index(OP, "mask", row.mask, args.masks.layout.rows)?;
     }
     Ok(())
 }
@@ -431,24 +431,25 @@ pub fn sample_ids<B: Backend>(
 /// [`Error::DType`], [`Error::Shape`], [`Error::OutOfRange`].
 pub fn logprobs<B: Backend>(args: &LogprobArgs<'_, B>, out: &LogprobOut<'_, B>) -> Result<()> {
     const OP: &str = "logprobs";
-    let (rows, vocab, k) = (args.logits.geo.rows, args.logits.geo.cols, out.top_ids.geo.cols);
+    let (rows, vocab, k) =
+        (args.logits.layout.rows, args.logits.layout.cols, out.top_ids.layout.cols);
     for (what, found, wanted) in [
-        ("logits", args.logits.geo.dtype, DType::F32),
-        ("target", out.target.geo.dtype, DType::F32),
-        ("rank", out.rank.geo.dtype, DType::I32),
-        ("top_ids", out.top_ids.geo.dtype, DType::I32),
-        ("top", out.top.geo.dtype, DType::F32),
+        ("logits", args.logits.layout.dtype, DType::F32),
+        ("target", out.target.layout.dtype, DType::F32),
+        ("rank", out.rank.layout.dtype, DType::I32),
+        ("top_ids", out.top_ids.layout.dtype, DType::I32),
+        ("top", out.top.layout.dtype, DType::F32),
     ] {
         dtype(OP, what, found, wanted)?;
     }
-    check_extent(OP, "targets", id_row(OP, "targets", args.targets.geo)?, rows)?;
-    for (what, geo) in [("target", out.target.geo), ("rank", out.rank.geo)] {
-        check_extent(OP, what, geo.rows, 1)?;
-        check_extent(OP, what, geo.cols, rows)?;
+    check_extent(OP, "targets", id_row(OP, "targets", args.targets.layout)?, rows)?;
+    for (what, layout) in [("target", out.target.layout), ("rank", out.rank.layout)] {
+        check_extent(OP, what, layout.rows, 1)?;
+        check_extent(OP, what, layout.cols, rows)?;
     }
-    check_extent(OP, "rows of top_ids", out.top_ids.geo.rows, rows)?;
-    check_extent(OP, "rows of top", out.top.geo.rows, rows)?;
-    check_extent(OP, "columns of top", out.top.geo.cols, k)?;
+    check_extent(OP, "rows of top_ids", out.top_ids.layout.rows, rows)?;
+    check_extent(OP, "rows of top", out.top.layout.rows, rows)?;
+    check_extent(OP, "columns of top", out.top.layout.cols, k)?;
     if k > vocab {
         return Err(Error::OutOfRange { op: OP, what: "k", found: k as i64, limit: vocab + 1 });
     }
@@ -567,7 +568,7 @@ pub fn site_output<B: Backend>(
     op: &'static str,
     spec: &SiteSpec,
     kind: SiteKind,
-    out: Mat,
+    out: MatLayout,
 ) -> Result<()> {
     site_kind::<B>(op, spec, kind)?;
     float(op, "out", out.dtype)?;

@@ -1,4 +1,4 @@
-//! Configuration of LoRA, under the original's field names.
+//! Configuration of LoRA, under TensorRT-LLM's field names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub enum NemoQkvLayout {
 
 /// Which adapters an engine serves, and within what limits.
 ///
-/// Fields up to `cuda_graph_specialize_lora` carry the original's names, defaults and meaning;
+/// Fields up to `cuda_graph_specialize_lora` carry TensorRT-LLM's names, defaults and meaning;
 /// the rest are this project's own. Unknown fields are refused.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

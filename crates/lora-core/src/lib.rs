@@ -73,4 +73,4 @@ pub use host::HostTensor;
 pub use ids::{Generation, LayerIdx};
 pub use modules::{HfNames, ModuleMap, Split, TargetModule};
 pub use rules::{Code, Rejection, Rejections, Stage};
-pub use tensor::{Mat, Tensor, View, ViewMut};
+pub use tensor::{MatLayout, Tensor, View, ViewMut};

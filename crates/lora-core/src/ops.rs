@@ -82,7 +82,7 @@ pub struct QkvArgs<'a, B: Backend> {
     /// Position of each row: `[1, rows]` i32.
     pub positions: View<'a, B>,
     /// `[max positions, head_dim]` f32: cosines of the half-dimensions, then their sines.
-    pub rotations: View<'a, B>,
+    pub cos_sin_table: View<'a, B>,
     /// Row of the caches that each row's k and v go to: `[1, rows]` i32; -1 stores nothing.
     pub kv_slots: View<'a, B>,
     /// Key cache of this layer: `[blocks * tokens_per_block, kv_cols]`.

@@ -9,7 +9,7 @@ use crate::{Backend, DType, Error, Pool, Result};
 /// `row_stride >= cols`, so that a packed projection (q, k and v side by side) can be sliced by
 /// column without a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Mat {
+pub struct MatLayout {
     /// Number of rows.
     pub rows: usize,
     /// Number of columns.
@@ -22,7 +22,7 @@ pub struct Mat {
     pub dtype: DType,
 }
 
-impl Mat {
+impl MatLayout {
     /// A matrix without gaps at the start of its buffer.
     pub const fn dense(rows: usize, cols: usize, dtype: DType) -> Self {
         Self { rows, cols, row_stride: cols, offset: 0, dtype }
@@ -57,7 +57,7 @@ impl Mat {
 /// A matrix that owns its device memory.
 pub struct Tensor<B: Backend> {
     buf: B::Buf,
-    geo: Mat,
+    layout: MatLayout,
 }
 
 impl<B: Backend> Tensor<B> {
@@ -69,33 +69,33 @@ impl<B: Backend> Tensor<B> {
         let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size()));
         let refused = Error::OutOfMemory { pool, requested: usize::MAX, available: None };
         let buf = be.alloc(pool, bytes.ok_or(refused)?)?;
-        Ok(Self { buf, geo: Mat::dense(rows, cols, dtype) })
+        Ok(Self { buf, layout: MatLayout::dense(rows, cols, dtype) })
     }
 
     /// Geometry of the whole matrix.
-    pub fn geo(&self) -> Mat {
-        self.geo
+    pub fn layout(&self) -> MatLayout {
+        self.layout
     }
 
     /// The whole matrix, to read.
     pub fn view(&self) -> View<'_, B> {
-        View { buf: &self.buf, geo: self.geo }
+        View { buf: &self.buf, layout: self.layout }
     }
 
     /// The whole matrix, to write.
     pub fn view_mut(&mut self) -> ViewMut<'_, B> {
-        ViewMut { buf: &mut self.buf, geo: self.geo }
+        ViewMut { buf: &mut self.buf, layout: self.layout }
     }
 
-    /// The first `n` rows, to read. Panics as [`Mat::slice_rows`].
+    /// The first `n` rows, to read. Panics as [`MatLayout::slice_rows`].
     pub fn first_rows(&self, n: usize) -> View<'_, B> {
         self.view().slice_rows(0..n)
     }
 
-    /// The first `n` rows, to write. Panics as [`Mat::slice_rows`].
+    /// The first `n` rows, to write. Panics as [`MatLayout::slice_rows`].
     pub fn first_rows_mut(&mut self, n: usize) -> ViewMut<'_, B> {
-        let geo = self.geo.slice_rows(0..n);
-        ViewMut { buf: &mut self.buf, geo }
+        let layout = self.layout.slice_rows(0..n);
+        ViewMut { buf: &mut self.buf, layout }
     }
 }
 
@@ -104,7 +104,7 @@ pub struct View<'a, B: Backend> {
     /// The memory it lies in.
     pub buf: &'a B::Buf,
     /// Where it lies.
-    pub geo: Mat,
+    pub layout: MatLayout,
 }
 
 impl<B: Backend> Clone for View<'_, B> {
@@ -116,16 +116,16 @@ impl<B: Backend> Clone for View<'_, B> {
 impl<B: Backend> Copy for View<'_, B> {}
 
 impl<B: Backend> View<'_, B> {
-    /// Cut to some rows. Panics as [`Mat::slice_rows`].
+    /// Cut to some rows. Panics as [`MatLayout::slice_rows`].
     #[must_use]
     pub fn slice_rows(self, range: Range<usize>) -> Self {
-        Self { geo: self.geo.slice_rows(range), ..self }
+        Self { layout: self.layout.slice_rows(range), ..self }
     }
 
-    /// Cut to some columns. Panics as [`Mat::slice_cols`].
+    /// Cut to some columns. Panics as [`MatLayout::slice_cols`].
     #[must_use]
     pub fn slice_cols(self, range: Range<usize>) -> Self {
-        Self { geo: self.geo.slice_cols(range), ..self }
+        Self { layout: self.layout.slice_cols(range), ..self }
     }
 }
 
@@ -134,17 +134,17 @@ pub struct ViewMut<'a, B: Backend> {
     /// The memory it lies in.
     pub buf: &'a mut B::Buf,
     /// Where it lies.
-    pub geo: Mat,
+    pub layout: MatLayout,
 }
 
 impl<B: Backend> ViewMut<'_, B> {
     /// The same matrix, to read.
     pub fn as_view(&self) -> View<'_, B> {
-        View { buf: self.buf, geo: self.geo }
+        View { buf: self.buf, layout: self.layout }
     }
 
     /// The same matrix for a shorter time, so that two ops can write it in turn.
     pub fn reborrow(&mut self) -> ViewMut<'_, B> {
-        ViewMut { buf: &mut *self.buf, geo: self.geo }
+        ViewMut { buf: &mut *self.buf, layout: self.layout }
     }
 }

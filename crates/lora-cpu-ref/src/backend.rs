@@ -118,31 +118,31 @@ impl Backend for CpuRef {
     }
 
     fn upload(&self, (): &mut (), src: &[u8], dst: ViewMut<'_>) -> Result<()> {
-        check::dense_bytes("upload", dst.geo, src.len())?;
-        let start = dst.geo.offset * dst.geo.dtype.size();
+        check::dense_bytes("upload", dst.layout, src.len())?;
+        let start = dst.layout.offset * dst.layout.dtype.size();
         dst.buf.as_mut_slice::<u8>()[start..start + src.len()].copy_from_slice(src);
         Ok(())
     }
 
     fn download(&self, (): &mut (), src: View<'_>) -> Result<Vec<u8>> {
-        let (geo, size) = (src.geo, src.geo.dtype.size());
+        let (layout, size) = (src.layout, src.layout.dtype.size());
         let bytes = src.buf.as_slice::<u8>();
         let row = |r: usize| {
-            let start = (geo.offset + r * geo.row_stride) * size;
-            bytes[start..start + geo.cols * size].iter().copied()
+            let start = (layout.offset + r * layout.row_stride) * size;
+            bytes[start..start + layout.cols * size].iter().copied()
         };
-        Ok((0..geo.rows).flat_map(row).collect())
+        Ok((0..layout.rows).flat_map(row).collect())
     }
 
     fn copy_rows(&self, (): &mut (), t: ViewMut<'_>, from: Range<usize>, to: usize) -> Result<()> {
-        let (geo, size) = (t.geo, t.geo.dtype.size());
+        let (layout, size) = (t.layout, t.layout.dtype.size());
         let count = from.len();
-        check::copy_rows(geo, &from, to)?;
-        let start = |row: usize| (geo.offset + row * geo.row_stride) * size;
+        check::copy_rows(layout, &from, to)?;
+        let start = |row: usize| (layout.offset + row * layout.row_stride) * size;
         let bytes = t.buf.as_mut_slice::<u8>();
         for row in 0..count {
             let source = start(from.start + row);
-            bytes.copy_within(source..source + geo.cols * size, start(to + row));
+            bytes.copy_within(source..source + layout.cols * size, start(to + row));
         }
         Ok(())
     }

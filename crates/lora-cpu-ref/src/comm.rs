@@ -70,7 +70,7 @@ impl ThreadComm {
 /// The elements of a matrix, row by row.
 fn elements(be: &CpuRef, t: &ViewMut<'_>) -> Vec<f32> {
     let (mut all, mut row) = (Vec::new(), Vec::new());
-    for r in 0..t.geo.rows {
+    for r in 0..t.layout.rows {
         read_row(be.isa(), &t.as_view(), r, &mut row);
         all.extend_from_slice(&row);
     }
@@ -107,8 +107,8 @@ impl Comm<CpuRef> for ThreadComm {
             return Ok(());
         }
         let sum = sum(&self.exchange(elements(be, &t))?);
-        for r in 0..t.geo.rows {
-            let cols = r * t.geo.cols..(r + 1) * t.geo.cols;
+        for r in 0..t.layout.rows {
+            let cols = r * t.layout.cols..(r + 1) * t.layout.cols;
             row_mut(be.isa(), &mut t, r).store(&sum[cols]);
         }
         Ok(())
@@ -119,12 +119,12 @@ impl Comm<CpuRef> for ThreadComm {
         if world == 1 {
             return Ok(());
         }
-        let share = t.geo.cols / world;
-        check_extent("all_gather_cols", "columns", t.geo.cols, share * world)?;
+        let share = t.layout.cols / world;
+        check_extent("all_gather_cols", "columns", t.layout.cols, share * world)?;
         let mut mine = t.reborrow();
-        mine.geo = mine.geo.slice_cols(self.rank * share..(self.rank + 1) * share);
+        mine.layout = mine.layout.slice_cols(self.rank * share..(self.rank + 1) * share);
         let parts = self.exchange(elements(be, &mine))?;
-        for r in 0..t.geo.rows {
+        for r in 0..t.layout.rows {
             let row = |part: &Vec<f32>| part[r * share..(r + 1) * share].to_vec();
             let whole: Vec<f32> = parts.iter().flat_map(row).collect();
             row_mut(be.isa(), &mut t, r).store(&whole);

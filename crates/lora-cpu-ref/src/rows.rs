@@ -15,14 +15,14 @@ use crate::{View, ViewMut};
 const SERIAL_ELEMENTS: usize = 8 * 1024;
 
 /// Where row `r` lies, in elements of the buffer.
-fn span(geo: lora_core::Mat, r: usize) -> Range<usize> {
-    let start = geo.offset + r * geo.row_stride;
-    start..start + geo.cols
+fn span(layout: lora_core::MatLayout, r: usize) -> Range<usize> {
+    let start = layout.offset + r * layout.row_stride;
+    start..start + layout.cols
 }
 
 /// The elements of row `r`, which must be of type `T`.
 pub fn typed_row<'a, T: Pod>(view: &View<'a>, r: usize) -> &'a [T] {
-    &view.buf.as_slice::<T>()[span(view.geo, r)]
+    &view.buf.as_slice::<T>()[span(view.layout, r)]
 }
 
 /// The i32 elements of a one-row view.
@@ -30,14 +30,14 @@ pub fn typed_row<'a, T: Pod>(view: &View<'a>, r: usize) -> &'a [T] {
 /// # Errors
 /// [`lora_core::Error::DType`] or [`lora_core::Error::Shape`] unless the view is `[1, cols]` i32.
 pub fn indices<'a>(op: &'static str, what: &'static str, view: &View<'a>) -> Result<&'a [i32]> {
-    check::id_row(op, what, view.geo)?;
+    check::id_row(op, what, view.layout)?;
     Ok(typed_row(view, 0))
 }
 
 /// Decodes row `r` of a float view into `out`, which gets the view's number of columns.
 pub fn read_row(isa: Isa, view: &View<'_>, r: usize, out: &mut Vec<f32>) {
-    out.resize(view.geo.cols, 0.0);
-    match view.geo.dtype {
+    out.resize(view.layout.cols, 0.0);
+    match view.layout.dtype {
         DType::Bf16 => widen(isa, typed_row::<bf16>(view, r), out),
         DType::F16 => widen(isa, typed_row::<f16>(view, r), out),
         DType::F8E4m3 => {
@@ -99,11 +99,11 @@ impl RowMut<'_> {
 /// The bytes from the first element of `out` to its last. A view of no rows has none, though it may
 /// start behind the end of its buffer.
 fn spanned_bytes<'a>(out: &'a mut ViewMut<'_>) -> &'a mut [u8] {
-    let (geo, size) = (out.geo, out.geo.dtype.size());
-    if geo.rows == 0 {
+    let (layout, size) = (out.layout, out.layout.dtype.size());
+    if layout.rows == 0 {
         return &mut [];
     }
-    &mut out.buf.as_mut_slice::<u8>()[geo.offset * size..(geo.offset + geo.span()) * size]
+    &mut out.buf.as_mut_slice::<u8>()[layout.offset * size..(layout.offset + layout.span()) * size]
 }
 
 /// The rows of `out`, each as bytes that one closure call may write.
@@ -111,18 +111,18 @@ fn split_rows<'a>(
     isa: Isa,
     out: &'a mut ViewMut<'_>,
 ) -> impl IndexedParallelIterator<Item = RowMut<'a>> {
-    let (geo, size) = (out.geo, out.geo.dtype.size());
+    let (layout, size) = (out.layout, out.layout.dtype.size());
     let bytes = spanned_bytes(out);
-    bytes.par_chunks_mut((geo.row_stride * size).max(1)).map(move |row| RowMut {
-        bytes: &mut row[..geo.cols * size],
-        dtype: geo.dtype,
+    bytes.par_chunks_mut((layout.row_stride * size).max(1)).map(move |row| RowMut {
+        bytes: &mut row[..layout.cols * size],
+        dtype: layout.dtype,
         isa,
     })
 }
 
 /// Rows a thread must take at least so that small outputs stay on the calling thread.
-fn rows_at_least(geo: lora_core::Mat) -> usize {
-    SERIAL_ELEMENTS.div_ceil(geo.cols.max(1))
+fn rows_at_least(layout: lora_core::MatLayout) -> usize {
+    SERIAL_ELEMENTS.div_ceil(layout.cols.max(1))
 }
 
 /// Calls `f(row number, row, scratch)` for every row of `out`, in parallel where it pays.
@@ -131,7 +131,7 @@ pub fn for_rows(
     out: &mut ViewMut<'_>,
     f: impl Fn(usize, RowMut<'_>, &mut Vec<f32>) + Sync,
 ) {
-    let least = rows_at_least(out.geo);
+    let least = rows_at_least(out.layout);
     split_rows(isa, out)
         .enumerate()
         .with_min_len(least)
@@ -145,7 +145,7 @@ pub fn for_row_pairs(
     b: &mut ViewMut<'_>,
     f: impl Fn(usize, RowMut<'_>, RowMut<'_>, &mut Vec<f32>) + Sync,
 ) {
-    let least = rows_at_least(a.geo);
+    let least = rows_at_least(a.layout);
     split_rows(isa, a)
         .zip(split_rows(isa, b))
         .enumerate()
@@ -155,9 +155,9 @@ pub fn for_row_pairs(
 
 /// Row `r` of an output.
 pub fn row_mut<'a>(isa: Isa, out: &'a mut ViewMut<'_>, r: usize) -> RowMut<'a> {
-    let (range, size) = (span(out.geo, r), out.geo.dtype.size());
+    let (range, size) = (span(out.layout, r), out.layout.dtype.size());
     let bytes = &mut out.buf.as_mut_slice::<u8>()[range.start * size..range.end * size];
-    RowMut { bytes, dtype: out.geo.dtype, isa }
+    RowMut { bytes, dtype: out.layout.dtype, isa }
 }
 
 /// Calls `f(row number, piece number, piece, scratch)` for every `width` columns of a dense
@@ -169,13 +169,13 @@ pub fn for_pieces<S: Default + Send>(
     least: usize,
     f: impl Fn(usize, usize, RowMut<'_>, &mut S) + Sync,
 ) {
-    let (geo, size) = (out.geo, out.geo.dtype.size());
+    let (layout, size) = (out.layout, out.layout.dtype.size());
     let bytes = spanned_bytes(out);
-    let per_row = geo.cols / width.max(1);
+    let per_row = layout.cols / width.max(1);
     bytes.par_chunks_mut((width * size).max(1)).enumerate().with_min_len(least).for_each_init(
         S::default,
         |scratch, (i, bytes)| {
-            let piece = RowMut { bytes, dtype: geo.dtype, isa };
+            let piece = RowMut { bytes, dtype: layout.dtype, isa };
             f(i / per_row, i % per_row, piece, scratch);
         },
     );

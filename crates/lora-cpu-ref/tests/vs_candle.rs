@@ -72,7 +72,7 @@ fn same(found: &[f32], expected: &Candle) -> Result<(), TestCaseError> {
 }
 
 /// Cosines and sines of the half-dimensions at every position: `[positions, head_dim]`.
-fn rotations(positions: usize, head_dim: usize) -> Matrix {
+fn cos_sin_table(positions: usize, head_dim: usize) -> Matrix {
     let half = head_dim / 2;
     let angle = |p: usize, i: usize| p as f32 * 1e4f32.powf(-(i as f32) / half as f32);
     let row = |p: usize| {
@@ -191,19 +191,19 @@ proptest! {
     fn rotation_is_candles(rows in 1usize..20, first in 0usize..30, half in 1usize..40, seed: u64) {
         let (be, dims) = (CpuRef::new(), HeadDims { heads: 3, kv_heads: 1, head_dim: 2 * half });
         let qkv = Matrix::random(rows, 5 * dims.head_dim, seed);
-        let table = rotations(64, dims.head_dim);
+        let table = cos_sin_table(64, dims.head_dim);
         let positions: Vec<i32> = (first..first + rows).map(|p| p as i32).collect();
         let slots: Vec<i32> = (0..rows as i32).collect();
         let mut there = qkv.placed(&be);
         let [mut k, mut v] = [(); 2].map(|()| zeros(&be, rows, dims.head_dim, DType::F32));
         let (positions, slots) = (ints(&be, 1, &positions), ints(&be, 1, &slots));
-        let rotations = table.placed(&be);
+        let cos_sin_table = table.placed(&be);
         let args = QkvArgs {
             qkv: there.view_mut(),
             dims,
             norms: None,
             positions: positions.view(),
-            rotations: rotations.view(),
+            cos_sin_table: cos_sin_table.view(),
             kv_slots: slots.view(),
             k_cache: k.view_mut(),
             v_cache: v.view_mut(),

@@ -20,13 +20,13 @@ __device__ void attend(const AttentionArgs &a, const float *query, int64_t seque
         for (int e = 0; e < PER_LANE; e++)
             if (lane + e * WARP < a.head_dim) score += query[e] * to_float(key[lane + e * WARP]);
         score = warp_reduce(score, Sum());
-        float larger = fmaxf(best, score), fade = expf(best - larger), weight = expf(score - larger);
+        float larger = fmaxf(best, score), rescale = expf(best - larger), weight = expf(score - larger);
         const C *value = a.v_cache.row<C>(place) + column;
-        total = total * fade + weight;
+        total = total * rescale + weight;
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++)
             if (lane + e * WARP < a.head_dim)
-                sum[e] = sum[e] * fade + weight * to_float(value[lane + e * WARP]);
+                sum[e] = sum[e] * rescale + weight * to_float(value[lane + e * WARP]);
         best = larger;
     }
 }

@@ -53,7 +53,7 @@ __device__ void fetch(uint2 &to, const void *from) {
 __device__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 __device__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
-// The query heads of a block, in eights. Rows begin 16 banks apart, so that two of them are read at
+// The query heads of a block, in vectors of 8. Rows begin 16 banks apart, so that two of them are read at
 // once.
 template <int DIM> struct Queries {
     static constexpr int EIGHTS = DIM / EIGHT;
@@ -140,7 +140,7 @@ template <int DIM, class T, class C> struct State {
     float best[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f}, sums[PARTS][4][4] = {};
 
     // Turns scores into weights, and fades what was summed with a smaller maximum.
-    __device__ void weigh(float (&scores)[4]) {
+    __device__ void online_softmax(float (&scores)[4]) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float larger = fmaxf(scores[h], scores[h + 2]);
@@ -148,15 +148,15 @@ template <int DIM, class T, class C> struct State {
             for (int step = 4; step < WARP; step *= 2)
                 larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, step));
             larger = fmaxf(larger, best[h]);
-            float fade = power_of_two(best[h] - larger);
+            float rescale = power_of_two(best[h] - larger);
             best[h] = larger;
             scores[h] = power_of_two(scores[h] - larger);
             scores[h + 2] = power_of_two(scores[h + 2] - larger);
-            total[h] = total[h] * fade + scores[h] + scores[h + 2];
+            total[h] = total[h] * rescale + scores[h] + scores[h + 2];
 #pragma unroll
             for (int p = 0; p < PARTS; p++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) sums[p][i][h] *= fade, sums[p][i][h + 2] *= fade;
+                for (int i = 0; i < 4; i++) sums[p][i][h] *= rescale, sums[p][i][h + 2] *= rescale;
         }
     }
 
@@ -245,7 +245,7 @@ __device__ void attend(const AttentionArgs &a, const Queries<DIM> &queries, Span
 #pragma unroll
         for (int i = 0; i < 4; i++)
             scores[i] = left >= i / 2 * 8 ? scores[i] * (a.scale * LOG2_E) : MASKED;
-        state.weigh(scores);
+        state.online_softmax(scores);
         state.add(scores, values);
         if (more) values.load(a.v_cache, next, column);
         next = after;

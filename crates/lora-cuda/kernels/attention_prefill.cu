@@ -11,7 +11,7 @@ constexpr int M = GROUPS * GROUP_M; // pairs of a block
 constexpr int KEYS = 64;            // keys of a tile
 constexpr int GROUP_THREADS = 4 * WARP, THREADS = GROUPS * GROUP_THREADS;
 
-// Tiles of shared memory have columns of 64 elements, 128 bytes a row; the eights of a row are
+// Tiles of shared memory have columns of 64 elements, 128 bytes a row; the vectors of 8 of a row are
 // swapped by its number, as the instructions expect ("128-byte swizzling"). Eight rows are 1024 bytes.
 constexpr int COLUMN = 64, ALIGNMENT = 1024;
 
@@ -28,7 +28,7 @@ __device__ uint64_t operand(const void *p, int apart) {
 }
 
 // What was written to shared memory, or is on its way there, is seen by the instructions of groups.
-__device__ void settle() {
+__device__ void cp_async_wait_and_fence() {
     asm volatile("cp.async.wait_all;\n\tfence.proxy.async.shared::cta;" ::: "memory");
 }
 
@@ -113,10 +113,10 @@ struct Rows {
 };
 
 // A thread's parts of a tile of keys or values: the same eight of every `STEP`th row.
-template <int DIM, class T, class C> struct Porter {
+template <int DIM, class T, class C> struct KvLoader {
     static constexpr int EIGHTS = DIM / EIGHT, STEP = THREADS / EIGHTS, PARTS = (KEYS + STEP - 1) / STEP;
     static constexpr bool DIRECT = sizeof(C) == sizeof(T);
-    static_assert(STEP % 8 == 0, "the eights of all parts are swapped alike");
+    static_assert(STEP % 8 == 0, "vectors of 8 of all parts are swapped alike");
     Raw<C> raw[PARTS]; // What is not brought directly.
 
     __device__ static int first() { return threadIdx.x / EIGHTS; }
@@ -155,7 +155,7 @@ template <int DIM, class T> struct Pairs {
 
     // Starts the products of the queries and a tile of keys.
     __device__ void score(float (&scores)[KEYS / 2], const T *queries, const T *keys) {
-        products_begin();
+        wgmma_fence();
 #pragma unroll
         for (int k = 0; k < DIM; k += 16) {
             int inside = k % COLUMN, column = k / COLUMN;
@@ -183,8 +183,8 @@ template <int DIM, class T> struct Pairs {
     }
 
     // Turns scores into weights, once they are multiplied by `factor`, which is not negative. What was
-    // summed with a smaller maximum is to be multiplied by `fade`.
-    __device__ void weigh(float (&scores)[KEYS / 2], float factor, float (&fade)[2]) {
+    // summed with a smaller maximum is to be multiplied by `rescale`.
+    __device__ void online_softmax(float (&scores)[KEYS / 2], float factor, float (&rescale)[2]) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float larger = MASKED;
@@ -194,9 +194,9 @@ template <int DIM, class T> struct Pairs {
             larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 1));
             larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 2));
             larger = fmaxf(larger * factor, best[half]);
-            fade[half] = power_of_two(best[half] - larger);
+            rescale[half] = power_of_two(best[half] - larger);
             best[half] = larger;
-            total[half] *= fade[half];
+            total[half] *= rescale[half];
 #pragma unroll
             for (int n = 0; n < KEYS / 2; n += 4)
 #pragma unroll
@@ -208,9 +208,9 @@ template <int DIM, class T> struct Pairs {
     }
 
     // Takes weights for the next `add`.
-    __device__ void take(const float (&weights)[KEYS / 2], const float (&fade)[2]) {
+    __device__ void take(const float (&weights)[KEYS / 2], const float (&rescale)[2]) {
 #pragma unroll
-        for (int i = 0; i < DIM / 2; i++) sums[i] *= fade[i / 2 % 2];
+        for (int i = 0; i < DIM / 2; i++) sums[i] *= rescale[i / 2 % 2];
 #pragma unroll
         for (int i = 0; i < KEYS / 4; i++)
             taken[i / 4][i % 4] = pair(T{}, weights[2 * i], weights[2 * i + 1]);
@@ -218,7 +218,7 @@ template <int DIM, class T> struct Pairs {
 
     // Starts the product of the weights and a tile of values.
     __device__ void add(const T *values) {
-        products_begin();
+        wgmma_fence();
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++)
             ::add(T{}, sums, taken[k], operand(values + k * 16 * COLUMN, KEYS * COLUMN * sizeof(T)));
@@ -242,7 +242,7 @@ template <int DIM, class T, class C> struct Pass {
     Tiles<DIM, T> &tiles;
     Places &places;
     int column, count; // `count`: rows of the block
-    Porter<DIM, T, C> keys, values;
+    KvLoader<DIM, T, C> keys, values;
 
     // Behind the end there may be anything, which must not be read; the last key may, and its copies are
     // masked.
@@ -260,7 +260,7 @@ template <int DIM, class T, class C> struct Pass {
     }
 
     // Products of queries and keys become weights.
-    __device__ void weigh(int tile, float (&scores)[KEYS / 2], float (&fade)[2], Pairs<DIM, T> &pairs) {
+    __device__ void online_softmax(int tile, float (&scores)[KEYS / 2], float (&rescale)[2], Pairs<DIM, T> &pairs) {
         int base = run.first + tile * KEYS;
         float factor = a.scale * LOG2_E;
         bool whole = run.begin == 0 && run.end == count && base + KEYS - 1 <= run.least &&
@@ -271,13 +271,13 @@ template <int DIM, class T, class C> struct Pass {
             pairs.mask(scores, run, base, a.window);
             factor = 1.0f;
         }
-        pairs.weigh(scores, factor, fade);
+        pairs.online_softmax(scores, factor, rescale);
     }
 
     __device__ void attend(Pairs<DIM, T> &pairs) {
         const T *queries = tiles.queries + threadIdx.x / GROUP_THREADS * GROUP_M * COLUMN;
         int last = (run.last - run.first) / KEYS, upcoming = row(2);
-        float scores[KEYS / 2], fade[2];
+        float scores[KEYS / 2], rescale[2];
         for (int tile = 0; tile < 2; tile++) {
             int first = row(tile);
             if (threadIdx.x < KEYS) places[tile][threadIdx.x] = first;
@@ -285,22 +285,22 @@ template <int DIM, class T, class C> struct Pass {
         __syncthreads();
         start_keys(0);
         keys.finish(tiles.keys[0]);
-        settle();
+        cp_async_wait_and_fence();
         __syncthreads();
         if (last > 0) start_keys(1);
         start_values(0);
         pairs.score(scores, queries, tiles.keys[0]);
         await<0>(scores);
-        weigh(0, scores, fade, pairs);
+        online_softmax(0, scores, rescale, pairs);
         // The last products of a turn are awaited in the next: the compiler would not let what comes
         // between them and their end run beside them.
         for (int tile = 0; tile < last; tile++) {
             await<0>(pairs.sums);
-            pairs.take(scores, fade);
+            pairs.take(scores, rescale);
             if (threadIdx.x < KEYS) places[(tile + 2) % 4][threadIdx.x] = upcoming;
             keys.finish(tiles.keys[(tile + 1) % 2]);
             values.finish(tiles.values[tile % 2]);
-            settle();
+            cp_async_wait_and_fence();
             __syncthreads(); // What was brought is there, and what was used may be overwritten.
             pairs.score(scores, queries, tiles.keys[(tile + 1) % 2]);
             pairs.add(tiles.values[tile % 2]);
@@ -308,12 +308,12 @@ template <int DIM, class T, class C> struct Pass {
             start_values(tile + 1);
             upcoming = row(tile + 3);
             await<1>(scores);
-            weigh(tile + 1, scores, fade, pairs);
+            online_softmax(tile + 1, scores, rescale, pairs);
         }
         await<0>(pairs.sums);
-        pairs.take(scores, fade);
+        pairs.take(scores, rescale);
         values.finish(tiles.values[last % 2]);
-        settle();
+        cp_async_wait_and_fence();
         __syncthreads();
         pairs.add(tiles.values[last % 2]);
         await<0>(pairs.sums);

@@ -11,16 +11,16 @@ using f16 = __half;
 using f8 = __nv_fp8_e4m3;
 
 // Lets the next kernel of the stream be made ready, which waits for this one before it reads.
-__device__ inline void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+__device__ inline void pdl_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 // Waits for what the kernels before this one wrote. Only what no kernel writes, such as weights, may be
 // read before.
-__device__ inline void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ inline void pdl_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // What a kernel begins with.
 __device__ inline void enter() {
-    let_next_start();
-    wait_for_inputs();
+    pdl_launch_dependents();
+    pdl_wait();
 }
 
 // The numbers of `DType` in the crate's `args.rs`.
@@ -90,7 +90,7 @@ template <class F> __device__ inline void with_narrow(int dtype, F &&f) {
     else f(f16{});
 }
 
-// Asks for bytes in the second cache: a multiple of 16, from such an address on.
+// Asks for bytes in the L2: a multiple of 16, from such an address on.
 __device__ inline void prefetch_bytes(const void *from, uint32_t bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }

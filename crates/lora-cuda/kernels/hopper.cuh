@@ -10,7 +10,7 @@ constexpr int WARPGROUP = 4 * WARP;
 constexpr int SWIZZLE = 128;
 constexpr int SWIZZLE_BLOCK = 8 * SWIZZLE;
 
-// A `CUtensorMap`, which only the copy engine reads.
+// A `CUtensorMap`, which only the TMA reads.
 struct alignas(64) TensorMap {
     uint64_t words[16];
 };
@@ -110,14 +110,14 @@ struct Barrier {
     }
 };
 
-// Makes initialised barriers known to the copy engine and to the cluster; a barrier of all threads
+// Makes initialised barriers known to the TMA and to the cluster; a barrier of all threads
 // must follow.
 __device__ inline void publish_barriers() {
     asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// How long the second cache keeps what is copied.
-enum class Keep : uint64_t { FIRST_OUT = 0x12f0000000000000ull, LAST_OUT = 0x14f0000000000000ull, AS_USUAL = 0x1000000000000000ull };
+// How long the L2 keeps what is copied.
+enum class Keep : uint64_t { EVICT_FIRST = 0x12f0000000000000ull, EVICT_LAST = 0x14f0000000000000ull, AS_USUAL = 0x1000000000000000ull };
 
 // Copies the tile whose first element is at (column, row) to `to`; zeros where the matrix has none.
 __device__ inline void copy_tile(void *to, const TensorMap &map, int column, int row, Barrier &done,
@@ -166,7 +166,7 @@ struct Ring {
     }
 };
 
-// Makes what this thread wrote to shared memory, or knows to be written, known to the copy engine and to
+// Makes what this thread wrote to shared memory, or knows to be written, known to the TMA and to
 // products.
 __device__ inline void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -193,7 +193,7 @@ __device__ inline uint64_t operand(const void *tile) {
 }
 
 // To be called before the first of several products, after anything else used their sums.
-__device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void products_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }

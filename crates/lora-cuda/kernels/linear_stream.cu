@@ -1,7 +1,7 @@
 // Products of few rows, with what adapters add. The time goes into reading weights, so that nothing else
 // may hold it up. The warps of a block have three roles: producers ask for weights long before they are
 // needed, and before the inputs are there, while the kernels before this one still run; consumers
-// multiply; finishers prepare what adapters add to a tile while it is multiplied. Sums are staged through
+// multiply; epilogue warps prepare what adapters add to a tile while it is multiplied. Sums are staged through
 // shared memory, where the blocks of a cluster, which share the terms of a sum, find each other's.
 #include "hopper.cuh"
 #include "lora_factors.cuh"
@@ -20,8 +20,8 @@ struct StreamArgs {
 };
 
 constexpr int OUTPUTS = 64;     // of a group of consumers
-constexpr int FINISHERS = WARPGROUP;
-constexpr int MOST_STAGES = 24; // of weights
+constexpr int EPILOGUE_WARPS = WARPGROUP;
+constexpr int MAX_STAGES = 24; // of weights
 constexpr int MAX_BLOCKS = 2;   // of a cluster
 
 // What an adapter does to the outputs of a slice.
@@ -68,7 +68,7 @@ struct ClusterBarrier {
 
 // Barriers of a block.
 struct Control {
-    Barrier w_full[MOST_STAGES], w_empty[MOST_STAGES], x_full[8], x_empty[8];
+    Barrier w_full[MAX_STAGES], w_empty[MAX_STAGES], x_full[8], x_empty[8];
     ClusterBarrier staged, taken; // of the cluster's sums
 };
 
@@ -108,7 +108,7 @@ template <class S> struct Memory {
         }
         if (lane == 0) {
             control->staged.init(S::CONSUMERS);
-            control->taken.init(FINISHERS);
+            control->taken.init(EPILOGUE_WARPS);
         }
         publish_barriers();
         __syncwarp();
@@ -155,7 +155,7 @@ template <class S> struct WeightProducer {
 #pragma unroll
         for (int output = 0; output < S::WIDTH; output += OUTPUTS)
             copy_tile(memory.w + ring.stage * S::W_BYTES + output * SWIZZLE, a.w, at.step * columns,
-                      at.tile * S::WIDTH + output, full, Keep::FIRST_OUT);
+                      at.tile * S::WIDTH + output, full, Keep::EVICT_FIRST);
         ring.next(a.stages);
         at.next(share);
     }
@@ -179,19 +179,19 @@ template <class S>
 __device__ void produce_inputs(const StreamArgs &a, const Memory<S> &memory, const Share &share,
                                int columns, int32_t announced) {
     Ring ring;
-    if (a.lora.inputs) wait_to_be_told(a.lora.inputs, announced);
-    else wait_for_inputs();
+    if (a.lora.inputs) wait_ready(a.lora.inputs, announced);
+    else pdl_wait();
     for (Cursor at(share); at.left > 0; at.next(share)) {
         Barrier &full = memory.control->x_full[ring.stage];
         memory.control->x_empty[ring.stage].wait(ring.parity ^ 1);
         full.expect(S::X_BYTES);
-        copy_tile(memory.x + ring.stage * S::X_BYTES, a.x, at.step * columns, 0, full, Keep::LAST_OUT);
+        copy_tile(memory.x + ring.stage * S::X_BYTES, a.x, at.step * columns, 0, full, Keep::EVICT_LAST);
         ring.next(S::X_STAGES);
     }
 }
 
-// Waits for all finishers.
-__device__ void finishers_sync() { asm volatile("bar.sync 2, %0;" ::"n"(FINISHERS) : "memory"); }
+// Waits for all epilogue warps.
+__device__ void epilogue_sync() { asm volatile("bar.sync 2, %0;" ::"n"(EPILOGUE_WARPS) : "memory"); }
 
 // A consumer's places in the rings.
 struct Places {
@@ -211,7 +211,7 @@ __device__ void multiply(const StreamArgs &a, const Memory<S> &memory, Places &a
         memory.control->x_full[at.x.stage].wait(at.x.parity);
         uint64_t w = operand(memory.w + at.w.stage * S::W_BYTES + group * OUTPUTS * SWIZZLE);
         uint64_t x = operand(memory.x + at.x.stage * S::X_BYTES);
-        products_begin();
+        wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 4; k++) product(T{}, fresh, w + 2 * k, x + 2 * k, i + k > 0);
         at.w.next(a.stages), at.x.next(S::X_STAGES);
@@ -240,7 +240,7 @@ __device__ void multiply_all(const StreamArgs &a, const Memory<S> &memory, int s
     for (; steps > 0; steps--) multiply<1, T, N, S>(a, memory, at, sums);
 }
 
-// Puts a thread's sums where finishers find them.
+// Puts a thread's sums where epilogue warps find them.
 template <int N, class S>
 __device__ void stage(const Memory<S> &memory, const float (&sums)[N / 2]) {
     int lane = threadIdx.x % WARP, output = threadIdx.x / WARP * 16 + lane / 4;
@@ -272,14 +272,14 @@ __device__ void consume(const StreamArgs &a, const Memory<S> &memory, const Shar
     }
 }
 
-// Four ranks of z of a row, the sum of all planes; zeros behind the end, or where there is no row.
+// Four ranks of z of a row, the sum of all partials; zeros behind the end, or where there is no row.
 __device__ float4 load_z(const FewRows &lora, int rows, int row, int slice, int from, int rank) {
     if (row < 0 || from >= rank) return make_float4(0, 0, 0, 0);
     const float *z = lora.z + (int64_t(row) * lora.slices + slice) * lora.max_rank + from;
     int64_t plane = int64_t(rows) * lora.slices * lora.max_rank;
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 8
-    for (int p = 0; p < lora.planes; p++) {
+    for (int p = 0; p < lora.partials; p++) {
         float4 v = *reinterpret_cast<const float4 *>(z + p * plane);
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
@@ -301,13 +301,13 @@ __device__ int slice_of(const FewRows &lora, int n) {
 
 // The warps that prepare what adapters add and write the outputs. The blocks of a cluster share the
 // outputs of a tile.
-template <class S> struct Finisher {
+template <class S> struct Epilogue {
     const StreamArgs &a;
     const Memory<S> &memory;
     int thread, warp, group, quad, blocks, width, tiles;
 
-    __device__ Finisher(const StreamArgs &a, const Memory<S> &memory) : a(a), memory(memory) {
-        thread = threadIdx.x % FINISHERS, warp = thread / WARP;
+    __device__ Epilogue(const StreamArgs &a, const Memory<S> &memory) : a(a), memory(memory) {
+        thread = threadIdx.x % EPILOGUE_WARPS, warp = thread / WARP;
         group = thread % WARP / 4, quad = thread % 4;
         blocks = cluster_size(), width = S::WIDTH / blocks, tiles = 0;
     }
@@ -318,18 +318,18 @@ template <class S> struct Finisher {
         tiles = a.lora.sizes[2];
         if (thread < a.out.rows) memory.order[thread] = a.lora.order[thread], memory.tile_of_row[thread] = -1;
         if (thread < tiles) memory.tiles[thread] = a.lora.tiles[thread];
-        finishers_sync();
+        epilogue_sync();
         if (thread < tiles) {
             int4 tile = memory.tiles[thread];
             for (int i = 0; i < tile.y; i++) memory.tile_of_row[memory.order[tile.x + i]] = thread;
         }
-        for (int i = thread; i < tiles * a.lora.slices; i += FINISHERS) {
+        for (int i = thread; i < tiles * a.lora.slices; i += EPILOGUE_WARPS) {
             int slot = memory.tiles[i / a.lora.slices].z;
             const SlotRow &found = a.lora.table[slot * a.lora.slices + i % a.lora.slices];
             memory.parts[i] = {static_cast<const bf16 *>(found.b), found.gain, found.shift,
                                found.scale, found.rank, found.active};
         }
-        finishers_sync();
+        epilogue_sync();
     }
 
     // The first output of a tile that this block finishes.
@@ -341,7 +341,7 @@ template <class S> struct Finisher {
         // Not beyond the slice, in whose B alone they lie.
         int end = slice + 1 < a.lora.slices ? a.lora.starts[slice + 1] : a.out.cols;
         int count = min(width, end - n);
-        for (int t = thread; t < tiles; t += FINISHERS) {
+        for (int t = thread; t < tiles; t += EPILOGUE_WARPS) {
             const Part &part = memory.parts[t * a.lora.slices + slice];
             if (count > 0 && part.rank > 0)
                 prefetch_bytes(part.b + int64_t(in_slice) * part.rank, count * part.rank * sizeof(bf16));
@@ -353,7 +353,7 @@ template <class S> struct Finisher {
         constexpr int TOGETHER = 16 * T;
         // The last tile may reach behind the last output.
         int count = min(width, a.out.cols - first_of(tile));
-        for (int t = warp; t < tiles; t += FINISHERS / WARP)
+        for (int t = warp; t < tiles; t += EPILOGUE_WARPS / WARP)
             for (int from = 0; from < count; from += TOGETHER) expand<T>(t, first_of(tile) + from, from);
     }
     template <int T> __device__ void expand(int t, int n, int from) const {
@@ -369,8 +369,8 @@ template <class S> struct Finisher {
             factors.load(b, part.rank, 2 * T, k);
             float4 z = load_z(a.lora, a.out.rows, row, slice, k, part.rank);
             Halves x(z.x), y(z.y), v(z.z), w(z.w);
-            factors.multiply(make_uint2(pair(x.coarse, y.coarse), pair(v.coarse, w.coarse)),
-                             make_uint2(pair(x.fine, y.fine), pair(v.fine, w.fine)), sums);
+            factors.multiply(make_uint2(pair(x.hi, y.hi), pair(v.hi, w.hi)),
+                             make_uint2(pair(x.lo, y.lo), pair(v.lo, w.lo)), sums);
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -417,16 +417,16 @@ template <class S> struct Finisher {
     __device__ void finish(int tile, const Outputs &outputs) const {
         constexpr int TURN = 4;
         int log = 31 - __clz(width / 4), count = a.out.rows << log, mask = (1 << log) - 1;
-        for (int i = thread; i < count; i += FINISHERS * TURN) {
+        for (int i = thread; i < count; i += EPILOGUE_WARPS * TURN) {
             float4 sums[TURN][MAX_BLOCKS];
 #pragma unroll
             for (int u = 0; u < TURN; u++) {
-                int at = i + u * FINISHERS;
+                int at = i + u * EPILOGUE_WARPS;
                 if (at < count) load_blocks(at >> log, (at & mask) * 4, sums[u]);
             }
 #pragma unroll
             for (int u = 0; u < TURN; u++) {
-                int at = i + u * FINISHERS;
+                int at = i + u * EPILOGUE_WARPS;
                 if (at < count) finish(tile, outputs, at >> log, (at & mask) * 4, sums[u]);
             }
         }
@@ -481,21 +481,21 @@ template <class S>
 __device__ void finish(const StreamArgs &a, const Memory<S> &memory, const Share &share) {
     uint32_t parity = 0;
     Control &control = *memory.control;
-    Finisher<S> finisher(a, memory);
+    Epilogue<S> epilogue(a, memory);
     // What is known of adapters is handed over before the first kernel of a step.
-    finisher.read_batch();
-    finisher.prefetch(share.tile);
-    wait_for_inputs();
-    finisher.read_scales();
+    epilogue.read_batch();
+    epilogue.prefetch(share.tile);
+    pdl_wait();
+    epilogue.read_scales();
     for (int tile = share.tile; tile < share.tiles; tile += share.clusters) {
-        if (tile + share.clusters < share.tiles) finisher.prefetch(tile + share.clusters);
-        auto outputs = finisher.outputs_of(tile);
-        finisher.expand_any(tile);
-        finishers_sync();
+        if (tile + share.clusters < share.tiles) epilogue.prefetch(tile + share.clusters);
+        auto outputs = epilogue.outputs_of(tile);
+        epilogue.expand_any(tile);
+        epilogue_sync();
         control.staged.wait(parity);
-        finisher.finish(tile, outputs);
+        epilogue.finish(tile, outputs);
         control.taken.arrive();
-        finishers_sync(); // What adapters add is used.
+        epilogue_sync(); // What adapters add is used.
         parity ^= 1;
     }
     // What the other block tells this one has arrived before this one leaves.
@@ -504,7 +504,7 @@ __device__ void finish(const StreamArgs &a, const Memory<S> &memory, const Share
 
 template <int N, int GROUPS> __device__ __forceinline__ void stream(const StreamArgs &a, uint8_t *shared) {
     using S = Sizes<N, GROUPS>;
-    constexpr int PRODUCERS = S::CONSUMERS + FINISHERS; // One thread each of two warps.
+    constexpr int PRODUCERS = S::CONSUMERS + EPILOGUE_WARPS; // One thread each of two warps.
     Memory<S> memory(shared, a.stages);
     Share share(a, S::WIDTH);
     int columns = a.dtype == DTYPE_F8 ? SWIZZLE : SWIZZLE / 2, thread = threadIdx.x;
@@ -516,7 +516,7 @@ template <int N, int GROUPS> __device__ __forceinline__ void stream(const Stream
     }
     int32_t announced = a.lora.inputs && thread == PRODUCERS + WARP ? announced_inputs(a.lora.inputs) : 0;
     __syncthreads();
-    let_next_start();
+    pdl_launch_dependents();
     cluster_sync();
     if (thread == PRODUCERS) weights.go_on(a, memory, share, columns);
     else if (thread == PRODUCERS + WARP) produce_inputs(a, memory, share, columns, announced);
@@ -527,7 +527,7 @@ template <int N, int GROUPS> __device__ __forceinline__ void stream(const Stream
 }
 
 // Blocks (cluster, 1, block of the cluster), one for a multiprocessor.
-extern "C" __global__ void __launch_bounds__(2 * WARPGROUP + FINISHERS + 2 * WARP, 1)
+extern "C" __global__ void __launch_bounds__(2 * WARPGROUP + EPILOGUE_WARPS + 2 * WARP, 1)
     linear_stream(const __grid_constant__ StreamArgs a) {
     extern __shared__ uint8_t shared[];
     int rows = a.out.rows;

@@ -1,10 +1,10 @@
 // Products of many rows, with what adapters add. A block computes tiles of outputs one after another:
 // a producer copies tiles of weights and inputs to a ring in shared memory, two groups of consumers
 // multiply. An adapter is more terms of the same sums: z stands beside the input and B beside the weights,
-// and fillers put both into the ring behind the last step of K. A tile has two halves of weights, neighbours
+// and LoRA loader warps put both into the ring behind the last step of K. A tile has two halves of weights, neighbours
 // or a gate and what it is for. The two blocks of a cluster compute the same outputs of different rows: each
-// copies a half to both, as the second cache could not serve each of them at the pace of the tensor cores.
-#include "linear_tiles_filler.cuh"
+// copies a half to both, as the L2 could not serve each of them at the pace of the tensor cores.
+#include "linear_tiles_loader.cuh"
 
 // Copies tiles of weights and inputs. One thread.
 struct Producer {
@@ -20,15 +20,15 @@ struct Producer {
                      tile.output + half * a.second, full, Keep::AS_USUAL);
     }
     __device__ void inputs(int stage, const Tile &tile, int step) const {
-        copy_tile(memory.x(stage), a.x, step * COLUMNS, tile.row, memory.control->full[stage], Keep::LAST_OUT);
+        copy_tile(memory.x(stage), a.x, step * COLUMNS, tile.row, memory.control->full[stage], Keep::EVICT_LAST);
     }
 
     __device__ void base(int stage, const Tile &tile, int number) const {
         Barrier &full = memory.control->full[stage];
         int output = tile.output + number * COLUMNS;
         full.expect(2 * X_BYTES);
-        copy_tile(memory.x(stage), a.x, output, tile.row, full, Keep::FIRST_OUT);
-        copy_tile(memory.w(stage), a.x, output + a.second, tile.row, full, Keep::FIRST_OUT);
+        copy_tile(memory.x(stage), a.x, output, tile.row, full, Keep::EVICT_FIRST);
+        copy_tile(memory.w(stage), a.x, output + a.second, tile.row, full, Keep::EVICT_FIRST);
     }
 
     __device__ void run() const {
@@ -37,7 +37,7 @@ struct Producer {
         // Weights of the first steps come before the inputs are there.
         int ahead = schedule.begin() < schedule.end() ? min(STAGES, a.steps) : 0;
         for (int i = 0; i < ahead; i++) weights(i, schedule(schedule.begin()), i);
-        wait_for_inputs();
+        pdl_wait();
         for (int i = schedule.begin(); i < schedule.end(); i += schedule.step()) {
             Tile tile = schedule(i);
             for (int step = 0; step < a.steps; step++) {
@@ -132,7 +132,7 @@ template <class T, Does DOES> struct Consumer {
         for (int step = 0; step < a.steps; step++) {
             full.wait(memory.control->full, ring.stage);
             uint64_t x = inputs(), w = weights();
-            products_begin();
+            wgmma_fence();
 #pragma unroll
             for (int k = 0; k < 4; k++) product(T{}, sums, x + 2 * k, w + 2 * k, step + k > 0);
             products_commit();
@@ -153,7 +153,7 @@ template <class T, Does DOES> struct Consumer {
             filled.wait(memory.control->filled, ring.stage);
             publish();
             uint64_t x = inputs(), w = weights();
-            products_begin();
+            wgmma_fence();
             product(bf16{}, sums, x, w, 1);
             product(bf16{}, sums, x + BYTES, w, 1);
             if (units > 1) {
@@ -255,7 +255,7 @@ template <int REGISTERS> __device__ void give_registers() {
 __device__ void init(const Memory &memory, int thread) {
     if (thread < STAGES) {
         memory.control->full[thread].init(1);
-        memory.control->filled[thread].init(FILLERS);
+        memory.control->filled[thread].init(LOADER_WARPS);
         memory.control->given[thread].init(1);
         memory.control->empty[thread].init(CLUSTER * CONSUMERS / WARP);
     }
@@ -264,7 +264,7 @@ __device__ void init(const Memory &memory, int thread) {
 
 template <class F> __device__ __forceinline__ void multiply_tiles(const TilesArgs &a, F &&consume) {
     extern __shared__ uint8_t shared[];
-    let_next_start();
+    pdl_launch_dependents();
     Memory memory(shared);
     int thread = threadIdx.x - CONSUMERS;
     // Who uses which adapter was handed over before the first kernel of the step.
@@ -276,11 +276,11 @@ template <class F> __device__ __forceinline__ void multiply_tiles(const TilesArg
         give_registers<40>();
         if (thread == 0) Producer{a, memory}.run();
         if (thread < WARP) __syncwarp();
-        wait_for_inputs();
-        if (thread >= WARP) Filler(a, memory, thread - WARP).run();
+        pdl_wait();
+        if (thread >= WARP) LoraLoader(a, memory, thread - WARP).run();
     } else {
         take_registers<232>();
-        wait_for_inputs();
+        pdl_wait();
         consume(memory);
     }
     __syncthreads();

@@ -34,19 +34,19 @@ constexpr int ROWS = 128, OUTPUTS = 256; // of a tile
 constexpr int HALF = OUTPUTS / 2;
 constexpr int CLUSTER = 2;               // blocks
 constexpr int CLUSTER_ROWS = CLUSTER * ROWS; // for which slots are listed
-constexpr int MOST_CLUSTERS = 64;        // of so many rows
-constexpr int MOST_SLICES = 4;
+constexpr int MAX_CLUSTERS = 64;        // of so many rows
+constexpr int MAX_SLICES = 4;
 constexpr int STAGES = 4;                // of the ring
 constexpr int COLUMNS = 64;              // of K in a step, and of a box of outputs
 constexpr int GROUP_ROWS = 64;           // of a group of consumers
 constexpr int CONSUMERS = 2 * WARPGROUP;
-constexpr int FILLERS = 3 * WARP;
+constexpr int LOADER_WARPS = 3 * WARP;
 constexpr int TOGETHER = 8;              // tiles of rows that go through all weights together
 constexpr int UNIT = 16;                 // ranks of one instruction, of one slot at one slice
 constexpr int UNITS = 2;                 // of a step
 constexpr int CHUNK = 8;                 // ranks of one copy
 constexpr int NOBODY = -2;               // a slot that no row has
-constexpr int ENTRIES = 32;              // factors that fillers know at a time
+constexpr int ENTRIES = 32;              // factors that LoRA loader warps know at a time
 constexpr int X_BYTES = ROWS * SWIZZLE, W_BYTES = OUTPUTS * SWIZZLE, STAGE_BYTES = X_BYTES + W_BYTES;
 constexpr int BOX_BYTES = GROUP_ROWS * SWIZZLE;
 
@@ -57,12 +57,12 @@ struct Entry {
 };
 
 // Barriers of each stage: it holds a step of K, or one of adapters; the producer has given it to the
-// fillers; all who copy to it may do so again.
+// LoRA loader warps; all who copy to it may do so again.
 struct Control {
     Barrier full[STAGES], filled[STAGES], given[STAGES], empty[STAGES];
     Entry entries[ENTRIES];
-    int32_t slots[ROWS]; // of the rows that fillers work on
-    uint16_t units[MOST_CLUSTERS * MOST_SLICES]; // Of each 256 rows at each slice.
+    int32_t slots[ROWS]; // of the rows that LoRA loader warps work on
+    uint16_t units[MAX_CLUSTERS * MAX_SLICES]; // Of each 256 rows at each slice.
 };
 
 // The shared memory of a block.
@@ -96,7 +96,7 @@ struct Tile {
 };
 
 // The tiles of this block, in turn with other clusters. Those that run at the same time have few rows and few
-// outputs among them, so that the second cache holds what they read.
+// outputs among them, so that the L2 holds what they read.
 struct Schedule {
     int row_tiles, output_tiles, width, rank;
 
@@ -148,10 +148,10 @@ __device__ int units_of(const TilesArgs &a, const Memory &memory, const Tile &ti
 }
 __device__ int steps_of(int units) { return (units + UNITS - 1) / UNITS; }
 
-// Counts the units of adapters, by the fillers.
+// Counts the units of adapters, by the LoRA loader warps.
 __device__ void count_units(const TilesArgs &a, const Memory &memory, int thread) {
     int clusters = (a.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
-    for (int i = thread; i < clusters * a.lora.slices; i += FILLERS) {
+    for (int i = thread; i < clusters * a.lora.slices; i += LOADER_WARPS) {
         int units = 0, group = i / a.lora.slices, slice = i % a.lora.slices;
         for (int j = a.lora.group_starts[group]; j < a.lora.group_starts[group + 1]; j++)
             units += (a.lora.table[a.lora.group_slots[j] * a.lora.slices + slice].rank + UNIT - 1) / UNIT;

@@ -45,10 +45,10 @@ struct LoraArgs {
     const int4 *tiles;      // Rows of one adapter: start in `order`, number, slot.
     const int32_t *sizes;   // Number of segments, of rows in `order`, and of tiles.
     const int32_t *columns; // Where slices begin, and the end.
-    float *z; // Parts of A x: [planes, rows, slices, max_rank]; without planes what `lora_shrink.cu` leaves.
+    float *z; // Parts of A x: [partials, rows, slices, max_rank]; without partials what `lora_shrink.cu` leaves.
     int32_t *inputs;        // Two words, see `announce_inputs`.
     int32_t slices, max_rank, in_dim;
-    int32_t chunk, planes;  // Columns of K that a plane sums, and their number.
+    int32_t chunk, partials;  // Columns of K that a partial sums, and their number.
     int32_t tile_rows;      // Rows of a full tile.
 };
 
@@ -65,7 +65,7 @@ struct FewRows {
     const int32_t *sizes;
     const float *z;
     int32_t starts[4]; // Where slices begin.
-    int32_t slices, max_rank, planes;
+    int32_t slices, max_rank, partials;
     int32_t *inputs; // Where the shrink, the kernel before, tells that the inputs are there.
 };
 
@@ -90,7 +90,7 @@ __device__ inline int32_t announce_inputs(int32_t *words) {
     return number;
 }
 
-__device__ inline void tell_inputs(int32_t *words, int32_t announced) {
+__device__ inline void signal_ready(int32_t *words, int32_t announced) {
     if (!is_first_block() || threadIdx.x != 0) return;
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(words + 1), "r"(announced) : "memory");
 }
@@ -100,8 +100,8 @@ __device__ inline int32_t announced_inputs(const int32_t *words) {
     return *static_cast<const volatile int32_t *>(words);
 }
 
-// Waits for the inputs, which the copy engine may read then.
-__device__ inline void wait_to_be_told(const int32_t *words, int32_t announced) {
+// Waits for the inputs, which the TMA may read then.
+__device__ inline void wait_ready(const int32_t *words, int32_t announced) {
     int32_t told;
     do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(told) : "l"(words + 1) : "memory");
     while (told - announced < 0);

@@ -49,21 +49,21 @@ template <int T> struct Factors {
         }
     }
 
-    // Adds the products with 16 ranks of z, which is the sum of `coarse` and `fine`. Sums are those of
+    // Adds the products with 16 ranks of z, which is the sum of `hi` and `lo`. Sums are those of
     // the even output and two rows, then of the odd one.
-    __device__ void multiply(uint2 coarse, uint2 fine, float (&sums)[T][4]) const {
+    __device__ void multiply(uint2 hi, uint2 lo, float (&sums)[T][4]) const {
 #pragma unroll
         for (int t = 0; t < T; t++) {
-            mma(sums[t], even[t].x, odd[t].x, even[t].y, odd[t].y, coarse.x, coarse.y);
-            mma(sums[t], even[t].x, odd[t].x, even[t].y, odd[t].y, fine.x, fine.y);
+            mma(sums[t], even[t].x, odd[t].x, even[t].y, odd[t].y, hi.x, hi.y);
+            mma(sums[t], even[t].x, odd[t].x, even[t].y, odd[t].y, lo.x, lo.y);
         }
     }
 };
 
 // A number as a sum of two in bf16, so that it keeps 16 bits on its way through the tensor cores.
 struct Halves {
-    bf16 coarse, fine;
+    bf16 hi, lo;
 
     __device__ explicit Halves(float v)
-        : coarse(__float2bfloat16_rn(v)), fine(__float2bfloat16_rn(v - __bfloat162float(coarse))) {}
+        : hi(__float2bfloat16_rn(v)), lo(__float2bfloat16_rn(v - __bfloat162float(hi))) {}
 };

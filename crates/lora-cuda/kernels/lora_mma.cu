@@ -2,7 +2,7 @@
 // another kernel has left z (`lora_shrink.cu`).
 //
 // Shrink cuts K into chunks of a fixed size, a block each, and leaves a plane of partial sums for
-// every chunk; whoever reads them adds the planes in their order. So nothing is zeroed and nothing is added
+// every chunk; whoever reads them adds the partials in their order. So nothing is zeroed and nothing is added
 // atomically, and as long as this is the shrink, a row's bits do not depend on the batch.
 #include "lora_factors.cuh"
 
@@ -131,12 +131,12 @@ __device__ void store(const LoraArgs &a, const Piece &piece, const float (&sums)
 // that follows.
 extern "C" __global__ void __launch_bounds__(SHRINK_WARPS * WARP, 8) lora_shrink_mma(LoraArgs a) {
     int32_t announced = announce_inputs(a.inputs);
-    let_next_start();
+    pdl_launch_dependents();
     Piece piece;
     // Nobody ends before the kernels before this one have: what comes next relies on that.
     if (!piece.read(a)) {
-        wait_for_inputs();
-        return tell_inputs(a.inputs, announced);
+        pdl_wait();
+        return signal_ready(a.inputs, announced);
     }
     // Who uses which adapter was handed over before the first kernel of the step, so that factors are on
     // their way before the inputs are there.
@@ -147,8 +147,8 @@ extern "C" __global__ void __launch_bounds__(SHRINK_WARPS * WARP, 8) lora_shrink
     const bf16 *high = group + 8 < ranks ? piece.factors(a, group + 8) : nullptr;
     piece.prefetch(a, columns.end);
     const bf16 *x = group < piece.tile.count ? a.x.row<bf16>(piece.tile.rows[group]) : nullptr;
-    wait_for_inputs();
-    tell_inputs(a.inputs, announced);
+    pdl_wait();
+    signal_ready(a.inputs, announced);
     float sums[4] = {};
     multiply(x, low, high, columns, sums);
     store(a, piece, sums);
@@ -204,19 +204,19 @@ struct Outputs {
 };
 
 // z of the tile's rows, in halves.
-template <int ROWS> struct Bridge {
-    bf16 coarse[ROWS][MAX_RANK + 8], fine[ROWS][MAX_RANK + 8];
+template <int ROWS> struct ZTile {
+    bf16 hi[ROWS][MAX_RANK + 8], lo[ROWS][MAX_RANK + 8];
     int32_t rows[ROWS]; // -1: there is no such row
 
     __device__ void fill(const LoraArgs &a, Tile &tile, int slice, int padded) {
         if (threadIdx.x < ROWS)
             rows[threadIdx.x] = threadIdx.x < tile.count ? tile.rows[threadIdx.x] : -1;
-        if (a.planes > 0) add_planes(a, tile, slice, padded);
+        if (a.partials > 0) add_partials(a, tile, slice, padded);
         else copy(a, tile, slice, padded);
     }
 
-    // The sum of the planes that the shrink of few rows left.
-    __device__ void add_planes(const LoraArgs &a, const Tile &tile, int slice, int padded) {
+    // The sum of the partials that the shrink of few rows left.
+    __device__ void add_partials(const LoraArgs &a, const Tile &tile, int slice, int padded) {
         int64_t plane = int64_t(a.out.rows) * a.slices * a.max_rank;
         for (int i = threadIdx.x; i < ROWS * padded; i += blockDim.x) {
             int row = i / padded, j = i % padded;
@@ -224,22 +224,22 @@ template <int ROWS> struct Bridge {
             if (row < tile.count && j < tile.part.rank) {
                 const float *from = z_of(a, tile.rows[row], slice, j);
 #pragma unroll 8
-                for (int p = 0; p < a.planes; p++) z += from[p * plane];
+                for (int p = 0; p < a.partials; p++) z += from[p * plane];
             }
             Halves halves(z);
-            coarse[row][j] = halves.coarse, fine[row][j] = halves.fine;
+            hi[row][j] = halves.hi, lo[row][j] = halves.lo;
         }
     }
 
     // The halves that the shrink of many rows left, with the scale in them; zeros behind the rank.
     __device__ void copy(const LoraArgs &a, Tile &tile, int slice, int padded) {
-        int eights = padded / EIGHT;
-        for (int i = threadIdx.x; i < ROWS * 2 * eights; i += blockDim.x) {
-            int row = i / (2 * eights), half = i / eights % 2, j = i % eights * EIGHT;
+        int vec8 = padded / EIGHT;
+        for (int i = threadIdx.x; i < ROWS * 2 * vec8; i += blockDim.x) {
+            int row = i / (2 * vec8), half = i / vec8 % 2, j = i % vec8 * EIGHT;
             if (row >= tile.count) continue;
             const bf16 *z = reinterpret_cast<const bf16 *>(a.z);
             z += ((int64_t(tile.rows[row]) * a.slices + slice) * 2 + half) * a.max_rank + j;
-            bf16 *to = half ? fine[row] : coarse[row];
+            bf16 *to = half ? lo[row] : hi[row];
             *reinterpret_cast<uint4 *>(to + j) = *reinterpret_cast<const uint4 *>(z);
         }
         tile.part.scale = 1.0f;
@@ -251,12 +251,12 @@ template <int ROWS> struct Bridge {
 template <int EIGHTS, bool BEGIN> struct Expander {
     const LoraArgs &a;
     const Tile &tile;
-    const Bridge<EIGHTS * EIGHT> &z;
+    const ZTile<EIGHTS * EIGHT> &z;
     int begin, width, group, quad, n;
     Factors<4> next;
 
     // Asks for the first factors.
-    __device__ Expander(const LoraArgs &a, const Tile &tile, const Bridge<EIGHTS * EIGHT> &z, int slice)
+    __device__ Expander(const LoraArgs &a, const Tile &tile, const ZTile<EIGHTS * EIGHT> &z, int slice)
         : a(a), tile(tile), z(z), begin(a.columns[slice]), width(a.columns[slice + 1] - begin),
           group(threadIdx.x % WARP / 4), quad(threadIdx.x % 4) {
         n = (blockIdx.z * WARPS + threadIdx.x / WARP) * OUTPUTS + group * 8;
@@ -300,9 +300,9 @@ template <int EIGHTS, bool BEGIN> struct Expander {
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
                 int row = e * EIGHT + group;
-                uint2 coarse = *reinterpret_cast<const uint2 *>(&z.coarse[row][k + quad * 4]);
-                uint2 fine = *reinterpret_cast<const uint2 *>(&z.fine[row][k + quad * 4]);
-                b.multiply(coarse, fine, sums[e]);
+                uint2 hi = *reinterpret_cast<const uint2 *>(&z.hi[row][k + quad * 4]);
+                uint2 lo = *reinterpret_cast<const uint2 *>(&z.lo[row][k + quad * 4]);
+                b.multiply(hi, lo, sums[e]);
             }
         }
     }
@@ -320,16 +320,16 @@ template <int EIGHTS, bool BEGIN> struct Expander {
 // Blocks (tile, slice, some of its outputs, 512 at a time). What does not depend on z is asked for before
 // z is there.
 template <int EIGHTS, bool BEGIN> __device__ void expand(const LoraArgs &a) {
-    __shared__ Bridge<EIGHTS * EIGHT> z;
-    let_next_start();
+    __shared__ ZTile<EIGHTS * EIGHT> z;
+    pdl_launch_dependents();
     Tile tile;
     int slice = blockIdx.y;
     bool there = BEGIN ? read_first_tile(a, blockIdx.x, slice, EIGHTS * EIGHT, tile)
                        : read_tile(a, blockIdx.x, slice, tile);
-    if (!there) return wait_for_inputs();
+    if (!there) return pdl_wait();
     int padded = (tile.part.rank + 15) / 16 * 16;
     Expander<EIGHTS, BEGIN> expander(a, tile, z, slice);
-    wait_for_inputs();
+    pdl_wait();
     z.fill(a, tile, slice, padded);
     __syncthreads();
     expander.run(padded);

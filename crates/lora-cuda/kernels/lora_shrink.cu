@@ -140,7 +140,7 @@ template <int T> struct Loader {
     __device__ void run() const {
         int ahead = min(share.count, STAGES);
         for (int step = 0; step < ahead; step++) load_factors(step, step);
-        wait_for_inputs();
+        pdl_wait();
         Ring ring;
         for (int step = 0; step < share.count; step++, ring.next(STAGES)) {
             if (step >= STAGES) {
@@ -182,7 +182,7 @@ template <int T> struct Consumer {
             publish();
             uint64_t x = operand(memory.x(ring.stage) + group * GROUP_ROWS * SWIZZLE);
             uint64_t factors = operand(memory.factors(ring.stage));
-            products_begin();
+            wgmma_fence();
 #pragma unroll
             for (int k = 0; k < 4; k++) product(bf16{}, sums, x + 2 * k, factors + 2 * k, step + k > 0);
             products_commit();
@@ -224,8 +224,8 @@ template <int T> __device__ void finish(const ShrinkArgs &a, const Memory<T> &me
         Halves x(unit.scale * v.x), y(unit.scale * v.y), z(unit.scale * v.z), w(unit.scale * v.w);
         int64_t part = (int64_t(a.order[tile.start + row]) * a.slices + unit.slice) * 2;
         bf16 *out = a.z + part * a.max_rank + unit.first + rank % RANKS;
-        *reinterpret_cast<uint2 *>(out) = make_uint2(pair(x.coarse, y.coarse), pair(z.coarse, w.coarse));
-        *reinterpret_cast<uint2 *>(out + a.max_rank) = make_uint2(pair(x.fine, y.fine), pair(z.fine, w.fine));
+        *reinterpret_cast<uint2 *>(out) = make_uint2(pair(x.hi, y.hi), pair(z.hi, w.hi));
+        *reinterpret_cast<uint2 *>(out + a.max_rank) = make_uint2(pair(x.lo, y.lo), pair(z.lo, w.lo));
     }
 }
 
@@ -240,7 +240,7 @@ template <int T> __device__ bool has_units(const ShrinkArgs &a, Tile tile) {
 // kernel of the step.
 template <int T> __device__ void shrink_rows(const ShrinkArgs &a) {
     extern __shared__ uint8_t shared[];
-    let_next_start();
+    pdl_launch_dependents();
     Memory<T> memory(shared);
     if (threadIdx.x < WARP) {
         Tile found = find_tile(a, blockIdx.x);
@@ -248,11 +248,11 @@ template <int T> __device__ void shrink_rows(const ShrinkArgs &a) {
     }
     __syncthreads();
     Tile tile = memory.control->tile;
-    if (tile.rows == 0 || !has_units<T>(a, tile)) return wait_for_inputs();
+    if (tile.rows == 0 || !has_units<T>(a, tile)) return pdl_wait();
     Consumer<T> consumer{memory};
     if (threadIdx.x < CONSUMERS) consumer.multiply(Share(a).count);
     else Loader<T>(a, memory, tile).run();
-    wait_for_inputs();
+    pdl_wait();
     __syncthreads();
     if (threadIdx.x < CONSUMERS) consumer.keep();
     cluster_sync();

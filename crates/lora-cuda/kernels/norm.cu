@@ -60,7 +60,7 @@ extern "C" __global__ void add_rms_norm(NormArgs a) {
 // As the other two, for rows of 16-bit numbers without gaps of up to 8 elements a thread: what a thread
 // reads once stays in its registers. Null for the residual: there is none.
 extern "C" __global__ void rms_norm_eights(NormArgs a) {
-    let_next_start();
+    pdl_launch_dependents();
     with_narrow(a.out.dtype, [&](auto t) {
         using T = decltype(t);
         int64_t r = blockIdx.x;
@@ -70,7 +70,7 @@ extern "C" __global__ void rms_norm_eights(NormArgs a) {
         // No kernel writes the weights.
         Eight<float> w;
         if (inside) w = Eight<float>::load(a.w.of(r) + c);
-        wait_for_inputs();
+        pdl_wait();
         float square = 0.0f;
         if (inside) {
             row = Eight<T>::load(a.x.row<T>(r) + c);

@@ -68,7 +68,7 @@ extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
 // Below, four lanes share a head: a lane has every fourth eight of its elements, so both elements of a
 // pair, and all that one sum of squares of the kernel above begins with.
 constexpr int LANES = 4;
-constexpr int STEP = LANES * EIGHT; // between the eights of a lane
+constexpr int STEP = LANES * EIGHT; // between the vectors of 8 of a lane
 
 // Eight numbers at a multiple of 16 bytes.
 __device__ void load_floats(const float *from, float (&to)[EIGHT]) {

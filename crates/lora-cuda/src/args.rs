@@ -2,7 +2,7 @@
 //! fields in the same order.
 #![allow(unsafe_code)]
 
-use lora_core::{DType, Mat};
+use lora_core::{DType, MatLayout};
 
 use crate::{CudaBuf, View, ViewMut};
 
@@ -102,18 +102,18 @@ impl MatArg {
     pub const NONE: Self = Self { data: 0, row_stride: 0, rows: 0, cols: 0, dtype: 0, padding: 0 };
 
     /// A matrix in `buf`.
-    pub fn new(buf: &CudaBuf, geo: Mat) -> Self {
-        Self::at(buf.address() + (geo.offset * geo.dtype.size()) as u64, geo)
+    pub fn new(buf: &CudaBuf, layout: MatLayout) -> Self {
+        Self::at(buf.address() + (layout.offset * layout.dtype.size()) as u64, layout)
     }
 
     /// A matrix whose first element is at `data`.
-    pub fn at(data: Address, geo: Mat) -> Self {
+    pub fn at(data: Address, layout: MatLayout) -> Self {
         Self {
             data,
-            row_stride: geo.row_stride as i64,
-            rows: geo.rows as i32,
-            cols: geo.cols as i32,
-            dtype: dtype_number(geo.dtype),
+            row_stride: layout.row_stride as i64,
+            rows: layout.rows as i32,
+            cols: layout.cols as i32,
+            dtype: dtype_number(layout.dtype),
             padding: 0,
         }
     }
@@ -126,13 +126,13 @@ impl MatArg {
 
 impl From<View<'_>> for MatArg {
     fn from(view: View<'_>) -> Self {
-        Self::new(view.buf, view.geo)
+        Self::new(view.buf, view.layout)
     }
 }
 
 impl From<&ViewMut<'_>> for MatArg {
     fn from(view: &ViewMut<'_>) -> Self {
-        Self::new(view.buf, view.geo)
+        Self::new(view.buf, view.layout)
     }
 }
 

@@ -52,7 +52,7 @@ impl Backend for Cuda {
     }
 
     fn upload(&self, q: &mut CudaQueue, src: &[u8], dst: ViewMut<'_>) -> Result<()> {
-        check::dense_bytes("upload", dst.geo, src.len())?;
+        check::dense_bytes("upload", dst.layout, src.len())?;
         q.upload(src, &dst)
     }
 
@@ -71,7 +71,7 @@ impl Backend for Cuda {
         from: Range<usize>,
         to: usize,
     ) -> Result<()> {
-        check::copy_rows(t.geo, &from, to)?;
+        check::copy_rows(t.layout, &from, to)?;
         q.copy_rows(&t, from.start, to, from.len())
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, sys};
-use lora_core::{Mat, Pool, Result, check};
+use lora_core::{MatLayout, Pool, Result, check};
 
 use crate::copies::Copies;
 use crate::error::CudaError;
@@ -133,9 +133,9 @@ fn check_capability(
 }
 
 /// Whether all rows of a matrix begin at multiples of 16 bytes.
-pub(crate) fn is_aligned(geo: Mat) -> bool {
-    let size = geo.dtype.size();
-    (geo.offset * size).is_multiple_of(16) && (geo.row_stride * size).is_multiple_of(16)
+pub(crate) fn is_aligned(layout: MatLayout) -> bool {
+    let size = layout.dtype.size();
+    (layout.offset * size).is_multiple_of(16) && (layout.row_stride * size).is_multiple_of(16)
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ pub const HEADERS: [Source; 7] = sources![
     "common.cuh",
     "hopper.cuh",
     "linear_tiles.cuh",
-    "linear_tiles_filler.cuh",
+    "linear_tiles_loader.cuh",
     "lora.cuh",
     "lora_factors.cuh"
 ];

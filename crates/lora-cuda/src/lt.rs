@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::CudaContext;
-use lora_core::{DType, Error, Mat, Pool, Result};
+use lora_core::{DType, Error, MatLayout, Pool, Result};
 
 use crate::args::{Address, MatArg};
 use crate::{CudaBuf, CudaError, CudaQueue};
@@ -160,9 +160,9 @@ impl Lt {
     pub fn product(
         &mut self,
         q: &mut CudaQueue,
-        (x, x_geo): (MatArg, Mat),
-        (w, w_geo): (MatArg, Mat),
-        (out, out_geo): (MatArg, Mat),
+        (x, x_geo): (MatArg, MatLayout),
+        (w, w_geo): (MatArg, MatLayout),
+        (out, out_geo): (MatArg, MatLayout),
         extras: Extras,
     ) -> Result<bool> {
         let shape = Shape {

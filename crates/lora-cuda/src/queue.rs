@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
-use lora_core::{Error, Mat, Pool, Result};
+use lora_core::{Error, MatLayout, Pool, Result};
 
 use crate::args::{Kernel, KernelArgs};
 use crate::download::{CudaDownload, HostBlocks, LentBlock};
@@ -37,7 +37,7 @@ const TAKEN_ALONG: usize = 64 << 10;
 
 /// The most bytes of an upload that page-locked memory is kept for. Only what comes before the first
 /// step is larger.
-const MOST_STAGED: usize = 4 << 20;
+const MAX_STAGED: usize = 4 << 20;
 
 /// Whether ops are recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -204,7 +204,7 @@ impl CudaQueue {
     }
 
     /// Copies bytes from the host to the start of a dense matrix. The host may go on at once, and
-    /// change `src`, unless there are more than [`MOST_STAGED`] of them.
+    /// change `src`, unless there are more than [`MAX_STAGED`] of them.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -212,8 +212,8 @@ impl CudaQueue {
         if src.is_empty() {
             return Ok(());
         }
-        let address = dst.buf.address() + (dst.geo.offset * dst.geo.dtype.size()) as u64;
-        if (TAKEN_ALONG + 1..=MOST_STAGED).contains(&src.len()) {
+        let address = dst.buf.address() + (dst.layout.offset * dst.layout.dtype.size()) as u64;
+        if (TAKEN_ALONG + 1..=MAX_STAGED).contains(&src.len()) {
             return self.upload_staged(src, address);
         }
         // SAFETY: the caller has checked that `dst` has as many bytes. `src` is pageable memory,
@@ -249,10 +249,10 @@ impl CudaQueue {
     /// # Errors
     /// [`Error::Device`].
     pub(crate) fn download(&mut self, src: View<'_>) -> Result<CudaDownload> {
-        let bytes = src.geo.rows * src.geo.cols * src.geo.dtype.size();
+        let bytes = src.layout.rows * src.layout.cols * src.layout.dtype.size();
         let block = self.host_blocks.take(&self.context, bytes.max(1))?;
         if bytes > 0 {
-            let mut copy = rows_of(src.buf, src.geo, src.geo.rows);
+            let mut copy = rows_of(src.buf, src.layout, src.layout.rows);
             copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
             copy.dstHost = block.address().cast();
             copy.dstPitch = copy.WidthInBytes;
@@ -275,10 +275,10 @@ impl CudaQueue {
         to: usize,
         count: usize,
     ) -> Result<()> {
-        if count == 0 || t.geo.cols == 0 {
+        if count == 0 || t.layout.cols == 0 {
             return Ok(());
         }
-        let part = |start| t.geo.slice_rows(start..start + count);
+        let part = |start| t.layout.slice_rows(start..start + count);
         let target = rows_of(t.buf, part(to), count);
         let mut copy = rows_of(t.buf, part(from), count);
         copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
@@ -319,16 +319,16 @@ fn in_clusters(blocks: u32) -> sys::CUlaunchAttribute {
 }
 
 /// A copy from a matrix; the other side is still to be filled in.
-fn rows_of(buf: &CudaBuf, geo: Mat, rows: usize) -> sys::CUDA_MEMCPY2D {
-    let size = geo.dtype.size();
+fn rows_of(buf: &CudaBuf, layout: MatLayout, rows: usize) -> sys::CUDA_MEMCPY2D {
+    let size = layout.dtype.size();
     // The pitch of a single row may be less than its width, and means nothing.
-    let pitch = geo.row_stride.max(geo.cols) * size;
+    let pitch = layout.row_stride.max(layout.cols) * size;
     sys::CUDA_MEMCPY2D {
         srcXInBytes: 0,
         srcY: 0,
         srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
         srcHost: std::ptr::null(),
-        srcDevice: buf.address() + (geo.offset * size) as u64,
+        srcDevice: buf.address() + (layout.offset * size) as u64,
         srcArray: std::ptr::null_mut(),
         srcPitch: pitch,
         dstXInBytes: 0,
@@ -338,7 +338,7 @@ fn rows_of(buf: &CudaBuf, geo: Mat, rows: usize) -> sys::CUDA_MEMCPY2D {
         dstDevice: 0,
         dstArray: std::ptr::null_mut(),
         dstPitch: pitch,
-        WidthInBytes: geo.cols * size,
+        WidthInBytes: layout.cols * size,
         Height: rows,
     }
 }

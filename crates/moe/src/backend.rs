@@ -1,4 +1,4 @@
-//! Kernels for the experts of a layer, by the names of the original's `moe_backend`.
+//! Kernels for the experts of a layer, by the names of TensorRT-LLM's `moe_backend`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, Serialize, Deserialize)]
 #[serde(into = "&'static str", try_from = "String")]
 #[non_exhaustive]
-pub enum MoeBackend {
-    /// The engine chooses: see [`MoeBackend::resolve`].
+pub enum MoeBackendName {
+    /// The engine chooses: see [`MoeBackendName::resolve`].
     #[default]
     Auto,
     /// Grouped products after CUTLASS; the only one that applies LoRA inside the experts.
@@ -36,17 +36,17 @@ pub enum MoeBackend {
 }
 
 /// One row per backend, in the order of the enum.
-const TABLE: [(MoeBackend, &str); 10] = [
-    (MoeBackend::Auto, "AUTO"),
-    (MoeBackend::Cutlass, "CUTLASS"),
-    (MoeBackend::Cutedsl, "CUTEDSL"),
-    (MoeBackend::Trtllm, "TRTLLM"),
-    (MoeBackend::Deepgemm, "DEEPGEMM"),
-    (MoeBackend::Densegemm, "DENSEGEMM"),
-    (MoeBackend::Vanilla, "VANILLA"),
-    (MoeBackend::Triton, "TRITON"),
-    (MoeBackend::Wideep, "WIDEEP"),
-    (MoeBackend::Marlin, "MARLIN"),
+const TABLE: [(MoeBackendName, &str); 10] = [
+    (MoeBackendName::Auto, "AUTO"),
+    (MoeBackendName::Cutlass, "CUTLASS"),
+    (MoeBackendName::Cutedsl, "CUTEDSL"),
+    (MoeBackendName::Trtllm, "TRTLLM"),
+    (MoeBackendName::Deepgemm, "DEEPGEMM"),
+    (MoeBackendName::Densegemm, "DENSEGEMM"),
+    (MoeBackendName::Vanilla, "VANILLA"),
+    (MoeBackendName::Triton, "TRITON"),
+    (MoeBackendName::Wideep, "WIDEEP"),
+    (MoeBackendName::Marlin, "MARLIN"),
 ];
 
 /// A text that names no backend.
@@ -58,17 +58,17 @@ pub struct UnknownMoeBackend(
 );
 
 fn names() -> String {
-    MoeBackend::all().map(MoeBackend::name).collect::<Vec<_>>().join(", ")
+    MoeBackendName::all().map(MoeBackendName::name).collect::<Vec<_>>().join(", ")
 }
 
-impl MoeBackend {
+impl MoeBackendName {
     /// Its name.
     pub fn name(self) -> &'static str {
         // The table has one row per variant, in order: see the test below.
         TABLE[self as usize].1
     }
 
-    /// Every backend, [`MoeBackend::Auto`] first.
+    /// Every backend, [`MoeBackendName::Auto`] first.
     pub fn all() -> impl ExactSizeIterator<Item = Self> {
         TABLE.iter().map(|row| row.0)
     }
@@ -80,7 +80,7 @@ impl MoeBackend {
     }
 }
 
-impl FromStr for MoeBackend {
+impl FromStr for MoeBackendName {
     type Err = UnknownMoeBackend;
 
     fn from_str(text: &str) -> Result<Self, UnknownMoeBackend> {
@@ -89,7 +89,7 @@ impl FromStr for MoeBackend {
     }
 }
 
-impl TryFrom<String> for MoeBackend {
+impl TryFrom<String> for MoeBackendName {
     type Error = UnknownMoeBackend;
 
     fn try_from(text: String) -> Result<Self, UnknownMoeBackend> {
@@ -97,13 +97,13 @@ impl TryFrom<String> for MoeBackend {
     }
 }
 
-impl From<MoeBackend> for &'static str {
-    fn from(backend: MoeBackend) -> Self {
+impl From<MoeBackendName> for &'static str {
+    fn from(backend: MoeBackendName) -> Self {
         backend.name()
     }
 }
 
-impl fmt::Display for MoeBackend {
+impl fmt::Display for MoeBackendName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -115,27 +115,28 @@ mod tests {
 
     #[test]
     fn names_are_read_in_any_case_and_written_in_capitals() {
-        for (i, backend) in MoeBackend::all().enumerate() {
+        for (i, backend) in MoeBackendName::all().enumerate() {
             assert_eq!(backend as usize, i);
             assert_eq!(format!("{backend:?}").to_uppercase(), backend.name());
             let small = format!("\"{}\"", backend.name().to_lowercase());
-            assert_eq!(serde_json::from_str::<MoeBackend>(&small).unwrap(), backend);
+            assert_eq!(serde_json::from_str::<MoeBackendName>(&small).unwrap(), backend);
             let written = serde_json::to_string(&backend).unwrap();
             assert_eq!(written, small.to_uppercase());
         }
-        assert_eq!(MoeBackend::Marlin as usize, MoeBackend::all().len() - 1);
+        assert_eq!(MoeBackendName::Marlin as usize, MoeBackendName::all().len() - 1);
     }
 
     #[test]
     fn unknown_names_are_refused_with_those_that_are_known() {
-        let error = serde_json::from_str::<MoeBackend>("\"cutlas\"").unwrap_err().to_string();
+        let error = serde_json::from_str::<MoeBackendName>("\"cutlas\"").unwrap_err().to_string();
         assert!(error.contains("`cutlas`") && error.contains("CUTLASS, CUTEDSL"), "{error}");
     }
 
     #[test]
     fn auto_means_cutlass_and_others_mean_themselves() {
-        for backend in MoeBackend::all() {
-            let expected = if backend == MoeBackend::Auto { MoeBackend::Cutlass } else { backend };
+        for backend in MoeBackendName::all() {
+            let expected =
+                if backend == MoeBackendName::Auto { MoeBackendName::Cutlass } else { backend };
             assert_eq!(backend.resolve(), expected);
         }
     }

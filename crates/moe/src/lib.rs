@@ -12,5 +12,5 @@ mod backend;
 pub mod layout;
 pub mod rules;
 
-pub use backend::{MoeBackend, UnknownMoeBackend};
+pub use backend::{MoeBackendName, UnknownMoeBackend};
 pub use lora_core::ExpertLayout;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use lora_core::{Code, QuantAlgo, Rejection, TargetModule};
 
-use crate::MoeBackend;
+use crate::MoeBackendName;
 
 /// How the layers of a model are run.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -26,7 +26,7 @@ pub struct MoeSetup<'a> {
     /// The modules that adapters may change: `LoraConfig::effective_targets`.
     pub targets: &'a BTreeSet<TargetModule>,
     /// `moe_backend` as it was set; `AUTO` is resolved here.
-    pub backend: MoeBackend,
+    pub backend: MoeBackendName,
     /// Algorithm of the base weights, by the configuration or the checkpoint; `None` for 16-bit
     /// weights. That of the KV cache is of no importance.
     pub weights: Option<QuantAlgo>,
@@ -107,7 +107,7 @@ fn touch_experts(modules: &BTreeSet<TargetModule>) -> bool {
 }
 
 fn moe_backend(setup: &MoeSetup<'_>) -> Option<Rejection> {
-    (setup.backend.resolve() != MoeBackend::Cutlass).then(|| {
+    (setup.backend.resolve() != MoeBackendName::Cutlass).then(|| {
         Rejection::new(
             Code::MoeBackend,
             "moe_backend",
@@ -220,7 +220,12 @@ mod tests {
     }
 
     fn setup(targets: &BTreeSet<TargetModule>) -> MoeSetup<'_> {
-        MoeSetup { targets, backend: MoeBackend::Auto, weights: None, execution: Execution::Eager }
+        MoeSetup {
+            targets,
+            backend: MoeBackendName::Auto,
+            weights: None,
+            execution: Execution::Eager,
+        }
     }
 
     fn step(modules: &BTreeSet<TargetModule>) -> MoeStep<'_> {
@@ -237,7 +242,7 @@ mod tests {
     fn nothing_is_refused_without_routed_experts() {
         let targets = BTreeSet::from([AttnQ, MoeRouter, SharedExpertGate]);
         let worst = MoeSetup {
-            backend: MoeBackend::Trtllm,
+            backend: MoeBackendName::Trtllm,
             weights: Some(QuantAlgo::Nvfp4),
             execution: Execution::Compiled,
             ..setup(&targets)
@@ -255,9 +260,9 @@ mod tests {
     #[test]
     fn only_cutlass_and_auto_serve_routed_experts() {
         let targets = BTreeSet::from([Moe4hToH, MoeGate]);
-        for backend in MoeBackend::all() {
+        for backend in MoeBackendName::all() {
             let found = check_construction(&MoeSetup { backend, ..setup(&targets) });
-            let fits = matches!(backend, MoeBackend::Auto | MoeBackend::Cutlass);
+            let fits = matches!(backend, MoeBackendName::Auto | MoeBackendName::Cutlass);
             assert_eq!(found.is_empty(), fits, "{backend}");
             assert!(found.iter().all(|r| r.code == Code::MoeBackend));
             assert!(found.iter().all(|r| r.found.contains(backend.name())));
@@ -294,7 +299,7 @@ mod tests {
         let targets = BTreeSet::from([MoeGate]);
         let broken = MoeSetup {
             targets: &targets,
-            backend: MoeBackend::Wideep,
+            backend: MoeBackendName::Wideep,
             weights: Some(QuantAlgo::Fp8),
             execution: Execution::Compiled,
         };

@@ -195,7 +195,7 @@ fn attended<B: Backend>(
     let of_rows = AttentionRows {
         sequences: &operands.sequence_of_row,
         positions: &operands.positions,
-        table_stride: tables.view().geo.row_stride,
+        table_stride: tables.view().layout.row_stride,
     };
     rig.be.plan_attention(&mut rig.q, of_rows, &mut plan)?;
     let args = AttentionArgs {
@@ -330,32 +330,32 @@ type Spoil<B> = (&'static str, fn(&mut AttentionArgs<'_, B>));
 /// Wrong shapes and dtypes are errors, and nothing is written.
 pub fn attention_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let spoils: [Spoil<B>; 15] = [
-        ("columns of queries", |a| a.queries.geo = a.queries.geo.slice_cols(0..12)),
-        ("rows of queries", |a| a.queries.geo = a.queries.geo.slice_rows(0..2)),
-        ("integers for queries", |a| a.queries.geo.dtype = DType::I32),
-        ("columns of k_cache", |a| a.k_cache.geo = a.k_cache.geo.slice_cols(0..4)),
-        ("columns of v_cache", |a| a.v_cache.geo = a.v_cache.geo.slice_cols(0..4)),
-        ("rows of v_cache", |a| a.v_cache.geo = a.v_cache.geo.slice_rows(0..8)),
+        ("columns of queries", |a| a.queries.layout = a.queries.layout.slice_cols(0..12)),
+        ("rows of queries", |a| a.queries.layout = a.queries.layout.slice_rows(0..2)),
+        ("integers for queries", |a| a.queries.layout.dtype = DType::I32),
+        ("columns of k_cache", |a| a.k_cache.layout = a.k_cache.layout.slice_cols(0..4)),
+        ("columns of v_cache", |a| a.v_cache.layout = a.v_cache.layout.slice_cols(0..4)),
+        ("rows of v_cache", |a| a.v_cache.layout = a.v_cache.layout.slice_rows(0..8)),
         ("integers for the caches", |a| {
-            a.k_cache.geo.dtype = DType::I32;
-            a.v_cache.geo.dtype = DType::I32;
+            a.k_cache.layout.dtype = DType::I32;
+            a.v_cache.layout.dtype = DType::I32;
         }),
-        ("rows of positions", |a| a.positions.geo = a.positions.geo.slice_cols(0..2)),
-        ("dtype of positions", |a| a.positions.geo.dtype = DType::F32),
+        ("rows of positions", |a| a.positions.layout = a.positions.layout.slice_cols(0..2)),
+        ("dtype of positions", |a| a.positions.layout.dtype = DType::F32),
         ("rows of sequence_of_row", |a| {
-            a.sequence_of_row.geo = a.sequence_of_row.geo.slice_cols(0..2);
+            a.sequence_of_row.layout = a.sequence_of_row.layout.slice_cols(0..2);
         }),
-        ("dtype of block_tables", |a| a.block_tables.geo.dtype = DType::F32),
+        ("dtype of block_tables", |a| a.block_tables.layout.dtype = DType::F32),
         ("no tokens in a block", |a| a.tokens_per_block = 0),
         ("no KV heads", |a| {
             a.dims.kv_heads = 0;
-            a.k_cache.geo = a.k_cache.geo.slice_cols(0..0);
-            a.v_cache.geo = a.v_cache.geo.slice_cols(0..0);
+            a.k_cache.layout = a.k_cache.layout.slice_cols(0..0);
+            a.v_cache.layout = a.v_cache.layout.slice_cols(0..0);
         }),
         ("heads that KV heads do not divide", |a| {
             a.dims.kv_heads = 3;
-            a.k_cache.geo.cols = 12;
-            a.v_cache.geo.cols = 12;
+            a.k_cache.layout.cols = 12;
+            a.v_cache.layout.cols = 12;
         }),
         ("a window without a token", |a| a.window = Some(0)),
     ];

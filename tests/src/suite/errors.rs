@@ -23,7 +23,7 @@ pub struct Largest {
     pub comparisons: u64,
 }
 
-/// A model whose logits were compared with those of the original.
+/// A model whose logits were compared with those of transformers.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct ModelErrors {
     /// Its name.

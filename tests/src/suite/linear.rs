@@ -156,7 +156,7 @@ pub fn products_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
         }
         m.refused("linear: columns of out", &mut out, |rig, [out]| {
             let mut out = out.view_mut();
-            out.geo = out.geo.slice_cols(0..6);
+            out.layout = out.layout.slice_cols(0..6);
             rig.be.linear(&mut rig.q, x.view(), &w, out)
         });
         m.refused("linear: integers for out", &mut out, |rig, [out]| {

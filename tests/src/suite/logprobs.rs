@@ -152,16 +152,18 @@ fn refused<B: Backend>(
 /// Wrong shapes and dtypes are errors, and nothing is written.
 pub fn logprobs_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, _: Types) {
     let spoils: [Spoil<B>; 10] = [
-        ("16-bit logits", |a, _| a.logits.geo.dtype = DType::Bf16),
-        ("rows of logits", |a, _| a.logits.geo = a.logits.geo.slice_rows(0..2)),
-        ("fewer tokens than are asked for", |a, _| a.logits.geo = a.logits.geo.slice_cols(0..1)),
-        ("dtype of targets", |a, _| a.targets.geo.dtype = DType::F32),
-        ("rows of targets", |a, _| a.targets.geo = a.targets.geo.slice_cols(0..2)),
-        ("columns of target", |_, o| o.target.geo = o.target.geo.slice_cols(0..2)),
-        ("rows of rank", |_, o| o.rank.geo.rows = 2),
-        ("dtype of rank", |_, o| o.rank.geo.dtype = DType::F32),
-        ("rows of top_ids", |_, o| o.top_ids.geo = o.top_ids.geo.slice_rows(0..2)),
-        ("columns of top", |_, o| o.top.geo = o.top.geo.slice_cols(0..1)),
+        ("16-bit logits", |a, _| a.logits.layout.dtype = DType::Bf16),
+        ("rows of logits", |a, _| a.logits.layout = a.logits.layout.slice_rows(0..2)),
+        ("fewer tokens than are asked for", |a, _| {
+            a.logits.layout = a.logits.layout.slice_cols(0..1)
+        }),
+        ("dtype of targets", |a, _| a.targets.layout.dtype = DType::F32),
+        ("rows of targets", |a, _| a.targets.layout = a.targets.layout.slice_cols(0..2)),
+        ("columns of target", |_, o| o.target.layout = o.target.layout.slice_cols(0..2)),
+        ("rows of rank", |_, o| o.rank.layout.rows = 2),
+        ("dtype of rank", |_, o| o.rank.layout.dtype = DType::F32),
+        ("rows of top_ids", |_, o| o.top_ids.layout = o.top_ids.layout.slice_rows(0..2)),
+        ("columns of top", |_, o| o.top.layout = o.top.layout.slice_cols(0..1)),
     ];
     refusals(make, |m| {
         spoils.iter().try_for_each(|(what, spoil)| refused(m, &[0, 1, 2], what, *spoil))

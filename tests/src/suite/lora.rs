@@ -275,7 +275,7 @@ pub fn adapters_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
         }
         m.refused("lora_add: columns of out", &mut out, |rig, [out]| {
             let mut out = out.view_mut();
-            out.geo = out.geo.slice_cols(0..6);
+            out.layout = out.layout.slice_cols(0..6);
             rig.be.lora_add(&mut rig.q, x.view(), &site, &batch, out)
         });
         m.refused("lora_add: integers for out", &mut out, |rig, [out]| {

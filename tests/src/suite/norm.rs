@@ -132,7 +132,7 @@ pub fn norms_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
         }
         m.refused("add_rms_norm: rows of out", &mut outs, |rig, [sum, out]| {
             let (q, mut out) = (&mut rig.q, out.view_mut());
-            out.geo = out.geo.slice_rows(0..3);
+            out.layout = out.layout.slice_rows(0..3);
             rig.be.add_rms_norm(q, x.view(), sum.view_mut(), w.view().into(), EPS, out)
         });
         m.refused("add_rms_norm: integers for the residual", &mut outs, |rig, [sum, out]| {

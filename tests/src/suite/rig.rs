@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lora_core::{Backend, DType, HostTensor, Mat, Pool, Tensor, View, ViewMut};
+use lora_core::{Backend, DType, HostTensor, MatLayout, Pool, Tensor, View, ViewMut};
 use proptest::test_runner::TestCaseError;
 
 use super::compare::Num;
@@ -40,7 +40,7 @@ pub struct Gaps {
 /// A matrix in a backend's memory, with [`Gaps`] full of NaN (-1 for integers) around it.
 pub struct Placed<B: Backend> {
     tensor: Tensor<B>,
-    geo: Mat,
+    layout: MatLayout,
     before: Vec<u8>,
 }
 
@@ -132,17 +132,17 @@ impl<B: Backend> Rig<B> {
         let rows = matrix.rows + 2 * gaps.outer_rows;
         let cols = gaps.left + matrix.cols + gaps.right;
         let mut tensor = Tensor::zeros(&self.be, Pool::Activations, rows, cols, matrix.dtype())?;
-        let geo = tensor.geo();
-        let geo = geo.slice_rows(gaps.outer_rows..gaps.outer_rows + matrix.rows);
-        let geo = geo.slice_cols(gaps.left..gaps.left + matrix.cols);
-        let size = geo.dtype.size();
+        let layout = tensor.layout();
+        let layout = layout.slice_rows(gaps.outer_rows..gaps.outer_rows + matrix.rows);
+        let layout = layout.slice_cols(gaps.left..gaps.left + matrix.cols);
+        let size = layout.dtype.size();
         let mut before = vec![0xff; rows * cols * size];
         for r in 0..matrix.rows {
-            let start = (geo.offset + r * geo.row_stride) * size;
+            let start = (layout.offset + r * layout.row_stride) * size;
             before[start..start + matrix.cols * size].copy_from_slice(matrix.row_bytes(r));
         }
         self.be.upload(&mut self.q, &before, tensor.view_mut())?;
-        Ok(Placed { tensor, geo, before })
+        Ok(Placed { tensor, layout, before })
     }
 
     /// Puts integers into a buffer of their own, as one row.
@@ -166,22 +166,22 @@ impl<B: Backend> Rig<B> {
 impl<B: Backend> Placed<B> {
     /// To read.
     pub fn view(&self) -> View<'_, B> {
-        View { geo: self.geo, ..self.tensor.view() }
+        View { layout: self.layout, ..self.tensor.view() }
     }
 
     /// To write.
     pub fn view_mut(&mut self) -> ViewMut<'_, B> {
-        ViewMut { geo: self.geo, ..self.tensor.view_mut() }
+        ViewMut { layout: self.layout, ..self.tensor.view_mut() }
     }
 
     /// To read as if it had another dtype.
     pub fn mistyped(&self, dtype: DType) -> View<'_, B> {
-        View { geo: Mat { dtype, ..self.geo }, ..self.tensor.view() }
+        View { layout: MatLayout { dtype, ..self.layout }, ..self.tensor.view() }
     }
 
     /// To write as if it had another dtype.
     pub fn mistyped_mut(&mut self, dtype: DType) -> ViewMut<'_, B> {
-        ViewMut { geo: Mat { dtype, ..self.geo }, ..self.tensor.view_mut() }
+        ViewMut { layout: MatLayout { dtype, ..self.layout }, ..self.tensor.view_mut() }
     }
 
     /// What the matrix holds now.
@@ -190,18 +190,18 @@ impl<B: Backend> Placed<B> {
     /// If anything around it has changed.
     pub fn read(&self, rig: &mut Rig<B>) -> Result<Matrix, TestCaseError> {
         let after = rig.download(self.tensor.view())?;
-        let (geo, size) = (self.geo, self.geo.dtype.size());
+        let (layout, size) = (self.layout, self.layout.dtype.size());
         let (mut around, mut inside) = (after.clone(), Vec::new());
-        for r in 0..geo.rows {
-            let start = (geo.offset + r * geo.row_stride) * size;
-            let bytes = start..start + geo.cols * size;
+        for r in 0..layout.rows {
+            let start = (layout.offset + r * layout.row_stride) * size;
+            let bytes = start..start + layout.cols * size;
             inside.extend_from_slice(&after[bytes.clone()]);
             around[bytes.clone()].copy_from_slice(&self.before[bytes]);
         }
         match around.iter().zip(&self.before).position(|(a, b)| a != b) {
-            None => Ok(Matrix::from_bytes(geo.rows, geo.cols, geo.dtype, inside)),
+            None => Ok(Matrix::from_bytes(layout.rows, layout.cols, layout.dtype, inside)),
             Some(byte) => Err(TestCaseError::fail(format!(
-                "element {} of the buffer has changed, which is outside {geo:?}",
+                "element {} of the buffer has changed, which is outside {layout:?}",
                 byte / size
             ))),
         }

@@ -34,7 +34,7 @@ struct Operands {
     qkv: Matrix,
     norms: Option<[Matrix; 2]>,
     positions: Vec<i32>,
-    rotations: Matrix,
+    cos_sin_table: Matrix,
     /// Rows of the caches, each at most once; -1 stores nothing.
     slots: Vec<i32>,
     cache: Matrix,
@@ -85,7 +85,7 @@ impl Case {
             let cos = (0..half).map(move |i| angle(i, p).cos() as f32);
             cos.chain((0..half).map(move |i| angle(i, p).sin() as f32))
         };
-        let rotations: Vec<f32> = (0..POSITIONS).flat_map(turn).collect();
+        let cos_sin_table: Vec<f32> = (0..POSITIONS).flat_map(turn).collect();
         let mut slots = fill.shuffled(self.rows + 5);
         slots.truncate(self.rows);
         slots.iter_mut().filter(|slot| **slot % 5 == 4).for_each(|slot| *slot = -1);
@@ -93,7 +93,7 @@ impl Case {
             qkv: fill.matrix(self.rows, dims.q_cols() + 2 * dims.kv_cols(), types.out),
             norms: self.normed.then(|| [(); 2].map(|()| fill.matrix(1, dims.head_dim, DType::F32))),
             positions: fill.ids(self.rows, POSITIONS),
-            rotations: Matrix::floats(POSITIONS, dims.head_dim, DType::F32, &rotations),
+            cos_sin_table: Matrix::floats(POSITIONS, dims.head_dim, DType::F32, &cos_sin_table),
             slots,
             cache: fill.matrix(self.rows + 5, dims.kv_cols(), types.kv),
         }
@@ -141,13 +141,13 @@ fn appended_with<B: Backend>(
         Some(NormWeight { base, lora: sites.as_ref().map(|(sites, batch)| (&sites[i], batch)) })
     };
     let (positions, slots) = (rig.ids(&operands.positions)?, rig.ids(&operands.slots)?);
-    let rotations = rig.place(&operands.rotations, Gaps::default())?;
+    let cos_sin_table = rig.place(&operands.cos_sin_table, Gaps::default())?;
     let args = QkvArgs {
         qkv: qkv.view_mut(),
         dims: case.dims,
         norms: norm(0).zip(norm(1)).map(|(q, k)| (q, k, EPS)),
         positions: positions.view(),
-        rotations: rotations.view(),
+        cos_sin_table: cos_sin_table.view(),
         kv_slots: slots.view(),
         k_cache: k_cache.view_mut(),
         v_cache: v_cache.view_mut(),
@@ -159,7 +159,7 @@ fn appended_with<B: Backend>(
 
 /// Queries and keys of a row, normalised and rotated.
 fn rotated(operands: &Operands, dims: HeadDims, row: usize) -> Vec<Num> {
-    let rotation = operands.rotations.nums(operands.positions[row] as usize);
+    let rotation = operands.cos_sin_table.nums(operands.positions[row] as usize);
     let heads = dims.heads + dims.kv_heads;
     let values = operands.qkv.nums(row);
     let head = |(h, head): (usize, &[Num])| match &operands.norms {
@@ -230,7 +230,7 @@ pub fn heads_are_normalised_rotated_and_stored<B: Backend>(make: &dyn Fn() -> B,
                 positions: vec![operands.positions[row]],
                 slots: vec![operands.slots[row]],
                 norms: operands.norms.clone(),
-                rotations: operands.rotations.clone(),
+                cos_sin_table: operands.cos_sin_table.clone(),
                 cache: operands.cache.clone(),
             };
             let single = appended(rig, &alone, &one)?;
@@ -273,7 +273,7 @@ pub fn heads_are_normalised_by_the_norms_of_their_row<B: Backend>(
 struct Right<B: Backend> {
     norm: Placed<B>,
     positions: Placed<B>,
-    rotations: Placed<B>,
+    cos_sin_table: Placed<B>,
     slots: Placed<B>,
     outs: [Placed<B>; 3],
 }
@@ -296,7 +296,7 @@ impl<B: Backend> Right<B> {
         Ok(Self {
             norm: rig.place(&Fill::new(6).matrix(1, DIMS.head_dim, DType::F32), none)?,
             positions: rig.ids(&[0, 1, POSITIONS as i32 - 1])?,
-            rotations: rig.place(&operands.rotations, none)?,
+            cos_sin_table: rig.place(&operands.cos_sin_table, none)?,
             slots: rig.ids(&[0, -1, 7])?,
             outs: [
                 rig.place(&operands.qkv, none)?,
@@ -314,14 +314,14 @@ fn refused<B: Backend>(
     what: &str,
     spoil: fn(&mut QkvArgs<'_, B>),
 ) {
-    let Right { norm, positions, rotations, slots, outs } = right;
+    let Right { norm, positions, cos_sin_table, slots, outs } = right;
     m.refused(&format!("qk_norm_rope_append: {what}"), outs, |rig, [qkv, k, v]| {
         let mut args = QkvArgs {
             qkv: qkv.view_mut(),
             dims: DIMS,
             norms: Some((norm.view().into(), norm.view().into(), EPS)),
             positions: positions.view(),
-            rotations: rotations.view(),
+            cos_sin_table: cos_sin_table.view(),
             kv_slots: slots.view(),
             k_cache: k.view_mut(),
             v_cache: v.view_mut(),
@@ -338,27 +338,29 @@ type Spoil<B> = (&'static str, fn(&mut QkvArgs<'_, B>));
 /// Wrong shapes and dtypes are errors, and nothing is written.
 pub fn rotation_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let spoils: [Spoil<B>; 16] = [
-        ("columns of qkv", |a| a.qkv.geo = a.qkv.geo.slice_cols(0..31)),
-        ("integers for qkv", |a| a.qkv.geo.dtype = DType::I32),
+        ("columns of qkv", |a| a.qkv.layout = a.qkv.layout.slice_cols(0..31)),
+        ("integers for qkv", |a| a.qkv.layout.dtype = DType::I32),
         ("an odd head_dim", |a| {
             a.dims = HeadDims { heads: 8, kv_heads: 4, head_dim: 1 };
-            a.k_cache.geo = a.k_cache.geo.slice_cols(0..4);
-            a.v_cache.geo = a.v_cache.geo.slice_cols(0..4);
-            a.qkv.geo = a.qkv.geo.slice_cols(0..16);
-            a.rotations.geo = a.rotations.geo.slice_cols(0..1);
+            a.k_cache.layout = a.k_cache.layout.slice_cols(0..4);
+            a.v_cache.layout = a.v_cache.layout.slice_cols(0..4);
+            a.qkv.layout = a.qkv.layout.slice_cols(0..16);
+            a.cos_sin_table.layout = a.cos_sin_table.layout.slice_cols(0..1);
             a.norms = None;
         }),
-        ("rows of positions", |a| a.positions.geo = a.positions.geo.slice_cols(0..2)),
-        ("dtype of positions", |a| a.positions.geo.dtype = DType::F32),
-        ("rows of kv_slots", |a| a.kv_slots.geo = a.kv_slots.geo.slice_cols(0..2)),
-        ("dtype of kv_slots", |a| a.kv_slots.geo.dtype = DType::F32),
-        ("columns of rotations", |a| a.rotations.geo = a.rotations.geo.slice_cols(0..2)),
-        ("16-bit rotations", |a| a.rotations.geo.dtype = DType::Bf16),
-        ("integer rotations", |a| a.rotations.geo.dtype = DType::I32),
-        ("columns of k_cache", |a| a.k_cache.geo = a.k_cache.geo.slice_cols(0..7)),
-        ("columns of v_cache", |a| a.v_cache.geo = a.v_cache.geo.slice_cols(0..7)),
-        ("rows of v_cache", |a| a.v_cache.geo = a.v_cache.geo.slice_rows(0..7)),
-        ("integers for k_cache", |a| a.k_cache.geo.dtype = DType::I32),
+        ("rows of positions", |a| a.positions.layout = a.positions.layout.slice_cols(0..2)),
+        ("dtype of positions", |a| a.positions.layout.dtype = DType::F32),
+        ("rows of kv_slots", |a| a.kv_slots.layout = a.kv_slots.layout.slice_cols(0..2)),
+        ("dtype of kv_slots", |a| a.kv_slots.layout.dtype = DType::F32),
+        ("columns of cos_sin_table", |a| {
+            a.cos_sin_table.layout = a.cos_sin_table.layout.slice_cols(0..2)
+        }),
+        ("16-bit cos_sin_table", |a| a.cos_sin_table.layout.dtype = DType::Bf16),
+        ("integer cos_sin_table", |a| a.cos_sin_table.layout.dtype = DType::I32),
+        ("columns of k_cache", |a| a.k_cache.layout = a.k_cache.layout.slice_cols(0..7)),
+        ("columns of v_cache", |a| a.v_cache.layout = a.v_cache.layout.slice_cols(0..7)),
+        ("rows of v_cache", |a| a.v_cache.layout = a.v_cache.layout.slice_rows(0..7)),
+        ("integers for k_cache", |a| a.k_cache.layout.dtype = DType::I32),
         ("columns of a norm", |a| {
             if let Some((_, k, _)) = &mut a.norms {
                 k.base = k.base.slice_cols(0..3);
@@ -366,7 +368,7 @@ pub fn rotation_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) 
         }),
         ("dtype of a norm", |a| {
             if let Some((q, _, _)) = &mut a.norms {
-                q.base.geo.dtype = DType::F16;
+                q.base.layout.dtype = DType::F16;
             }
         }),
     ];

@@ -198,7 +198,7 @@ pub fn row_ops_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
         });
         m.refused("upload: gaps between rows", &mut out, |rig, [out]| {
             let mut part = out.view_mut();
-            part.geo = part.geo.slice_cols(0..5);
+            part.layout = part.layout.slice_cols(0..5);
             rig.be.upload(&mut rig.q, &bytes, part)
         });
         Ok(())

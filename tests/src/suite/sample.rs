@@ -230,18 +230,18 @@ type Spoil<B> = (&'static str, fn(&mut SampleArgs<'_, B>));
 /// Wrong shapes and dtypes are errors, and nothing is written.
 pub fn sampling_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, _: Types) {
     let spoils: [Spoil<B>; 12] = [
-        ("16-bit logits", |a| a.logits.geo.dtype = DType::Bf16),
-        ("rows of logits", |a| a.logits.geo = a.logits.geo.slice_rows(0..1)),
-        ("rows of params", |a| a.params.geo = a.params.geo.slice_rows(0..1)),
-        ("columns of params", |a| a.params.geo = a.params.geo.slice_cols(0..4)),
-        ("dtype of params", |a| a.params.geo.dtype = DType::Bf16),
-        ("columns of history", |a| a.history.geo = a.history.geo.slice_cols(0..1)),
-        ("dtype of history", |a| a.history.geo.dtype = DType::Bf16),
-        ("columns of bias", |a| a.bias.geo = a.bias.geo.slice_cols(0..1)),
-        ("dtype of bias", |a| a.bias.geo.dtype = DType::F32),
-        ("dtype of banned", |a| a.banned.geo.dtype = DType::F32),
-        ("columns of masks", |a| a.masks.geo = a.masks.geo.slice_cols(0..0)),
-        ("dtype of masks", |a| a.masks.geo.dtype = DType::F32),
+        ("16-bit logits", |a| a.logits.layout.dtype = DType::Bf16),
+        ("rows of logits", |a| a.logits.layout = a.logits.layout.slice_rows(0..1)),
+        ("rows of params", |a| a.params.layout = a.params.layout.slice_rows(0..1)),
+        ("columns of params", |a| a.params.layout = a.params.layout.slice_cols(0..4)),
+        ("dtype of params", |a| a.params.layout.dtype = DType::Bf16),
+        ("columns of history", |a| a.history.layout = a.history.layout.slice_cols(0..1)),
+        ("dtype of history", |a| a.history.layout.dtype = DType::Bf16),
+        ("columns of bias", |a| a.bias.layout = a.bias.layout.slice_cols(0..1)),
+        ("dtype of bias", |a| a.bias.layout.dtype = DType::F32),
+        ("dtype of banned", |a| a.banned.layout.dtype = DType::F32),
+        ("columns of masks", |a| a.masks.layout = a.masks.layout.slice_cols(0..0)),
+        ("dtype of masks", |a| a.masks.layout.dtype = DType::F32),
     ];
     refusals(make, |m| {
         let mut right = Right::new(&mut m.rig)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lora_core::{Code, QuantAlgo, Rejection, TargetModule};
-use loramux_moe::MoeBackend;
+use loramux_moe::MoeBackendName;
 use loramux_moe::rules::{
     Capture, Dispatch, Execution, MoeSetup, MoeStep, Schedule, check_construction, check_step,
 };
@@ -18,7 +18,7 @@ fn built(targets: &[TargetModule], change: impl FnOnce(&mut MoeSetup<'_>)) -> Ve
     let targets = targets.iter().copied().collect();
     let mut setup = MoeSetup {
         targets: &targets,
-        backend: MoeBackend::Auto,
+        backend: MoeBackendName::Auto,
         weights: None,
         execution: Execution::Eager,
     };
@@ -40,7 +40,7 @@ fn run(change: impl FnOnce(&mut MoeStep<'_>)) -> Vec<Rejection> {
 }
 
 pub const CASES: &[Case] = &[
-    (Code::MoeBackend, || built(&MODULES, |setup| setup.backend = MoeBackend::Trtllm)),
+    (Code::MoeBackend, || built(&MODULES, |setup| setup.backend = MoeBackendName::Trtllm)),
     (Code::QuantizedExperts, || built(&MODULES, |setup| setup.weights = Some(QuantAlgo::Fp8))),
     (Code::IncompleteExpertModules, || built(&[TargetModule::MoeGate], |_| ())),
     (Code::CompiledExperts, || built(&MODULES, |setup| setup.execution = Execution::Compiled)),

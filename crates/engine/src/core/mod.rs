@@ -30,10 +30,10 @@ pub struct Job {
 
 impl Job {
     /// Whether its next token can be drawn before the host knows the one that is being drawn now.
-    fn draws_unseen(&self) -> bool {
+    fn can_overlap(&self) -> bool {
         let Submission { plan, guide, siblings, .. } = &*self.submission;
         // Siblings start once the prompt is computed, which has to be noticed at once.
-        plan.draws_unseen() && guide.is_none() && siblings.is_empty()
+        plan.can_overlap() && guide.is_none() && siblings.is_empty()
     }
 
     /// Reports an event. Where nobody listens any more, the sequence has no reason to go on.

@@ -59,7 +59,7 @@ impl<E: Executor> Core<E> {
     /// Launches the step after one that is under way, whose tokens stay on the device. Sequences that
     /// these tokens turn out to end have been computed a row too many, which is dropped.
     fn launch_after(&mut self, before: &Launched) -> Result<Option<Launched>> {
-        let all_draw_unseen = || self.scheduler.running().iter().all(|s| s.data.draws_unseen());
+        let all_draw_unseen = || self.scheduler.running().iter().all(|s| s.data.can_overlap());
         if !self.overlaps || self.adapters_wait() || !all_draw_unseen() {
             return Ok(None);
         }

@@ -91,7 +91,7 @@ impl<B: Backend> Executor for DeviceExecutor<B> {
         let Parts { be, queue, state, .. } = &mut self.parts;
         let logits = state.logits(rows);
         let all: Vec<f32> = fetch(be, queue, logits)?;
-        Ok(all.chunks_exact(logits.geo.cols).map(<[f32]>::to_vec).collect())
+        Ok(all.chunks_exact(logits.layout.cols).map(<[f32]>::to_vec).collect())
     }
 
     fn forget_steps(&mut self) {

@@ -9,7 +9,7 @@ use lora_core::{Backend, Result};
 use crate::model::{Decoder, Extents, KvCache, RunState, StepRows};
 
 /// The most rows of a recorded step: above, launches cost little beside the work.
-const MOST_ROWS: usize = 256;
+const MAX_ROWS: usize = 256;
 
 /// What one recording is good for. Which adapters the rows have does not matter, only whether there are
 /// none, so that batches without adapters do no work for them, few or many, and how rows are tiled.
@@ -111,7 +111,7 @@ impl<B: Backend> StepGraphs<B> {
 
 /// Whether each row is a sequence of its own that yields logits.
 fn is_decode(of: &Extents) -> bool {
-    of.rows == of.logit_rows && of.rows == of.sequences && (1..=MOST_ROWS).contains(&of.rows)
+    of.rows == of.logit_rows && of.rows == of.sequences && (1..=MAX_ROWS).contains(&of.rows)
 }
 
 /// The rows that a step is padded to: few numbers, so that recordings are few, and not much more

@@ -62,14 +62,14 @@ impl<B: Backend> Sampler<B> {
         logits: View<'_, B>,
         draws: &Draws,
     ) -> Result<B::Download> {
-        let (rows, vocab) = (logits.geo.rows, logits.geo.cols);
+        let (rows, vocab) = (logits.layout.rows, logits.layout.cols);
         self.params.fill(be, q, &draws.rows)?;
         self.history.fill(be, q, &draws.history)?;
         self.banned.fill(be, q, &draws.banned)?;
         self.bias.fill(be, q, &draws.bias)?;
         self.masks.fill(be, q, &draws.masks)?;
         let mut out = self.tokens.view_mut();
-        out.geo = out.geo.slice_cols(0..rows);
+        out.layout = out.layout.slice_cols(0..rows);
         let args = SampleArgs {
             logits,
             params: self.params.rows_of(SampleRow::WORDS),
@@ -94,8 +94,8 @@ impl<B: Backend> Sampler<B> {
         targets: &[i32],
         k: usize,
     ) -> Result<Vec<TokenLogprobs>> {
-        let rows = logits.geo.rows;
-        let k = k.min(self.top_ids.geo().cols);
+        let rows = logits.layout.rows;
+        let k = k.min(self.top_ids.layout().cols);
         self.targets.fill(be, q, targets)?;
         let mut out = LogprobOut {
             target: self.target_logprob.view_mut(),
@@ -103,10 +103,10 @@ impl<B: Backend> Sampler<B> {
             top_ids: self.top_ids.first_rows_mut(rows),
             top: self.top.first_rows_mut(rows),
         };
-        out.target.geo = out.target.geo.slice_cols(0..rows);
-        out.rank.geo = out.rank.geo.slice_cols(0..rows);
-        out.top_ids.geo = out.top_ids.geo.slice_cols(0..k);
-        out.top.geo = out.top.geo.slice_cols(0..k);
+        out.target.layout = out.target.layout.slice_cols(0..rows);
+        out.rank.layout = out.rank.layout.slice_cols(0..rows);
+        out.top_ids.layout = out.top_ids.layout.slice_cols(0..k);
+        out.top.layout = out.top.layout.slice_cols(0..k);
         be.logprobs(q, LogprobArgs { logits, targets: self.targets.view() }, out)?;
         let target: Vec<f32> = fetch(be, q, self.target_logprob.view().slice_cols(0..rows))?;
         let rank: Vec<i32> = fetch(be, q, self.rank.view().slice_cols(0..rows))?;

@@ -25,12 +25,12 @@ impl<B: Backend> StepArray<B> {
     /// Those of the backend.
     pub fn fill<T: Pod>(&mut self, be: &B, q: &mut B::Queue, values: &[T]) -> Result<()> {
         let words: &[i32] = cast_slice(values);
-        if words.len() > self.tensor.geo().cols {
+        if words.len() > self.tensor.layout().cols {
             *self = Self::new(be, words.len().next_power_of_two())?;
         }
         self.len = words.len();
         let mut view = self.tensor.view_mut();
-        view.geo = view.geo.slice_cols(0..words.len());
+        view.layout = view.layout.slice_cols(0..words.len());
         be.upload(q, cast_slice(words), view)
     }
 
@@ -42,9 +42,9 @@ impl<B: Backend> StepArray<B> {
     /// The current entries as rows of `cols`.
     pub fn rows_of(&self, cols: usize) -> View<'_, B> {
         let mut view = self.tensor.view();
-        view.geo.rows = self.len / cols.max(1);
-        view.geo.cols = cols;
-        view.geo.row_stride = cols;
+        view.layout.rows = self.len / cols.max(1);
+        view.layout.cols = cols;
+        view.layout.row_stride = cols;
         view
     }
 }

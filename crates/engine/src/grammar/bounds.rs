@@ -6,10 +6,10 @@
 use serde_json::Value;
 
 /// Most states for all `multipleOf` of a schema: under half a second's worth.
-const MOST_STATES: u64 = 200_000;
+const MAX_STATES: u64 = 200_000;
 
 /// Most digits behind the point of a divisor; powers of ten up to this one fit 32 bits.
-const MOST_DECIMALS: u32 = 9;
+const MAX_DECIMALS: u32 = 9;
 
 /// Checks the divisors of a schema.
 ///
@@ -19,11 +19,11 @@ pub fn check_schema(schema: &Value) -> Result<(), String> {
     let mut divisors = Vec::new();
     collect(schema, &mut divisors);
     let states = states(&divisors);
-    match states.is_some_and(|states| states <= MOST_STATES) {
+    match states.is_some_and(|states| states <= MAX_STATES) {
         true => Ok(()),
         false => Err(format!(
             "the least common multiple of all `multipleOf`, in units of their last digit, times \
-             their number ({}) is {}, but must be at most {MOST_STATES}",
+             their number ({}) is {}, but must be at most {MAX_STATES}",
             divisors.len(),
             states.map_or_else(|| "far larger".to_owned(), |states| states.to_string()),
         )),
@@ -64,7 +64,7 @@ fn collect(schema: &Value, divisors: &mut Vec<f64>) {
 /// if it does not fit or a divisor has too many digits.
 fn states(divisors: &[f64]) -> Option<u64> {
     let decimals = |divisor: &f64| {
-        (0..=MOST_DECIMALS).find(|digits| {
+        (0..=MAX_DECIMALS).find(|digits| {
             let scaled = divisor * 10f64.powi(*digits as i32);
             (scaled - scaled.round()).abs() < 1e-9 * scaled.abs()
         })

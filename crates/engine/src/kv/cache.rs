@@ -155,7 +155,7 @@ impl KvBlocks {
 
     /// Makes the last computed block of a sequence known, `blocks[index]`, of which only `tokens` are
     /// computed; nothing may be written to it from now on.
-    pub fn publish_tail(&mut self, root: Root, blocks: &[BlockId], index: usize, tokens: &[u32]) {
+    pub fn insert_partial(&mut self, root: Root, blocks: &[BlockId], index: usize, tokens: &[u32]) {
         if self.plan.reuse && self.plan.partial_reuse {
             let before = index.checked_sub(1).map(|before| blocks[before]);
             self.tree.insert_tail(root, before, tokens, blocks[index]);

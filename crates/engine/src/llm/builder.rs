@@ -9,14 +9,14 @@ use lora_core::{
     Backend, DType, LoraConfig, ModelGeometry, PeftCacheConfig, QuantConfig, Rejection, Rejections,
 };
 
-use loramux_moe::{MoeBackend, rules};
+use loramux_moe::{MoeBackendName, rules};
 
 use super::adapter_texts::AdapterTexts;
 use super::base_model::BaseModel;
 use super::checkpoint::Checkpoint;
 use super::geometry::geometry;
 use super::launch::{self, Factory, Start};
-use super::lora_settings::settle;
+use super::lora_settings::resolve;
 use super::quantize;
 use super::rank::Startup;
 use super::settings::{BatchLimits, KvCacheConfig, LoadFormat, SchedulerConfig};
@@ -29,7 +29,7 @@ use crate::model::{Quantization, base_weights, dummy_weights};
 /// Called with the layers read so far and their number.
 pub type Progress = Box<dyn Fn(usize, usize) + Send>;
 
-/// Settings of an engine, under the original's names; made by [`Llm::builder`].
+/// Settings of an engine, under TensorRT-LLM's names; made by [`Llm::builder`].
 pub struct LlmBuilder {
     model: PathBuf,
     tokenizer: Option<PathBuf>,
@@ -38,7 +38,7 @@ pub struct LlmBuilder {
     lora_config: Option<LoraConfig>,
     peft_cache_config: PeftCacheConfig,
     quant_config: Option<QuantConfig>,
-    moe_backend: MoeBackend,
+    moe_backend: MoeBackendName,
     cuda_graphs: bool,
     disable_overlap_scheduler: Option<bool>,
     kv_cache: KvCacheConfig,
@@ -58,7 +58,7 @@ impl LlmBuilder {
             lora_config: None,
             peft_cache_config: PeftCacheConfig::default(),
             quant_config: None,
-            moe_backend: MoeBackend::Auto,
+            moe_backend: MoeBackendName::Auto,
             cuda_graphs: true,
             disable_overlap_scheduler: None,
             kv_cache: KvCacheConfig::default(),
@@ -133,7 +133,7 @@ impl LlmBuilder {
 
     /// Kernels of routed experts. LoRA inside the experts needs CUTLASS, which AUTO means.
     #[must_use]
-    pub fn moe_backend(mut self, backend: MoeBackend) -> Self {
+    pub fn moe_backend(mut self, backend: MoeBackendName) -> Self {
         self.moe_backend = backend;
         self
     }
@@ -237,11 +237,11 @@ impl LlmBuilder {
             tracing::warn!("{warning}");
         }
         let quantization =
-            quantize::settle(self.quant_config.as_ref(), self.kv_cache.dtype, quantization)?;
+            quantize::resolve(self.quant_config.as_ref(), self.kv_cache.dtype, quantization)?;
         sizes::check(&self.batch, &self.kv_cache, &config)?;
         launch::check_ranks(factories.len(), &config)?;
         let geometry = geometry(&config);
-        let lora = self.lora_config.map(|lora| settle(lora, &geometry)).transpose()?;
+        let lora = self.lora_config.map(|lora| resolve(lora, &geometry)).transpose()?;
         if let Some(lora) = &lora {
             check_experts(lora, &geometry, self.moe_backend, &quantization)?;
         }
@@ -296,7 +296,7 @@ impl LlmBuilder {
 fn check_experts(
     lora: &LoraConfig,
     geometry: &ModelGeometry,
-    backend: MoeBackend,
+    backend: MoeBackendName,
     quantization: &Quantization,
 ) -> Result<(), Rejections> {
     Rejections(rules::check_construction(&rules::MoeSetup {

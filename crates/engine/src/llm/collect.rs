@@ -7,7 +7,7 @@ use crate::sampling::TokenLogprobs;
 use crate::text::{Detokenizer, StopStrings, TextError, Tokenizer};
 
 /// One output while it grows.
-pub(super) struct Growing {
+pub(super) struct OutputBuilder {
     index: usize,
     detokenizer: Option<Detokenizer>,
     stops: StopStrings,
@@ -32,7 +32,7 @@ pub(super) struct Grown {
     pub stopped: bool,
 }
 
-impl Growing {
+impl OutputBuilder {
     /// An output without tokens; its text stays empty where there is no tokenizer.
     pub fn new(
         index: usize,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crossbeam_channel::{Sender, unbounded};
 use lora_core::LoraRequest;
 
-use super::collect::Growing;
+use super::collect::OutputBuilder;
 use super::input::{GenerateRequest, PerPrompt, Prompt};
 use super::output::RequestOutput;
 use super::pending::Pending;
@@ -31,7 +31,7 @@ pub struct Update<'a> {
 }
 
 impl Llm {
-    /// Continues every prompt, as the original's `generate`: adapters and parameters are one for
+    /// Continues every prompt, as TensorRT-LLM's `generate`: adapters and parameters are one for
     /// all prompts, or a list with an entry for each. Outputs keep the order of the prompts.
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl Llm {
         answers
     }
 
-    /// Runs a request and returns at once: its text comes in pieces, as the original's
+    /// Runs a request and returns at once: its text comes in pieces, as TensorRT-LLM's
     /// `generate_async` with streaming. Dropping the stream aborts the request.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl Llm {
         let request = self.next_id();
         for (index, plan) in plans.into_iter().enumerate() {
             let id = if index == 0 { request } else { self.next_id() };
-            growing.insert(id, Growing::new(index, &params, model_text.tokenizer().ok())?);
+            growing.insert(id, OutputBuilder::new(index, &params, model_text.tokenizer().ok())?);
             submissions.push(Submission {
                 id,
                 request,

@@ -10,7 +10,7 @@ use crate::adapters::RegistryError;
 ///
 /// # Errors
 /// [`LlmError::Adapter`] if the adapter in `lora_dir` cannot be read.
-pub(super) fn settle(config: LoraConfig, model: &ModelGeometry) -> Result<LoraConfig, LlmError> {
+pub(super) fn resolve(config: LoraConfig, model: &ModelGeometry) -> Result<LoraConfig, LlmError> {
     let config = formats::settle_targets(config, Some(model))
         .map_err(|cause| RegistryError::Load { name: "lora_dir".to_owned(), cause })?;
     if config.lora_target_modules.is_empty() {

@@ -1,4 +1,4 @@
-//! What a caller gets, under the original's names.
+//! What a caller gets, under TensorRT-LLM's names.
 
 use std::collections::BTreeMap;
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::LlmError;
-use super::collect::Growing;
+use super::collect::OutputBuilder;
 use super::output::{CompletionOutput, Delta, Logprobs, RequestOutput, logprobs_map};
 use crate::core::{self, Event};
 use crate::sampling::SamplingParams;
@@ -13,7 +13,7 @@ use crate::sampling::TokenLogprobs;
 pub(super) struct Pending {
     pub output: RequestOutput,
     /// Outputs that have not ended, by the number of their sequence.
-    pub growing: HashMap<u64, Growing>,
+    pub growing: HashMap<u64, OutputBuilder>,
     pub params: SamplingParams,
     pub failed: Option<LlmError>,
     /// The prompt as text, to stand before each output that repeats it.

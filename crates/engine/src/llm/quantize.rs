@@ -15,7 +15,7 @@ const EXCLUDED: &str = "lm_head";
 /// # Errors
 /// [`LlmError::Setting`] naming the setting and what the checkpoint has; [`LlmError::Model`] for a
 /// pattern that is none.
-pub(super) fn settle(
+pub(super) fn resolve(
     asked: Option<&QuantConfig>,
     kv_dtype: KvCacheDtype,
     mut found: Quantization,

@@ -1,4 +1,4 @@
-//! Settings of an engine, under the original's names.
+//! Settings of an engine, under TensorRT-LLM's names.
 
 use serde::{Deserialize, Serialize};
 

@@ -48,7 +48,7 @@ impl<B: Backend> Attention<B> {
                 dims,
                 norms: norms.map(|(q, k)| (q.weight(lora), k.weight(lora), eps)),
                 positions: inputs.positions(),
-                rotations: cos_sin_table,
+                cos_sin_table,
                 kv_slots: inputs.kv_slots(),
                 k_cache: k_cache.view_mut(),
                 v_cache: v_cache.view_mut(),

@@ -192,7 +192,7 @@ impl<B: Backend> Decoder<B> {
         let mut logits = state.logits.first_rows_mut(n);
         let mut own = logits.reborrow();
         if let Part::Rows(tokens) = &self.head_part {
-            own.geo = own.geo.slice_cols(tokens.clone());
+            own.layout = own.layout.slice_cols(tokens.clone());
         }
         be.linear_lora(q, hidden, self.lm_head(), lora, own)?;
         self.comm.all_gather_cols(be, q, logits)
@@ -220,7 +220,7 @@ fn upload_cos_sin_table<B: Backend>(
     config: &ModelConfig,
     positions: usize,
 ) -> Result<Tensor<B>> {
-    let table = config.rope.rotations(positions, config.head_dim);
+    let table = config.rope.cos_sin_table(positions, config.head_dim);
     let mut tensor = Tensor::zeros(be, Pool::Weights, positions, config.head_dim, DType::F32)?;
     be.upload(q, bytemuck::cast_slice(&table), tensor.view_mut())?;
     Ok(tensor)

@@ -49,7 +49,7 @@ impl RopeConfig {
     }
 
     /// `[positions, head_dim]`: the cosines of each position's angles, then their sines.
-    pub fn rotations(&self, positions: usize, head_dim: usize) -> Vec<f32> {
+    pub fn cos_sin_table(&self, positions: usize, head_dim: usize) -> Vec<f32> {
         let frequencies = self.frequencies(head_dim);
         let mut table = Vec::with_capacity(positions * head_dim);
         for position in 0..positions {
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn position_zero_does_not_rotate() {
-        let table = RopeConfig { theta: 1e4, scaling: RopeScaling::None }.rotations(2, 4);
+        let table = RopeConfig { theta: 1e4, scaling: RopeScaling::None }.cos_sin_table(2, 4);
         assert_eq!(table[..4], [1.0, 1.0, 0.0, 0.0]);
         assert_eq!(table.len(), 8);
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::cast_slice;
 use lora_core::lora::{LoraBatch, RowPlan};
 use lora_core::ops::{AttentionRows, HeadDims};
-use lora_core::{Backend, DType, Mat, Pool, Result, Tensor, View};
+use lora_core::{Backend, DType, MatLayout, Pool, Result, Tensor, View};
 
 use super::ModelConfig;
 use crate::kv::{BlockCopy, BlockId};
@@ -159,8 +159,8 @@ fn places(of: &Extents) -> [Range<usize>; 6] {
 }
 
 /// A row as a column.
-fn column(row: Mat) -> Mat {
-    Mat { rows: row.cols, cols: 1, row_stride: 1, ..row }
+fn column(row: MatLayout) -> MatLayout {
+    MatLayout { rows: row.cols, cols: 1, row_stride: 1, ..row }
 }
 
 impl<B: Backend> StepInputs<B> {
@@ -196,7 +196,7 @@ impl<B: Backend> StepInputs<B> {
         ]
         .concat();
         let mut view = self.words.view_mut();
-        view.geo = view.geo.slice_cols(0..words.len());
+        view.layout = view.layout.slice_cols(0..words.len());
         be.upload(q, cast_slice(&words), view)?;
         let of_rows = AttentionRows {
             sequences: &rows.sequences,
@@ -223,12 +223,12 @@ impl<B: Backend> StepInputs<B> {
             return Ok(());
         }
         let mut which = self.drawn.view_mut();
-        which.geo = which.geo.slice_cols(0..drawn.len());
+        which.layout = which.layout.slice_cols(0..drawn.len());
         be.upload(q, cast_slice(drawn), which)?;
         // Ids come first among the words.
         let mut ids = self.words.view_mut();
-        ids.geo = column(ids.geo.slice_cols(0..drawn.len()));
-        tokens.geo = column(tokens.geo);
+        ids.layout = column(ids.layout.slice_cols(0..drawn.len()));
+        tokens.layout = column(tokens.layout);
         be.gather_rows(q, tokens, self.drawn.view().slice_cols(0..drawn.len()), ids)
     }
 
@@ -270,8 +270,8 @@ impl<B: Backend> StepInputs<B> {
     pub(super) fn block_tables(&self) -> View<'_, B> {
         let Extents { sequences, max_blocks, .. } = self.extents;
         let mut view = self.part(5);
-        (view.geo.rows, view.geo.cols) = (sequences, max_blocks);
-        view.geo.row_stride = max_blocks;
+        (view.layout.rows, view.layout.cols) = (sequences, max_blocks);
+        view.layout.row_stride = max_blocks;
         view
     }
 }
@@ -312,7 +312,7 @@ impl<B: Backend> RunState<B> {
             residual, x, normed, qkv, attended, gate_up, activated, gathered, logits, ..
         } = self;
         let all = [residual, x, normed, qkv, attended, gate_up, activated, gathered, logits];
-        all.iter().map(|t| t.geo().span() * t.geo().dtype.size()).sum()
+        all.iter().map(|t| t.layout().span() * t.layout().dtype.size()).sum()
     }
 
     /// Buffers for steps of up to these extents. What products read (norms, attention, gated MLP) has

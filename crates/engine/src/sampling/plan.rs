@@ -40,7 +40,7 @@ impl SamplingPlan {
 
     /// Whether a token can be drawn before the host knows the one before it, and nothing but the
     /// tokens drawn is reported.
-    pub fn draws_unseen(&self) -> bool {
+    pub fn can_overlap(&self) -> bool {
         let reads_tokens = self.penalises || self.bad_sequences.iter().any(|bad| bad.len() > 1);
         let reports_more =
             self.wants_prompt_logits() || self.logprobs.is_some() || self.generation_logits;
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn what_depends_on_tokens_or_logits_is_not_drawn_unseen() {
         let plain = SamplingPlan { bad_sequences: vec![vec![7]], ..plan() };
-        assert!(plain.draws_unseen());
+        assert!(plain.can_overlap());
         for other in [
             plan(),
             SamplingPlan { penalises: true, ..plain.clone() },
@@ -103,7 +103,7 @@ mod tests {
             SamplingPlan { context_logits: true, ..plain.clone() },
             SamplingPlan { generation_logits: true, ..plain.clone() },
         ] {
-            assert!(!other.draws_unseen(), "{other:?}");
+            assert!(!other.can_overlap(), "{other:?}");
         }
     }
 

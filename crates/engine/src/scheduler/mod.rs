@@ -142,7 +142,7 @@ impl<T> Scheduler<T> {
             None => false,
         });
         for sequence in &mut done {
-            self.publish_tail(sequence);
+            self.insert_partial(sequence);
             self.let_go(sequence);
             self.end(sequence);
         }
@@ -173,12 +173,12 @@ impl<T> Scheduler<T> {
     }
 
     /// Makes a last block known that is not full.
-    fn publish_tail(&mut self, sequence: &mut Sequence<T>) {
+    fn insert_partial(&mut self, sequence: &mut Sequence<T>) {
         let from = sequence.published * self.kv.plan().tokens_per_block;
         if from < sequence.computed {
             let tail = &sequence.tokens[from..sequence.computed];
             let index = sequence.published;
-            self.kv.publish_tail(sequence.root, &sequence.blocks, index, tail);
+            self.kv.insert_partial(sequence.root, &sequence.blocks, index, tail);
         }
     }
 

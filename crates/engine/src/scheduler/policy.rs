@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// When a waiting sequence may start, under the original's names.
+/// When a waiting sequence may start, under TensorRT-LLM's names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum CapacityPolicy {

@@ -13,17 +13,17 @@ mod name;
 mod python;
 
 /// Atoms that the patterns of one field may come to, repetitions written out.
-const MOST_ATOMS: usize = 100_000;
+const MAX_ATOMS: usize = 100_000;
 /// What a pattern counts for beside its atoms.
 const ATOMS_OF_PATTERN: usize = 100;
 /// Backtracks that matching one name against all patterns of a field may take.
-const MOST_STEPS: usize = 1_000_000;
+const MAX_STEPS: usize = 1_000_000;
 /// Patterns that share these, at least: more for one of them would not make it faster.
-const LEAST_SHARES: usize = 10;
+const MIN_SHARES: usize = 10;
 /// Bytes of one pattern.
-const MOST_BYTES_OF_TEXT: usize = 4 * MOST_ATOMS;
+const MAX_BYTES_OF_TEXT: usize = 4 * MAX_ATOMS;
 /// Bytes of one automaton that a pattern is compiled to.
-const MOST_BYTES: usize = 16 << 20;
+const MAX_BYTES: usize = 16 << 20;
 
 /// How much work the patterns of one field may be: neither the size of a configuration nor its
 /// cunning decides how long it is matched, or what memory that takes.
@@ -42,8 +42,8 @@ impl Room {
         patterns: impl IntoIterator<Item = &'a String>,
     ) -> Self {
         let costly = patterns.into_iter().filter(|text| NamePattern::parse(text).is_none());
-        let steps = MOST_STEPS / costly.count().max(LEAST_SHARES);
-        Self { field, atoms: MOST_ATOMS, steps }
+        let steps = MAX_STEPS / costly.count().max(MIN_SHARES);
+        Self { field, atoms: MAX_ATOMS, steps }
     }
 
     fn take(&mut self, pattern: &str, atoms: usize) -> Result<(), Rejection> {
@@ -54,7 +54,7 @@ impl Room {
 
     fn too_large(&self, pattern: &str) -> Rejection {
         let found = format!("`{}`, which is too large with those before it", shown(pattern));
-        let allowed = format!("patterns of {MOST_ATOMS} atoms in all, repetitions written out");
+        let allowed = format!("patterns of {MAX_ATOMS} atoms in all, repetitions written out");
         too_complex(self.field, found, &allowed)
     }
 }
@@ -145,7 +145,7 @@ impl PythonRegex {
         room: &mut Room,
     ) -> Result<Self, Rejection> {
         // Longer ones are not even read.
-        if text.len() > MOST_BYTES_OF_TEXT {
+        if text.len() > MAX_BYTES_OF_TEXT {
             return Err(room.too_large(text));
         }
         let unreadable = |reason: String| invalid(room.field, text, &reason);
@@ -153,7 +153,7 @@ impl PythonRegex {
         room.take(text, translated.atoms)?;
         let built = RegexBuilder::new(&wrap(&translated.text))
             .backtrack_limit(room.steps)
-            .delegate_size_limit(MOST_BYTES)
+            .delegate_size_limit(MAX_BYTES)
             .build();
         let regex = built.map_err(|error| invalid(room.field, text, &reason(&error)))?;
         let (field, steps, text) = (room.field, room.steps, text.to_owned());

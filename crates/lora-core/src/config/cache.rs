@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::{MAX_RANK, counted};
 use crate::rules::{Code, Rejection};
 
-/// How much memory adapters may occupy, under the original's field names and defaults.
+/// How much memory adapters may occupy, under TensorRT-LLM's field names and defaults.
 ///
 /// `max_loras` and `max_cpu_loras` of [`crate::LoraConfig`], when set, override the sizes here.
-/// Adapters take the bytes of their true ranks, so the page geometry of the original
+/// Adapters take the bytes of their true ranks, so the page geometry of TensorRT-LLM
 /// (`optimal_adapter_size`, `max_pages_per_block_*`) is accepted and has no effect.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -19,7 +19,7 @@ pub struct PeftCacheConfig {
     pub num_host_module_layer: usize,
     /// When above 0: the same for the device tier.
     pub num_device_module_layer: usize,
-    /// The rank that the original's pages are tuned for.
+    /// The rank that TensorRT-LLM's pages are tuned for.
     pub optimal_adapter_size: usize,
     /// The largest rank that the cache must be able to hold.
     pub max_adapter_size: usize,
@@ -29,9 +29,9 @@ pub struct PeftCacheConfig {
     pub num_ensure_workers: usize,
     /// Device streams for those copies.
     pub num_copy_streams: usize,
-    /// Pages of one allocation of the original's host tier.
+    /// Pages of one allocation of TensorRT-LLM's host tier.
     pub max_pages_per_block_host: usize,
-    /// Pages of one allocation of the original's device tier.
+    /// Pages of one allocation of TensorRT-LLM's device tier.
     pub max_pages_per_block_device: usize,
     /// Share of the device memory that is free after the model is loaded, above 0 and up to 1.
     pub device_cache_percent: f64,

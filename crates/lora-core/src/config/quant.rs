@@ -1,4 +1,4 @@
-//! Quantisation of base weights and of the KV cache, under the original's names.
+//! Quantisation of base weights and of the KV cache, under TensorRT-LLM's names.
 
 use std::fmt;
 
@@ -143,7 +143,7 @@ impl<'de> Deserialize<'de> for QuantAlgo {
     }
 }
 
-/// How base weights and the KV cache are quantised, under the original's field names and defaults.
+/// How base weights and the KV cache are quantised, under TensorRT-LLM's field names and defaults.
 /// Adapters are never quantised. Unknown fields are refused.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

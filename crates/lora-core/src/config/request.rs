@@ -17,7 +17,7 @@ pub enum CkptSource {
     Nemo,
 }
 
-/// Names one adapter, as the original's `LoRARequest` does; the JSON form has the same fields.
+/// Names one adapter, as TensorRT-LLM's `LoRARequest` does; the JSON form has the same fields.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraRequest {

@@ -45,7 +45,7 @@ pub(crate) fn read(
     let PlannedAdapter { sites, full_weights, mut source, declaration } = planned;
     let mut problems = Vec::new();
     let tensors = read_tensors(&sites, &mut problems)?;
-    let settled = collect(full::settle(full_weights, base), &mut problems)?;
+    let settled = collect(full::resolve(full_weights, base), &mut problems)?;
     if !problems.is_empty() {
         let (path, rejections) = (path.to_owned(), Rejections(problems));
         return Err(AdapterError::Rejected { path, rejections });

@@ -59,14 +59,14 @@ pub(crate) struct Settled {
 ///
 /// # Errors
 /// Files that cannot be read. Copies that disagree, and what PEFT would drop, are rejections.
-pub(crate) fn settle(
+pub(crate) fn resolve(
     weights: Vec<FullWeight>,
     base: Option<&BaseWeights>,
 ) -> Vec<Result<Settled, ReadProblem>> {
-    weights.into_par_iter().map(|weight| settle_one(weight, base)).collect()
+    weights.into_par_iter().map(|weight| resolve_one(weight, base)).collect()
 }
 
-fn settle_one(weight: FullWeight, base: Option<&BaseWeights>) -> Result<Settled, ReadProblem> {
+fn resolve_one(weight: FullWeight, base: Option<&BaseWeights>) -> Result<Settled, ReadProblem> {
     let names = listed(&weight.names);
     if weight.meaning == Meaning::Unused {
         let note = "does not matter, as the adapter has a weight of its own";

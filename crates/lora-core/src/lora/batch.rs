@@ -195,7 +195,7 @@ impl<B: Backend> LoraBatch<B> {
             words[place][..part.len()].copy_from_slice(part);
         }
         let mut view = self.words.view_mut();
-        view.geo = view.geo.slice_cols(0..words.len());
+        view.layout = view.layout.slice_cols(0..words.len());
         be.upload(q, cast_slice(&words), view)
     }
 

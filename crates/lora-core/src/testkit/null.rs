@@ -168,7 +168,7 @@ impl Backend for NullBackend {
     }
 
     fn download(&self, (): &mut (), src: View<'_>) -> Result<Vec<u8>> {
-        let bytes = src.geo.rows * src.geo.cols * src.geo.dtype.size();
+        let bytes = src.layout.rows * src.layout.cols * src.layout.dtype.size();
         Ok(src.buf.bytes.get(..bytes).map_or_else(|| vec![0; bytes], <[u8]>::to_vec))
     }
 
@@ -218,7 +218,7 @@ impl Backend for NullBackend {
     }
 
     fn embed(&self, (): &mut (), table: &NullLinear, _: View<'_>, out: ViewMut<'_>) -> Result<()> {
-        crate::check_extent("embed", "columns", out.geo.cols, table.cols)
+        crate::check_extent("embed", "columns", out.layout.cols, table.cols)
     }
 
     fn rms_norm(
@@ -245,8 +245,8 @@ impl Backend for NullBackend {
     }
 
     fn linear(&self, (): &mut (), x: View<'_>, w: &NullLinear, out: ViewMut<'_>) -> Result<()> {
-        crate::check_extent("linear", "input columns", x.geo.cols, w.cols)?;
-        crate::check_extent("linear", "output columns", out.geo.cols, w.rows)
+        crate::check_extent("linear", "input columns", x.layout.cols, w.cols)?;
+        crate::check_extent("linear", "output columns", out.layout.cols, w.rows)
     }
 
     fn qk_norm_rope_append(&self, (): &mut (), _: QkvArgs<'_, Self>) -> Result<()> {
@@ -277,10 +277,10 @@ impl Backend for NullBackend {
         let misfit = Error::DType {
             op: "sample",
             what: "parameters",
-            found: args.params.geo.dtype,
+            found: args.params.layout.dtype,
             allowed: "int32",
         };
-        let size = args.params.geo.rows * size_of::<SampleRow>();
+        let size = args.params.layout.rows * size_of::<SampleRow>();
         let Some(bytes) = args.params.buf.bytes.get(..size) else { return Err(misfit) };
         let Ok(rows) = bytemuck::try_cast_slice::<u8, SampleRow>(bytes) else { return Err(misfit) };
         let Some(tokens) = out.buf.words(rows.len()) else { return Err(misfit) };
@@ -355,7 +355,7 @@ mod tests {
         let (mut params, mut out, empty) = (array(3 * SampleRow::WORDS), array(3), array(0));
         be.upload(&mut (), bytemuck::cast_slice(&rows), params.view_mut()).unwrap();
         let mut params = params.view();
-        (params.geo.rows, params.geo.cols) = (3, SampleRow::WORDS);
+        (params.layout.rows, params.layout.cols) = (3, SampleRow::WORDS);
         let (history, banned, bias, masks) =
             (empty.view(), empty.view(), empty.view(), empty.view());
         let args = SampleArgs { logits: empty.view(), params, history, banned, bias, masks };

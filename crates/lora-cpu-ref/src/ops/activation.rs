@@ -8,7 +8,7 @@ use crate::{View, ViewMut};
 
 /// See [`lora_core::Backend::silu_mul`].
 pub fn silu_mul(isa: Isa, gate_up: View<'_>, mut out: ViewMut<'_>) -> Result<()> {
-    check::silu_mul(gate_up.geo, out.geo)?;
+    check::silu_mul(gate_up.layout, out.layout)?;
     for_rows(isa, &mut out, |r, mut row, scratch| {
         read_row(isa, &gate_up, r, scratch);
         let (gate, up) = scratch.split_at_mut(row.len());

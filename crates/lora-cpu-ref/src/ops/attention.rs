@@ -16,7 +16,7 @@ const SERIAL_PRODUCTS: usize = 64 * 1024;
 
 /// See [`lora_core::Backend::attention`].
 pub fn attention(isa: Isa, args: &AttentionArgs<'_, CpuRef>, mut out: ViewMut<'_>) -> Result<()> {
-    check::attention(args, out.geo)?;
+    check::attention(args, out.layout)?;
     let positions = typed_row::<i32>(&args.positions, 0);
     let sequences = typed_row::<i32>(&args.sequence_of_row, 0);
     let table = |sequence| typed_row::<i32>(&args.block_tables, sequence);
@@ -93,8 +93,8 @@ fn exponentials(isa: Isa, scores: &mut [f32]) -> f32 {
 
 /// `scores[i] = query · keys[i]`.
 fn key_products(isa: Isa, query: &[f32], keys: &View<'_>, scores: &mut [f32]) {
-    let stride = keys.geo.row_stride;
-    match keys.geo.dtype {
+    let stride = keys.layout.row_stride;
+    match keys.layout.dtype {
         DType::Bf16 => dot_rows(isa, query, from_first::<bf16>(keys), stride, scores),
         DType::F16 | DType::F8E4m3 => {
             let (keys, stride) = widen_all(isa, keys);
@@ -106,8 +106,8 @@ fn key_products(isa: Isa, query: &[f32], keys: &View<'_>, scores: &mut [f32]) {
 
 /// `sum += weights[i] * values[i]` for all `i`.
 fn add_values(isa: Isa, sum: &mut [f32], weights: &[f32], values: &View<'_>) {
-    let stride = values.geo.row_stride;
-    match values.geo.dtype {
+    let stride = values.layout.row_stride;
+    match values.layout.dtype {
         DType::Bf16 => axpy_rows(isa, sum, weights, from_first::<bf16>(values), stride),
         DType::F16 | DType::F8E4m3 => {
             let (values, stride) = widen_all(isa, values);
@@ -119,16 +119,16 @@ fn add_values(isa: Isa, sum: &mut [f32], weights: &[f32], values: &View<'_>) {
 
 /// The buffer from a view's first element to its last.
 fn from_first<'a, T: Pod>(view: &View<'a>) -> &'a [T] {
-    let start = view.geo.offset;
-    &view.buf.as_slice::<T>()[start..start + view.geo.span()]
+    let start = view.layout.offset;
+    &view.buf.as_slice::<T>()[start..start + view.layout.span()]
 }
 
 /// All rows in f32, with their stride.
 fn widen_all(isa: Isa, view: &View<'_>) -> (Vec<f32>, usize) {
-    let (mut all, mut row) = (Vec::with_capacity(view.geo.rows * view.geo.cols), Vec::new());
-    for r in 0..view.geo.rows {
+    let (mut all, mut row) = (Vec::with_capacity(view.layout.rows * view.layout.cols), Vec::new());
+    for r in 0..view.layout.rows {
         read_row(isa, view, r, &mut row);
         all.extend_from_slice(&row);
     }
-    (all, view.geo.cols)
+    (all, view.layout.cols)
 }

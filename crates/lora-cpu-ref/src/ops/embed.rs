@@ -14,7 +14,7 @@ pub fn embed(isa: Isa, table: &CpuLinear, ids: View<'_>, mut out: ViewMut<'_>) -
         check::float(OP, "table", DType::F8E4m3)?;
     }
     let table = &table.packed;
-    check::embed(table.k(), ids.geo, out.geo)?;
+    check::embed(table.k(), ids.layout, out.layout)?;
     let ids = typed_row::<i32>(&ids, 0);
     check::ids(OP, "token id", ids, table.n())?;
     for_rows(isa, &mut out, |r, mut row, scratch| {
@@ -28,9 +28,9 @@ pub fn embed(isa: Isa, table: &CpuLinear, ids: View<'_>, mut out: ViewMut<'_>) -
 /// See [`lora_core::Backend::gather_rows`].
 pub fn gather_rows(isa: Isa, x: View<'_>, rows: View<'_>, mut out: ViewMut<'_>) -> Result<()> {
     const OP: &str = "gather_rows";
-    check::gather_rows(x.geo, rows.geo, out.geo)?;
+    check::gather_rows(x.layout, rows.layout, out.layout)?;
     let rows = typed_row::<i32>(&rows, 0);
-    check::ids(OP, "row", rows, x.geo.rows)?;
+    check::ids(OP, "row", rows, x.layout.rows)?;
     // Integers go through as the bits of floats, with which nothing is computed.
     for_rows(isa, &mut out, |r, mut row, scratch| {
         read_row(isa, &x, rows[r] as usize, scratch);

@@ -72,7 +72,7 @@ pub fn product(
 
 /// The rows divided by their scale and rounded to e4m3, as bf16; and the scales.
 fn round_rows(isa: Isa, x: &View<'_>, input: InputScale) -> (Vec<bf16>, Vec<f32>) {
-    let mut codes = Vec::with_capacity(x.geo.rows * x.geo.cols);
+    let mut codes = Vec::with_capacity(x.layout.rows * x.layout.cols);
     let mut row = Vec::new();
     let of_row = |r| {
         read_row(isa, x, r, &mut row);
@@ -84,6 +84,6 @@ fn round_rows(isa: Isa, x: &View<'_>, input: InputScale) -> (Vec<bf16>, Vec<f32>
         codes.extend(rounded.map(bf16::from_f32));
         scale
     };
-    let scales = (0..x.geo.rows).map(of_row).collect();
+    let scales = (0..x.layout.rows).map(of_row).collect();
     (codes, scales)
 }

@@ -55,8 +55,8 @@ pub fn misfit(op: &'static str, error: &InnerError) -> Error {
 /// See [`lora_core::Backend::linear`].
 pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Result<()> {
     const OP: &str = "linear";
-    check::linear(x.geo, [w.packed.n(), w.packed.k()], out.geo)?;
-    if x.geo.rows == 0 {
+    check::linear(x.layout, [w.packed.n(), w.packed.k()], out.layout)?;
+    if x.layout.rows == 0 {
         return Ok(());
     }
     if let Some(scales) = &w.fp8 {
@@ -65,10 +65,10 @@ pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Res
     let bias = w.bias.as_deref();
     let mut widened = Vec::new();
     let rows = input_rows(isa, &x, &mut widened);
-    let (start, stride) = (out.geo.offset, out.geo.row_stride);
+    let (start, stride) = (out.layout.offset, out.layout.row_stride);
     let product =
         |out: Out<'_>| matmul(isa, rows, &w.packed, out.bias(bias)).map_err(|e| misfit(OP, &e));
-    match out.geo.dtype {
+    match out.layout.dtype {
         DType::Bf16 => product(Out::bf16(&mut out.buf.as_mut_slice::<bf16>()[start..], stride)),
         DType::F16 => {
             let n = w.packed.n();
@@ -86,19 +86,19 @@ pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Res
 pub fn input_rows<'a>(isa: Isa, x: &View<'a>, widened: &'a mut Vec<f32>) -> Rows<'a> {
     fn from_first<'a, T: Pod>(x: &View<'a>) -> &'a [T] {
         // A view of no rows may start behind the end of its buffer.
-        x.buf.as_slice().get(x.geo.offset..).unwrap_or(&[])
+        x.buf.as_slice().get(x.layout.offset..).unwrap_or(&[])
     }
-    let geo = x.geo;
-    match geo.dtype {
-        DType::Bf16 => Rows::bf16(from_first(x), geo.row_stride, geo.rows),
-        DType::F32 => Rows::f32(from_first(x), geo.row_stride, geo.rows),
+    let layout = x.layout;
+    match layout.dtype {
+        DType::Bf16 => Rows::bf16(from_first(x), layout.row_stride, layout.rows),
+        DType::F32 => Rows::f32(from_first(x), layout.row_stride, layout.rows),
         _ => {
             let mut row = Vec::new();
-            for r in 0..geo.rows {
+            for r in 0..layout.rows {
                 read_row(isa, x, r, &mut row);
                 widened.extend_from_slice(&row);
             }
-            Rows::f32(widened, geo.cols, geo.rows)
+            Rows::f32(widened, layout.cols, layout.rows)
         }
     }
 }

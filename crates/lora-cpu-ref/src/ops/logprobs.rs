@@ -9,9 +9,9 @@ use crate::{CpuRef, ViewMut};
 /// See [`lora_core::Backend::logprobs`].
 pub fn logprobs(args: &LogprobArgs<'_, CpuRef>, mut out: LogprobOut<'_, CpuRef>) -> Result<()> {
     check::logprobs(args, &out)?;
-    let k = out.top_ids.geo.cols;
+    let k = out.top_ids.layout.cols;
     let targets = typed_row::<i32>(&args.targets, 0);
-    check::ids("logprobs", "target", targets, args.logits.geo.cols)?;
+    check::ids("logprobs", "target", targets, args.logits.layout.cols)?;
     for (r, target) in targets.iter().enumerate() {
         let logits = typed_row::<f32>(&args.logits, r);
         let normalizer = log_sum_exp(logits);
@@ -27,7 +27,7 @@ pub fn logprobs(args: &LogprobArgs<'_, CpuRef>, mut out: LogprobOut<'_, CpuRef>)
 }
 
 fn put<T: bytemuck::Pod>(out: &mut ViewMut<'_>, row: usize, col: usize, value: T) {
-    out.buf.as_mut_slice::<T>()[out.geo.offset + row * out.geo.row_stride + col] = value;
+    out.buf.as_mut_slice::<T>()[out.layout.offset + row * out.layout.row_stride + col] = value;
 }
 
 /// `ln(sum(exp(x)))`, summed in f64 so that a long tail is not lost.

@@ -122,10 +122,10 @@ pub fn lora_add(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "lora_add";
-    check::site_output::<CpuRef>(OP, &site.spec, SiteKind::Linear, out.geo)?;
-    check::float(OP, "x", x.geo.dtype)?;
-    check_extent(OP, "columns of x", x.geo.cols, site.spec.in_dim)?;
-    check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)?;
+    check::site_output::<CpuRef>(OP, &site.spec, SiteKind::Linear, out.layout)?;
+    check::float(OP, "x", x.layout.dtype)?;
+    check_extent(OP, "columns of x", x.layout.cols, site.spec.in_dim)?;
+    check_extent(OP, "rows of out", out.layout.rows, x.layout.rows)?;
     let tasks = tasks(OP, isa, site, batch, &mut out)?;
     let mut widened = Vec::new();
     let input = input_rows(isa, &x, &mut widened);
@@ -169,9 +169,9 @@ pub fn lora_embed(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "lora_embed";
-    check::site_output::<CpuRef>(OP, &site.spec, SiteKind::Embedding, out.geo)?;
+    check::site_output::<CpuRef>(OP, &site.spec, SiteKind::Embedding, out.layout)?;
     let ids = indices(OP, "ids", &ids)?;
-    check_extent(OP, "rows of out", out.geo.rows, ids.len())?;
+    check_extent(OP, "rows of out", out.layout.rows, ids.len())?;
     check::ids(OP, "token id", ids, site.spec.in_dim)?;
     let tasks = tasks(OP, isa, site, batch, &mut out)?;
     run(tasks, |mut task| {
@@ -219,7 +219,7 @@ fn tasks<'a>(
     let order = indices(op, "row order", &order)?;
     let starts = indices(op, "segment starts", &starts)?;
     let slots = indices(op, "slots", &slots)?;
-    let limit = out.geo.rows;
+    let limit = out.layout.rows;
     let mut rows = all_rows(isa, out);
     let mut tasks = Vec::new();
     for i in 0..batch.segments() {

@@ -17,7 +17,7 @@ pub fn rms_norm(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "rms_norm";
-    check::norm(OP, x.geo, w, &[("out", out.geo)])?;
+    check::norm(OP, x.layout, w, &[("out", out.layout)])?;
     let weights = RowWeights::new(OP, w)?;
     for_rows(isa, &mut out, |r, mut row, scratch| {
         read_row(isa, &x, r, scratch);
@@ -37,10 +37,10 @@ pub fn add_rms_norm(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "add_rms_norm";
-    check::norm(OP, x.geo, w, &[("residual", residual.geo), ("out", out.geo)])?;
+    check::norm(OP, x.layout, w, &[("residual", residual.layout), ("out", out.layout)])?;
     let weights = RowWeights::new(OP, w)?;
     for_row_pairs(isa, &mut residual, &mut out, |r, mut residual, mut row, scratch| {
-        let mut sum = Vec::with_capacity(x.geo.cols);
+        let mut sum = Vec::with_capacity(x.layout.cols);
         residual.read(&mut sum);
         read_row(isa, &x, r, scratch);
         sum.iter_mut().zip(scratch.iter()).for_each(|(a, b)| *a += b);

@@ -23,7 +23,7 @@ pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()
     rotate(
         isa,
         &mut args.qkv,
-        &args.rotations,
+        &args.cos_sin_table,
         positions,
         |row, head| match &norms {
             Some((q, _, eps)) if head < dims.heads => Some((q.of(row), *eps)),
@@ -46,15 +46,15 @@ pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()
 fn rotate<'w>(
     isa: Isa,
     qkv: &mut ViewMut<'_>,
-    rotations: &View<'_>,
+    cos_sin_table: &View<'_>,
     positions: &[i32],
     norm: impl Fn(usize, usize) -> Option<(&'w [f32], f32)> + Sync,
     heads: usize,
 ) {
-    let half = rotations.geo.cols / 2;
+    let half = cos_sin_table.layout.cols / 2;
     for_rows(isa, qkv, |r, mut row, scratch| {
         row.read(scratch);
-        let (cos, sin) = typed_row::<f32>(rotations, positions[r] as usize).split_at(half);
+        let (cos, sin) = typed_row::<f32>(cos_sin_table, positions[r] as usize).split_at(half);
         for (h, head) in scratch.chunks_exact_mut(2 * half).take(heads).enumerate() {
             if let Some((w, eps)) = norm(r, h) {
                 normalize(isa, head, w, eps);

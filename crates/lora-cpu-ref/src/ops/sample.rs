@@ -9,10 +9,10 @@ use crate::{CpuRef, ViewMut};
 
 /// See [`lora_core::Backend::sample`].
 pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()> {
-    check::sample(args, out.geo)?;
-    let rows = args.logits.geo.rows;
+    check::sample(args, out.layout)?;
+    let rows = args.logits.layout.rows;
     let banned = typed_row::<i32>(&args.banned, 0);
-    check::ids("sample", "banned token", banned, args.logits.geo.cols)?;
+    check::ids("sample", "banned token", banned, args.logits.layout.cols)?;
     let mut tokens = Vec::with_capacity(rows);
     for r in 0..rows {
         let params: SampleRow =
@@ -35,7 +35,7 @@ pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()
         }
         tokens.push(draw(&logits, &params) as i32);
     }
-    let start = out.geo.offset;
+    let start = out.layout.offset;
     out.buf.as_mut_slice::<i32>()[start..start + rows].copy_from_slice(&tokens);
     Ok(())
 }

@@ -28,11 +28,11 @@ const KEYS: usize = 64;
 const ALIGNMENT: usize = 1024;
 
 /// The most blocks of a launch along y.
-const MOST_BLOCKS: usize = 65_535;
+const MAX_BLOCKS: usize = 65_535;
 
 /// Blocks that keep a device busy, and the most of them that a cluster may have on any device.
 const BLOCKS: usize = 512;
-const MOST_SPLITS: usize = 8;
+const MAX_SPLITS: usize = 8;
 
 /// The largest head of `attention.cu`.
 const MAX_HEAD_DIM: usize = 256;
@@ -82,7 +82,7 @@ impl AttentionArgs {
             sequences: MatArg::from(args.sequence_of_row).data(),
             positions: MatArg::from(args.positions).data(),
             tables: MatArg::from(args.block_tables).data(),
-            table_stride: args.block_tables.geo.row_stride as i64,
+            table_stride: args.block_tables.layout.row_stride as i64,
             scale: args.scale * args.kv_scales.k,
             v_scale: args.kv_scales.v,
             tokens_per_block: args.tokens_per_block as i32,
@@ -103,7 +103,7 @@ impl Cuda {
         args: &Args<'_, Self>,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        check::attention(args, out.geo)?;
+        check::attention(args, out.layout)?;
         if args.dims.head_dim > MAX_HEAD_DIM {
             let what = format!("heads of {}, above {MAX_HEAD_DIM}", args.dims.head_dim);
             return Err(Error::Unsupported { op: "attention", backend: Self::NAME, what });
@@ -142,7 +142,7 @@ impl Cuda {
         let Some(positions) = self.ints(q, args.positions)? else { return Ok(()) };
         let sequences = self.ints(q, args.sequence_of_row)?.unwrap_or_default();
         let tables = self.ints(q, args.block_tables)?.unwrap_or_default();
-        let cols = args.block_tables.geo.cols;
+        let cols = args.block_tables.layout.cols;
         let table = |sequence| &tables[sequence * cols..(sequence + 1) * cols];
         check::attention_ids(args, &positions, &sequences, table)
     }
@@ -166,18 +166,18 @@ struct Shape {
 
 impl Shape {
     fn of(args: &Args<'_, Cuda>, out: &ViewMut<'_>) -> Self {
-        let tables = args.block_tables.geo;
+        let tables = args.block_tables.layout;
         Self {
             dims: args.dims,
-            rows: args.queries.geo.rows,
+            rows: args.queries.layout.rows,
             sequences: tables.rows,
             longest: tables.cols * args.tokens_per_block,
-            queries: args.queries.geo.dtype,
-            cache: args.k_cache.geo.dtype,
-            out: out.geo.dtype,
-            alike: args.k_cache.geo.row_stride == args.v_cache.geo.row_stride
+            queries: args.queries.layout.dtype,
+            cache: args.k_cache.layout.dtype,
+            out: out.layout.dtype,
+            alike: args.k_cache.layout.row_stride == args.v_cache.layout.row_stride
                 && args.kv_scales.v == 1.0,
-            aligned: [args.queries.geo, args.k_cache.geo, args.v_cache.geo, out.geo]
+            aligned: [args.queries.layout, args.k_cache.layout, args.v_cache.layout, out.layout]
                 .into_iter()
                 .all(is_aligned),
         }
@@ -204,11 +204,11 @@ fn prefill_args(args: &Args<'_, Cuda>, lists: PrefillLists, out: &ViewMut<'_>) -
         out: MatArg::from(out).data(),
         tables: data(args.block_tables),
         lists,
-        query_stride: args.queries.geo.row_stride as i64,
-        cache_stride: args.k_cache.geo.row_stride as i64,
-        out_stride: out.geo.row_stride as i64,
+        query_stride: args.queries.layout.row_stride as i64,
+        cache_stride: args.k_cache.layout.row_stride as i64,
+        out_stride: out.layout.row_stride as i64,
         scale: args.scale * args.kv_scales.k,
-        rows: args.queries.geo.rows as i32,
+        rows: args.queries.layout.rows as i32,
         heads: args.dims.heads as i32,
         kv_heads: args.dims.kv_heads as i32,
         head_dim: args.dims.head_dim as i32,
@@ -250,7 +250,7 @@ fn choose_decode(of: &Shape, rows: usize) -> Option<(Kernel, Launch)> {
     };
     let groups = kv_heads * (heads / kv_heads).div_ceil(HEADS);
     let cluster = splits(rows * groups, of.longest);
-    let launch = Launch::new([groups, rows.min(MOST_BLOCKS), cluster], WARPS * WARP);
+    let launch = Launch::new([groups, rows.min(MAX_BLOCKS), cluster], WARPS * WARP);
     Some((kernel, Launch { cluster, ..launch }))
 }
 
@@ -265,7 +265,7 @@ fn choose_for_rest(of: &Shape, chosen: Kernel) -> Option<(Kernel, Launch)> {
 /// many as keep the device busy, but none for which a sequence may be too short.
 fn splits(blocks: usize, longest: usize) -> usize {
     let spare = 1 << (BLOCKS / blocks.max(1)).max(1).ilog2();
-    longest.div_ceil(TURN).next_power_of_two().min(spare).min(MOST_SPLITS)
+    longest.div_ceil(TURN).next_power_of_two().min(spare).min(MAX_SPLITS)
 }
 
 #[cfg(test)]

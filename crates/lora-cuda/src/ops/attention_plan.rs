@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use bytemuck::cast_slice;
 use cudarc::driver::sys::CUdevice_attribute;
 use lora_core::ops::{AttentionArgs, AttentionRows, HeadDims};
-use lora_core::{DType, Error, Mat, Pool, Result, check, check_extent};
+use lora_core::{DType, Error, MatLayout, Pool, Result, check, check_extent};
 
 use crate::args::Address;
 use crate::error::failed;
@@ -16,7 +16,7 @@ use crate::{Cuda, CudaBuf, CudaQueue, ViewMut};
 const OP: &str = "plan_attention";
 
 /// Prompts are planned if they have so many rows on the average. With fewer, tiles would be mostly empty.
-const LEAST_ROWS: usize = 32;
+const MIN_ROWS: usize = 32;
 
 /// Lists with an entry for each tile.
 const LISTS: usize = 6;
@@ -65,8 +65,8 @@ impl AttentionPlan {
     /// planned; [`Error::OutOfRange`] for sequences or positions that the tables do not have.
     pub fn prompts(&self, args: &AttentionArgs<'_, Cuda>) -> Result<Option<Prompts>> {
         const OP: &str = "attention";
-        let (dims, tables) = (args.dims, args.block_tables.geo);
-        check_extent(OP, "rows of the plan", self.rows, args.queries.geo.rows)?;
+        let (dims, tables) = (args.dims, args.block_tables.layout);
+        check_extent(OP, "rows of the plan", self.rows, args.queries.layout.rows)?;
         check_extent(OP, "heads of the plan", self.dims.heads, dims.heads)?;
         check_extent(OP, "head_dim of the plan", self.dims.head_dim, dims.head_dim)?;
         let Some(prompts) = self.prompts else { return Ok(None) };
@@ -99,9 +99,8 @@ impl Cuda {
         let count = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let blocks = self.context.attribute(count).map_err(failed("cuDeviceGetAttribute"))?;
         let blocks = usize::try_from(blocks).unwrap_or(0).max(1);
-        let most_tiles = tile_rows(dims).map_or(0, |rows| {
-            dims.heads * (capacity.div_ceil(rows) + capacity.div_ceil(LEAST_ROWS))
-        });
+        let most_tiles = tile_rows(dims)
+            .map_or(0, |rows| dims.heads * (capacity.div_ceil(rows) + capacity.div_ceil(MIN_ROWS)));
         let bytes = (blocks + 1 + LISTS * most_tiles) * DType::I32.size();
         let lists = CudaBuf::zeroed(&self.context, Pool::StepInputs, bytes)?;
         Ok(AttentionPlan { dims, blocks, capacity, lists, rows: 0, prompts: None })
@@ -125,8 +124,8 @@ impl Cuda {
         let Some((prompts, singles)) = prompts(&runs(&of)) else { return Ok(()) };
         let tiles = tiles(&prompts, plan.dims.heads, of_tile);
         let words = lists(&shared_out(&tiles, plan.blocks), of.table_stride);
-        let geo = Mat::dense(1, words.len(), DType::I32);
-        q.upload(cast_slice(&words), &ViewMut { buf: &mut plan.lists, geo })?;
+        let layout = MatLayout::dense(1, words.len(), DType::I32);
+        q.upload(cast_slice(&words), &ViewMut { buf: &mut plan.lists, layout })?;
         let most = |number: fn(&Run) -> usize| prompts.iter().map(number).max().unwrap_or(0);
         plan.prompts = Some(Prompts {
             lists: plan.places(tiles.len()),
@@ -173,7 +172,7 @@ fn prompts(runs: &[Run]) -> Option<(Vec<Run>, bool)> {
     }
     let (prompts, singles): (Vec<Run>, Vec<Run>) = runs.iter().partition(|run| run.rows > 1);
     let rows: usize = prompts.iter().map(|run| run.rows).sum();
-    let worth = !prompts.is_empty() && rows >= LEAST_ROWS * prompts.len();
+    let worth = !prompts.is_empty() && rows >= MIN_ROWS * prompts.len();
     worth.then_some((prompts, !singles.is_empty()))
 }
 

@@ -4,10 +4,10 @@
 use std::ops::Range;
 
 use lora_core::fp8::{Fp8Scales, InputScale};
-use lora_core::{DType, HostTensor, Mat, Pool, Result, check};
+use lora_core::{DType, HostTensor, MatLayout, Pool, Result, check};
 
 use super::linear_stream::{TensorMap, tiles_of};
-use super::{EIGHT, MOST_THREADS, ROW_THREADS, WARP, in_eights};
+use super::{EIGHT, MAX_THREADS, ROW_THREADS, WARP, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
 use crate::lt::Extras;
@@ -17,12 +17,12 @@ use crate::{Cuda, CudaBuf, CudaQueue, View, ViewMut};
 /// A weight matrix `[out, in]` in device memory.
 pub struct CudaLinear {
     weights: CudaBuf,
-    geo: Mat,
+    layout: MatLayout,
     bias: Option<CudaBuf>,
     /// The bias in bf16, if no value of it loses anything by that.
     narrow_bias: Option<CudaBuf>,
     fp8: Option<Fp8>,
-    /// How the copy engine reads the weights, if it can.
+    /// How the TMA reads the weights, if it can.
     tiles: Option<TensorMap>,
 }
 
@@ -85,7 +85,7 @@ pub(super) struct Input {
     /// The matrix, in e4m3 where the weights are.
     pub mat: MatArg,
     /// Its extents.
-    pub geo: Mat,
+    pub layout: MatLayout,
     /// Of codes, the scale of each row.
     pub scales: Address,
     /// Whether sums must not be those of e4m3 by tensor cores.
@@ -99,17 +99,17 @@ const CODES_ALIGNMENT: usize = 256;
 const ROWS: usize = 8;
 
 /// Times that a thread of `quantise_rows_eights` takes eight elements, as in `linear.cu`.
-const MOST_EIGHTS: usize = 4;
+const MAX_EIGHTS: usize = 4;
 
 impl CudaLinear {
     /// The weights, to compute with.
     pub(crate) fn weights(&self) -> MatArg {
-        MatArg::new(&self.weights, self.geo)
+        MatArg::new(&self.weights, self.layout)
     }
 
     /// Extents and dtype.
-    pub(crate) fn geo(&self) -> Mat {
-        self.geo
+    pub(crate) fn layout(&self) -> MatLayout {
+        self.layout
     }
 
     /// Scales of the outputs; null where there are none.
@@ -122,7 +122,7 @@ impl CudaLinear {
         self.bias.as_ref().map_or(0, CudaBuf::address)
     }
 
-    /// How the copy engine reads the weights, if it can.
+    /// How the TMA reads the weights, if it can.
     pub(super) fn tiles(&self) -> Option<&TensorMap> {
         self.tiles.as_ref()
     }
@@ -168,11 +168,11 @@ impl Cuda {
         let weights = CudaBuf::holding(&self.context, Pool::Weights, &parts)?;
         let narrow = bias.and_then(exactly_bf16);
         let hold = |bytes: &[u8]| self.hold(Pool::Weights, bytes);
-        let geo = Mat::dense(n, k, dtype);
+        let layout = MatLayout::dense(n, k, dtype);
         Ok(CudaLinear {
-            tiles: tiles_of(MatArg::new(&weights, geo), geo)?,
+            tiles: tiles_of(MatArg::new(&weights, layout), layout)?,
             weights,
-            geo,
+            layout,
             bias: bias.map(|bias| hold(bytemuck::cast_slice(bias))).transpose()?,
             narrow_bias: narrow.map(|tensor| hold(tensor.bytes())).transpose()?,
             fp8: None,
@@ -187,8 +187,8 @@ impl Cuda {
         w: &CudaLinear,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        check::linear(x.geo, [w.geo.rows, w.geo.cols], out.geo)?;
-        if x.geo.rows == 0 {
+        check::linear(x.layout, [w.layout.rows, w.layout.cols], out.layout)?;
+        if x.layout.rows == 0 {
             return Ok(());
         }
         let input = self.input(q, x, w)?;
@@ -213,7 +213,7 @@ impl Cuda {
     pub(super) fn input(&self, q: &mut CudaQueue, x: View<'_>, w: &CudaLinear) -> Result<Input> {
         match &w.fp8 {
             Some(fp8) => self.quantise(q, x, fp8),
-            None => Ok(Input { mat: x.into(), geo: x.geo, scales: 0, exact: false }),
+            None => Ok(Input { mat: x.into(), layout: x.layout, scales: 0, exact: false }),
         }
     }
 
@@ -226,14 +226,17 @@ impl Cuda {
         adds: bool,
         out: &ViewMut<'_>,
     ) -> Result<bool> {
-        let bias = w.narrow_bias.as_ref().filter(|_| out.geo.dtype == DType::Bf16);
+        let bias = w.narrow_bias.as_ref().filter(|_| out.layout.dtype == DType::Bf16);
         let bias = bias.map(CudaBuf::address);
-        if x.exact || w.bias.is_some() != bias.is_some() || !suits_lt(x.geo, w.geo, out.geo) {
+        if x.exact
+            || w.bias.is_some() != bias.is_some()
+            || !suits_lt(x.layout, w.layout, out.layout)
+        {
             return Ok(false);
         }
         let scales = w.fp8.as_ref().map(|fp8| [fp8.of_outputs.address(), x.scales]);
-        let (w, out) = ((w.weights(), w.geo), (out.into(), out.geo));
-        self.lt.borrow_mut().product(q, (x.mat, x.geo), w, out, Extras { scales, bias, adds })
+        let (w, out) = ((w.weights(), w.layout), (out.into(), out.layout));
+        self.lt.borrow_mut().product(q, (x.mat, x.layout), w, out, Extras { scales, bias, adds })
     }
 
     /// The product by the kernel that takes any shape.
@@ -252,28 +255,28 @@ impl Cuda {
             w_scales: w.w_scales(),
             bias: w.bias(),
         };
-        let outputs = out.geo.cols.div_ceil(ROW_THREADS / WARP);
-        let launch = Launch::new([outputs, out.geo.rows.div_ceil(ROWS), 1], ROW_THREADS);
+        let outputs = out.layout.cols.div_ceil(ROW_THREADS / WARP);
+        let launch = Launch::new([outputs, out.layout.rows.div_ceil(ROWS), 1], ROW_THREADS);
         q.launch(&self.modules, Kernel::Linear, launch, args)
     }
 
     /// Rounds an input to e4m3.
     fn quantise(&self, q: &mut CudaQueue, x: View<'_>, fp8: &Fp8) -> Result<Input> {
-        let (rows, cols) = (x.geo.rows, x.geo.cols);
+        let (rows, cols) = (x.layout.rows, x.layout.cols);
         let for_scales = (rows * size_of::<f32>()).next_multiple_of(CODES_ALIGNMENT);
         let scales = q.scratch(for_scales + rows * cols)?;
-        let geo = Mat::dense(rows, cols, DType::F8E4m3);
-        let mat = MatArg::at(scales + for_scales as u64, geo);
+        let layout = MatLayout::dense(rows, cols, DType::F8E4m3);
+        let mat = MatArg::at(scales + for_scales as u64, layout);
         let scale = match fp8.input {
             InputScale::Static(scale) => scale,
             InputScale::Dynamic => 0.0,
         };
         let args = QuantiseArgs { x: x.into(), codes: mat, scales, scale };
-        let (kernel, launch) = choose_quantise(x.geo);
+        let (kernel, launch) = choose_quantise(x.layout);
         q.launch(&self.modules, kernel, launch, args)?;
         // Tensor cores of Hopper keep about 14 bits of a sum of e4m3 products: as good as 16-bit
         // activations are, but less than those who ask for f32 expect.
-        Ok(Input { mat, geo, scales, exact: x.geo.dtype == DType::F32 })
+        Ok(Input { mat, layout, scales, exact: x.layout.dtype == DType::F32 })
     }
 
     /// See [`lora_core::Backend::row_norms`].
@@ -283,19 +286,19 @@ impl Cuda {
         rows: &Range<usize>,
         (a, b, scale): (&HostTensor, &HostTensor, f32),
     ) -> Result<Vec<f32>> {
-        let rank = check::row_norms([w.geo.rows, w.geo.cols], rows, a, b)?;
+        let rank = check::row_norms([w.layout.rows, w.layout.cols], rows, a, b)?;
         let hold = |tensor: &HostTensor| {
             self.hold(Pool::Activations, bytemuck::cast_slice(&tensor.to_f32()))
         };
         let (a, b) = (hold(a)?, hold(b)?);
-        let geo = Mat::dense(1, rows.len(), DType::F32);
+        let layout = MatLayout::dense(1, rows.len(), DType::F32);
         let held =
             CudaBuf::zeroed(&self.context, Pool::Activations, size_of::<f32>() * rows.len())?;
         let mut q = CudaQueue::new(&self.context)?;
         let args = RowNormArgs {
             w: w.weights(),
-            a: MatArg::new(&a, Mat::dense(rank, w.geo.cols, DType::F32)),
-            b: MatArg::new(&b, Mat::dense(rows.len(), rank, DType::F32)),
+            a: MatArg::new(&a, MatLayout::dense(rank, w.layout.cols, DType::F32)),
+            b: MatArg::new(&b, MatLayout::dense(rows.len(), rank, DType::F32)),
             w_scales: w.w_scales(),
             norms: held.address(),
             from: rows.start as i64,
@@ -304,7 +307,7 @@ impl Cuda {
         let blocks = rows.len().div_ceil(ROW_THREADS / WARP);
         let launch = Launch::new([blocks, 1, 1], ROW_THREADS);
         q.launch(&self.modules, Kernel::RowNorms, launch, args)?;
-        let norms = q.download(View { buf: &held, geo })?.wait()?;
+        let norms = q.download(View { buf: &held, layout })?.wait()?;
         Ok(bytemuck::pod_collect_to_vec(&norms))
     }
 }
@@ -317,9 +320,9 @@ fn exactly_bf16(values: &[f32]) -> Option<HostTensor> {
 }
 
 /// The kernel that keeps rows in registers where they are short enough, else the one for all.
-fn choose_quantise(x: Mat) -> (Kernel, Launch) {
-    let threads = x.cols.div_ceil(EIGHT * MOST_EIGHTS).next_multiple_of(WARP).max(ROW_THREADS);
-    let suited = in_eights(&[x]) && x.cols.is_multiple_of(EIGHT) && threads <= MOST_THREADS;
+fn choose_quantise(x: MatLayout) -> (Kernel, Launch) {
+    let threads = x.cols.div_ceil(EIGHT * MAX_EIGHTS).next_multiple_of(WARP).max(ROW_THREADS);
+    let suited = in_eights(&[x]) && x.cols.is_multiple_of(EIGHT) && threads <= MAX_THREADS;
     match suited {
         true => (Kernel::QuantiseRowsEights, Launch::new([x.rows, 1, 1], threads)),
         false => (Kernel::QuantiseRows, Launch::new([x.rows, 1, 1], ROW_THREADS)),
@@ -328,7 +331,7 @@ fn choose_quantise(x: Mat) -> (Kernel, Launch) {
 
 /// Whether cuBLASLt is asked: operands of one 16-bit dtype or in e4m3, at addresses that its kernels
 /// like.
-fn suits_lt(x: Mat, w: Mat, out: Mat) -> bool {
+fn suits_lt(x: MatLayout, w: MatLayout, out: MatLayout) -> bool {
     let output = match w.dtype {
         DType::Bf16 | DType::F16 => out.dtype == w.dtype || out.dtype == DType::F32,
         DType::F8E4m3 => matches!(out.dtype, DType::Bf16 | DType::F16 | DType::F32),

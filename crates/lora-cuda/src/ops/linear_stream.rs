@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 
 use cudarc::driver::sys;
-use lora_core::{DType, Mat, Result};
+use lora_core::{DType, MatLayout, Result};
 
 use super::WARP;
 use super::linear::{CudaLinear, Input};
@@ -20,13 +20,13 @@ use crate::{Cuda, CudaQueue, ViewMut};
 pub const SHARED: usize = 200 << 10;
 
 /// The most rows that the kernel takes.
-pub const MOST_ROWS: usize = 64;
+pub const MAX_ROWS: usize = 64;
 
-/// As in `linear_stream.cu`: outputs of a group of consumers, threads of the finishers, tiles of weights and
+/// As in `linear_stream.cu`: outputs of a group of consumers, threads of the epilogue_warps, tiles of weights and
 /// of inputs, and elements that keep rows of sums apart.
 const OUTPUTS: usize = 64;
-const FINISHERS: usize = 128;
-const MOST_STAGES: usize = 24;
+const EPILOGUE_WARPS: usize = 128;
+const MAX_STAGES: usize = 24;
 const X_STAGES: usize = 8;
 const SPREAD: usize = 4;
 
@@ -43,7 +43,7 @@ const REST: usize = 2048;
 /// Clusters of four leave multiprocessors idle, as their groups are not all a multiple of four.
 const CLUSTERS: [(usize, usize); 2] = [(1, 132), (2, 66)];
 
-/// How the copy engine reads a matrix: a `CUtensorMap`.
+/// How the TMA reads a matrix: a `CUtensorMap`.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 pub struct TensorMap([u64; 16]);
@@ -53,8 +53,8 @@ impl TensorMap {
     ///
     /// # Errors
     /// [`lora_core::Error::Device`] if the driver refuses.
-    pub fn of(mat: MatArg, geo: Mat, rows: usize) -> Result<Self> {
-        let (dtype, size) = match geo.dtype {
+    pub fn of(mat: MatArg, layout: MatLayout, rows: usize) -> Result<Self> {
+        let (dtype, size) = match layout.dtype {
             DType::F16 => (sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2),
             DType::Bf16 => (sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2),
             _ => (sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8, 1),
@@ -68,8 +68,8 @@ impl TensorMap {
                 dtype,
                 2,
                 mat.data() as *mut c_void,
-                [geo.cols as u64, geo.rows as u64].as_ptr(),
-                [(geo.row_stride.max(geo.cols) * size) as u64].as_ptr(),
+                [layout.cols as u64, layout.rows as u64].as_ptr(),
+                [(layout.row_stride.max(layout.cols) * size) as u64].as_ptr(),
                 [(SWIZZLE / size) as u32, rows as u32].as_ptr(),
                 [1, 1].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
@@ -143,19 +143,20 @@ impl Cut {
         let sums = self.rows * (of_row * size_of::<f32>() + OF_ROW);
         let inputs = X_STAGES / self.groups * self.rows * SWIZZLE;
         let left = SHARED - sums - inputs - slices * rows * PART - REST;
-        (left / (width * SWIZZLE)).min(MOST_STAGES)
+        (left / (width * SWIZZLE)).min(MAX_STAGES)
     }
 }
 
-/// How the copy engine reads these weights; `None` if the kernel does not take them.
+/// How the TMA reads these weights; `None` if the kernel does not take them.
 ///
 /// # Errors
 /// Those of [`TensorMap::of`].
-pub fn tiles_of(weights: MatArg, geo: Mat) -> Result<Option<TensorMap>> {
-    let known = matches!(geo.dtype, DType::F16 | DType::Bf16 | DType::F8E4m3);
-    let even = (geo.cols * geo.dtype.size()).is_multiple_of(16) && geo.rows.is_multiple_of(16);
-    let suited = known && even && geo.rows > 0 && geo.cols > 0;
-    suited.then(|| TensorMap::of(weights, geo, OUTPUTS)).transpose()
+pub fn tiles_of(weights: MatArg, layout: MatLayout) -> Result<Option<TensorMap>> {
+    let known = matches!(layout.dtype, DType::F16 | DType::Bf16 | DType::F8E4m3);
+    let even =
+        (layout.cols * layout.dtype.size()).is_multiple_of(16) && layout.rows.is_multiple_of(16);
+    let suited = known && even && layout.rows > 0 && layout.cols > 0;
+    suited.then(|| TensorMap::of(weights, layout, OUTPUTS)).transpose()
 }
 
 impl Cuda {
@@ -168,28 +169,29 @@ impl Cuda {
         lora: Option<FewRows>,
         out: &ViewMut<'_>,
     ) -> Result<bool> {
-        let geo = w.geo();
-        let aligned = is_aligned(x.geo) && is_aligned(out.geo);
-        let suited = x.geo.dtype == geo.dtype && x.geo.rows <= MOST_ROWS && aligned && !x.exact;
+        let layout = w.layout();
+        let aligned = is_aligned(x.layout) && is_aligned(out.layout);
+        let suited =
+            x.layout.dtype == layout.dtype && x.layout.rows <= MAX_ROWS && aligned && !x.exact;
         let Some(tiles) = w.tiles().filter(|_| suited) else { return Ok(false) };
-        let steps = (geo.cols * geo.dtype.size()).div_ceil(SWIZZLE);
-        let cut = Cut::new(x.geo.rows, geo.rows, steps);
+        let steps = (layout.cols * layout.dtype.size()).div_ceil(SWIZZLE);
+        let cut = Cut::new(x.layout.rows, layout.rows, steps);
         let lora = lora.unwrap_or(FewRows::NONE);
         let args = StreamArgs {
             w: *tiles,
-            x: TensorMap::of(x.mat, x.geo, cut.rows)?,
+            x: TensorMap::of(x.mat, x.layout, cut.rows)?,
             out: out.into(),
             x_scales: x.scales,
             w_scales: w.w_scales(),
             bias: w.bias(),
             lora,
-            dtype: dtype_number(geo.dtype),
+            dtype: dtype_number(layout.dtype),
             steps: steps as i32,
-            stages: cut.stages(lora.slices(), x.geo.rows) as i32,
+            stages: cut.stages(lora.slices(), x.layout.rows) as i32,
         };
         let launch = Launch {
             grid: [cut.clusters, 1, cut.cluster],
-            threads: cut.groups * 128 + FINISHERS + 2 * WARP,
+            threads: cut.groups * 128 + EPILOGUE_WARPS + 2 * WARP,
             shared: SHARED,
             cluster: cut.cluster,
         };
@@ -220,7 +222,7 @@ mod tests {
         for (rows, least) in [(1, 20), (32, 18), (64, 6)] {
             let cut = Cut::new(rows, 4096, 64);
             let stages = cut.stages(3, rows);
-            assert!((least..=MOST_STAGES).contains(&stages), "{rows} rows: {stages}");
+            assert!((least..=MAX_STAGES).contains(&stages), "{rows} rows: {stages}");
         }
     }
 }

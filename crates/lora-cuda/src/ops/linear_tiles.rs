@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use lora_core::lora::{LoraBatch, SiteSpec};
-use lora_core::{DType, Mat, Result};
+use lora_core::{DType, MatLayout, Result};
 
 use super::linear::CudaLinear;
 use super::linear_stream::{SWIZZLE, TensorMap};
@@ -13,20 +13,20 @@ use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, View, ViewMut};
 
 /// Rows from which on the kernel is about as fast as cuBLASLt's, which leaves adapters to others.
-const LEAST_ROWS: usize = 1536;
+const MIN_ROWS: usize = 1536;
 
 /// What of the device must be busy, at the pace of the slowest, for the kernel to be faster than cuBLASLt and a gate.
-const LEAST_BUSY: f64 = 0.8;
+const MIN_BUSY: f64 = 0.8;
 
 /// Rows from which on it is the fastest to begin outputs with what adapters add.
-const LEAST_ROWS_TO_BEGIN: usize = 512;
+const MIN_ROWS_TO_BEGIN: usize = 512;
 
 /// The most rows that the kernel takes: 64 groups of 256.
-const MOST_ROWS: usize = 64 * LoraBatch::<Cuda>::GROUP_ROWS;
+const MAX_ROWS: usize = 64 * LoraBatch::<Cuda>::GROUP_ROWS;
 
 /// Adapters of a group of rows, on average, up to which their factors are taken into the product: each costs
 /// about half a step of K.
-const MOST_ADAPTERS: usize = 16;
+const MAX_ADAPTERS: usize = 16;
 
 /// As in `linear_tiles.cu`: rows and outputs of a tile, blocks of a cluster, threads, rows of a group of
 /// consumers, columns of a box, and slices.
@@ -36,10 +36,10 @@ const CLUSTER: usize = 2;
 const THREADS: usize = 384;
 const GROUP_ROWS: usize = 64;
 const COLUMNS: usize = 64;
-const MOST_SLICES: usize = 4;
+const MAX_SLICES: usize = 4;
 
 /// Bytes of `Control`: barriers, factors, slots of rows, and counts.
-const CONTROL: usize = 4 * 4 * 8 + 32 * 24 + ROWS * 4 + 64 * MOST_SLICES * 2;
+const CONTROL: usize = 4 * 4 * 8 + 32 * 24 + ROWS * 4 + 64 * MAX_SLICES * 2;
 
 /// Bytes of shared memory: stages, boxes of outputs, `Control`, and room to align them.
 pub const SHARED: usize =
@@ -56,7 +56,7 @@ struct ManyRows {
     group_starts: Address,
     group_slots: Address,
     z: Address,
-    starts: [i32; MOST_SLICES + 1],
+    starts: [i32; MAX_SLICES + 1],
     slices: i32,
     max_rank: i32,
 }
@@ -90,30 +90,30 @@ unsafe impl KernelArgs for TilesArgs {
 /// Whether the kernel takes the adapters of this batch at this site, if the output is in bf16.
 pub fn suits(batch: &LoraBatch<Cuda>, spec: &SiteSpec, rows: usize) -> bool {
     let groups = rows.div_ceil(LoraBatch::<Cuda>::GROUP_ROWS);
-    let few = batch.group_slot_count() <= MOST_ADAPTERS * groups;
-    (LEAST_ROWS_TO_BEGIN..=MOST_ROWS).contains(&rows) && few && spec.slices.len() <= MOST_SLICES
+    let few = batch.group_slot_count() <= MAX_ADAPTERS * groups;
+    (MIN_ROWS_TO_BEGIN..=MAX_ROWS).contains(&rows) && few && spec.slices.len() <= MAX_SLICES
 }
 
 /// Whether [`Cuda::multiply_tiles`] takes these operands, and is the fastest.
-pub fn suits_operands(x: Mat, w: Mat, out: Mat) -> bool {
-    x.rows >= LEAST_ROWS && takes(x, w, out)
+pub fn suits_operands(x: MatLayout, w: MatLayout, out: MatLayout) -> bool {
+    x.rows >= MIN_ROWS && takes(x, w, out)
 }
 
 /// Whether [`Cuda::gate_by_tiles`] takes these operands, and is the fastest without adapters: cuBLASLt leaves gates to
 /// others, too, so that fewer rows are enough if they keep the device busy.
-pub fn suits_gate(x: Mat, w: Mat, out: Mat) -> bool {
+pub fn suits_gate(x: MatLayout, w: MatLayout, out: MatLayout) -> bool {
     let tiles = tiles(out, OUTPUTS / 2);
     let work = (out.rows * out.cols) as f64 / (CLUSTER * ROWS * OUTPUTS / 2) as f64;
     let busy = work / tiles.next_multiple_of(CLUSTERS).max(1) as f64;
-    takes(x, w, out) && (x.rows >= LEAST_ROWS || busy >= LEAST_BUSY)
+    takes(x, w, out) && (x.rows >= MIN_ROWS || busy >= MIN_BUSY)
 }
 
 /// Tiles of a cluster, so many outputs wide, that make `out`.
-fn tiles(out: Mat, width: usize) -> usize {
+fn tiles(out: MatLayout, width: usize) -> usize {
     out.rows.div_ceil(CLUSTER * ROWS) * out.cols.div_ceil(width)
 }
 
-fn takes(x: Mat, w: Mat, out: Mat) -> bool {
+fn takes(x: MatLayout, w: MatLayout, out: MatLayout) -> bool {
     let dtypes = [x.dtype, w.dtype, out.dtype] == [DType::Bf16; 3];
     let even = w.cols.is_multiple_of(8) && w.rows.is_multiple_of(8);
     dtypes && even && is_aligned(x) && is_aligned(w) && is_aligned(out)
@@ -123,7 +123,7 @@ fn takes(x: Mat, w: Mat, out: Mat) -> bool {
 #[derive(Clone, Copy)]
 struct Operand {
     mat: MatArg,
-    geo: Mat,
+    layout: MatLayout,
 }
 
 /// The adapters of a batch at a site, of which `args` has `z`.
@@ -145,7 +145,7 @@ impl ManyRows {
         group_starts: 0,
         group_slots: 0,
         z: 0,
-        starts: [0; MOST_SLICES + 1],
+        starts: [0; MAX_SLICES + 1],
         slices: 0,
         max_rank: 0,
     };
@@ -228,7 +228,7 @@ impl Cuda {
         gate_up: &ViewMut<'_>,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        let base = Operand { mat: gate_up.into(), geo: gate_up.geo };
+        let base = Operand { mat: gate_up.into(), layout: gate_up.layout };
         self.launch_tiles(q, Does::GateAdded(base), adapters.many_rows(), out)
     }
 
@@ -239,8 +239,8 @@ impl Cuda {
         lora: ManyRows,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        let outputs = Operand { mat: out.into(), geo: out.geo };
-        let map = |of: Operand, rows| TensorMap::of(of.mat, of.geo, rows);
+        let outputs = Operand { mat: out.into(), layout: out.layout };
+        let map = |of: Operand, rows| TensorMap::of(of.mat, of.layout, rows);
         let (kernel, [x, w], bias) = match does {
             Does::Multiply(x, w, bias) => (Kernel::LinearTiles, [x, w], bias),
             Does::Gate(x, w, bias) => (Kernel::LinearTilesGate, [x, w], bias),
@@ -250,10 +250,10 @@ impl Cuda {
         };
         let (width, second) = match does {
             Does::Multiply(..) | Does::Begin => (OUTPUTS, OUTPUTS / 2),
-            Does::Gate(..) | Does::GateAdded(_) => (OUTPUTS / 2, out.geo.cols),
+            Does::Gate(..) | Does::GateAdded(_) => (OUTPUTS / 2, out.layout.cols),
         };
         let (steps, bases) = match does {
-            Does::Multiply(..) | Does::Gate(..) => (steps_of(x.geo), 0),
+            Does::Multiply(..) | Does::Gate(..) => (steps_of(x.layout), 0),
             Does::Begin => (0, 0),
             Does::GateAdded(_) => (0, width / COLUMNS),
         };
@@ -263,14 +263,14 @@ impl Cuda {
             out: map(outputs, GROUP_ROWS)?,
             bias,
             lora,
-            rows: out.geo.rows as i32,
-            cols: out.geo.cols as i32,
+            rows: out.layout.rows as i32,
+            cols: out.layout.cols as i32,
             width: width as i32,
             second: second as i32,
             steps: steps as i32,
             bases: bases as i32,
         };
-        let clusters = tiles(out.geo, width).min(CLUSTERS);
+        let clusters = tiles(out.layout, width).min(CLUSTERS);
         let launch = Launch {
             grid: [clusters, 1, CLUSTER],
             threads: THREADS,
@@ -282,11 +282,11 @@ impl Cuda {
 }
 
 fn operands(x: View<'_>, w: &CudaLinear) -> [Operand; 2] {
-    [Operand { mat: x.into(), geo: x.geo }, Operand { mat: w.weights(), geo: w.geo() }]
+    [Operand { mat: x.into(), layout: x.layout }, Operand { mat: w.weights(), layout: w.layout() }]
 }
 
 /// Steps of K of a product with this input.
-fn steps_of(x: Mat) -> usize {
+fn steps_of(x: MatLayout) -> usize {
     (x.cols * x.dtype.size()).div_ceil(SWIZZLE)
 }
 
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn gates_of_fewer_rows_must_keep_the_device_busy() {
         let suits = |rows, n| {
-            let mat = |rows, cols| Mat::dense(rows, cols, DType::Bf16);
+            let mat = |rows, cols| MatLayout::dense(rows, cols, DType::Bf16);
             suits_gate(mat(rows, 4096), mat(2 * n, 4096), mat(rows, n))
         };
         assert!(suits(256, 14336) && suits(1536, 8) && suits(512, 6912));

@@ -36,7 +36,7 @@ impl Cuda {
         out: &LogprobOut<'_, Self>,
     ) -> Result<()> {
         check::logprobs(args, out)?;
-        self.check_ids(q, ["logprobs", "target"], args.targets, args.logits.geo.cols)?;
+        self.check_ids(q, ["logprobs", "target"], args.targets, args.logits.layout.cols)?;
         let kernel = LogprobArgs {
             logits: args.logits.into(),
             top_ids: (&out.top_ids).into(),
@@ -48,7 +48,7 @@ impl Cuda {
         q.launch(
             &self.modules,
             Kernel::Logprobs,
-            Launch::new([args.logits.geo.rows, 1, 1], THREADS),
+            Launch::new([args.logits.layout.rows, 1, 1], THREADS),
             kernel,
         )
     }

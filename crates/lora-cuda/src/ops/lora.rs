@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, Spread};
-use lora_core::{DType, Error, Mat, Result, check, check_extent};
+use lora_core::{DType, Error, MatLayout, Result, check, check_extent};
 
 use super::linear::CudaLinear;
 use super::linear_tiles::Adapters;
@@ -36,7 +36,7 @@ pub struct LoraArgs {
     pub max_rank: i32,
     pub in_dim: i32,
     chunk: i32,
-    planes: i32,
+    partials: i32,
     tile_rows: i32,
 }
 
@@ -62,15 +62,15 @@ pub struct FewRows {
     tiles: Address,
     sizes: Address,
     z: Address,
-    starts: [i32; MOST_SLICES],
+    starts: [i32; MAX_SLICES],
     slices: i32,
     max_rank: i32,
-    planes: i32,
+    partials: i32,
     inputs: Address,
 }
 
 /// Slices of a site whose adapters the product of few rows adds, and what their widths are multiples of.
-const MOST_SLICES: usize = 4;
+const MAX_SLICES: usize = 4;
 const SLICE_STEP: usize = 64;
 
 impl FewRows {
@@ -81,19 +81,19 @@ impl FewRows {
         tiles: 0,
         sizes: 0,
         z: 0,
-        starts: [0; MOST_SLICES],
+        starts: [0; MAX_SLICES],
         slices: 0,
         max_rank: 0,
-        planes: 0,
+        partials: 0,
         inputs: 0,
     };
 
     /// The adapters that `args` names; `None` if the site's slices are not as the kernel takes them.
     fn new(args: &LoraArgs, spec: &SiteSpec) -> Option<Self> {
         let even = |columns: &Range<usize>| columns.end.is_multiple_of(SLICE_STEP);
-        let suited = spec.slices.len() <= MOST_SLICES && spec.slices.iter().all(even);
+        let suited = spec.slices.len() <= MAX_SLICES && spec.slices.iter().all(even);
         let starts = starts_of(spec);
-        let LoraArgs { table, order, tiles, sizes, z, inputs, slices, max_rank, planes, .. } =
+        let LoraArgs { table, order, tiles, sizes, z, inputs, slices, max_rank, partials, .. } =
             *args;
         suited.then_some(Self {
             table,
@@ -104,7 +104,7 @@ impl FewRows {
             starts,
             slices,
             max_rank,
-            planes,
+            partials,
             inputs,
         })
     }
@@ -119,7 +119,7 @@ impl FewRows {
 const LARGE_TILE: usize = 32;
 
 /// Rows from which on, in such tiles, a shrink as products of many rows want it is the faster one.
-const LEAST_ROWS_TO_SHRINK: usize = 512;
+const MIN_ROWS_TO_SHRINK: usize = 512;
 
 /// Where the slices of a site begin, and its end in the places of those that it has not.
 pub fn starts_of<const N: usize>(spec: &SiteSpec) -> [i32; N] {
@@ -140,19 +140,19 @@ const EXPAND_BLOCKS: usize = 2048;
 
 /// Tiles of rows times sixteens of ranks that the product of few rows expands while it multiplies a tile of
 /// weights, and outputs of which its blocks have a tile each.
-const MOST_PIECES: usize = 16;
+const MAX_PIECES: usize = 16;
 const ONE_TILE_EACH: usize = 8448;
 
 /// The largest rank of `lora_mma.cu`.
 const MMA_MAX_RANK: usize = 256;
 
 /// Columns of K that one block of the shrink sums: small enough to give every multiprocessor work,
-/// large enough that planes are few. It depends on the site alone, as does how a row is summed by these
-/// kernels; from [`LEAST_ROWS_TO_SHRINK`] rows on another one sums, and cuts by rows and adapters, too.
+/// large enough that partials are few. It depends on the site alone, as does how a row is summed by these
+/// kernels; from [`MIN_ROWS_TO_SHRINK`] rows on another one sums, and cuts by rows and adapters, too.
 fn chunk(in_dim: usize) -> usize {
-    const MOST_PLANES: usize = 16;
+    const MAX_PLANES: usize = 16;
     const LEAST: usize = 512;
-    in_dim.div_ceil(MOST_PLANES).next_multiple_of(WARP).max(LEAST)
+    in_dim.div_ceil(MAX_PLANES).next_multiple_of(WARP).max(LEAST)
 }
 
 /// The two products of a batch at a site.
@@ -165,7 +165,7 @@ struct Plan {
     tiles: usize,
     slices: usize,
     max_rank: usize,
-    planes: usize,
+    partials: usize,
     widest: usize,
     /// What the product of few rows adds by itself, if it can.
     of_rows: Option<FewRows>,
@@ -177,8 +177,8 @@ struct Plan {
 
 /// Whether the product of few rows multiplies a tile of weights no faster than it prepares what adapters add to the
 /// next. Outputs of which each block has one tile are over before that matters.
-fn hides(tiles: usize, max_rank: usize, outputs: usize) -> bool {
-    tiles * max_rank.div_ceil(RANKS) <= MOST_PIECES || outputs <= ONE_TILE_EACH
+fn expand_is_hidden(tiles: usize, max_rank: usize, outputs: usize) -> bool {
+    tiles * max_rank.div_ceil(RANKS) <= MAX_PIECES || outputs <= ONE_TILE_EACH
 }
 
 /// What an expand finds in the output.
@@ -193,10 +193,10 @@ enum Output {
 /// Checks input and output of a linear site.
 fn check_linear(x: &View<'_>, site: &LoraSite<Cuda>, out: &ViewMut<'_>) -> Result<()> {
     const OP: &str = "lora_add";
-    check::site_output::<Cuda>(OP, &site.spec, SiteKind::Linear, out.geo)?;
-    check::float(OP, "x", x.geo.dtype)?;
-    check_extent(OP, "columns of x", x.geo.cols, site.spec.in_dim)?;
-    check_extent(OP, "rows of out", out.geo.rows, x.geo.rows)
+    check::site_output::<Cuda>(OP, &site.spec, SiteKind::Linear, out.layout)?;
+    check::float(OP, "x", x.layout.dtype)?;
+    check_extent(OP, "columns of x", x.layout.cols, site.spec.in_dim)?;
+    check_extent(OP, "rows of out", out.layout.rows, x.layout.rows)
 }
 
 impl Cuda {
@@ -211,7 +211,7 @@ impl Cuda {
     ) -> Result<()> {
         check_linear(&x, site, out)?;
         self.replace_rows("lora_add", q, SiteInput::Matrix(x.into()), site, batch, out)?;
-        self.apply("lora_add", q, (x.into(), x.geo, 0), site, batch, out)
+        self.apply("lora_add", q, (x.into(), x.layout, 0), site, batch, out)
     }
 
     /// See [`lora_core::Backend::lora_embed`].
@@ -224,19 +224,19 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<()> {
         const OP: &str = "lora_embed";
-        check::site_output::<Self>(OP, &site.spec, SiteKind::Embedding, out.geo)?;
-        check_extent(OP, "rows of out", out.geo.rows, check::id_row(OP, "ids", ids.geo)?)?;
+        check::site_output::<Self>(OP, &site.spec, SiteKind::Embedding, out.layout)?;
+        check_extent(OP, "rows of out", out.layout.rows, check::id_row(OP, "ids", ids.layout)?)?;
         self.check_ids(q, [OP, "token id"], ids, site.spec.in_dim)?;
         let address = MatArg::from(ids).data();
         self.replace_rows(OP, q, SiteInput::Ids(address), site, batch, out)?;
-        self.apply(OP, q, (MatArg::NONE, ids.geo, address), site, batch, out)
+        self.apply(OP, q, (MatArg::NONE, ids.layout, address), site, batch, out)
     }
 
     fn apply(
         &self,
         op: &'static str,
         q: &mut CudaQueue,
-        (x, x_geo, ids): (MatArg, Mat, Address),
+        (x, x_geo, ids): (MatArg, MatLayout, Address),
         site: &LoraSite<Self>,
         batch: &LoraBatch<Self>,
         out: &ViewMut<'_>,
@@ -259,13 +259,13 @@ impl Cuda {
     ) -> Result<()> {
         let (site, batch) = lora;
         check_linear(&x, site, out)?;
-        check::linear(x.geo, [w.geo().rows, w.geo().cols], out.geo)?;
+        check::linear(x.layout, [w.layout().rows, w.layout().cols], out.layout)?;
         if site.table.token_rows().is_some() {
             // Rows of tokens take the place of what the base layer writes, before adapters add to it.
             self.multiply(q, x, w, out)?;
             return self.add_lora(q, x, site, batch, out);
         }
-        let Some(plan) = self.plan("linear_lora", q, (x.into(), x.geo, 0), site, batch, out)?
+        let Some(plan) = self.plan("linear_lora", q, (x.into(), x.layout, 0), site, batch, out)?
         else {
             return self.multiply(q, x, w, out);
         };
@@ -281,7 +281,7 @@ impl Cuda {
         }
         // What adapters add is written, and the product of many rows reads it while it computes:
         // cheaper than to read and write the output once more.
-        if plan.may_begin && plan.rows > linear_stream::MOST_ROWS {
+        if plan.may_begin && plan.rows > linear_stream::MAX_ROWS {
             self.expand(q, &plan, Output::Begin)?;
             if self.multiply_by_lt(q, &input, w, true, out)? {
                 return Ok(());
@@ -302,11 +302,11 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<bool> {
         const OP: &str = "gated_linear_lora";
-        check::silu_mul(gate_up.geo, out.geo)?;
-        check::linear(x.geo, [w.geo().rows, w.geo().cols], gate_up.geo)?;
-        let at_once = linear_tiles::suits_operands(x.geo, w.geo(), out.geo);
+        check::silu_mul(gate_up.layout, out.layout)?;
+        check::linear(x.layout, [w.layout().rows, w.layout().cols], gate_up.layout)?;
+        let at_once = linear_tiles::suits_operands(x.layout, w.layout(), out.layout);
         let without_adapters = |q: &mut CudaQueue| {
-            let suited = linear_tiles::suits_gate(x.geo, w.geo(), out.geo);
+            let suited = linear_tiles::suits_gate(x.layout, w.layout(), out.layout);
             if suited {
                 self.gate_by_tiles(q, x, w, None, out)?;
             }
@@ -314,9 +314,9 @@ impl Cuda {
         };
         let Some((site, batch)) = lora else { return without_adapters(q) };
         check_linear(&x, site, gate_up)?;
-        let plan = self.plan(OP, q, (x.into(), x.geo, 0), site, batch, gate_up)?;
+        let plan = self.plan(OP, q, (x.into(), x.layout, 0), site, batch, gate_up)?;
         let Some(plan) = plan else { return without_adapters(q) };
-        if !plan.by_tiles || out.geo.dtype != DType::Bf16 || !is_aligned(out.geo) {
+        if !plan.by_tiles || out.layout.dtype != DType::Bf16 || !is_aligned(out.layout) {
             return Ok(false);
         }
         let adapters = Adapters { args: &plan.args, batch, spec: &site.spec };
@@ -341,7 +341,7 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<bool> {
         self.shrink(q, plan)?;
-        if linear_tiles::suits_operands(x.geo, w.geo(), out.geo) {
+        if linear_tiles::suits_operands(x.layout, w.layout(), out.layout) {
             self.multiply_tiles(q, x, w, adapters, out)?;
             return Ok(true);
         }
@@ -355,14 +355,14 @@ impl Cuda {
         &self,
         op: &'static str,
         q: &mut CudaQueue,
-        (x, x_geo, ids): (MatArg, Mat, Address),
+        (x, x_geo, ids): (MatArg, MatLayout, Address),
         site: &LoraSite<Self>,
         batch: &LoraBatch<Self>,
         out: &ViewMut<'_>,
     ) -> Result<Option<Plan>> {
-        check_extent(op, "rows of the batch", batch.rows(), out.geo.rows)?;
-        self.check_batch(op, q, site, batch, out.geo.rows)?;
-        let (rows, slices) = (out.geo.rows, site.spec.slices.len());
+        check_extent(op, "rows of the batch", batch.rows(), out.layout.rows)?;
+        self.check_batch(op, q, site, batch, out.layout.rows)?;
+        let (rows, slices) = (out.layout.rows, site.spec.slices.len());
         // What a recorded step finds when it runs is not known yet.
         let most = match q.is_recording() {
             true => site.table.slots().min(batch.most_segments()),
@@ -373,17 +373,16 @@ impl Cuda {
             return Ok(None);
         }
         let max_rank = work.max_rank();
-        let suited = matches!(work, Work::Mma { .. }) && suits_mma(x_geo, out.geo, max_rank);
+        let suited = matches!(work, Work::Mma { .. }) && suits_mma(x_geo, out.layout, max_rank);
         let by_mma = ids == 0 && suited;
         let chunk = match by_mma {
             true => chunk(site.spec.in_dim),
             false => site.spec.in_dim.max(1),
         };
-        let shrinks_rows =
-            by_mma && batch.tile_rows() == LARGE_TILE && rows >= LEAST_ROWS_TO_SHRINK;
-        let planes = if shrinks_rows { 0 } else { site.spec.in_dim.div_ceil(chunk) };
+        let shrinks_rows = by_mma && batch.tile_rows() == LARGE_TILE && rows >= MIN_ROWS_TO_SHRINK;
+        let partials = if shrinks_rows { 0 } else { site.spec.in_dim.div_ceil(chunk) };
         let address = |view| MatArg::from(view).data();
-        let for_planes = planes * rows * slices * max_rank * size_of::<f32>();
+        let for_planes = partials * rows * slices * max_rank * size_of::<f32>();
         let room = for_planes.max(lora_shrink::bytes_of_z(rows, slices, max_rank));
         let args = LoraArgs {
             x,
@@ -403,7 +402,7 @@ impl Cuda {
             max_rank: max_rank as i32,
             in_dim: site.spec.in_dim as i32,
             chunk: chunk as i32,
-            planes: planes as i32,
+            partials: partials as i32,
             tile_rows: batch.tile_rows() as i32,
         };
         let few = batch.spread() == Spread::Few;
@@ -419,16 +418,18 @@ impl Cuda {
             tiles,
             slices,
             max_rank,
-            planes,
+            partials,
             widest,
             of_rows: FewRows::new(&args, &site.spec).filter(|_| {
-                by_mma && few && hides(rows.div_ceil(tile_rows), max_rank, out.geo.cols)
+                by_mma
+                    && few
+                    && expand_is_hidden(rows.div_ceil(tile_rows), max_rank, out.layout.cols)
             }),
             may_begin: by_mma && matches!(work, Work::Mma { gains: false, .. }),
             by_tiles: by_mma
                 && matches!(work, Work::Mma { plain: true, .. })
-                && planes == 0
-                && is_aligned(out.geo)
+                && partials == 0
+                && is_aligned(out.layout)
                 && linear_tiles::suits(batch, &site.spec, rows),
         }))
     }
@@ -436,12 +437,12 @@ impl Cuda {
     /// `z = A x`.
     fn shrink(&self, q: &mut CudaQueue, plan: &Plan) -> Result<()> {
         match plan.by_mma {
-            Some(_) if plan.planes == 0 => {
+            Some(_) if plan.partials == 0 => {
                 self.shrink_rows(q, &plan.args, plan.rows, plan.segments)
             }
             Some(tile_rows) => {
                 let ranks = plan.slices * plan.max_rank.div_ceil(RANKS);
-                let blocks = [plan.tiles * tile_rows / SHRINK_ROWS, ranks, plan.planes];
+                let blocks = [plan.tiles * tile_rows / SHRINK_ROWS, ranks, plan.partials];
                 let launch = Launch::new(blocks, SHRINK_THREADS);
                 q.launch(&self.modules, Kernel::LoraShrinkMma, launch, plan.args)
             }
@@ -520,7 +521,7 @@ impl Cuda {
 }
 
 /// Whether operands are as the tensor cores' kernels take them.
-fn suits_mma(x: Mat, out: Mat, max_rank: usize) -> bool {
+fn suits_mma(x: MatLayout, out: MatLayout, max_rank: usize) -> bool {
     let bf16 = x.dtype == DType::Bf16 && out.dtype == DType::Bf16;
     let ranks = (1..=MMA_MAX_RANK).contains(&max_rank);
     bf16 && ranks && x.cols.is_multiple_of(8) && is_aligned(x)

@@ -77,7 +77,7 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<()> {
         let Some((table, most)) = site.table.token_rows() else { return Ok(()) };
-        check_extent(op, "rows of the batch", batch.rows(), out.geo.rows)?;
+        check_extent(op, "rows of the batch", batch.rows(), out.layout.rows)?;
         self.check_slots(op, q, site, batch)?;
         let (x, ids, parts) = match input {
             SiteInput::Matrix(x) => (x, 0, most.div_ceil(ROW_THREADS / WARP).min(MAX_BLOCKS)),
@@ -86,7 +86,7 @@ impl Cuda {
         let slots = MatArg::from(batch.slot_of_row()).data();
         let in_dim = site.spec.in_dim as i32;
         let args = LoraRowsArgs { x, out: out.into(), ids, table, slots, in_dim };
-        let launch = Launch::new([out.geo.rows, parts, 1], ROW_THREADS);
+        let launch = Launch::new([out.layout.rows, parts, 1], ROW_THREADS);
         q.launch(&self.modules, Kernel::LoraRows, launch, args)
     }
 }

@@ -37,14 +37,14 @@ const STAGES: usize = 4;
 const THREADS: usize = 384;
 
 /// Blocks that may share the terms of a sum, and blocks that run at once.
-const MOST_BLOCKS: usize = 8;
+const MAX_BLOCKS: usize = 8;
 const AT_ONCE: usize = 2 * 132;
 
 /// Steps of K that are worth a block.
-const LEAST_STEPS: usize = 4;
+const MIN_STEPS: usize = 4;
 
 /// The most units of sixteen ranks that a block takes.
-const MOST_UNITS: usize = 4;
+const MAX_UNITS: usize = 4;
 
 /// Bytes of shared memory of a block that takes so many units: the ring, its barriers, the tile, and room to align
 /// them.
@@ -53,7 +53,7 @@ const fn shared(units: usize) -> usize {
 }
 
 /// The most bytes of shared memory of a block.
-pub const SHARED: usize = shared(MOST_UNITS);
+pub const SHARED: usize = shared(MAX_UNITS);
 
 /// Bytes of `z`: two numbers in bf16 for each rank of each slice.
 pub fn bytes_of_z(rows: usize, slices: usize, max_rank: usize) -> usize {
@@ -75,15 +75,15 @@ struct Cut {
 
 impl Cut {
     fn new(rows: usize, segments: usize, units: usize, in_dim: usize) -> Self {
-        let together = units.next_power_of_two().min(MOST_UNITS);
+        let together = units.next_power_of_two().min(MAX_UNITS);
         let parts = units.div_ceil(together);
         // A segment has a tile that is not full; half of one, on average.
         let usual_tiles = rows / ROWS + segments.div_ceil(2);
         let all_steps = in_dim.div_ceil(COLUMNS);
-        let wanted = (AT_ONCE / (usual_tiles * parts).max(1)).min(all_steps / LEAST_STEPS);
+        let wanted = (AT_ONCE / (usual_tiles * parts).max(1)).min(all_steps / MIN_STEPS);
         // Larger clusters, and those of odd sizes, leave multiprocessors idle; where K has few steps,
         // rounding may still take a block off.
-        let blocks = 1 << wanted.clamp(1, MOST_BLOCKS).ilog2();
+        let blocks = 1 << wanted.clamp(1, MAX_BLOCKS).ilog2();
         let steps = all_steps.div_ceil(blocks).max(1);
         let tiles = rows.min(rows / ROWS + segments);
         Self { tiles, units: together, parts, blocks: all_steps.div_ceil(steps).max(1), steps }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
-use lora_core::{DType, HostTensor, Mat, Pool, Result, ViewMut, check};
+use lora_core::{DType, HostTensor, MatLayout, Pool, Result, ViewMut, check};
 
 use super::EIGHT;
 use super::lora_rows::TokenRows;
@@ -28,7 +28,7 @@ pub(super) enum Work {
     #[default]
     Nothing,
     /// Products by tensor cores, for ranks up to this one, and factors of outputs if there are `gains`. If all
-    /// are `plain`, products of many rows take them in: two factors, of ranks in eights, and no more.
+    /// are `plain`, products of many rows take them in: two factors, of ranks in vec8, and no more.
     Mma { rank: usize, gains: bool, plain: bool },
     /// Something that the tensor cores' kernels do not take, for ranks up to this one.
     General(usize),
@@ -38,7 +38,7 @@ impl Work {
     /// What these adapters need, who come after others that needed `self`.
     fn after(self, slots: &[Slot]) -> Self {
         let rank = slots.iter().map(|slot| slot.max_rank).max().unwrap_or(0);
-        let rank = rank.next_power_of_two().max(LEAST_RANK).max(self.max_rank());
+        let rank = rank.next_power_of_two().max(MIN_RANK).max(self.max_rank());
         let gains = slots.iter().any(|slot| slot.has_gain);
         match (slots.iter().any(|slot| slot.is_general), self) {
             (true, _) => Self::General(rank),
@@ -57,7 +57,7 @@ impl Work {
 }
 
 /// Ranks that there is room for from the first adapter on: those of a tile of the shrink.
-const LEAST_RANK: usize = 16;
+const MIN_RANK: usize = 16;
 
 /// One resident adapter at this site.
 #[derive(Default)]
@@ -174,10 +174,10 @@ impl Cuda {
         filled.block = block;
         let bytes: &[u8] = bytemuck::cast_slice(&rows);
         let words = bytes.len() / DType::I32.size();
-        let mut geo = Mat::dense(1, words, DType::I32);
-        geo.offset = slot * words;
+        let mut layout = MatLayout::dense(1, words, DType::I32);
+        layout.offset = slot * words;
         // Behind the copies, which the queue waits for.
-        q.upload(bytes, &ViewMut { buf: &mut site.table.rows, geo })?;
+        q.upload(bytes, &ViewMut { buf: &mut site.table.rows, layout })?;
         self.write_token_rows(q, &mut site.table, slot, tokens)?;
         let table = &mut site.table;
         let replaced = std::mem::replace(&mut table.slots[slot], filled);
@@ -209,9 +209,9 @@ impl Cuda {
         let Some((held, most)) = &mut table.token_rows else { return Ok(()) };
         let bytes: &[u8] = bytemuck::bytes_of(&rows);
         let words = bytes.len() / DType::I32.size();
-        let mut geo = Mat::dense(1, words, DType::I32);
-        geo.offset = slot * words;
-        q.upload(bytes, &ViewMut { buf: held, geo })?;
+        let mut layout = MatLayout::dense(1, words, DType::I32);
+        layout.offset = slot * words;
+        q.upload(bytes, &ViewMut { buf: held, layout })?;
         let needed = rows.count().next_power_of_two();
         if rows.count() > 0 && needed > *most {
             *most = needed;
@@ -222,7 +222,7 @@ impl Cuda {
 }
 
 impl Slot {
-    /// Whether it is two factors, of ranks in eights, and no more.
+    /// Whether it is two factors, of ranks in vec8, and no more.
     fn is_plain(&self) -> bool {
         !(self.has_gain || self.has_shift || self.has_odd_rank)
     }

@@ -15,7 +15,7 @@ pub mod rope;
 pub mod rows;
 pub mod sample;
 
-use lora_core::{DType, Mat};
+use lora_core::{DType, MatLayout};
 
 use crate::device::is_aligned;
 
@@ -23,7 +23,7 @@ use crate::device::is_aligned;
 const ROW_THREADS: usize = 256;
 
 /// Threads of a block, at most.
-const MOST_THREADS: usize = 1024;
+const MAX_THREADS: usize = 1024;
 
 /// Threads of a warp.
 const WARP: usize = 32;
@@ -32,8 +32,8 @@ const WARP: usize = 32;
 const EIGHT: usize = 8;
 
 /// Whether operands are of one 16-bit dtype, with rows at multiples of 16 bytes.
-fn in_eights(operands: &[Mat]) -> bool {
-    let dtype = operands.first().map(|geo| geo.dtype);
+fn in_eights(operands: &[MatLayout]) -> bool {
+    let dtype = operands.first().map(|layout| layout.dtype);
     let narrow = matches!(dtype, Some(DType::Bf16 | DType::F16));
-    narrow && operands.iter().all(|geo| Some(geo.dtype) == dtype && is_aligned(*geo))
+    narrow && operands.iter().all(|layout| Some(layout.dtype) == dtype && is_aligned(*layout))
 }

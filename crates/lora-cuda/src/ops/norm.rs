@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 use lora_core::ops::NormWeight;
-use lora_core::{Mat, Result, check};
+use lora_core::{MatLayout, Result, check};
 
-use super::{EIGHT, MOST_THREADS, ROW_THREADS, WARP, in_eights};
+use super::{EIGHT, MAX_THREADS, ROW_THREADS, WARP, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::queue::Launch;
 use crate::{Cuda, CudaQueue, View, ViewMut};
@@ -59,11 +59,11 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<()> {
         const OP: &str = "rms_norm";
-        check::norm(OP, x.geo, w, &[("out", out.geo)])?;
+        check::norm(OP, x.layout, w, &[("out", out.layout)])?;
         self.check_norm_slots(OP, q, w)?;
         let (residual, w) = (MatArg::NONE, NormWeightArg::from(w));
         let args = NormArgs { x: x.into(), residual, out: out.into(), w, eps };
-        let (kernel, launch) = choose(Kernel::RmsNorm, w.base, &[x.geo, out.geo]);
+        let (kernel, launch) = choose(Kernel::RmsNorm, w.base, &[x.layout, out.layout]);
         q.launch(&self.modules, kernel, launch, args)
     }
 
@@ -76,12 +76,13 @@ impl Cuda {
         [residual, out]: [&ViewMut<'_>; 2],
     ) -> Result<()> {
         const OP: &str = "add_rms_norm";
-        let outs = [("residual", residual.geo), ("out", out.geo)];
-        check::norm(OP, x.geo, w, &outs)?;
+        let outs = [("residual", residual.layout), ("out", out.layout)];
+        check::norm(OP, x.layout, w, &outs)?;
         self.check_norm_slots(OP, q, w)?;
         let w = NormWeightArg::from(w);
         let args = NormArgs { x: x.into(), residual: residual.into(), out: out.into(), w, eps };
-        let (kernel, launch) = choose(Kernel::AddRmsNorm, w.base, &[x.geo, residual.geo, out.geo]);
+        let (kernel, launch) =
+            choose(Kernel::AddRmsNorm, w.base, &[x.layout, residual.layout, out.layout]);
         q.launch(&self.modules, kernel, launch, args)
     }
 
@@ -100,11 +101,11 @@ impl Cuda {
 const ALIGNMENT: Address = (EIGHT * size_of::<f32>()) as Address;
 
 /// The kernel that keeps rows in registers where they are short enough, else `general`.
-fn choose(general: Kernel, w: Address, operands: &[Mat]) -> (Kernel, Launch) {
-    let (rows, cols) = operands.first().map_or((0, 0), |geo| (geo.rows, geo.cols));
+fn choose(general: Kernel, w: Address, operands: &[MatLayout]) -> (Kernel, Launch) {
+    let (rows, cols) = operands.first().map_or((0, 0), |layout| (layout.rows, layout.cols));
     let threads = cols.div_ceil(EIGHT).next_multiple_of(WARP);
     let even = cols.is_multiple_of(EIGHT) && w.is_multiple_of(ALIGNMENT);
-    let suited = in_eights(operands) && even && threads <= MOST_THREADS;
+    let suited = in_eights(operands) && even && threads <= MAX_THREADS;
     match suited {
         true => (Kernel::RmsNormEights, Launch::new([rows, 1, 1], threads)),
         false => (general, Launch::new([rows, 1, 1], ROW_THREADS)),

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use lora_core::ops::{HeadDims, QkvArgs};
-use lora_core::{DType, Mat, Result, check};
+use lora_core::{DType, MatLayout, Result, check};
 
 use super::norm::NormWeightArg;
 use super::{WARP, in_eights};
@@ -14,7 +14,7 @@ use crate::{Cuda, CudaQueue};
 /// Heads that a block works on at a time.
 const WARPS: usize = 8;
 
-/// Threads of a block of the kernels that work in eights, and lanes that share a head there.
+/// Threads of a block of the kernels that work in vec8, and lanes that share a head there.
 const THREADS: usize = 128;
 const LANES: usize = 4;
 
@@ -22,7 +22,7 @@ const LANES: usize = 4;
 #[derive(Clone, Copy)]
 struct RopeArgs {
     qkv: MatArg,
-    rotations: MatArg,
+    cos_sin_table: MatArg,
     k_cache: MatArg,
     v_cache: MatArg,
     q_norm: NormWeightArg,
@@ -61,7 +61,7 @@ impl Cuda {
         }
         let kernel = RopeArgs {
             qkv: (&args.qkv).into(),
-            rotations: args.rotations.into(),
+            cos_sin_table: args.cos_sin_table.into(),
             k_cache: (&args.k_cache).into(),
             v_cache: (&args.v_cache).into(),
             q_norm: norms.map_or_else(Default::default, |(q, _, _)| q.into()),
@@ -75,17 +75,22 @@ impl Cuda {
             kv_heads: dims.kv_heads as i32,
             head_dim: dims.head_dim as i32,
         };
-        let weights = norms.into_iter().flat_map(|(q, k, _)| [q.base.geo, k.base.geo]);
-        let floats: Vec<Mat> = weights.chain([args.rotations.geo]).collect();
-        let caches = [args.k_cache.geo, args.v_cache.geo];
-        let (kind, launch) = choose(dims, args.qkv.geo, caches, &floats);
+        let weights = norms.into_iter().flat_map(|(q, k, _)| [q.base.layout, k.base.layout]);
+        let floats: Vec<MatLayout> = weights.chain([args.cos_sin_table.layout]).collect();
+        let caches = [args.k_cache.layout, args.v_cache.layout];
+        let (kind, launch) = choose(dims, args.qkv.layout, caches, &floats);
         q.launch(&self.modules, kind, launch, kernel)
     }
 }
 
-/// A kernel that works in eights where all operands let it, else the one for any operands. `floats`
+/// A kernel that works in vec8 where all operands let it, else the one for any operands. `floats`
 /// are those of f32.
-fn choose(dims: HeadDims, qkv: Mat, caches: [Mat; 2], floats: &[Mat]) -> (Kernel, Launch) {
+fn choose(
+    dims: HeadDims,
+    qkv: MatLayout,
+    caches: [MatLayout; 2],
+    floats: &[MatLayout],
+) -> (Kernel, Launch) {
     let heads = dims.heads + 2 * dims.kv_heads;
     let kernel = match dims.head_dim {
         64 => Some(Kernel::QkNormRopeAppend64),
@@ -93,12 +98,13 @@ fn choose(dims: HeadDims, qkv: Mat, caches: [Mat; 2], floats: &[Mat]) -> (Kernel
         256 => Some(Kernel::QkNormRopeAppend256),
         _ => None,
     };
-    let cached = |cache: &Mat| match cache.dtype {
+    let cached = |cache: &MatLayout| match cache.dtype {
         DType::F8E4m3 => is_aligned(*cache),
         _ => in_eights(&[qkv, *cache]),
     };
-    let suited =
-        in_eights(&[qkv]) && caches.iter().all(cached) && floats.iter().all(|geo| is_aligned(*geo));
+    let suited = in_eights(&[qkv])
+        && caches.iter().all(cached)
+        && floats.iter().all(|layout| is_aligned(*layout));
     if let Some(kernel) = kernel.filter(|_| suited) {
         let blocks = (qkv.rows * heads).div_ceil(THREADS / LANES);
         return (kernel, Launch::new([blocks, 1, 1], THREADS));
@@ -115,22 +121,23 @@ mod tests {
     #[test]
     fn heads_are_rotated_in_eights_where_operands_let_them() {
         let dims = HeadDims { heads: 32, kv_heads: 8, head_dim: 128 };
-        let (qkv, rotations) = (Mat::dense(3, 6144, DType::Bf16), Mat::dense(50, 128, DType::F32));
-        let cache = |dtype| Mat::dense(64, 1024, dtype);
+        let (qkv, cos_sin_table) =
+            (MatLayout::dense(3, 6144, DType::Bf16), MatLayout::dense(50, 128, DType::F32));
+        let cache = |dtype| MatLayout::dense(64, 1024, dtype);
         for dtype in [DType::Bf16, DType::F8E4m3] {
-            let (kernel, launch) = choose(dims, qkv, [cache(dtype); 2], &[rotations]);
+            let (kernel, launch) = choose(dims, qkv, [cache(dtype); 2], &[cos_sin_table]);
             assert_eq!((kernel, launch.grid), (Kernel::QkNormRopeAppend128, [5, 1, 1]));
         }
         let same = [cache(DType::Bf16); 2];
-        for (dims, qkv, caches, rotations) in [
-            (HeadDims { head_dim: 96, ..dims }, qkv, same, rotations),
-            (dims, Mat { offset: 4, ..qkv }, same, rotations),
-            (dims, Mat { dtype: DType::F32, ..qkv }, same, rotations),
-            (dims, qkv, [cache(DType::F16); 2], rotations),
-            (dims, qkv, [cache(DType::F8E4m3), cache(DType::F32)], rotations),
-            (dims, qkv, same, Mat { offset: 2, ..rotations }),
+        for (dims, qkv, caches, cos_sin_table) in [
+            (HeadDims { head_dim: 96, ..dims }, qkv, same, cos_sin_table),
+            (dims, MatLayout { offset: 4, ..qkv }, same, cos_sin_table),
+            (dims, MatLayout { dtype: DType::F32, ..qkv }, same, cos_sin_table),
+            (dims, qkv, [cache(DType::F16); 2], cos_sin_table),
+            (dims, qkv, [cache(DType::F8E4m3), cache(DType::F32)], cos_sin_table),
+            (dims, qkv, same, MatLayout { offset: 2, ..cos_sin_table }),
         ] {
-            let (kernel, launch) = choose(dims, qkv, caches, &[rotations]);
+            let (kernel, launch) = choose(dims, qkv, caches, &[cos_sin_table]);
             assert_eq!((kernel, launch.grid), (Kernel::QkNormRopeAppend, [3, 6, 1]));
         }
     }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use lora_core::ops::{SampleArgs as Args, SampleRow};
-use lora_core::{DType, Mat, Result, check};
+use lora_core::{DType, MatLayout, Result, check};
 
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::queue::Launch;
@@ -13,7 +13,7 @@ const THREADS: usize = 512;
 
 /// Blocks that keep a device busy, and the most of them that a cluster may have on any device.
 const BLOCKS: usize = 256;
-const MOST_SPLITS: usize = 8;
+const MAX_SPLITS: usize = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -41,9 +41,9 @@ impl Cuda {
         args: &Args<'_, Self>,
         out: &ViewMut<'_>,
     ) -> Result<()> {
-        check::sample(args, out.geo)?;
+        check::sample(args, out.layout)?;
         self.check_rows(q, args)?;
-        let (rows, vocab) = (args.logits.geo.rows, args.logits.geo.cols);
+        let (rows, vocab) = (args.logits.layout.rows, args.logits.layout.cols);
         let scratch = q.scratch(rows * vocab * size_of::<f32>())?;
         let kernel = SampleArgs {
             logits: args.logits.into(),
@@ -51,7 +51,7 @@ impl Cuda {
             history: args.history.into(),
             bias: args.bias.into(),
             masks: args.masks.into(),
-            scratch: MatArg::at(scratch, Mat::dense(rows, vocab, DType::F32)),
+            scratch: MatArg::at(scratch, MatLayout::dense(rows, vocab, DType::F32)),
             banned: MatArg::from(args.banned).data(),
             out: MatArg::from(out).data(),
         };
@@ -62,7 +62,7 @@ impl Cuda {
         let Some(params) = self.ints(q, args.params)? else { return Ok(()) };
         let history = self.ints(q, args.history)?.unwrap_or_default();
         let bias = self.ints(q, args.bias)?.unwrap_or_default();
-        self.check_ids(q, ["sample", "banned token"], args.banned, args.logits.geo.cols)?;
+        self.check_ids(q, ["sample", "banned token"], args.banned, args.logits.layout.cols)?;
         let rows: &[SampleRow] = bytemuck::cast_slice(&params);
         let (seen, biased) = (|entry: usize| history[2 * entry], |entry: usize| bias[2 * entry]);
         rows.iter().try_for_each(|row| check::sample_ids(args, row, seen, biased))
@@ -72,7 +72,7 @@ impl Cuda {
 /// A cluster a row, of more blocks where rows are few.
 fn launch(rows: usize) -> Launch {
     let enough = BLOCKS / rows.max(1);
-    let cluster = 1 << enough.clamp(1, MOST_SPLITS).ilog2();
+    let cluster = 1 << enough.clamp(1, MAX_SPLITS).ilog2();
     Launch { cluster, ..Launch::new([rows, 1, cluster], THREADS) }
 }
 

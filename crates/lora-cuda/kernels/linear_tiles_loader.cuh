@@ -10,7 +10,7 @@ struct Unit {
 };
 
 // Puts z and B of adapters into the ring. Three warps.
-struct Filler {
+struct LoraLoader {
     const TilesArgs &a;
     const Memory &memory;
     int thread;
@@ -20,10 +20,10 @@ struct Filler {
     int known, next; // Entries that were looked up, and the next.
     int from;        // of the ranks of the next
 
-    __device__ Filler(const TilesArgs &a, const Memory &memory, int thread)
+    __device__ LoraLoader(const TilesArgs &a, const Memory &memory, int thread)
         : a(a), memory(memory), thread(thread), slices(a, 0) {}
 
-    __device__ static void sync() { asm volatile("bar.sync 3, %0;" ::"n"(FILLERS) : "memory"); }
+    __device__ static void sync() { asm volatile("bar.sync 3, %0;" ::"n"(LOADER_WARPS) : "memory"); }
 
     __device__ void run() {
         if (a.lora.slices == 0) return;
@@ -51,7 +51,7 @@ struct Filler {
         const int32_t *ends = a.lora.group_starts + tile.cluster_row / CLUSTER_ROWS;
         first = ends[0], end = ends[1], known = next = from = 0;
         sync();
-        for (int i = thread; i < ROWS; i += FILLERS)
+        for (int i = thread; i < ROWS; i += LOADER_WARPS)
             memory.control->slots[i] = tile.row + i < a.rows ? a.lora.slot_of_row[tile.row + i] : -1;
         look_up();
     }
@@ -59,7 +59,7 @@ struct Filler {
     // Looks up the next factors, and asks for them early.
     __device__ void look_up() {
         int in_turn = slices.end - slices.first, count = min((end - first) * in_turn - known, ENTRIES);
-        for (int i = thread; i < count; i += FILLERS) {
+        for (int i = thread; i < count; i += LOADER_WARPS) {
             int slot = a.lora.group_slots[first + (known + i) / in_turn];
             int slice = slices.first + (known + i) % in_turn;
             const SlotRow &part = a.lora.table[slot * a.lora.slices + slice];
@@ -74,7 +74,7 @@ struct Filler {
             int first = in_slice(a, tile.output, half, entry.slice), from = max(first, 0);
             int count = min(first + HALF, width_of(a.lora, entry.slice)) - from;
             const bf16 *b = entry.b + int64_t(from) * entry.rank;
-            for (int i = thread * COLUMNS; i < count * entry.rank; i += FILLERS * COLUMNS)
+            for (int i = thread * COLUMNS; i < count * entry.rank; i += LOADER_WARPS * COLUMNS)
                 asm volatile("prefetch.global.L2 [%0];" ::"l"(b + i));
         }
     }
@@ -95,7 +95,7 @@ struct Filler {
 
     // Copies that a thread makes lie a fixed number of rows apart, so that few instructions are left for each.
     template <int CHUNKS> struct Part {
-        static constexpr int ROW_STEP = FILLERS / CHUNKS;
+        static constexpr int ROW_STEP = LOADER_WARPS / CHUNKS;
         static_assert(ROW_STEP % 8 == 0, "all rows of a thread are swizzled alike");
         int row, chunk;
 
@@ -123,7 +123,7 @@ struct Filler {
         }
     }
 
-    // Ranks of z for the rows of a tile that have the adapter: coarse, then fine.
+    // Ranks of z for the rows of a tile that have the adapter: hi, then lo.
     __device__ void fill_inputs(uint8_t *to, int chunk, const Unit &unit) const {
         using P = Part<2 * UNIT / CHUNK>;
         P part(thread);
