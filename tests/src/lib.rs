@@ -26,3 +26,8 @@ pub use fixtures::{
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// Compiles the example of the library's page.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/library.md")]
+struct Library;

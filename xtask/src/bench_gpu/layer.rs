@@ -55,13 +55,13 @@ pub fn random(rows: usize, cols: usize, seed: u64) -> Result<HostTensor> {
 }
 
 /// Sequences that decode in one step, at most.
-const MOST_DECODING: usize = 256;
+const MAX_DECODING: usize = 256;
 
 impl Batch {
     /// `tokens` rows that use `adapters` adapters: in turn where each is a sequence that decodes, else one after
     /// another, as the rows of a prompt are neighbours.
     pub fn new(cuda: &Cuda, q: &mut CudaQueue, tokens: usize, adapters: usize) -> Result<Self> {
-        let slot = |row: usize| match tokens > MOST_DECODING {
+        let slot = |row: usize| match tokens > MAX_DECODING {
             true => row * adapters / tokens,
             false => row % adapters,
         };
@@ -193,7 +193,7 @@ impl Site {
 }
 
 fn download(cuda: &Cuda, q: &mut CudaQueue, tensor: &Tensor<Cuda>) -> Result<HostTensor> {
-    let geo = tensor.geo();
+    let layout = tensor.layout();
     let bytes = cuda.wait(cuda.download(q, tensor.view())?)?;
-    HostTensor::new(geo.dtype, vec![geo.rows, geo.cols], bytes).context("an output")
+    HostTensor::new(layout.dtype, vec![layout.rows, layout.cols], bytes).context("an output")
 }

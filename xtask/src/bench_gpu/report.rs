@@ -28,7 +28,7 @@ pub struct Row {
     #[serde(flatten)]
     measured: Measured,
     adds: f32,
-    vllm_adds: f32,
+    vllm_adds: Option<f32>,
     sglang_adds: Option<f32>,
     target: f32,
 }
@@ -67,7 +67,7 @@ pub fn table(rows: &[Row]) -> Table {
         "at most",
     ]);
     for row in rows {
-        let peer = row.sglang_adds.map_or_else(String::new, |us| format!("{us:.0}"));
+        let peer = |adds: Option<f32>| adds.map_or_else(String::new, |us| format!("{us:.0}"));
         table.add_row([
             row.rank.to_string(),
             row.tokens.to_string(),
@@ -76,8 +76,8 @@ pub fn table(rows: &[Row]) -> Table {
             format!("{:.1}", row.adds),
             format!("{:.1}", row.adds / row.measured.base * 100.0),
             format!("{:.1}", row.floor),
-            format!("{:.0}", row.vllm_adds),
-            peer,
+            peer(row.vllm_adds),
+            peer(row.sglang_adds),
             format!("{:.0}", row.target),
         ]);
     }

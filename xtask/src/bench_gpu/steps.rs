@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::serving::{Load, Plan, Serving};
 
-/// A batch, with what vLLM 0.26.0 takes on an H100 and what is to be reached, in milliseconds.
+/// A batch, with what vLLM 0.26.0 takes on an H200 and what is to be reached, in milliseconds.
 struct Case {
     batch: usize,
     adapters: usize,
@@ -40,21 +40,20 @@ impl Case {
     }
 }
 
-const BF16: [Case; 7] = [
-    decode(1, 1, [6.42, 8.24, 6.4]),
-    decode(8, 1, [6.57, 8.11, 6.6]),
-    decode(8, 8, [6.57, 10.48, 7.0]),
-    decode(64, 1, [7.51, 9.34, 7.6]),
-    decode(64, 8, [7.51, 11.88, 8.0]),
-    decode(256, 8, [11.58, 17.85, 12.3]),
-    prefill([51.2, 67.6, 50.0]),
+const BF16: [Case; 6] = [
+    decode(1, 1, [4.77, 6.69, 4.1]),
+    decode(8, 8, [4.91, 9.02, 4.4]),
+    decode(64, 1, [5.87, 7.59, 5.4]),
+    decode(64, 8, [5.87, 10.16, 5.6]),
+    decode(256, 8, [10.63, 16.40, 9.7]),
+    prefill([51.7, 68.7, 46.0]),
 ];
 
 const FP8: [Case; 4] = [
-    decode(1, 1, [4.20, 5.90, 3.9]),
-    decode(8, 8, [4.20, 8.13, 4.4]),
-    decode(64, 8, [5.35, 9.76, 5.7]),
-    prefill([44.6, 83.4, 40.0]),
+    decode(1, 1, [3.40, 5.09, 2.9]),
+    decode(8, 8, [3.52, 7.60, 3.2]),
+    decode(64, 8, [4.38, 8.68, 4.5]),
+    prefill([32.9, 67.8, 31.0]),
 ];
 
 /// Rank of the adapters, and the most of them.

@@ -1,4 +1,4 @@
-//! The same fault has the same exit code in every command, and the README lists them all.
+//! The same fault has the same exit code in every command, and the documents list them all.
 
 use super::program::{fixture, loramux, run, text};
 
@@ -27,16 +27,16 @@ fn an_adapter_that_is_not_there_or_refused_has_one_code_everywhere() {
 }
 
 #[test]
-fn the_readme_and_the_help_list_the_same_codes() {
-    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
-    let readme = std::fs::read_to_string(readme).unwrap();
+fn the_documents_and_the_help_list_the_same_codes() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/command-line.md");
+    let page = std::fs::read_to_string(page).unwrap();
     let help = text(&run(&mut loramux(&["--help"]), "").stdout);
     let listed = help.split("Exit codes:\n").nth(1).unwrap();
     let mut codes = 0;
     for line in listed.lines().filter(|line| !line.trim().is_empty()) {
         let (code, meaning) = line.trim().split_once(' ').unwrap();
         let row = format!("| {code} | {} |", meaning.trim());
-        assert!(readme.contains(&row), "{row}");
+        assert!(page.contains(&row), "{row}");
         codes += 1;
     }
     assert_eq!(codes, 7);
