@@ -7,6 +7,9 @@ use loramux_tests::settle::{ask, assert_nothing_held, engine_with, greedy, lora,
 
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];
 
+/// Tokens of an answer that is not done by the time that the test asks for its end, on a busy machine either.
+const LONG: usize = 480;
+
 #[test]
 fn pieces_make_up_the_whole_answer() {
     let llm = engine_with(2, 2);
@@ -33,13 +36,13 @@ fn pieces_make_up_the_whole_answer() {
 #[test]
 fn an_aborted_request_ends_with_what_it_has() {
     let llm = engine_with(2, 2);
-    let long = || ask(&PROMPT, greedy(120), Some(lora("llama.attn-r8", 1)));
+    let long = || ask(&PROMPT, greedy(LONG), Some(lora("llama.attn-r8", 1)));
     let mut stream = llm.generate_async(long()).unwrap();
     assert!(stream.next().unwrap().unwrap().finish_reason.is_none());
     stream.abort();
     let output = stream.finish().unwrap().outputs.remove(0);
     assert_eq!(output.finish_reason, FinishReason::Cancelled);
-    assert!((1..120).contains(&output.token_ids.len()));
+    assert!((1..LONG).contains(&output.token_ids.len()));
 
     let waiting = llm.generate_async(long()).unwrap();
     llm.abort(waiting.request_id()).unwrap();
@@ -57,12 +60,12 @@ fn a_dropped_stream_ends_its_request_alone() {
     let alone = llm.generate_async(request(40)).unwrap().finish().unwrap();
     let before = settled(&llm).generated_tokens;
     let (kept, dropped) =
-        (llm.generate_async(request(40)).unwrap(), llm.generate_async(request(120)).unwrap());
+        (llm.generate_async(request(40)).unwrap(), llm.generate_async(request(LONG)).unwrap());
     drop(dropped);
     assert_eq!(kept.finish().unwrap().outputs, alone.outputs);
     assert_nothing_held(&llm);
     let drawn = settled(&llm).generated_tokens - before;
-    assert!(drawn < 160, "the dropped request ran on: {drawn} tokens");
+    assert!(drawn < 40 + LONG as u64, "the dropped request ran on: {drawn} tokens");
 }
 
 #[test]
@@ -85,14 +88,14 @@ fn waiting_for_news_can_be_limited() {
 fn an_engine_that_goes_away_ends_its_streams() {
     for pieces in 0..4 {
         let llm = engine_with(2, 2);
-        let mut stream = llm.generate_async(ask(&PROMPT, greedy(120), None)).unwrap();
+        let mut stream = llm.generate_async(ask(&PROMPT, greedy(LONG), None)).unwrap();
         for piece in stream.by_ref().take(pieces) {
             piece.unwrap();
         }
         drop(llm);
         // The last tokens may have been on their way already.
         if let Ok(output) = stream.finish() {
-            assert_eq!(output.outputs[0].token_ids.len(), 120);
+            assert_eq!(output.outputs[0].token_ids.len(), LONG);
         }
     }
 }
