@@ -1,6 +1,6 @@
 //! Collective operations of devices that hold parts of one model.
 
-use crate::{Backend, Result, ViewMut};
+use crate::{Backend, Error, Result, ViewMut};
 
 /// Collective operations of one rank with its peers; every rank must issue them in one order. The only rank of
 /// its group has nothing to do in any of them.
@@ -50,4 +50,49 @@ pub trait Comm<B: Backend>: Sized {
 
     /// Says that this rank cannot go on, so that no peer waits for it: their operations fail from then on.
     fn abort(&self);
+}
+
+/// The only rank of its group, of any backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OneRank;
+
+impl<B: Backend> Comm<B> for OneRank {
+    type Seat = ();
+
+    fn seats(world: usize) -> Result<Vec<()>> {
+        match world {
+            1 => Ok(vec![()]),
+            _ => Err(Error::Unsupported {
+                op: "comm",
+                backend: B::NAME,
+                what: format!("a group of {world} devices; one device serves the whole model"),
+            }),
+        }
+    }
+
+    fn join(_: &B, (): ()) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world(&self) -> usize {
+        1
+    }
+
+    fn all_reduce_sum(&self, _: &B, _: &mut B::Queue, _: ViewMut<'_, B>) -> Result<()> {
+        Ok(())
+    }
+
+    fn all_gather_cols(&self, _: &B, _: &mut B::Queue, _: ViewMut<'_, B>) -> Result<()> {
+        Ok(())
+    }
+
+    fn sum_on_host(&self, values: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(values)
+    }
+
+    fn abort(&self) {}
 }

@@ -61,7 +61,7 @@ pub use adapter::{
 #[cfg(feature = "formats")]
 pub use adapter::{Addition, DeltaDiff, SiteDiff, diff};
 pub use backend::{Backend, Caps, Pool};
-pub use comm::Comm;
+pub use comm::{Comm, OneRank};
 pub use config::{
     AdapterTokenizer, CkptSource, ExpertLayout, LoraConfig, LoraRequest, NemoQkvLayout,
     PeftCacheConfig, QuantAlgo, QuantConfig, validate_adapter_name,

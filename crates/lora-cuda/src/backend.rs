@@ -9,12 +9,12 @@ use lora_core::ops::{
     AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
     SampleArgs,
 };
-use lora_core::{Backend, Caps, HostTensor, Pool, Result, check};
+use lora_core::{Backend, Caps, HostTensor, OneRank, Pool, Result, check};
 
 use crate::error::failed;
 use crate::{
     AttentionPlan, Cuda, CudaBuf, CudaDownload, CudaGraph, CudaLinear, CudaLoraTable, CudaQueue,
-    OneRank, View, ViewMut,
+    View, ViewMut,
 };
 
 impl Backend for Cuda {

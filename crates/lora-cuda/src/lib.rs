@@ -8,7 +8,6 @@
 mod args;
 mod backend;
 mod buffer;
-mod comm;
 mod copies;
 mod device;
 mod download;
@@ -22,7 +21,6 @@ mod ops;
 mod queue;
 
 pub use buffer::CudaBuf;
-pub use comm::OneRank;
 pub use device::Cuda;
 pub use download::CudaDownload;
 pub use error::CudaError;

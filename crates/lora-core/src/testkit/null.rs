@@ -10,7 +10,7 @@ use crate::ops::{
     AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
     SampleArgs, SampleRow,
 };
-use crate::{Backend, Caps, Comm, Error, HostTensor, Pool, Result};
+use crate::{Backend, Caps, Error, HostTensor, OneRank, Pool, Result};
 
 type View<'a> = crate::View<'a, NullBackend>;
 type ViewMut<'a> = crate::ViewMut<'a, NullBackend>;
@@ -67,51 +67,6 @@ pub struct NullLinear {
 #[derive(Debug)]
 pub struct NullLoraTable(Vec<Option<CountedBlock>>);
 
-/// The only rank of its group.
-#[derive(Clone, Copy, Debug)]
-pub struct NullComm;
-
-impl Comm<NullBackend> for NullComm {
-    type Seat = ();
-
-    fn seats(world: usize) -> Result<Vec<()>> {
-        match world {
-            1 => Ok(vec![()]),
-            _ => Err(Error::Unsupported {
-                op: "comm",
-                backend: NullBackend::NAME,
-                what: format!("a group of {world} ranks"),
-            }),
-        }
-    }
-
-    fn join(_: &NullBackend, (): ()) -> Result<Self> {
-        Ok(Self)
-    }
-
-    fn rank(&self) -> usize {
-        0
-    }
-
-    fn world(&self) -> usize {
-        1
-    }
-
-    fn all_reduce_sum(&self, _: &NullBackend, (): &mut (), _: ViewMut<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn all_gather_cols(&self, _: &NullBackend, (): &mut (), _: ViewMut<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn sum_on_host(&self, values: Vec<f32>) -> Result<Vec<f32>> {
-        Ok(values)
-    }
-
-    fn abort(&self) {}
-}
-
 /// Bytes of an adapter's part of a slice.
 fn bytes_of(slice: &SlotSlice) -> usize {
     let factors = slice.low_rank.iter().flat_map(|low| [&low.a, &low.b]);
@@ -135,7 +90,7 @@ impl Backend for NullBackend {
     type Linear = NullLinear;
     type LoraTable = NullLoraTable;
     type AttentionPlan = ();
-    type Comm = NullComm;
+    type Comm = OneRank;
 
     fn caps(&self) -> Caps {
         Caps { shares_host_memory: self.memory.is_none(), ..Caps::default() }

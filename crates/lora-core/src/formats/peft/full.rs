@@ -64,17 +64,19 @@ impl Wrapping<'_> {
 
     /// A and B of a site, as they are in PEFT's model.
     pub fn pair(&self, site: SiteKey) -> [Option<View>; 2] {
-        let tied = self.tied_pair().filter(|_| site == SiteKey::Embed);
-        tied.map_or_else(
-            || [Kind::A, Kind::B].map(|kind| self.tensor(site, kind).cloned()),
-            |pair| pair.map(Some),
-        )
+        match self.tied_pair() {
+            Some(pair) if site == SiteKey::Embed => pair.map(Some),
+            _ => [Kind::A, Kind::B].map(|kind| self.tensor(site, kind).cloned()),
+        }
     }
 
     /// A and B of an embedding that is kept tied to the output projection. Both share one storage, into
     /// which PEFT loads the embedding's first, then the output projection's, which stay. `None` where
     /// one pair is missing, or fits no storage of the other.
     fn tied_pair(&self) -> Option<[View; 2]> {
+        if !self.keeps_tied() {
+            return None;
+        }
         let own = |kind| self.tensor(SiteKey::Embed, kind);
         let tied = |kind| {
             let view = self.tensor(SiteKey::Head, kind)?.clone();
@@ -83,7 +85,7 @@ impl Wrapping<'_> {
         let pair = [tied(Kind::B)?, tied(Kind::A)?];
         let fits =
             [own(Kind::A)?.shape(), own(Kind::B)?.shape()] == [pair[0].shape(), pair[1].shape()];
-        (self.keeps_tied() && fits).then_some(pair)
+        fits.then_some(pair)
     }
 
     /// What a person should know of pairs that are kept tied.
