@@ -130,3 +130,27 @@ fn the_rank_that_fails_says_why() {
         assert!(error.contains("rank 1 is told to"), "{error}");
     }
 }
+
+/// DoRA's norms of these weights are infinite, which shows when they are written, on every rank.
+#[test]
+fn an_adapter_that_cannot_be_written_leaves_the_group_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = AdapterFiles::open("llama.dora-r8");
+    let names: Vec<_> =
+        files.tensors.keys().filter(|name| name.contains("down_proj")).cloned().collect();
+    for name in names.iter().filter(|name| name.contains("lora_A") || name.contains("lora_B")) {
+        let shape = files.tensors[name].shape.clone();
+        files.tensors.insert(name.clone(), FileTensor::filled(&shape, 1e15));
+    }
+    files.write(dir.path());
+    let case = Fixtures::load().of_model("llama").remove(0);
+    let request = |lora| GenerateRequest { lora, ..case.request(1) };
+    for ranks in [1, 2] {
+        let llm = start(builder(&model_path("llama"), DType::F32), ranks).unwrap();
+        let before = run(&llm, vec![request(None)]);
+        let bad = request(Some(LoraRequest::new("bad", 1, dir.path())));
+        let error = llm.generate_each(vec![bad], &mut |_| ()).remove(0).unwrap_err().to_string();
+        assert!(error.contains("DoRA") && error.contains("norm inf"), "{ranks} ranks: {error}");
+        assert_eq!(run(&llm, vec![request(None)])[0].outputs, before[0].outputs, "{ranks} ranks");
+    }
+}

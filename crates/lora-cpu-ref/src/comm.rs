@@ -46,6 +46,9 @@ impl ThreadComm {
         // Nobody may put in a part before all have taken those of the operation before.
         let between = |meeting: &mut Meeting| meeting.to_take > 0 && !meeting.aborted;
         let mut lock = changed.wait_while(lock, between).unwrap_or_else(PoisonError::into_inner);
+        if lock.aborted {
+            return Err(Error::Peer);
+        }
         lock.parts[self.rank] = Some(mine);
         if lock.parts.iter().all(Option::is_some) {
             lock.to_take = *world;

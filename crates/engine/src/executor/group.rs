@@ -96,16 +96,11 @@ fn carry_out<B: Backend>(executor: &mut DeviceExecutor<B>, order: Order) -> Repl
         }
         Order::WriteSite { slot, site, adapter } => {
             let written = executor.write_site(SiteWrite { slot, site, adapter: adapter.as_ref() });
-            return written.map(drop).map_err(|error| {
-                executor.abort();
-                Failure::Write(error)
-            });
+            return written.map(drop).map_err(Failure::Write);
         }
     };
-    done.map_err(|error| {
-        executor.abort();
-        Failure::Step(error)
-    })
+    // Ranks that are still in the step wait for this one.
+    done.inspect_err(|_| executor.abort()).map_err(Failure::Step)
 }
 
 impl<B: Backend> Group<B> {
@@ -125,9 +120,6 @@ impl<B: Backend> Group<B> {
     ) -> std::result::Result<T, E> {
         self.peers.iter().for_each(|peer| peer.send(order(with.clone())));
         let result = own(&mut self.own, with);
-        if result.is_err() {
-            self.own.abort();
-        }
         let mut replies = Vec::with_capacity(self.peers.len());
         for peer in &self.peers {
             replies.push(peer.replies.recv().unwrap_or(Err(Failure::Step(Error::Peer))));
@@ -152,6 +144,9 @@ impl<B: Backend> Group<B> {
         order: impl Fn(P) -> Order,
         own: impl FnOnce(&mut DeviceExecutor<B>, P) -> Result<T>,
     ) -> Result<T> {
+        let own = |executor: &mut DeviceExecutor<B>, with| {
+            own(executor, with).inspect_err(|_| executor.abort())
+        };
         self.all(with, order, own, |failure| match failure {
             Failure::Step(error) | Failure::Write(WriteError { cause: error, .. }) => error,
         })

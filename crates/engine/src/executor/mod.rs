@@ -76,7 +76,8 @@ pub trait Executor {
     /// Sites of the model: the numbers below are [`SiteWrite::site`].
     fn sites(&self) -> usize;
 
-    /// Writes an adapter's part of one site into a slot, or clears it. Returns the bytes of that part.
+    /// Writes an adapter's part of one site into a slot, or clears it. Returns the bytes of that part. A write
+    /// that fails leaves everything else as it was.
     ///
     /// # Errors
     /// [`WriteError`] naming the site.

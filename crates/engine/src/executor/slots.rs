@@ -103,14 +103,19 @@ impl<B: Backend> Writer<'_, B> {
             (None, _) => (),
         }
         let columns = at.columns.clone();
-        let norms = self.be.row_norms(at.weight, columns, (&low.a, &low.b, low.scale))?;
+        let rows = columns.len();
+        let norms = self.be.row_norms(at.weight, columns, (&low.a, &low.b, low.scale));
         match at.part {
             Part::Cols(..) => {
-                let squares = norms.iter().map(|norm| norm * norm).collect();
+                // A rank that failed takes part, too: others must not wait for it, and must fail.
+                let squares = match &norms {
+                    Ok(norms) => norms.iter().map(|norm| norm * norm).collect(),
+                    Err(_) => vec![f32::NAN; rows],
+                };
                 let sums = self.comm.sum_on_host(squares)?;
-                Ok(sums.into_iter().map(f32::sqrt).collect())
+                norms.map(|_| sums.into_iter().map(f32::sqrt).collect())
             }
-            Part::Whole | Part::Rows(_) => Ok(norms),
+            Part::Whole | Part::Rows(_) => norms,
         }
     }
 }
