@@ -33,24 +33,15 @@
 #![warn(missing_docs)]
 
 mod adapter;
-mod backend;
-pub mod check;
-mod comm;
 mod config;
-mod dtype;
-mod error;
+mod device;
 pub mod files;
 #[cfg(feature = "formats")]
 pub mod formats;
-pub mod fp8;
 mod geometry;
-mod host;
 mod ids;
-pub mod lora;
 mod modules;
-pub mod ops;
 mod rules;
-mod tensor;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
@@ -60,17 +51,15 @@ pub use adapter::{
 };
 #[cfg(feature = "formats")]
 pub use adapter::{Addition, DeltaDiff, SiteDiff, diff};
-pub use backend::{Backend, Caps, Pool};
-pub use comm::{Comm, OneRank};
 pub use config::{
     AdapterTokenizer, CkptSource, ExpertLayout, LoraConfig, LoraRequest, NemoQkvLayout,
     PeftCacheConfig, QuantAlgo, QuantConfig, validate_adapter_name,
 };
-pub use dtype::DType;
-pub use error::{Error, Result, check_extent, free_bytes};
+pub use device::{
+    Backend, Caps, Comm, DType, Error, HostTensor, MatLayout, OneRank, Pool, Result, Tensor, View,
+    ViewMut, check, check_extent, fp8, free_bytes, lora, ops,
+};
 pub use geometry::ModelGeometry;
-pub use host::HostTensor;
 pub use ids::{Generation, LayerIdx};
 pub use modules::{HfNames, ModuleMap, Split, TargetModule};
 pub use rules::{Code, Rejection, Rejections, Stage};
-pub use tensor::{MatLayout, Tensor, View, ViewMut};

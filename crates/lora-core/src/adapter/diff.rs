@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Adapter, LowRank, SiteKey, SiteWeights};
-use crate::host::HostTensor;
+use crate::device::HostTensor;
 use crate::modules::FUSED;
 
 /// How two adapters compare at a site, or at one routed expert of a site.
@@ -328,7 +328,7 @@ mod tests {
 
     use super::*;
     use crate::adapter::{AdapterInfo, RowOrder};
-    use crate::dtype::DType;
+    use crate::device::DType;
     use crate::ids::LayerIdx;
     use crate::modules::TargetModule;
 

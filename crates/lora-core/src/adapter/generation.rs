@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{LowRank, RowOrder, SiteKey, SiteWeights, TokenRows};
-use crate::dtype::DType;
-use crate::host::HostTensor;
+use crate::device::{DType, HostTensor};
 use crate::ids::Generation;
 
 /// Version of the byte streams below: hashes of different versions never meet.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::host::HostTensor;
+use crate::device::HostTensor;
 
 /// A norm of a decoder layer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::adapter::SiteKey;
 use crate::adapter::generation::Digest;
-use crate::dtype::DType;
-use crate::host::HostTensor;
+use crate::device::{DType, HostTensor};
 
 /// Why a weight of the base model cannot be read.
 pub type BaseError = Box<dyn Error + Send + Sync>;

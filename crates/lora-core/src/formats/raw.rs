@@ -5,8 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::{AdapterError, Source};
-use crate::dtype::DType;
-use crate::host::HostTensor;
+use crate::device::{DType, HostTensor};
 
 /// The tensors of one adapter or checkpoint.
 #[derive(Debug, Default)]

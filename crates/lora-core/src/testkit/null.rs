@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::ops::Range;
 
 use super::memory::{CountedBlock, CountedMemory};
-use crate::fp8::Fp8Scales;
-use crate::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
-use crate::ops::{
+use crate::device::fp8::Fp8Scales;
+use crate::device::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
+use crate::device::ops::{
     AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
     SampleArgs, SampleRow,
 };

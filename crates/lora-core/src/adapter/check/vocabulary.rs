@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{check_shapes, site_dims};
 use crate::adapter::{Adapter, SiteKey, SiteWeights};
+use crate::device::HostTensor;
 use crate::geometry::ModelGeometry;
-use crate::host::HostTensor;
 use crate::rules::{Code, Rejection, listed};
 
 /// Rejects an adapter whose embedding or output layer would fit the model but for the size of the

@@ -16,7 +16,7 @@ use super::stack::Laid;
 use super::{WriteError, check, experts, inexpressible, io_error};
 use crate::adapter::{Adapter, LowRank, RowOrder, SiteKey, SiteWeights};
 use crate::config::ExpertLayout;
-use crate::host::HostTensor;
+use crate::device::HostTensor;
 use crate::modules::TargetModule;
 
 const WEIGHTS: &str = "adapter_model.safetensors";

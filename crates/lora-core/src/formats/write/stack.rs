@@ -5,8 +5,7 @@ use std::ops::Range;
 
 use safetensors::tensor::{Dtype, View};
 
-use crate::dtype::DType;
-use crate::host::HostTensor;
+use crate::device::{DType, HostTensor};
 
 /// A stack of matrices `[experts, rows, columns]` put together of tensors. What none of them
 /// covers is zero.

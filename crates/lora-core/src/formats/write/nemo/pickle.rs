@@ -1,7 +1,7 @@
 //! The pickle of a state dict, as `torch.save` writes it: protocol 2, tensors by reference to
 //! storages that are files of their own.
 
-use crate::dtype::DType;
+use crate::device::DType;
 
 /// A tensor of the state dict, whose storage is the one of its position.
 pub(super) struct Described<'a> {

@@ -147,8 +147,7 @@ mod tests {
 
     use super::super::super::fuse::fuse;
     use super::*;
-    use crate::dtype::DType;
-    use crate::host::HostTensor;
+    use crate::device::{DType, HostTensor};
     use crate::ids::LayerIdx;
     use crate::modules::TargetModule;
 

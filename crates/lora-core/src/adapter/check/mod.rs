@@ -1,0 +1,337 @@
+//! Whether an adapter fits a model and the limits of an engine.
+
+use self::targets::Differences;
+use super::{Adapter, Declaration, LowRank, SiteKey, SiteWeights};
+use crate::config::LoraConfig;
+use crate::device::HostTensor;
+use crate::geometry::ModelGeometry;
+use crate::ids::LayerIdx;
+use crate::modules::TargetModule;
+use crate::rules::{Code, Rejection, listed};
+
+mod experts;
+mod targets;
+pub(crate) mod vocabulary;
+
+impl Adapter {
+    /// Every rule that the adapter breaks on this model under these limits; empty when it may be
+    /// served. Reads no device and changes nothing.
+    pub fn check(&self, model: &ModelGeometry, config: &LoraConfig) -> Vec<Rejection> {
+        let mut problems = Vec::new();
+        self.check_modules(model, config, &mut problems);
+        let resized = vocabulary::check(self, model, &mut problems);
+        for (key, site) in &self.sites {
+            match (key.module(), site_dims(*key, model)) {
+                _ if resized.contains(key) => {}
+                (_, None) => check_norm(*key, site, model, &mut problems),
+                (Some(module), Some(dims)) if module.is_routed_expert() => {
+                    experts::check(*key, site, (model.num_experts, dims), &mut problems);
+                }
+                (_, Some(dims)) => check_shapes(*key, site, dims, &mut problems),
+            }
+        }
+        self.check_biases(model, &mut problems);
+        if let Some(declaration) = &self.declaration {
+            match Differences::find(self, declaration, model) {
+                Ok(differences) => problems.extend(differences.rejection()),
+                Err(broken) => problems.extend(broken),
+            }
+            self.check_tying(declaration, model, &mut problems);
+        }
+        problems.extend(self.check_limits(config));
+        problems
+    }
+
+    /// What a person should know about the adapter on this model, beside
+    /// [`AdapterInfo::warnings`](super::AdapterInfo::warnings): where its configuration and its
+    /// weights differ in a way that does not keep it from being served.
+    pub fn warnings(&self, model: &ModelGeometry) -> Vec<String> {
+        let differences = self.declaration.as_ref().map(|d| Differences::find(self, d, model));
+        differences.and_then(Result::ok).map_or_else(Vec::new, |found| found.warnings(model.layers))
+    }
+
+    /// The part of [`Adapter::check`] that needs no model: ranks, and whether anything changes.
+    pub fn check_limits(&self, config: &LoraConfig) -> Vec<Rejection> {
+        let mut problems = Vec::new();
+        self.check_ranks(config, &mut problems);
+        if !config.allow_noop_adapter && self.sites.values().all(changes_nothing) {
+            problems.push(self.noop());
+        }
+        problems
+    }
+
+    fn noop(&self) -> Rejection {
+        let mut scales = self.low_ranks().map(|(_, low)| low.scale).peekable();
+        let scaled_away = scales.peek().is_some() && scales.all(|scale| scale == 0.0);
+        let (setting, found, remedy) = match (scaled_away, self.source.alpha) {
+            (true, Some(0.0)) => (
+                "lora_alpha",
+                "0, so that every scale is zero and the adapter changes nothing",
+                "correct the alpha of its configuration",
+            ),
+            (true, _) => (
+                "lora_alpha",
+                "0 for every module by alpha_pattern, so that every scale is zero and the adapter \
+                 changes nothing",
+                "correct alpha_pattern in its configuration",
+            ),
+            (false, _) => (
+                "allow_noop_adapter",
+                "an adapter that changes nothing: no weights, or every lora_A or lora_B is zero",
+                "train it",
+            ),
+        };
+        Rejection::new(
+            Code::NoopAdapter,
+            setting,
+            found,
+            "an adapter that was trained",
+            format!("{remedy}, or set allow_noop_adapter: true to serve it all the same"),
+        )
+    }
+
+    fn check_modules(
+        &self,
+        model: &ModelGeometry,
+        config: &LoraConfig,
+        problems: &mut Vec<Rejection>,
+    ) {
+        let too_high = |layer: LayerIdx| layer.0 as usize >= model.layers;
+        let beyond: Vec<&SiteKey> =
+            self.sites.keys().filter(|key| key.layer().is_some_and(too_high)).collect();
+        if !beyond.is_empty() {
+            problems.push(Rejection::new(
+                Code::LayerOutOfRange,
+                "layers",
+                listed(&beyond),
+                format!("layers 0 to {}", model.layers.saturating_sub(1)),
+                "load the adapter on the model that it was trained for",
+            ));
+        }
+        let modules = self.modules();
+        let absent = modules.iter().filter(|m| !self.model_has(**m, model)).copied();
+        let absent: Vec<TargetModule> = absent.collect();
+        if !absent.is_empty() {
+            problems.push(Rejection::new(
+                Code::ModuleNotInModel,
+                "modules",
+                self.named(&absent),
+                listed(&model.hf_modules),
+                "load the adapter on the model that it was trained for, or map its names with \
+                 trtllm_modules_to_hf_modules",
+            ));
+        }
+        let served = config.effective_targets(model);
+        let refused: Vec<&TargetModule> = modules.difference(&served).collect();
+        if !refused.is_empty() && !config.lora_target_modules.is_empty() {
+            problems.push(Rejection::new(
+                Code::ModuleNotServed,
+                "lora_target_modules",
+                format!("an adapter that changes {}", listed(&refused)),
+                listed(&served.iter().collect::<Vec<_>>()),
+                "add the modules to lora_target_modules, or leave the setting out",
+            ));
+        }
+    }
+
+    /// Whether the model has the module under the name that the file gives it: a last name that
+    /// happens to be known must not carry weights to another module.
+    fn model_has(&self, module: TargetModule, model: &ModelGeometry) -> bool {
+        let naming = self.declaration.as_ref().and_then(|d| d.naming.get(&module));
+        model.dims(module).is_some()
+            && naming.is_none_or(|naming| {
+                module.is_routed_expert()
+                    || naming.mapped_exactly
+                    || model.hf_modules.iter().any(|path| same_path(path, &naming.path))
+            })
+    }
+
+    fn named(&self, modules: &[TargetModule]) -> String {
+        let naming = self.declaration.as_ref().map(|d| &d.naming);
+        let name = |module: &TargetModule| match naming.and_then(|n| n.get(module)) {
+            Some(naming) => format!("{module} ({})", naming.path),
+            None => module.to_string(),
+        };
+        listed(&modules.iter().map(name).collect::<Vec<_>>())
+    }
+
+    fn check_ranks(&self, config: &LoraConfig, problems: &mut Vec<Rejection>) {
+        let over = self.low_ranks().filter(|(_, low)| low.rank > config.max_lora_rank);
+        let over: Vec<String> =
+            over.map(|(key, low)| format!("rank {} at {key}", low.rank)).collect();
+        if !over.is_empty() {
+            problems.push(Rejection::new(
+                Code::RankOverLimit,
+                "max_lora_rank",
+                listed(&over),
+                format!("ranks up to {}", config.max_lora_rank),
+                format!("set max_lora_rank to {} or more", self.max_rank()),
+            ));
+        }
+    }
+
+    /// A bias that the adapter replaces must be one that the model has.
+    fn check_biases(&self, model: &ModelGeometry, problems: &mut Vec<Rejection>) {
+        let biased = |key: &SiteKey| {
+            key.module().is_some_and(|module| model.biased_modules.contains(&module))
+        };
+        let replaced = self.sites.iter().filter(|(_, site)| site.base_bias.is_some());
+        let strange: Vec<&SiteKey> =
+            replaced.map(|(key, _)| key).filter(|key| !biased(key)).collect();
+        if !strange.is_empty() {
+            problems.push(Rejection::new(
+                Code::BiasNotInModel,
+                "bias",
+                format!("a bias for {}", listed(&strange)),
+                "biases of layers that have one in this model",
+                "load the adapter on the model that it was trained for",
+            ));
+        }
+    }
+
+    /// Where PEFT keeps tied embeddings tied, it saves the pairs of both.
+    fn check_tying(
+        &self,
+        declaration: &Declaration,
+        model: &ModelGeometry,
+        problems: &mut Vec<Rejection>,
+    ) {
+        if !model.tied_embeddings || !declaration.ensure_weight_tying {
+            return;
+        }
+        let pair = |key: SiteKey| self.sites.get(&key).and_then(|site| site.low_rank.as_ref());
+        let found = match (pair(SiteKey::Embed), pair(SiteKey::Head)) {
+            (None, None) => return,
+            (Some(embed), Some(head)) if is_transpose(embed, head) => return,
+            (Some(_), Some(_)) => "updates of embed_tokens and lm_head that are not the same",
+            (Some(_), None) => "an update of embed_tokens without that of lm_head",
+            (None, Some(_)) => "an update of lm_head without that of embed_tokens",
+        };
+        problems.push(Rejection::new(
+            Code::TiedEmbeddings,
+            "ensure_weight_tying",
+            found,
+            "one update of both, which are tied in this model",
+            "export the adapter again",
+        ));
+    }
+}
+
+/// Whether the update of an output projection is that of the embedding, transposed.
+fn is_transpose(embed: &LowRank, head: &LowRank) -> bool {
+    let same = |one: &HostTensor, other: &HostTensor| {
+        let (&[rows, cols], &[other_rows, other_cols]) = (one.shape(), other.shape()) else {
+            return false;
+        };
+        let equal = |r: usize, c: usize| {
+            one.get_f32(r * cols + c).to_bits() == other.get_f32(c * rows + r).to_bits()
+        };
+        (rows, cols) == (other_cols, other_rows)
+            && (0..rows).all(|r| (0..cols).all(|c| equal(r, c)))
+    };
+    same(&embed.a, &head.b) && same(&embed.b, &head.a)
+}
+
+/// Paths that mean the same module in all releases of transformers.
+fn same_path(model: &str, file: &str) -> bool {
+    let block = |path: &str| path.replace("block_sparse_moe.", "mlp.");
+    block(model) == block(file)
+}
+
+/// Input and output features of a site; `None` when the model has no such site.
+fn site_dims(key: SiteKey, model: &ModelGeometry) -> Option<(usize, usize)> {
+    match key {
+        SiteKey::Embed => Some((model.vocab, model.hidden)),
+        SiteKey::Head => Some((model.hidden, model.vocab)),
+        SiteKey::Layer(_, module) => model.dims(module),
+        SiteKey::Norm(..) | SiteKey::FinalNorm => None,
+    }
+}
+
+fn check_shapes(
+    key: SiteKey,
+    site: &SiteWeights,
+    (input, output): (usize, usize),
+    problems: &mut Vec<Rejection>,
+) {
+    let mut expect = |role: &str, tensor: Option<&HostTensor>, shape: &[usize]| {
+        let Some(tensor) = tensor.filter(|tensor| tensor.shape() != shape) else { return };
+        problems.push(misfit(role, key, tensor, shape));
+    };
+    if let Some(LowRank { rank, a, b, magnitude, b_bias, .. }) = &site.low_rank {
+        expect("lora_A", Some(a), &[*rank, input]);
+        expect("lora_B", Some(b), &[output, *rank]);
+        expect("lora_magnitude_vector", magnitude.as_ref(), &[output]);
+        expect("lora_B.bias", b_bias.as_ref(), &[output]);
+    }
+    // An embedding is stored [vocab, hidden], which is [in, out]; linear layers [out, in].
+    let weight = if key == SiteKey::Embed { [input, output] } else { [output, input] };
+    expect("weight", site.replacement.as_ref(), &weight);
+    expect("bias", site.base_bias.as_ref(), &[output]);
+    if let Some(rows) = &site.rows {
+        expect("trainable_tokens_delta", Some(&rows.values), &[rows.ids.len(), weight[1]]);
+        check_tokens(key, &rows.ids, weight[0], problems);
+    }
+}
+
+/// Trained tokens must be of the model's vocabulary.
+fn check_tokens(key: SiteKey, ids: &[u32], vocab: usize, problems: &mut Vec<Rejection>) {
+    let beyond: Vec<&u32> = ids.iter().filter(|id| **id as usize >= vocab).collect();
+    if !beyond.is_empty() {
+        problems.push(Rejection::new(
+            Code::ShapeMismatch,
+            format!("trainable_token_indices of {key}"),
+            format!("tokens {}", listed(&beyond)),
+            format!("tokens 0 to {} of this model", vocab.saturating_sub(1)),
+            "load the adapter on the model that it was trained for",
+        ));
+    }
+}
+
+/// Holds the weight of a norm against the model.
+fn check_norm(
+    key: SiteKey,
+    site: &SiteWeights,
+    model: &ModelGeometry,
+    problems: &mut Vec<Rejection>,
+) {
+    let Some(weight) = site.replacement.as_ref().filter(|_| key.is_norm()) else { return };
+    let Some(width) = model.norm_width(key) else {
+        problems.push(Rejection::new(
+            Code::ModuleNotInModel,
+            "modules",
+            key.to_string(),
+            "norms that the model has",
+            "load the adapter on the model that it was trained for",
+        ));
+        return;
+    };
+    if weight.shape() != [width] {
+        problems.push(misfit("weight", key, weight, &[width]));
+    }
+}
+
+/// A tensor that has not the shape that the model asks for.
+fn misfit(role: &str, key: SiteKey, tensor: &HostTensor, shape: &[usize]) -> Rejection {
+    Rejection::new(
+        Code::ShapeMismatch,
+        format!("{role} of {key}"),
+        format!("{:?}", tensor.shape()),
+        format!("{shape:?} on this model"),
+        "load the adapter on the model that it was trained for",
+    )
+}
+
+/// Whether a site leaves the model's results as they are. A replacement, a bias or a DoRA
+/// magnitude counts as a change: only the model could tell otherwise.
+fn changes_nothing(site: &SiteWeights) -> bool {
+    let idle = |low: &LowRank| {
+        let no_bias = low.b_bias.as_ref().is_none_or(HostTensor::is_zero);
+        let no_product = low.b.is_zero() || low.a.is_zero();
+        low.magnitude.is_none() && (low.scale == 0.0 || (no_product && no_bias))
+    };
+    site.base_bias.is_none()
+        && site.replacement.is_none()
+        && site.rows.is_none()
+        && site.low_rank.as_ref().is_none_or(idle)
+}

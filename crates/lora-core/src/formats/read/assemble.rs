@@ -1,0 +1,104 @@
+//! Reads the tensors of an adapter whose plan breaks no rule.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::full::{self, FullWeight, Settled};
+use super::plan::{Plan, ReadProblem};
+use super::rows;
+use crate::adapter::generation::{self, Digest};
+use crate::adapter::{Adapter, AdapterInfo, Declaration, SiteKey, SiteWeights};
+use crate::device::HostTensor;
+use crate::formats::AdapterError;
+use crate::formats::base::BaseWeights;
+use crate::formats::read::dora;
+use crate::rules::{Rejection, Rejections};
+
+/// Sites whose tensors are still in their files.
+pub(crate) type PlannedSites = BTreeMap<SiteKey, SiteWeights<Plan>>;
+
+/// A tensor in memory and its hash.
+pub(crate) type Hashed = (HostTensor, Digest);
+
+/// An adapter whose tensors are still in their files.
+pub(crate) struct PlannedAdapter {
+    pub sites: PlannedSites,
+    /// Weights of the model, which may turn out to be the model's own.
+    pub full_weights: Vec<FullWeight>,
+    pub source: AdapterInfo,
+    pub declaration: Option<Declaration>,
+}
+
+/// Reads every tensor, several at a time on the threads of the current rayon pool, and holds full weights
+/// against those of `base`.
+///
+/// # Errors
+/// Files that cannot be read; tensors with NaN or infinity and full weights that contradict each other,
+/// all of them together.
+pub(crate) fn read(
+    path: &Path,
+    planned: PlannedAdapter,
+    base: Option<&BaseWeights>,
+) -> Result<Adapter, AdapterError> {
+    let PlannedAdapter { sites, full_weights, mut source, declaration } = planned;
+    let mut problems = Vec::new();
+    let tensors = read_tensors(&sites, &mut problems)?;
+    let settled = collect(full::resolve(full_weights, base), &mut problems)?;
+    if !problems.is_empty() {
+        let (path, rejections) = (path.to_owned(), Rejections(problems));
+        return Err(AdapterError::Rejected { path, rejections });
+    }
+    let read = |plan: Plan| tensors[&plan.identity()].clone();
+    let mut sites: BTreeMap<SiteKey, SiteWeights<Hashed>> =
+        sites.into_iter().map(|(key, site)| (key, site.map(read))).collect();
+    for Settled { replacement, note, meaning } in settled {
+        source.notes.push(note);
+        let Some(tensor) = replacement else { continue };
+        for key in meaning.sites() {
+            rows::replace(sites.entry(*key).or_default(), tensor.clone());
+        }
+    }
+    let digests = sites.iter().map(|(key, site)| (*key, site.as_ref().map(|(_, digest)| *digest)));
+    let generation = generation::of_sites(&digests.collect());
+    let sites: BTreeMap<SiteKey, SiteWeights> =
+        sites.into_iter().map(|(key, site)| (key, site.map(|(tensor, _)| tensor))).collect();
+    let norms = dora::norms(&sites, base)?;
+    Ok(Adapter { sites, generation, source, declaration, norms })
+}
+
+/// The tensors of sites by the identity of their plans, each read once.
+fn read_tensors(
+    sites: &PlannedSites,
+    problems: &mut Vec<Rejection>,
+) -> Result<HashMap<usize, Hashed>, AdapterError> {
+    let plans = sites.values().flat_map(SiteWeights::tensors);
+    let plans: BTreeMap<usize, &Plan> = plans.map(|plan| (plan.identity(), plan)).collect();
+    let read = |(id, plan)| read_one(plan).map(|tensor| (id, tensor));
+    let results: Vec<_> = plans.into_par_iter().map(read).collect();
+    Ok(collect(results, problems)?.into_iter().collect())
+}
+
+/// What could be read; what was rejected is added to `problems`.
+fn collect<T>(
+    results: Vec<Result<T, ReadProblem>>,
+    problems: &mut Vec<Rejection>,
+) -> Result<Vec<T>, AdapterError> {
+    let mut read = Vec::with_capacity(results.len());
+    for result in results {
+        match result {
+            Ok(value) => read.push(value),
+            Err(ReadProblem::File(error)) => return Err(error),
+            Err(ReadProblem::Rejected(rejection)) => problems.push(rejection),
+        }
+    }
+    Ok(read)
+}
+
+/// A tensor and its hash, taken while the tensor is still in a cache.
+fn read_one(plan: &Plan) -> Result<Hashed, ReadProblem> {
+    let tensor = plan.read()?;
+    let digest = Digest::of(&tensor);
+    Ok((tensor, digest))
+}

@@ -1,0 +1,222 @@
+//! Makes sites of a file's tensors, under the rules of the configuration.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use super::collect::{Collected, Parts};
+use super::config::{Biases, PeftConfig, Variant};
+use super::full::Wrapping;
+use super::keys::Kind;
+use super::tokens;
+use crate::adapter::{LowRank, RowOrder, SiteKey, SiteWeights};
+use crate::formats::read::assemble::PlannedSites;
+use crate::formats::read::pair;
+use crate::formats::read::plan::Plan;
+use crate::formats::read::view::View;
+use crate::modules::TargetModule;
+use crate::rules::{Code, Rejection};
+
+/// Builds every site; whatever is missing, undeclared or contradictory is a rejection. Full weights are
+/// not among the sites: only their content tells what they do.
+pub(super) fn assemble(wrapping: &Wrapping<'_>, problems: &mut Vec<Rejection>) -> PlannedSites {
+    let (file, config) = (wrapping.file, wrapping.config);
+    let mut sites = PlannedSites::new();
+    for (key, parts) in file.sites.iter().filter(|(key, _)| !file.broken.contains(key)) {
+        let saved = wrapping.is_saved(*key);
+        let pair = wrapping.pair(*key);
+        let mut site = Site { key: *key, parts, pair, config, saved, problems };
+        let (low_rank, base_bias) = (site.low_rank(), site.base_bias());
+        if low_rank.is_some() || base_bias.is_some() {
+            sites.insert(*key, SiteWeights { low_rank, base_bias, ..SiteWeights::default() });
+        }
+    }
+    for key in [SiteKey::Embed, SiteKey::Head] {
+        if let Some(rows) = tokens::rows(wrapping, key, problems) {
+            sites.entry(key).or_default().rows = Some(rows);
+        }
+    }
+    require_biases(&sites, file, config, problems);
+    sites
+}
+
+struct Site<'a> {
+    key: SiteKey,
+    parts: &'a Parts,
+    /// A and B.
+    pair: [Option<View>; 2],
+    config: &'a PeftConfig,
+    /// Whether `modules_to_save` names the module.
+    saved: bool,
+    problems: &'a mut Vec<Rejection>,
+}
+
+impl<'a> Site<'a> {
+    fn get(&self, kind: Kind) -> Option<&'a View> {
+        self.parts.tensors.get(&kind)
+    }
+
+    fn reject(&mut self, code: Code, setting: &str, phrases: [&str; 3]) {
+        let [found, allowed, remedy] = phrases;
+        self.problems.push(Rejection::new(code, setting, found, allowed, remedy));
+    }
+
+    fn low_rank(&mut self) -> Option<LowRank<Plan>> {
+        let [a, b] = self.pair.clone();
+        if let Some(a) = a.as_ref().filter(|_| self.has_biased_embedding()) {
+            let found = "lora_bias on embed_tokens";
+            let remedy = "leave embed_tokens out of target_modules";
+            let allowed = "LoRA on embed_tokens without lora_bias";
+            self.reject(Code::LoraBiasOnEmbedding, a.name(), [found, allowed, remedy]);
+            return None;
+        }
+        let magnitude = self.extra(Kind::Magnitude, Variant::Dora, a.is_some());
+        let b_bias = self.extra(Kind::BBias, Variant::OutputBias, a.is_some());
+        let (a, b) = match (a, b) {
+            (Some(a), Some(b)) => (a, b),
+            (None, None) => return None,
+            (Some(only), None) | (None, Some(only)) => {
+                self.problems.push(pair::incomplete(&only, "lora_A together with lora_B"));
+                return None;
+            }
+        };
+        let rank = self.rank(&a, &b)?;
+        let alpha = self.told(self.config.alphas.of(&self.trained()))?;
+        let scale = self.config.scaling.scale(alpha, rank);
+        if !scale.is_finite() {
+            let found = format!("alpha {alpha} for {}", self.parts.module);
+            let allowed = "an alpha whose scale is a finite float32";
+            let remedy = "correct lora_alpha or alpha_pattern in adapter_config.json";
+            self.reject(Code::InvalidConfigField, "lora_alpha", [&found, allowed, remedy]);
+        }
+        let (a, b) = (a.into(), b.into());
+        Some(LowRank { rank, scale, a, b, magnitude, b_bias, rows: RowOrder::ByPart })
+    }
+
+    /// PEFT's name of the module or of its parameter, by which patterns know it.
+    fn trained(&self) -> Cow<'a, str> {
+        self.config.declaration.trained(&self.parts.module)
+    }
+
+    fn told<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
+        result.map_err(|problem| self.problems.push(problem)).ok()
+    }
+
+    /// PEFT writes no bias for B of an embedding.
+    fn has_biased_embedding(&self) -> bool {
+        self.key == SiteKey::Embed && self.config.variant == Variant::OutputBias
+    }
+
+    /// The rank that A, B and the configuration agree on.
+    fn rank(&mut self, a: &View, b: &View) -> Option<usize> {
+        let rank = pair::rank_of(a, b, self.problems)?;
+        let stated = self.told(self.config.ranks.of(&self.trained()))?;
+        if rank != stated {
+            let correct = "r or rank_pattern in adapter_config.json";
+            self.problems.push(pair::other_rank(a, stated, "r and rank_pattern", correct));
+        }
+        Some(rank)
+    }
+
+    /// A magnitude or a bias of B: there exactly when the variant asks for it.
+    fn extra(&mut self, kind: Kind, variant: Variant, has_pair: bool) -> Option<Plan> {
+        let (field, tensor) = match kind {
+            Kind::Magnitude => ("use_dora", "lora_magnitude_vector"),
+            _ => ("lora_bias", "lora_B.bias"),
+        };
+        let declared = self.config.variant == variant;
+        match self.get(kind) {
+            Some(named) if !declared => {
+                let found = format!("a tensor that needs {field}: true");
+                self.undeclared(named.name(), &found);
+                None
+            }
+            Some(named) if !has_pair => {
+                let found = "an addition to a pair that is not there";
+                self.undeclared(named.name(), found);
+                None
+            }
+            Some(named) => self.vector(named),
+            None if declared && has_pair => {
+                let found = format!("no {tensor} for {}", self.parts.module);
+                let allowed = format!("one for every module, by {field}: true");
+                let remedy = "export the adapter again";
+                self.reject(Code::MissingTensor, field, [&found, &allowed, remedy]);
+                None
+            }
+            None => None,
+        }
+    }
+
+    fn base_bias(&mut self) -> Option<Plan> {
+        if let Some(original) = self.get(Kind::OriginalBias).filter(|_| !self.saved) {
+            self.undeclared(
+                original.name(),
+                "the original of a module that modules_to_save leaves out",
+            );
+        }
+        let named = self.get(Kind::BaseBias)?;
+        let paired = self.get(Kind::A).is_some();
+        match self.config.biases {
+            _ if self.saved => self.vector(named),
+            Biases::All => self.vector(named),
+            Biases::LoraOnly if paired => self.vector(named),
+            Biases::LoraOnly => {
+                self.undeclared(named.name(), "the bias of a module without LoRA");
+                None
+            }
+            Biases::None => {
+                self.undeclared(named.name(), "a bias, with bias: \"none\"");
+                None
+            }
+        }
+    }
+
+    fn vector(&mut self, named: &View) -> Option<Plan> {
+        if named.shape().len() != 1 {
+            self.wrong_shape(named, "one dimension, [out]");
+        }
+        Some(named.clone().into())
+    }
+
+    fn wrong_shape(&mut self, named: &View, allowed: &str) {
+        self.problems.push(pair::wrong_shape(named, allowed));
+    }
+
+    fn undeclared(&mut self, name: &str, found: &str) {
+        let allowed = "tensors that adapter_config.json declares";
+        let remedy = "correct adapter_config.json, or export the adapter again";
+        self.reject(Code::UndeclaredTensor, name, [found, allowed, remedy]);
+    }
+}
+
+/// All layers of a model have a bias on a kind of module, or none has: a file with some of the
+/// biases has lost the others.
+fn require_biases(
+    sites: &PlannedSites,
+    file: &Collected,
+    config: &PeftConfig,
+    problems: &mut Vec<Rejection>,
+) {
+    if config.biases == Biases::None {
+        return;
+    }
+    let biased: BTreeSet<TargetModule> = sites
+        .iter()
+        .filter(|(_, site)| site.base_bias.is_some())
+        .filter_map(|(key, _)| key.module())
+        .collect();
+    let incomplete = sites.iter().filter(|(key, site)| {
+        site.base_bias.is_none() && key.module().is_some_and(|module| biased.contains(&module))
+    });
+    for (key, _) in incomplete {
+        let module =
+            file.sites.get(key).map_or_else(|| key.to_string(), |parts| parts.module.clone());
+        problems.push(Rejection::new(
+            Code::MissingTensor,
+            "bias",
+            format!("no bias of {module}, though other layers have one"),
+            "a bias in every layer or in none",
+            "export the adapter again",
+        ));
+    }
+}

@@ -1,0 +1,190 @@
+//! Adapters as Hugging Face PEFT writes them: `adapter_config.json` beside `adapter_model.*`.
+//!
+//! Every tensor is consumed exactly once or named in an error; every field of the configuration
+//! has a policy.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use super::assemble::PlannedAdapter;
+use super::safetensors::{self, Residence};
+use super::{fused, read_file, torch};
+use crate::adapter::{Adapter, AdapterFormat, AdapterInfo, Declaration};
+use crate::files;
+use crate::formats::{AdapterError, RawTensors, ReadOptions, Source};
+use crate::rules::{Rejection, Rejections};
+
+mod assemble;
+mod collect;
+mod config;
+mod experts;
+mod fields;
+mod foreign;
+mod full;
+mod keys;
+mod saved;
+mod scale;
+mod tokens;
+mod vocabulary;
+
+use config::PeftConfig;
+use full::Wrapping;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model";
+/// Extensions of torch files, in the order in which they are looked for.
+const PICKLES: [&str; 2] = ["bin", "pth"];
+
+/// Reads the PEFT adapter in the directory `dir`.
+///
+/// # Errors
+/// See [`AdapterError`].
+pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> {
+    let (config, weights) = open(dir, options)?;
+    assemble_adapter(dir, config, weights, options)
+}
+
+/// The configuration in a directory, and its tensors, whose values are still in their files.
+fn open(
+    dir: &Path,
+    options: &ReadOptions,
+) -> Result<(PeftConfig, (AdapterFormat, RawTensors)), AdapterError> {
+    if !dir.is_dir() {
+        let what = "an adapter directory".to_owned();
+        return Err(AdapterError::Missing { path: dir.to_owned(), what });
+    }
+    let config = parse_config(dir, &read_file(&dir.join(CONFIG))?, options)?;
+    Ok((config, read_weights(dir)?))
+}
+
+/// As [`read`], but the values of the tensors are left in their files.
+///
+/// # Errors
+/// See [`AdapterError`].
+pub fn probe(dir: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
+    let (config, (_, raw)) = open(dir, options)?;
+    let planned = plan(raw, config, AdapterInfo::default(), options);
+    planned.map(drop).map_err(|problems| rejected(dir, problems))
+}
+
+/// Makes an adapter of the text of an `adapter_config.json` and of tensors; `dir` is what messages
+/// call its directory.
+///
+/// # Errors
+/// See [`AdapterError`].
+pub fn read_parts(
+    dir: &Path,
+    config: &[u8],
+    tensors: RawTensors,
+    options: &ReadOptions,
+) -> Result<Adapter, AdapterError> {
+    let config = parse_config(dir, config, options)?;
+    assemble_adapter(dir, config, (AdapterFormat::Memory, tensors), options)
+}
+
+fn parse_config(
+    dir: &Path,
+    text: &[u8],
+    options: &ReadOptions,
+) -> Result<PeftConfig, AdapterError> {
+    let json = serde_json::from_slice(text)
+        .map_err(|source| AdapterError::Json { path: dir.join(CONFIG), source })?;
+    PeftConfig::read(&json, options.allow_unknown_fields)
+        .map_err(|problems| rejected(dir, problems))
+}
+
+fn rejected(dir: &Path, problems: Vec<Rejection>) -> AdapterError {
+    AdapterError::Rejected { path: dir.to_owned(), rejections: Rejections(problems) }
+}
+
+fn assemble_adapter(
+    dir: &Path,
+    config: PeftConfig,
+    (format, raw): (AdapterFormat, RawTensors),
+    options: &ReadOptions,
+) -> Result<Adapter, AdapterError> {
+    let info = AdapterInfo {
+        format,
+        path: dir.to_owned(),
+        files: raw.files.clone(),
+        base_model_name: config.base_model_name.clone(),
+        peft_version: config.peft_version.clone(),
+        rank: Some(config.ranks.default),
+        alpha: Some(config.alphas.default),
+        ..AdapterInfo::default()
+    };
+    let planned = plan(raw, config, info, options).map_err(|problems| rejected(dir, problems))?;
+    super::assemble::read(dir, planned, options.base.as_ref())
+}
+
+/// Finds and reads the weight files of a directory: safetensors where there are any, as PEFT does.
+fn read_weights(dir: &Path) -> Result<(AdapterFormat, RawTensors), AdapterError> {
+    let missing = match safetensors::read_folder(dir, WEIGHTS, Residence::File) {
+        Err(missing @ AdapterError::Missing { .. }) => missing,
+        read => return Ok((AdapterFormat::PeftSafetensors, read?)),
+    };
+    let pickles = PICKLES.map(|extension| dir.join(WEIGHTS).with_extension(extension));
+    match pickles.into_iter().find(|path| files::is_present(path)) {
+        Some(path) => Ok((AdapterFormat::PeftTorch, torch::parse(&Source::open(&path)?)?)),
+        None => Err(missing),
+    }
+}
+
+/// Turns tensors and configuration into an adapter that is still to be read; all problems are reported
+/// together.
+fn plan(
+    raw: RawTensors,
+    config: PeftConfig,
+    mut info: AdapterInfo,
+    options: &ReadOptions,
+) -> Result<PlannedAdapter, Vec<Rejection>> {
+    let mut problems = foreign::check(&raw.tensors);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let mut file = collect::collect(raw.tensors, &options.modules, &mut problems);
+    if let Some(resized) = options.model.as_ref().and_then(|m| vocabulary::check(&file, m)) {
+        return Err(vec![resized]);
+    }
+    let tied = options.model.as_ref().is_some_and(|model| model.tied_embeddings);
+    let wrapping = Wrapping { file: &file, config: &config, tied };
+    let mut sites = assemble::assemble(&wrapping, &mut problems);
+    let mut full_weights = wrapping.full_weights();
+    full_weights.extend(tokens::copies(&wrapping));
+    let saved = saved::check(&wrapping, options.model.as_ref(), &mut problems);
+    info.notes.extend(wrapping.tying_note());
+    let mut expert_names = Vec::new();
+    if let Some(planned) = experts::plan(&file.experts, file.root, &config, options, &mut problems)
+    {
+        sites.extend(planned.sites);
+        file.naming.extend(planned.naming);
+        info.expert_layout = Some(planned.layout);
+        expert_names = planned.names;
+    }
+    if !options.gate_first {
+        fused::put_gate_first(&mut sites);
+    }
+    if let Some(model) = &options.model {
+        fused::cut(&mut sites, &mut file.naming, model, &mut problems);
+    }
+    if !problems.is_empty() {
+        // One pattern may be of no use to every module.
+        problems.dedup();
+        return Err(problems);
+    }
+    info.bytes = file.bytes;
+    info.warnings = config.warnings;
+    info.warnings.extend(saved.warnings);
+    let dense = file.sites.values().map(|parts| config.declaration.trained(&parts.module));
+    let names: Vec<Cow<'_, str>> = dense.chain(expert_names.iter().map(Into::into)).collect();
+    for unused in [config.ranks.unused(&names), config.alphas.unused(&names)] {
+        info.warnings.extend(unused.map_err(|problem| vec![problem])?);
+    }
+    let declaration = Declaration {
+        root: file.root.to_owned(),
+        naming: file.naming,
+        saved_sites: saved.sites,
+        ..config.declaration
+    };
+    Ok(PlannedAdapter { sites, full_weights, source: info, declaration: Some(declaration) })
+}

@@ -1,0 +1,167 @@
+//! Tensors of an adapter that are decided and not read yet.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::view::View;
+use crate::device::{DType, HostTensor};
+use crate::formats::AdapterError;
+use crate::rules::{Code, Rejection};
+
+/// How one tensor of an adapter is made of tensors of its file: parts, one after another along the
+/// first axis. Nothing is read before [`Plan::read`], so an adapter that breaks rules costs no
+/// more than its headers, and every element is read once, to where it stays.
+///
+/// Clones are the same tensor, which is read once for all of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    dtype: DType,
+    shape: Vec<usize>,
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    View(View),
+    /// This many elements of an expert without weights.
+    Zeros(usize),
+}
+
+impl From<View> for Plan {
+    fn from(view: View) -> Self {
+        Self::new(view.dtype(), view.shape().to_vec(), vec![Part::View(view)])
+    }
+}
+
+impl Plan {
+    fn new(dtype: DType, shape: Vec<usize>, parts: Vec<Part>) -> Self {
+        Self(Arc::new(Parts { dtype, shape, parts }))
+    }
+
+    /// The same for clones, and for nothing else as long as one of them lives.
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
+    /// Views of equal type and equal trailing extents, joined along the first axis; `None` if
+    /// there are none, or if they differ.
+    pub fn join(views: Vec<View>) -> Option<Self> {
+        let first = views.first()?;
+        let (dtype, tail) = (first.dtype(), first.shape().get(1..)?.to_vec());
+        let alike = |view: &View| view.dtype() == dtype && view.shape().get(1..) == Some(&tail[..]);
+        if !views.iter().all(alike) {
+            return None;
+        }
+        let rows = views.iter().map(|view| view.shape()[0]).sum();
+        let shape = [&[rows], &tail[..]].concat();
+        Some(Self::new(dtype, shape, views.into_iter().map(Part::View).collect()))
+    }
+
+    /// The matrices of experts, by number, as one stack; an absent one is zero. `None` if there
+    /// are none, or if they differ in shape or type.
+    pub fn stack(experts: Vec<Option<View>>) -> Option<Self> {
+        let first = experts.iter().flatten().next()?;
+        let (dtype, shape) = (first.dtype(), first.shape().to_vec());
+        let alike = |view: &View| view.dtype() == dtype && view.shape() == shape;
+        if !experts.iter().flatten().all(alike) {
+            return None;
+        }
+        let elements = first.len();
+        let stacked = [&[experts.len()], &shape[..]].concat();
+        let part = |expert: Option<View>| expert.map_or(Part::Zeros(elements), Part::View);
+        Some(Self::new(dtype, stacked, experts.into_iter().map(part).collect()))
+    }
+
+    /// The rows of these ranges, one range after another; `None` for a stack with holes, and unless
+    /// there are exactly `rows` rows.
+    pub fn rows(&self, ranges: &[Range<usize>], rows: usize) -> Option<Self> {
+        if self.0.shape.first() != Some(&rows) {
+            return None;
+        }
+        let mut taken = Vec::new();
+        for range in ranges {
+            let mut first = 0;
+            for part in &self.0.parts {
+                let Part::View(view) = part else { return None };
+                let end = first + view.shape()[0];
+                let (from, to) = (range.start.max(first), range.end.min(end));
+                if from < to {
+                    taken.push(view.clone().narrow(0, from - first..to - first));
+                }
+                first = end;
+            }
+        }
+        Self::join(taken)
+    }
+
+    /// Extents, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.0.shape.iter().product()
+    }
+
+    /// Reads the elements and checks that they are finite.
+    pub fn read(&self) -> Result<HostTensor, ReadProblem> {
+        let Parts { dtype, shape, parts } = &*self.0;
+        let mut bytes = vec![0; self.len() * dtype.size()];
+        let mut rest = &mut bytes[..];
+        for part in parts {
+            let (elements, view) = match part {
+                Part::View(view) => (view.len(), Some(view)),
+                Part::Zeros(elements) => (*elements, None),
+            };
+            let (place, after) = rest.split_at_mut(elements * dtype.size());
+            rest = after;
+            let Some(view) = view else { continue };
+            view.read(place)?;
+            // While the part is still in a cache.
+            if !dtype.all_finite(place) {
+                return Err(non_finite(view).into());
+            }
+        }
+        HostTensor::new(*dtype, shape.clone(), bytes)
+            .ok_or_else(|| unreachable!("the buffer was made for the shape"))
+    }
+}
+
+/// Why a planned tensor cannot be had.
+#[derive(Debug)]
+pub(crate) enum ReadProblem {
+    /// Its file cannot be read.
+    File(AdapterError),
+    /// Its elements break a rule.
+    Rejected(Rejection),
+}
+
+impl From<AdapterError> for ReadProblem {
+    fn from(error: AdapterError) -> Self {
+        Self::File(error)
+    }
+}
+
+impl From<Rejection> for ReadProblem {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+fn non_finite(view: &View) -> Rejection {
+    let found = match view.is_rounded() {
+        true => "NaN, infinity, or a float64 beyond the range of float32",
+        false => "NaN or infinity",
+    };
+    Rejection::new(
+        Code::NonFinite,
+        view.name(),
+        found,
+        "finite numbers",
+        "train the adapter again: its training diverged",
+    )
+}

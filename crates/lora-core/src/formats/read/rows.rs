@@ -1,0 +1,78 @@
+//! Rows of the vocabulary in a weight that is replaced as a whole.
+
+use super::assemble::Hashed;
+use crate::adapter::generation::Digest;
+use crate::adapter::{SiteWeights, TokenRows};
+use crate::device::{DType, HostTensor};
+
+/// Replaces the weight of a site. Rows that the adapter trained by themselves become part of the
+/// replacement, if they fit it; the check against the model names those that do not.
+pub(crate) fn replace(site: &mut SiteWeights<Hashed>, (weight, digest): Hashed) {
+    let merged = site.rows.as_ref().and_then(|rows| with_rows(&weight, rows));
+    site.replacement = Some(match merged {
+        Some(merged) => {
+            site.rows = None;
+            let digest = Digest::of(&merged);
+            (merged, digest)
+        }
+        None => (weight, digest),
+    });
+}
+
+/// A matrix with other rows, in a type that holds both exactly.
+fn with_rows(weight: &HostTensor, rows: &TokenRows<Hashed>) -> Option<HostTensor> {
+    let TokenRows { ids, values: (values, _) } = rows;
+    let (&[vocab, width], &[count, columns]) = (weight.shape(), values.shape()) else {
+        return None;
+    };
+    let inside = ids.iter().all(|id| (*id as usize) < vocab);
+    if !inside || count != ids.len() || columns != width {
+        return None;
+    }
+    let narrowed = values.cast(weight.dtype());
+    let exact = narrowed.filter(|narrowed| narrowed.iter_f32().eq(values.iter_f32()));
+    let (weight, values) = match exact {
+        Some(values) => (weight.clone(), values),
+        None => (weight.cast(DType::F32)?, values.cast(DType::F32)?),
+    };
+    let row = width * weight.dtype().size();
+    let mut bytes = weight.bytes().to_vec();
+    for (id, values) in ids.iter().zip(values.bytes().chunks_exact(row.max(1))) {
+        bytes[*id as usize * row..][..row].copy_from_slice(values);
+    }
+    HostTensor::new(weight.dtype(), weight.shape().to_vec(), bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hashed(dtype: DType, shape: [usize; 2], values: &[f32]) -> Hashed {
+        let tensor = HostTensor::from_f32(dtype, shape.to_vec(), values).unwrap();
+        let digest = Digest::of(&tensor);
+        (tensor, digest)
+    }
+
+    fn merged(row: &[f32], id: u32) -> SiteWeights<Hashed> {
+        let rows = TokenRows { ids: vec![id], values: hashed(DType::F32, [1, 2], row) };
+        let mut site = SiteWeights { rows: Some(rows), ..SiteWeights::default() };
+        replace(&mut site, hashed(DType::Bf16, [2, 2], &[1.0, 2.0, 3.0, 4.0]));
+        site
+    }
+
+    #[test]
+    fn rows_are_put_into_the_weight_without_rounding() {
+        let site = merged(&[5.0, 6.0], 1);
+        let (weight, digest) = site.replacement.unwrap();
+        assert_eq!((weight.dtype(), weight.to_f32()), (DType::Bf16, vec![1.0, 2.0, 5.0, 6.0]));
+        assert_eq!(digest, Digest::of(&weight));
+        assert!(site.rows.is_none());
+        let (weight, _) = merged(&[0.1, 6.0], 0).replacement.unwrap();
+        assert_eq!((weight.dtype(), weight.to_f32()), (DType::F32, vec![0.1, 6.0, 3.0, 4.0]));
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_are_left_for_the_check() {
+        assert!(merged(&[5.0, 6.0], 2).rows.is_some());
+    }
+}
