@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
+use futures_util::{FutureExt, StreamExt};
 use lora_core::testkit::NullBackend;
 use lora_core::{LoraConfig, LoraRequest};
 use loramux_engine::{GenerateRequest, Llm, LoadFormat, Prompt, ResponseStream, SamplingParams};
@@ -76,9 +77,9 @@ fn request(number: usize, adapters: usize) -> GenerateRequest {
 fn read(mut streams: Vec<ResponseStream>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         for stream in &mut streams {
-            while let loramux_engine::News::Delta(_) =
-                stream.next_within(Some(Duration::ZERO)).unwrap()
-            {}
+            while let Some(Some(delta)) = stream.next().now_or_never() {
+                delta.unwrap();
+            }
         }
         std::thread::sleep(Duration::from_millis(5));
     }

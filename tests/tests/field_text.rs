@@ -223,8 +223,8 @@ fn a_stream_is_detokenized_by_the_adapters_tokenizer() {
     };
     let text = |lora| {
         let request = GenerateRequest { sampling: sampling.clone(), ..case.request(lora) };
-        let stream = llm.generate_async(request).unwrap();
-        stream.map(|delta| delta.unwrap().text).collect::<String>()
+        let mut stream = llm.generate_async(request).unwrap();
+        stream.blocking().map(|delta| delta.unwrap().text).collect::<String>()
     };
     assert_eq!(text(Some(adapter(&case.adapter, 1))), "<tool><tool>");
     assert_eq!(text(None), "");

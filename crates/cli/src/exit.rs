@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use lora_core::formats::AdapterError;
 use lora_core::formats::write::WriteError;
-use loramux_engine::LlmError;
 use loramux_engine::adapters::RegistryError;
 use loramux_engine::model::ModelError;
+use loramux_engine::{ErrorKind, LlmError};
 
 /// The exit codes of `loramux`, as its help and the README list them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,10 +46,8 @@ impl Exit {
     /// line's fault, what is in them is the adapter's, and weights to compare it with are the model's.
     pub fn of_adapter(error: &AdapterError) -> Self {
         match error {
-            AdapterError::Missing { .. }
-            | AdapterError::Io { .. }
-            | AdapterError::NotAnAdapter { .. } => Self::Usage,
             AdapterError::Base { .. } => Self::Model,
+            error if error.is_not_found() => Self::Usage,
             _ => Self::Refused,
         }
     }
@@ -79,12 +77,14 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 
 /// The exit code of an engine that does not start.
 fn of_engine(error: &LlmError) -> Exit {
-    match error {
-        LlmError::Setting { .. } | LlmError::LoraConfig(_) => Exit::Usage,
-        LlmError::Adapter(error) => match &**error {
-            RegistryError::Load { cause, .. } => Exit::of_adapter(cause),
-            _ => Exit::Refused,
-        },
+    if let LlmError::Adapter(error) = error
+        && let RegistryError::Load { cause, .. } = &**error
+    {
+        return Exit::of_adapter(cause);
+    }
+    match error.kind() {
+        ErrorKind::Setting | ErrorKind::Request => Exit::Usage,
+        ErrorKind::AdapterNotFound | ErrorKind::AdapterRefused => Exit::Refused,
         _ => Exit::Model,
     }
 }

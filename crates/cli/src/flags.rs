@@ -1,16 +1,17 @@
 //! The flags of settings that messages of the libraries name.
 
 /// Settings, and the flags that give them.
-const FLAGS: [(&str, &str); 10] = [
+const FLAGS: [(&str, &str); 11] = [
     ("kv_cache_config.max_tokens", "--kv-cache-tokens"),
     ("free_gpu_memory_fraction", "--free-gpu-memory-fraction"),
     ("max_batch_size", "--max-batch-size"),
     ("max_num_tokens", "--max-num-tokens"),
     ("max_seq_len", "--max-seq-len"),
     ("max_loras", "--max-loras"),
-    ("max_cpu_loras", "max_cpu_loras in the file of --lora-config"),
+    ("max_cpu_loras", "max_cpu_loras in the file of --lora-config or --config"),
     ("max_lora_rank", "--max-lora-rank"),
-    ("device_cache_percent", "the library alone"),
+    ("device_cache_percent", "peft_cache_config in the file of --config"),
+    ("tensor_parallel_size", "--tensor-parallel-size"),
     ("quant_config", "--quant-algo"),
 ];
 

@@ -45,9 +45,10 @@ pub mod text;
 
 pub use crate::core::EngineStats;
 pub use llm::{
-    AdapterStatus, AdapterText, AdapterTextError, Answered, BaseModel, Batch, CompletionOutput,
-    Delta, EngineInfo, FinishReason, GenerateRequest, KvCacheConfig, KvCacheDtype, Llm, LlmBuilder,
-    LlmError, LoadFormat, Logprob, Logprobs, MemoryPlan, News, PerPrompt, Progress, Prompt,
+    AdapterStatus, AdapterText, AdapterTextError, Answered, BaseModel, Batch, Blocking,
+    CompletionOutput, ConfigError, CudaGraphConfig, Delta, EngineConfig, EngineInfo, ErrorKind,
+    FinishReason, GenerateRequest, KvCacheConfig, KvCacheDtype, Llm, LlmBuilder, LlmError,
+    LoadFormat, Logprob, Logprobs, MemoryPlan, MoeConfig, PerPrompt, Progress, Prompt,
     RequestOutput, ResponseStream, SchedulerConfig, StopReason, TextChanges, TextModel, Update,
     geometry,
 };

@@ -43,7 +43,7 @@ fn a_reload_serves_new_weights_and_lets_old_requests_end_with_the_old() {
 
     let long = ask(&PROMPT, greedy(100), Some(request.clone()));
     let mut in_flight = llm.generate_async(long).unwrap();
-    in_flight.next().unwrap().unwrap();
+    in_flight.blocking().next().unwrap().unwrap();
     put("llama.all-r16-rslora", dir.path());
     let status = llm.load_adapter(&request, false).unwrap();
     assert!(status.on_host, "{status:?}");
@@ -98,7 +98,7 @@ fn an_unloaded_adapter_serves_those_in_flight_and_nobody_else() {
     let llm = engine_with(2, 2);
     let request = lora("llama.attn-r8", 1);
     let mut stream = llm.generate_async(ask(&PROMPT, greedy(100), Some(request.clone()))).unwrap();
-    stream.next().unwrap().unwrap();
+    stream.blocking().next().unwrap().unwrap();
     llm.unload_adapter("llama.attn-r8").unwrap();
     assert_eq!(llm.list_adapters().unwrap(), []);
     let error = llm.unload_adapter("llama.attn-r8").unwrap_err().to_string();

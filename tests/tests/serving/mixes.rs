@@ -185,7 +185,7 @@ fn run(llm: &Llm, all: &[Asked], expected: &[Answer]) -> Vec<Option<Answer>> {
     for (index, asked) in all.iter().enumerate() {
         for _ in 0..asked.after {
             let Some(mut reading) = live.pop_front() else { break };
-            if let Some(piece) = reading.stream.next() {
+            if let Some(piece) = reading.stream.blocking().next() {
                 let piece = piece.unwrap();
                 reading.tokens[piece.output].extend(piece.token_ids);
                 reading.pieces += 1;

@@ -126,7 +126,7 @@ fn outputs_of_one_prompt_and_requests_that_come_later_join() {
     let run = |llm: &Llm| {
         let mut first = llm.generate_async(several()).unwrap();
         for _ in 0..4 {
-            first.next().unwrap().unwrap();
+            first.blocking().next().unwrap().unwrap();
         }
         let mut answers = together(llm, mix());
         answers.push(first.finish().unwrap().outputs);
@@ -143,7 +143,7 @@ fn an_aborted_sequence_leaves_the_others_alone() {
     let mut given_up = ahead.generate_async(ask(&prompt(9), params(120), None)).unwrap();
     let streams: Vec<_> = mix().into_iter().map(|r| ahead.generate_async(r).unwrap()).collect();
     for _ in 0..6 {
-        given_up.next().unwrap().unwrap();
+        given_up.blocking().next().unwrap().unwrap();
     }
     given_up.abort();
     let found: Vec<_> = streams.into_iter().map(|s| s.finish().unwrap().outputs).collect();

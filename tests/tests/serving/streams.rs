@@ -1,7 +1,7 @@
 //! Answers in pieces, and requests that are given up.
 
-use std::time::Duration;
-
+use futures_executor::block_on;
+use futures_util::{FutureExt, StreamExt, future, stream};
 use loramux_engine::{Delta, FinishReason, SamplingParams};
 use loramux_tests::settle::{ask, assert_nothing_held, engine_with, greedy, lora, settled};
 
@@ -22,7 +22,8 @@ fn pieces_make_up_the_whole_answer() {
     };
     let request = || ask(&PROMPT, sampling.clone(), Some(lora("llama.attn-r8", 1)));
     let whole = llm.generate_async(request()).unwrap().finish().unwrap();
-    let pieces: Vec<Delta> = llm.generate_async(request()).unwrap().map(Result::unwrap).collect();
+    let pieces: Vec<Delta> =
+        llm.generate_async(request()).unwrap().blocking().map(Result::unwrap).collect();
     for output in &whole.outputs {
         let of = || pieces.iter().filter(|piece| piece.output == output.index);
         assert_eq!(of().map(|p| p.text.as_str()).collect::<String>(), output.text);
@@ -38,7 +39,7 @@ fn an_aborted_request_ends_with_what_it_has() {
     let llm = engine_with(2, 2);
     let long = || ask(&PROMPT, greedy(LONG), Some(lora("llama.attn-r8", 1)));
     let mut stream = llm.generate_async(long()).unwrap();
-    assert!(stream.next().unwrap().unwrap().finish_reason.is_none());
+    assert!(stream.blocking().next().unwrap().unwrap().finish_reason.is_none());
     stream.abort();
     let output = stream.finish().unwrap().outputs.remove(0);
     assert_eq!(output.finish_reason, FinishReason::Cancelled);
@@ -69,19 +70,30 @@ fn a_dropped_stream_ends_its_request_alone() {
 }
 
 #[test]
-fn waiting_for_news_can_be_limited() {
+fn one_thread_serves_many_streams_without_waiting_for_any() {
     let llm = engine_with(2, 2);
-    let mut stream = llm.generate_async(ask(&PROMPT, greedy(2), None)).unwrap();
-    let mut pieces = 0;
-    loop {
-        match stream.next_within(Some(Duration::from_secs(20))).unwrap() {
-            loramux_engine::News::Delta(_) => pieces += 1,
-            loramux_engine::News::Nothing => panic!("two tokens take no 20 seconds"),
-            loramux_engine::News::End => break,
-        }
+    let request = |n: u32| ask(&[17, 250, n], greedy(12), Some(lora("llama.attn-r8", 1)));
+    let alone = |n| llm.generate_async(request(n)).unwrap().finish().unwrap().outputs;
+    let alone: Vec<_> = (0..4).map(alone).collect();
+
+    let streams = || (0..4).map(|n| llm.generate_async(request(n)).unwrap());
+    let together = block_on(future::join_all(streams().map(|stream| stream.output())));
+    let together: Vec<_> = together.into_iter().map(|output| output.unwrap().outputs).collect();
+    assert_eq!(together, alone);
+
+    let tagged = streams().enumerate().map(|(n, stream)| stream.map(move |delta| (n, delta)));
+    let deltas: Vec<_> = block_on(stream::select_all(tagged).collect());
+    for (n, outputs) in alone.iter().enumerate() {
+        let of_stream = deltas.iter().filter(|(from, _)| *from == n);
+        let ids: Vec<u32> =
+            of_stream.flat_map(|(_, delta)| delta.as_ref().unwrap().token_ids.clone()).collect();
+        assert_eq!(ids, outputs[0].token_ids);
     }
-    assert!(pieces >= 2);
-    assert!(stream.next().is_none());
+
+    let mut stream = llm.generate_async(ask(&PROMPT, greedy(LONG), None)).unwrap();
+    while stream.next().now_or_never().is_some() {}
+    drop(stream);
+    assert_nothing_held(&llm);
 }
 
 #[test]
@@ -89,7 +101,7 @@ fn an_engine_that_goes_away_ends_its_streams() {
     for pieces in 0..4 {
         let llm = engine_with(2, 2);
         let mut stream = llm.generate_async(ask(&PROMPT, greedy(LONG), None)).unwrap();
-        for piece in stream.by_ref().take(pieces) {
+        for piece in stream.blocking().take(pieces) {
             piece.unwrap();
         }
         drop(llm);

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use lora_core::ExpertLayout;
 
 use super::expert_layout::expert_layout;
-use super::lora::{FILE_HELP, LoraSettings};
+use super::lora::{FILE_HELP, LoraConfigArgs};
 
 const LONG_ABOUT: &str = "\
 Writes an adapter in another format, or with its routed experts in another layout.
@@ -81,7 +81,7 @@ pub struct ConvertJob {
     /// The model to read it for.
     pub model: Option<PathBuf>,
     /// How it is read.
-    pub lora: LoraSettings,
+    pub lora: LoraConfigArgs,
     /// Layout of the routed experts that are read.
     pub moe_layout: Option<ExpertLayout>,
 }
@@ -89,7 +89,7 @@ pub struct ConvertJob {
 impl ConvertArgs {
     pub fn into_job(self) -> ConvertJob {
         let Self { input, output, to, model, lora_config, moe_layout } = self;
-        let lora = LoraSettings { file: lora_config, ..LoraSettings::default() };
+        let lora = LoraConfigArgs::of_file(lora_config);
         ConvertJob { input, output, to, model, lora, moe_layout }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::engine::{ComputeArgs, EngineSettings};
+use super::engine::ComputeArgs;
 
 const LONG_ABOUT: &str = "\
 Shows what adapters do: asks one small base model a few questions, without an adapter and with each \
@@ -47,8 +47,8 @@ pub(super) struct DemoArgs {
 pub struct DemoJob {
     /// The base model; `None`: the one that is downloaded.
     pub model: Option<PathBuf>,
-    /// The engine.
-    pub engine: EngineSettings,
+    /// What computes.
+    pub compute: ComputeArgs,
     /// Folder with a folder for each adapter.
     pub adapters: PathBuf,
     /// Most tokens of an answer.
@@ -58,7 +58,7 @@ pub struct DemoJob {
 impl DemoArgs {
     pub fn into_job(self) -> DemoJob {
         DemoJob {
-            engine: self.compute.settings(),
+            compute: self.compute,
             model: self.model,
             adapters: self.adapters.unwrap_or_else(default_adapters),
             max_tokens: self.max_tokens.get(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::lora::{FILE_HELP, LoraSettings};
+use super::lora::{FILE_HELP, LoraConfigArgs};
 
 const LONG_ABOUT: &str = "\
 Compares what two adapters change, whatever their formats and layouts: the updates scale * B A of \
@@ -67,7 +67,7 @@ pub struct DiffJob {
     /// The model to read them for.
     pub model: Option<PathBuf>,
     /// How they are read.
-    pub lora: LoraSettings,
+    pub lora: LoraConfigArgs,
     /// Largest relative difference that counts as none.
     pub tolerance: f64,
     /// Whether to write JSON.
@@ -77,7 +77,7 @@ pub struct DiffJob {
 impl DiffArgs {
     pub fn into_job(self) -> DiffJob {
         let Self { one, other, model, lora_config, tolerance, json } = self;
-        let lora = LoraSettings { file: lora_config, ..LoraSettings::default() };
+        let lora = LoraConfigArgs::of_file(lora_config);
         DiffJob { paths: [one, other], model, lora, tolerance, json }
     }
 }

@@ -5,38 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use lora_core::{DType, QuantAlgo};
-use loramux_engine::{KvCacheDtype, LoadFormat};
+use loramux_engine::{EngineConfig, KvCacheDtype, LoadFormat};
 
 use super::number::finite;
-
-/// How an engine is set up; `None` leaves a choice to the engine.
-#[derive(Clone, PartialEq, Default, Debug)]
-pub struct EngineSettings {
-    /// Folder with another tokenizer.
-    pub tokenizer: Option<PathBuf>,
-    /// Dtype of the activations.
-    pub dtype: Option<DType>,
-    /// Where weights come from.
-    pub load_format: LoadFormat,
-    /// What computes.
-    pub device: Device,
-    /// CPU threads.
-    pub threads: Option<usize>,
-    /// Sequences that run at a time.
-    pub max_batch_size: Option<usize>,
-    /// Tokens of one step.
-    pub max_num_tokens: Option<usize>,
-    /// Prompt and answer together, at most.
-    pub max_seq_len: Option<usize>,
-    /// Tokens that fit the KV cache.
-    pub kv_cache_tokens: Option<usize>,
-    /// Share of the free memory for the KV cache.
-    pub free_gpu_memory_fraction: Option<f64>,
-    /// Element type of keys and values.
-    pub kv_cache_dtype: KvCacheDtype,
-    /// Algorithm of the base weights.
-    pub quant_algo: Option<QuantAlgo>,
-}
 
 /// What computes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, ValueEnum)]
@@ -50,46 +21,49 @@ pub enum Device {
     Cuda,
 }
 
-/// How the model computes.
-#[derive(Args)]
-pub(super) struct ComputeArgs {
-    /// Dtype of the activations; weights stay as they are stored. auto: the checkpoint's
-    #[arg(long, value_enum, default_value_t = DTypeArg::Auto, help_heading = "Engine")]
-    dtype: DTypeArg,
+/// What computes, and how exactly.
+#[derive(Args, Clone, PartialEq, Default, Debug)]
+pub struct ComputeArgs {
+    /// Dtype of the activations; weights stay as they are stored [default: the checkpoint's]
+    #[arg(long, value_enum, help_heading = "Engine")]
+    dtype: Option<DTypeArg>,
     /// What computes. auto: the GPU if there is one that loramux can use, else the CPU
     #[arg(long, value_enum, default_value_t = Device::Auto, help_heading = "Engine")]
-    device: Device,
+    pub(crate) device: Device,
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Engine")]
-    threads: Option<NonZeroUsize>,
+    pub(crate) threads: Option<NonZeroUsize>,
 }
 
 impl ComputeArgs {
-    /// Settings with nothing else chosen.
-    pub fn settings(&self) -> EngineSettings {
-        EngineSettings {
-            dtype: self.dtype.into(),
-            device: self.device,
-            threads: self.threads.map(NonZeroUsize::get),
-            ..EngineSettings::default()
+    /// Overrides what the flags give.
+    pub(crate) fn apply(&self, config: &mut EngineConfig) {
+        if let Some(dtype) = self.dtype {
+            config.dtype = dtype.into();
         }
     }
 }
 
-/// The model and the sizes of the engine.
-#[derive(Args)]
-pub(super) struct EngineArgs {
-    /// The base model: a folder with config.json and *.safetensors, or a .gguf file
-    #[arg(long, value_name = "DIR|FILE.gguf")]
-    model: PathBuf,
+/// Settings of the engine: those of a file, and flags that override them.
+#[derive(Args, Clone, PartialEq, Default, Debug)]
+pub struct EngineArgs {
+    /// YAML file with settings of the engine under TensorRT-LLM's names, such as lora_config and
+    /// kv_cache_config; flags override it
+    #[arg(
+        long,
+        visible_alias = "extra_llm_api_options",
+        value_name = "FILE.yaml",
+        help_heading = "Engine"
+    )]
+    pub(crate) config: Option<PathBuf>,
     /// Folder with tokenizer.json and chat template [default: the model's own]
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
     #[command(flatten)]
-    compute: ComputeArgs,
-    /// Where weights come from; dummy: random numbers of the config's shape
-    #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto, help_heading = "Engine")]
-    load_format: LoadFormatArg,
+    pub(crate) compute: ComputeArgs,
+    /// Where weights come from; dummy: random numbers of the config's shape [default: auto]
+    #[arg(long, value_enum, help_heading = "Engine")]
+    load_format: Option<LoadFormatArg>,
     /// Sequences that run at a time [default: 256]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     max_batch_size: Option<NonZeroUsize>,
@@ -99,6 +73,10 @@ pub(super) struct EngineArgs {
     /// Prompt and answer together, in tokens [default: the model's limit]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     max_seq_len: Option<NonZeroUsize>,
+    /// Devices that hold the model together, each with a part of every layer; on the CPU, groups of
+    /// threads [default: 1]
+    #[arg(long, visible_alias = "tp_size", value_name = "N", help_heading = "Engine")]
+    tensor_parallel_size: Option<NonZeroUsize>,
     /// Tokens that fit the KV cache [default: what the batch can need, up to 2 GiB of the host's memory or
     /// a share of the GPU's]
     #[arg(long, value_name = "N", help_heading = "Engine")]
@@ -107,34 +85,42 @@ pub(super) struct EngineArgs {
     /// [default: 0.9 on a GPU]
     #[arg(long, value_name = "SHARE", value_parser = finite::<f64>, help_heading = "Engine")]
     free_gpu_memory_fraction: Option<f64>,
-    /// Element type of keys and values. auto: the checkpoint's
-    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto, help_heading = "Engine")]
-    kv_cache_dtype: KvDtypeArg,
+    /// Element type of keys and values. auto: the checkpoint's [default: auto]
+    #[arg(long, value_enum, help_heading = "Engine")]
+    kv_cache_dtype: Option<KvDtypeArg>,
     /// FP8 quantises a 16-bit model while it is loaded; NO_QUANT [default: as in the checkpoint]
     #[arg(long, value_name = "ALGO", value_parser = quant_algo, help_heading = "Engine")]
     quant_algo: Option<QuantAlgo>,
 }
 
-impl EngineArgs {
-    /// The model, and the settings for an engine over it.
-    pub fn split(self) -> (PathBuf, EngineSettings) {
-        let settings = EngineSettings {
-            tokenizer: self.tokenizer,
-            load_format: self.load_format.into(),
-            max_batch_size: self.max_batch_size.map(NonZeroUsize::get),
-            max_num_tokens: self.max_num_tokens.map(NonZeroUsize::get),
-            max_seq_len: self.max_seq_len.map(NonZeroUsize::get),
-            kv_cache_tokens: self.kv_cache_tokens.map(NonZeroUsize::get),
-            free_gpu_memory_fraction: self.free_gpu_memory_fraction,
-            kv_cache_dtype: self.kv_cache_dtype.into(),
-            quant_algo: self.quant_algo,
-            ..self.compute.settings()
-        };
-        (self.model, settings)
+/// Puts the value of a flag, if it is given, in the place of a setting.
+fn overlay<T>(setting: &mut T, flag: Option<impl Into<T>>) {
+    if let Some(value) = flag {
+        *setting = value.into();
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+impl EngineArgs {
+    /// Overrides what the flags give.
+    pub(crate) fn apply(&self, config: &mut EngineConfig) {
+        self.compute.apply(config);
+        overlay(&mut config.tokenizer, self.tokenizer.clone().map(Some));
+        overlay(&mut config.load_format, self.load_format);
+        overlay(&mut config.max_batch_size, self.max_batch_size);
+        overlay(&mut config.max_num_tokens, self.max_num_tokens);
+        overlay(&mut config.max_seq_len, self.max_seq_len.map(|n| Some(n.get())));
+        overlay(&mut config.tensor_parallel_size, self.tensor_parallel_size);
+        let kv = &mut config.kv_cache_config;
+        overlay(&mut kv.max_tokens, self.kv_cache_tokens.map(|n| Some(n.get())));
+        overlay(&mut kv.free_gpu_memory_fraction, self.free_gpu_memory_fraction.map(Some));
+        overlay(&mut kv.dtype, self.kv_cache_dtype);
+        if self.quant_algo.is_some() {
+            config.quant_config.get_or_insert_default().quant_algo = self.quant_algo;
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]
 enum DTypeArg {
     Auto,
     Float32,
@@ -159,7 +145,7 @@ fn quant_algo(word: &str) -> Result<QuantAlgo, String> {
         .ok_or_else(|| format!("there is no algorithm {word}; give FP8 or NO_QUANT"))
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]
 enum KvDtypeArg {
     Auto,
     Fp8,
@@ -174,7 +160,7 @@ impl From<KvDtypeArg> for KvCacheDtype {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]
 enum LoadFormatArg {
     Auto,
     Dummy,

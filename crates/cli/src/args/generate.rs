@@ -9,8 +9,8 @@ use loramux_engine::sampling::SamplingError;
 use serde_json::{Map, Value};
 
 use super::adapter::{NamedAdapter, named_adapter};
-use super::engine::{EngineArgs, EngineSettings};
-use super::lora::{FILE_HELP, LoraConfigArgs, LoraSettings};
+use super::engine::EngineArgs;
+use super::lora::{FILE_HELP, LoraConfigArgs};
 use super::refuse;
 use super::sampling::SamplingArgs;
 use crate::{adapters, requests};
@@ -64,6 +64,9 @@ const REQUESTS: &str = "Requests and answers (one of --prompt, --chat and --requ
 #[derive(Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = format!("{EXAMPLES}{FILE_HELP}{EXIT_CODES}"))]
 pub(super) struct GenerateArgs {
+    /// The base model: a folder with config.json and *.safetensors, or a .gguf file
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    model: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
@@ -94,7 +97,7 @@ struct LoraArgs {
     lora: Option<String>,
     #[command(flatten)]
     config: LoraConfigArgs,
-    /// Adapters that one step can use [default: 8]
+    /// Adapters that one step can use [default: 64, or as many as max_loras of a file]
     #[arg(long, value_name = "N")]
     max_loras: Option<NonZeroUsize>,
 }
@@ -153,13 +156,15 @@ pub struct GenerateJob {
     /// The base model.
     pub model: PathBuf,
     /// The engine.
-    pub engine: EngineSettings,
+    pub engine: EngineArgs,
     /// Adapters by name, with ids in the order given.
     pub adapters: Vec<LoraRequest>,
     /// The adapter of requests that name none.
     pub lora: Option<LoraRequest>,
-    /// How adapters are served.
-    pub lora_settings: LoraSettings,
+    /// How adapters are read.
+    pub lora_config: LoraConfigArgs,
+    /// Adapters that one step can use.
+    pub max_loras: Option<usize>,
     /// Where requests come from.
     pub source: Source,
     /// Where answers go.
@@ -194,16 +199,13 @@ impl GenerateArgs {
         let sampling = self.sampling.given();
         check_sampling(&sampling, lines || self.sampling_defaults == SamplingDefaults::Model)
             .map_err(refuse)?;
-        let (model, engine) = self.engine.split();
         Ok(GenerateJob {
-            model,
-            engine,
+            model: self.model,
+            engine: self.engine,
             adapters,
             lora,
-            lora_settings: LoraSettings {
-                max_loras: self.lora.max_loras.map(NonZeroUsize::get),
-                ..self.lora.config.settings()
-            },
+            lora_config: self.lora.config,
+            max_loras: self.lora.max_loras.map(NonZeroUsize::get),
             source,
             sink,
             sampling,

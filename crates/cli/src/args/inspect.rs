@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::lora::{FILE_HELP, LoraConfigArgs, LoraSettings};
+use super::lora::{FILE_HELP, LoraConfigArgs};
 use clap::Args;
 
 const LONG_ABOUT: &str = "\
@@ -52,7 +52,7 @@ pub struct InspectJob {
     /// The model to check against.
     pub model: Option<PathBuf>,
     /// How it would be served.
-    pub lora: LoraSettings,
+    pub lora: LoraConfigArgs,
     /// Whether to write JSON.
     pub json: bool,
 }
@@ -60,6 +60,6 @@ pub struct InspectJob {
 impl InspectArgs {
     pub fn into_job(self) -> InspectJob {
         let Self { path, model, lora, json } = self;
-        InspectJob { path, model, lora: lora.settings(), json }
+        InspectJob { path, model, lora, json }
     }
 }

@@ -15,35 +15,21 @@ one says "set allow_noop_adapter: true", add "allow_noop_adapter": true. Other f
 Flags override its values; what neither gives has LoraConfig's default.
 "#;
 
-/// Where the settings of LoRA come from: flags, then a file, then the defaults.
-#[derive(Clone, PartialEq, Default, Debug)]
-pub struct LoraSettings {
-    /// A JSON file with fields of [`lora_core::LoraConfig`].
-    pub file: Option<PathBuf>,
-    /// Largest rank of an adapter.
-    pub max_lora_rank: Option<usize>,
-    /// Adapters that one step can use.
-    pub max_loras: Option<usize>,
-}
-
-/// The settings of LoRA that reading and checking an adapter need.
-#[derive(Args)]
-pub(super) struct LoraConfigArgs {
+/// Settings of LoRA that reading and checking an adapter need: those of a file, and flags that
+/// override them.
+#[derive(Args, Clone, PartialEq, Default, Debug)]
+pub struct LoraConfigArgs {
     /// JSON file with fields of LoraConfig, such as {"allow_noop_adapter": true}
     #[arg(long, value_name = "FILE.json")]
-    lora_config: Option<PathBuf>,
+    pub(crate) lora_config: Option<PathBuf>,
     /// Largest rank that an adapter may have [default: 64]
     #[arg(long, value_name = "N")]
-    max_lora_rank: Option<NonZeroUsize>,
+    pub(crate) max_lora_rank: Option<NonZeroUsize>,
 }
 
 impl LoraConfigArgs {
-    /// Settings with nothing else chosen.
-    pub fn settings(self) -> LoraSettings {
-        LoraSettings {
-            file: self.lora_config,
-            max_lora_rank: self.max_lora_rank.map(NonZeroUsize::get),
-            max_loras: None,
-        }
+    /// A file, if there is one, and no flags.
+    pub fn of_file(lora_config: Option<PathBuf>) -> Self {
+        Self { lora_config, max_lora_rank: None }
     }
 }

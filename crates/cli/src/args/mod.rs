@@ -21,10 +21,10 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 pub use convert::{ConvertJob, Target};
 pub use demo::DemoJob;
 pub use diff::DiffJob;
-pub use engine::{Device, EngineSettings};
+pub use engine::{ComputeArgs, Device, EngineArgs};
 pub use generate::{GenerateJob, SamplingDefaults, Sink, Source};
 pub use inspect::InspectJob;
-pub use lora::LoraSettings;
+pub use lora::LoraConfigArgs;
 
 use convert::ConvertArgs;
 use demo::DemoArgs;

@@ -14,11 +14,11 @@ use lora_core::{
 use crate::args::{ConvertJob, Target};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::streams::Streams;
-use crate::{lora_file, model_geometry};
+use crate::{model_geometry, settings};
 
 /// Reads the adapter, writes the copy, and reports it only when it was found to be one.
 pub(super) fn run(job: &ConvertJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-    let config = lora_file::resolve(&job.lora)?;
+    let config = settings::lora(&job.lora, None)?;
     let model = job.model.as_deref().map(model_geometry::read).transpose()?;
     let adapter = read(job, &config, model.as_ref())?;
     let on_model = model.as_ref().map_or_else(Vec::new, |model| adapter.warnings(model));

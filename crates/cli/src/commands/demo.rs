@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use lora_core::{LoraConfig, LoraRequest};
 use loramux_engine::text::ChatMessage;
 use loramux_engine::{
-    FinishReason, GenerateRequest, Llm, LlmError, Prompt, RequestOutput, SamplingParams, Update,
+    EngineConfig, FinishReason, GenerateRequest, Llm, LlmError, Prompt, RequestOutput,
+    SamplingParams, Update,
 };
 
-use crate::args::{DemoJob, EngineSettings};
+use crate::args::DemoJob;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::meter::{Meter, rate};
 use crate::progress::LiveLines;
@@ -53,13 +54,14 @@ pub(super) fn run(job: &DemoJob, streams: &mut Streams<'_>) -> Result<Exit, Fail
         Some(path) => path.clone(),
         None => fetched_model(streams).or_exit(Exit::Model)?,
     };
-    let settings = EngineSettings {
-        max_batch_size: Some(turns.len()),
-        kv_cache_tokens: Some(turns.len() * (PROMPT_ROOM + job.max_tokens)),
-        ..job.engine.clone()
+    let mut config = EngineConfig {
+        max_batch_size: turns.len(),
+        lora_config: Some(LoraConfig { max_loras: Some(adapters.len()), ..LoraConfig::default() }),
+        ..EngineConfig::default()
     };
-    let lora = LoraConfig { max_loras: Some(adapters.len()), ..LoraConfig::default() };
-    let llm = startup::start(&model, &settings, Some(lora), streams)?;
+    config.kv_cache_config.max_tokens = Some(turns.len() * (PROMPT_ROOM + job.max_tokens));
+    job.compute.apply(&mut config);
+    let llm = startup::start(&model, &job.compute, config, streams)?;
     announce(&turns, streams)?;
     let mut meter = Meter::start();
     let answers = answer(&llm, &turns, job.max_tokens, &mut meter, streams);

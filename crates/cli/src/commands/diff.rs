@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use crate::args::DiffJob;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::streams::Streams;
-use crate::{lora_file, model_geometry, table};
+use crate::{model_geometry, settings, table};
 
 /// How many differences are written in full.
 const SHOWN: usize = 20;
 
 /// Compares the adapters.
 pub(super) fn run(job: &DiffJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-    let config = lora_file::resolve(&job.lora)?;
+    let config = settings::lora(&job.lora, None)?;
     let model = job.model.as_deref().map(model_geometry::read).transpose()?;
     let [one, other] = &job.paths;
     let read = |path| read(path, &config, model.as_ref());

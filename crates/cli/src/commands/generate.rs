@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use lora_core::{LoraConfig, files};
+use lora_core::files;
 use loramux_engine::text::ChatMessage;
-use loramux_engine::{GenerateRequest, Llm, Prompt, RequestOutput};
+use loramux_engine::{EngineConfig, GenerateRequest, Llm, Prompt, RequestOutput};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -18,7 +18,7 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::meter::rate;
 use crate::requests::{self, Defaults, Intake, Line};
 use crate::streams::Streams;
-use crate::{adapters, lora_file, model_geometry, output, sampling_defaults, startup};
+use crate::{adapters, model_geometry, output, sampling_defaults, settings, startup};
 
 /// Answers the requests of the job.
 pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
@@ -27,11 +27,11 @@ pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, 
     let intake = intake(&job.source, streams)?;
     let (sampling, in_force) = sampling_defaults::of(job)?;
     let single = single(job, &sampling)?;
-    let lora = lora_config(job)?;
-    if let (Some(config), false) = (&lora, job.adapters.is_empty()) {
-        adapters::probe(&job.adapters, config, &model_geometry::read(&job.model)?)?;
+    let config = engine_config(job)?;
+    if let (Some(lora), false) = (&config.lora_config, job.adapters.is_empty()) {
+        adapters::probe(&job.adapters, lora, &model_geometry::read(&job.model)?)?;
     }
-    let llm = startup::start(&job.model, &job.engine, lora, streams)?;
+    let llm = startup::start(&job.model, &job.engine.compute, config, streams)?;
     for adapter in &job.adapters {
         llm.register_adapter(adapter)?;
     }
@@ -96,11 +96,18 @@ fn single(job: &GenerateJob, sampling: &Map<String, Value>) -> Result<Option<Lin
     Ok(Some(Line { number: 1, id, lora: name, seed, request: Ok(request) }))
 }
 
-/// LoRA is on if it or an adapter is configured, and for lines, which may bring adapters of their own.
-fn lora_config(job: &GenerateJob) -> Result<Option<LoraConfig>, Failure> {
+/// The settings of the engine. LoRA is on if it or an adapter is configured, and for lines, which may
+/// bring adapters of their own.
+fn engine_config(job: &GenerateJob) -> Result<EngineConfig, Failure> {
+    let mut config = settings::engine(&job.engine)?;
     let lines = matches!(job.source, Source::File(_) | Source::Stdin);
-    let wanted = lines || job.lora_settings.file.is_some() || !job.adapters.is_empty();
-    wanted.then(|| lora_file::resolve(&job.lora_settings)).transpose()
+    let of_file = config.lora_config.is_some() || job.lora_config.lora_config.is_some();
+    if lines || of_file || !job.adapters.is_empty() {
+        let mut lora = settings::lora(&job.lora_config, config.lora_config.take())?;
+        lora.max_loras = job.max_loras.or(lora.max_loras);
+        config.lora_config = Some(lora);
+    }
+    Ok(config)
 }
 
 /// The last part of a model's path, without the extension of a file.
@@ -120,7 +127,7 @@ fn answer_text(llm: &Llm, line: Line, streams: &mut Streams<'_>) -> Result<Exit,
     let (several, start) = (request.sampling.sequences() > 1, Instant::now());
     let mut stream = llm.generate_async(request).or_exit(Exit::Refused)?;
     if !several {
-        for delta in stream.by_ref() {
+        for delta in stream.blocking() {
             streams.stdout.write_all(delta.or_exit(Exit::Refused)?.text.as_bytes())?;
             streams.stdout.flush()?;
         }

@@ -16,7 +16,7 @@ use super::sites::{Group, groups, ranges};
 use crate::args::InspectJob;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::streams::Streams;
-use crate::{lora_file, model_geometry, table};
+use crate::{model_geometry, settings, table};
 
 /// How many breaches of one rule are written in full.
 const SHOWN: usize = 3;
@@ -53,7 +53,7 @@ struct Report<'a> {
 
 /// Describes and checks the adapter.
 pub(super) fn run(job: &InspectJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-    let config = lora_file::resolve(&job.lora)?;
+    let config = settings::lora(&job.lora, None)?;
     let base = job.model.as_deref().map_or_else(|| Ok(Base::default()), Base::read)?;
     let served = job.model.as_deref().filter(|_| base.geometry.is_some());
     let whose = config.adapter_tokenizer;

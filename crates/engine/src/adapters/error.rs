@@ -148,6 +148,15 @@ impl RegistryError {
         }
     }
 
+    /// Whether the request names an adapter that is not known, or files that are not there.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::Unknown { .. } => true,
+            Self::Load { cause, .. } => cause.is_not_found(),
+            _ => false,
+        }
+    }
+
     /// Why an adapter could not be written to the device.
     pub(crate) fn not_written(name: String, cause: WriteError) -> Self {
         match cause {

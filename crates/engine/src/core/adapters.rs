@@ -119,10 +119,10 @@ impl<E: Executor> Core<E> {
         &mut self,
         entry: &Arc<Registered>,
         adapter: Arc<Adapter>,
-        keep: bool,
+        pinned: bool,
     ) -> Result<(), Arc<RegistryError>> {
         let id = self.adapters.register(entry);
-        self.scheduler.tiers.keep(id, keep);
+        self.scheduler.tiers.keep(id, pinned);
         self.take_weights(entry, adapter).inspect_err(|_| self.scheduler.tiers.retire(id))
     }
 

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::Job;
-use super::message::{Event, FinishReason, SequenceError};
+use super::Active;
+use super::message::{EndReason, Event, SequenceError};
 use crate::grammar::{Allowed, GuideError, GuideMatcher};
 use crate::sampling::SamplingPlan;
 use crate::scheduler::{Sequence, Work};
@@ -22,30 +22,30 @@ enum Next {
 
 /// For each running sequence that follows a guide and draws in this step, the tokens that it may
 /// draw. One that cannot go on is ended here; what the step computes for it is then ignored.
-pub fn masks(running: &mut [Sequence<Job>], works: &[Work]) -> Vec<Option<Mask>> {
+pub fn masks(running: &mut [Sequence<Active>], works: &[Work]) -> Vec<Option<Mask>> {
     let mut draws = vec![false; running.len()];
     for work in works {
         draws[work.sequence] = work.samples;
     }
-    let guided = |s: &Sequence<Job>| s.data.submission.guide.is_some() && !s.data.finished;
+    let guided = |s: &Sequence<Active>| s.data.submission.guide.is_some() && !s.data.finished;
     if !running.iter().zip(&draws).any(|(sequence, draws)| *draws && guided(sequence)) {
         return vec![None; running.len()];
     }
-    let mask = |(sequence, draws): (&mut Sequence<Job>, bool)| match draws && guided(sequence) {
+    let mask = |(sequence, draws): (&mut Sequence<Active>, bool)| match draws && guided(sequence) {
         true => next_mask(sequence),
         false => None,
     };
     running.par_iter_mut().zip(draws).map(mask).collect()
 }
 
-fn next_mask(sequence: &mut Sequence<Job>) -> Option<Mask> {
+fn next_mask(sequence: &mut Sequence<Active>) -> Option<Mask> {
     let generated = sequence.generated();
     let submission = &mut sequence.data.submission;
     let banned = submission.plan.banned_after(&sequence.tokens, generated);
     let next = next(submission.guide.as_mut()?, &submission.plan, &banned);
     let event = match next {
         Ok(Next::Draw(mask)) => return Some(mask),
-        Ok(Next::End) => Event::Finished(FinishReason::End),
+        Ok(Next::End) => Event::Finished(EndReason::End),
         Err(error) => Event::Failed(SequenceError::Guide(error)),
     };
     sequence.data.finish(&event);
@@ -89,12 +89,12 @@ fn set(words: &mut [i32], token: u32, allowed: bool) {
 
 /// Takes in a token that does not end the sequence by itself. Returns the event that ends it
 /// nevertheless: there is nothing to add and no token to say so, or the guide failed.
-pub fn advance(job: &mut Job, token: u32) -> Option<Event> {
+pub fn advance(job: &mut Active, token: u32) -> Option<Event> {
     let guide = job.submission.guide.as_mut()?;
     match guide.push(token) {
         Err(error) => Some(Event::Failed(SequenceError::Guide(error))),
         Ok(()) if guide.is_finished() && job.submission.plan.end_ids.is_empty() => {
-            Some(Event::Finished(FinishReason::End))
+            Some(Event::Finished(EndReason::End))
         }
         Ok(()) => None,
     }

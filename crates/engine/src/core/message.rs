@@ -6,6 +6,7 @@ use crossbeam_channel::Sender;
 use lora_core::Adapter;
 use thiserror::Error;
 
+use super::sink::EventSink;
 use super::stats::EngineStats;
 use crate::adapters::{ReadOutcome, Registered, RegistryError, Residence};
 use crate::grammar::{GuideError, GuideMatcher};
@@ -16,21 +17,21 @@ use crate::sampling::{SamplingPlan, TokenLogprobs};
 pub enum Command {
     /// Run a sequence.
     Submit(Box<Submission>),
-    /// End a sequence; it answers with [`FinishReason::Cancelled`] unless it has ended.
+    /// End a sequence; it answers with [`EndReason::Cancelled`] unless it has ended.
     Abort(u64),
     /// End all sequences of a request, in the same way.
     AbortRequest(u64),
     /// An adapter was read for sequences that wait for it.
     Read(ReadOutcome),
-    /// Take an adapter in that the user loaded; `keep` pins it to host memory.
+    /// Take in an adapter that the user loaded.
     Install {
         /// Its registration.
         entry: Arc<Registered>,
         /// Its weights.
         adapter: Arc<Adapter>,
         /// Whether it stays in host memory whether used or not.
-        keep: bool,
-        /// Is told whether it fits.
+        pinned: bool,
+        /// For whether it fits.
         reply: Sender<Result<(), Arc<RegistryError>>>,
     },
     /// Let an adapter go when its last sequence ends.
@@ -65,7 +66,7 @@ pub struct Submission {
     /// find it in the KV cache.
     pub siblings: Vec<Submission>,
     /// Where events go.
-    pub events: Sender<(u64, Event)>,
+    pub events: Arc<dyn EventSink>,
 }
 
 /// Why a sequence failed.
@@ -102,14 +103,14 @@ pub enum Event {
         logits: Option<Vec<f32>>,
     },
     /// The last event of a sequence that ended.
-    Finished(FinishReason),
+    Finished(EndReason),
     /// The last event of a sequence that failed.
     Failed(SequenceError),
 }
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FinishReason {
+pub enum EndReason {
     /// The model's end token, its last token.
     End,
     /// A stop token, its last token.

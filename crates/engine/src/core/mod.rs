@@ -4,6 +4,7 @@ mod adapters;
 mod constraint;
 mod history;
 mod message;
+mod sink;
 mod stats;
 mod step;
 #[cfg(test)]
@@ -12,7 +13,8 @@ mod tests;
 use crossbeam_channel::{Receiver, TryRecvError};
 
 pub use adapters::AdapterStore;
-pub use message::{Command, Event, FinishReason, SequenceError, Submission};
+pub use message::{Command, EndReason, Event, SequenceError, Submission};
+pub use sink::EventSink;
 pub use stats::{AdapterStats, EngineStats, KvStats};
 
 use crate::executor::Executor;
@@ -20,15 +22,15 @@ use crate::scheduler::{Scheduler, Sequence};
 use history::History;
 use step::Launched;
 
-/// A submitted request with what the loop tracks for it.
+/// A submitted sequence with what the loop tracks for it.
 #[derive(Debug)]
-pub struct Job {
+pub struct Active {
     submission: Box<Submission>,
     history: History,
     finished: bool,
 }
 
-impl Job {
+impl Active {
     /// Whether its next token can be drawn before the host knows the one that is being drawn now.
     fn can_overlap(&self) -> bool {
         let Submission { plan, guide, siblings, .. } = &*self.submission;
@@ -36,18 +38,17 @@ impl Job {
         plan.can_overlap() && guide.is_none() && siblings.is_empty()
     }
 
-    /// Reports an event. Where nobody listens any more, the sequence has no reason to go on.
+    /// Reports an event. Where no one listens any more, the sequence has no reason to go on.
     fn emit(&mut self, event: Event) {
-        if self.submission.events.send((self.submission.id, event)).is_err() {
-            self.finished = true;
-        }
+        let is_heard = self.submission.events.send(self.submission.id, event);
+        self.finished |= !is_heard;
     }
 
     /// Reports the last event, for outputs of the request that have not started, too.
     fn finish(&mut self, event: &Event) {
         for sibling in self.submission.siblings.drain(..) {
-            // Nobody may be listening any more.
-            let _ = sibling.events.send((sibling.id, event.clone()));
+            // It ends whether someone listens or not.
+            let _ = sibling.events.send(sibling.id, event.clone());
         }
         self.emit(event.clone());
         self.finished = true;
@@ -57,7 +58,7 @@ impl Job {
 /// Everything that lives on the engine thread.
 pub struct Core<E> {
     pub(crate) executor: E,
-    pub(crate) scheduler: Scheduler<Job>,
+    pub(crate) scheduler: Scheduler<Active>,
     pub(crate) adapters: AdapterStore,
     pub(crate) inbox: Receiver<Command>,
     pub(crate) counts: Counts,
@@ -75,7 +76,7 @@ pub struct Counts {
 }
 
 /// State of the step pipeline.
-enum Progress {
+enum Pipeline {
     /// There is nothing to do before a command comes.
     Idle,
     /// Something was computed or moved, and no step is under way.
@@ -86,49 +87,51 @@ enum Progress {
 
 /// What the inbox held.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum News {
-    None,
-    Some,
-    /// The order to stop.
-    Stop,
+enum Inbox {
+    Empty,
+    /// Commands, which were carried out.
+    Handled,
+    /// The order to stop, or no one is left to send commands.
+    Closed,
 }
 
 impl<E: Executor> Core<E> {
     /// Serves commands until the senders are gone or [`Command::Shutdown`] comes.
     pub fn run(mut self) {
-        let mut progress = Progress::Idle;
+        let mut pipeline = Pipeline::Idle;
         loop {
-            let news = self.take_commands(matches!(progress, Progress::Idle));
-            if news == News::Stop {
+            let inbox = self.take_commands(matches!(pipeline, Pipeline::Idle));
+            if inbox == Inbox::Closed {
                 return self.fail_running("the engine was stopped");
             }
-            progress = self.step(progress, news).unwrap_or_else(|error| {
+            pipeline = self.step(pipeline, inbox).unwrap_or_else(|error| {
                 self.executor.forget_steps();
                 self.fail_running(&error.to_string());
-                Progress::Moved
+                Pipeline::Moved
             });
-            let under_way = match &mut progress {
-                Progress::Launched(launched) => &mut launched.works,
-                Progress::Idle | Progress::Moved => &mut Vec::new(),
+            let under_way = match &mut pipeline {
+                Pipeline::Launched(launched) => &mut launched.works,
+                Pipeline::Idle | Pipeline::Moved => &mut Vec::new(),
             };
             self.scheduler.retire(under_way, |s| s.data.finished);
         }
     }
 
     /// Takes in what has arrived; with `wait`, waits for the first command.
-    fn take_commands(&mut self, mut wait: bool) -> News {
-        let mut news = News::None;
+    fn take_commands(&mut self, mut wait: bool) -> Inbox {
+        let mut inbox = Inbox::Empty;
         loop {
-            let command = match std::mem::take(&mut wait) {
-                true => self.inbox.recv().map_err(|_| TryRecvError::Disconnected),
-                false => self.inbox.try_recv(),
+            let command = if std::mem::take(&mut wait) {
+                self.inbox.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                self.inbox.try_recv()
             };
             match command {
-                Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return News::Stop,
+                Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return Inbox::Closed,
                 Ok(command) => self.take(command),
-                Err(TryRecvError::Empty) => return news,
+                Err(TryRecvError::Empty) => return inbox,
             }
-            news = News::Some;
+            inbox = Inbox::Handled;
         }
     }
 
@@ -139,8 +142,8 @@ impl<E: Executor> Core<E> {
             Command::Abort(id) => self.abort(|job| job.submission.id == id),
             Command::AbortRequest(id) => self.abort(|job| job.submission.request == id),
             Command::Read(outcome) => self.take_read(outcome),
-            Command::Install { entry, adapter, keep, reply } => {
-                let _ = reply.send(self.install(&entry, adapter, keep));
+            Command::Install { entry, adapter, pinned, reply } => {
+                let _ = reply.send(self.install(&entry, adapter, pinned));
             }
             Command::Retire(entry) => self.scheduler.tiers.retire(entry.id),
             Command::Residence(entries, reply) => {
@@ -161,15 +164,15 @@ impl<E: Executor> Core<E> {
             submission.prompt.clone(),
             submission.max_len,
             adapter,
-            Job { submission, history, finished: false },
+            Active { submission, history, finished: false },
         );
         sequence.all_logits = sequence.data.submission.plan.wants_prompt_logits();
         self.scheduler.submit(sequence);
     }
 
     /// Ends the sequences that are hit. Running ones leave after the step, which may be under way.
-    fn abort(&mut self, hit: impl Fn(&Job) -> bool) {
-        let cancelled = Event::Finished(FinishReason::Cancelled);
+    fn abort(&mut self, hit: impl Fn(&Active) -> bool) {
+        let cancelled = Event::Finished(EndReason::Cancelled);
         for mut sequence in self.scheduler.cancel_waiting(|s| hit(&s.data)) {
             sequence.data.finish(&cancelled);
         }

@@ -4,8 +4,8 @@ use lora_core::Result;
 use lora_core::ops::SampleRow;
 
 use super::constraint::{self, Mask};
-use super::message::{Event, FinishReason};
-use super::{Core, Job, News, Progress};
+use super::message::{EndReason, Event};
+use super::{Active, Core, Inbox, Pipeline};
 use crate::executor::{Draws, Executor, StepRows};
 use crate::sampling::TokenLogprobs;
 use crate::scheduler::{Sequence, Work};
@@ -30,29 +30,29 @@ impl<E: Executor> Core<E> {
     ///
     /// # Errors
     /// Those of the backend; all running sequences are then in an unknown state.
-    pub(super) fn step(&mut self, progress: Progress, news: News) -> Result<Progress> {
-        let Progress::Launched(launched) = progress else { return self.begin() };
+    pub(super) fn step(&mut self, pipeline: Pipeline, inbox: Inbox) -> Result<Pipeline> {
+        let Pipeline::Launched(launched) = pipeline else { return self.begin() };
         // What commands change is looked at between steps.
-        let next = match news {
-            News::None => self.launch_after(&launched)?,
+        let next = match inbox {
+            Inbox::Empty => self.launch_after(&launched)?,
             _ => None,
         };
         self.finish(launched)?;
         self.counts.steps += 1;
         self.counts.overlapped_steps += u64::from(next.is_some());
-        Ok(next.map_or(Progress::Moved, Progress::Launched))
+        Ok(next.map_or(Pipeline::Moved, Pipeline::Launched))
     }
 
     /// Admits what fits, moves adapters and launches a step.
-    fn begin(&mut self) -> Result<Progress> {
+    fn begin(&mut self) -> Result<Pipeline> {
         let copies = self.scheduler.admit();
         self.executor.copy_blocks(&copies)?;
         let moved = self.move_adapters();
         let works = self.scheduler.plan();
         match works.is_empty() {
-            true if moved => Ok(Progress::Moved),
-            true => Ok(Progress::Idle),
-            false => self.launch(works).map(Progress::Launched),
+            true if moved => Ok(Pipeline::Moved),
+            true => Ok(Pipeline::Idle),
+            false => self.launch(works).map(Pipeline::Launched),
         }
     }
 
@@ -127,7 +127,7 @@ impl<E: Executor> Core<E> {
 }
 
 /// The device's view of a step.
-fn step_rows(running: &[Sequence<Job>], works: &[Work], tokens_per_block: usize) -> StepRows {
+fn step_rows(running: &[Sequence<Active>], works: &[Work], tokens_per_block: usize) -> StepRows {
     let max_blocks = works.iter().map(|w| running[w.sequence].blocks().len()).max().unwrap_or(0);
     let mut rows = StepRows { max_blocks, ..StepRows::default() };
     for (i, work) in works.iter().enumerate() {
@@ -152,7 +152,7 @@ fn step_rows(running: &[Sequence<Job>], works: &[Work], tokens_per_block: usize)
 }
 
 /// How each row of logits is drawn from; rows inside a prompt are drawn from and ignored.
-fn draws(running: &[Sequence<Job>], works: &[Work], masks: &[Option<Mask>]) -> Draws {
+fn draws(running: &[Sequence<Active>], works: &[Work], masks: &[Option<Mask>]) -> Draws {
     let mut draws = Draws::default();
     for work in works {
         let sequence = &running[work.sequence];
@@ -179,7 +179,7 @@ fn draws(running: &[Sequence<Job>], works: &[Work], masks: &[Option<Mask>]) -> D
 }
 
 /// For each of `rows` rows of logits: the prompt token that follows it, if one does.
-fn prompt_targets(running: &[Sequence<Job>], works: &[Work], rows: usize) -> Vec<Option<i32>> {
+fn prompt_targets(running: &[Sequence<Active>], works: &[Work], rows: usize) -> Vec<Option<i32>> {
     let mut targets = vec![None; rows];
     for work in works {
         let next = &running[work.sequence].tokens[work.logits_from + 1..];
@@ -190,7 +190,7 @@ fn prompt_targets(running: &[Sequence<Job>], works: &[Work], rows: usize) -> Vec
 }
 
 /// Tells the owner of a sequence what the step brought.
-fn report(sequence: &mut Sequence<Job>, work: &Work, outcome: &Outcome) {
+fn report(sequence: &mut Sequence<Active>, work: &Work, outcome: &Outcome) {
     let rows = work.rows();
     let plan = sequence.data.submission.plan.clone();
     let cut = |entry: &TokenLogprobs, k: usize| TokenLogprobs {
@@ -220,13 +220,13 @@ fn report(sequence: &mut Sequence<Job>, work: &Work, outcome: &Outcome) {
         logits: plan.generation_logits.then(|| outcome.logits[last].clone()),
     });
     let last = if plan.end_ids.contains(&id) {
-        Some(Event::Finished(FinishReason::End))
+        Some(Event::Finished(EndReason::End))
     } else if plan.stop_ids.contains(&id) {
-        Some(Event::Finished(FinishReason::StopToken(id)))
+        Some(Event::Finished(EndReason::StopToken(id)))
     } else if let Some(last) = constraint::advance(&mut sequence.data, id) {
         Some(last)
     } else if sequence.len() + 1 >= sequence.max_len {
-        Some(Event::Finished(FinishReason::Length))
+        Some(Event::Finished(EndReason::Length))
     } else {
         None
     };

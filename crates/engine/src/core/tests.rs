@@ -138,7 +138,7 @@ impl Rig {
             guide: None,
             adapter: None,
             siblings: Vec::new(),
-            events: self.reports.clone(),
+            events: Arc::new(self.reports.clone()),
         };
         self.commands.send(Command::Submit(Box::new(submission))).unwrap();
     }

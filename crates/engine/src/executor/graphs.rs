@@ -11,6 +11,41 @@ use crate::model::{Decoder, Extents, KvCache, RunState, StepRows};
 /// The most rows of a recorded step: above, launches cost little beside the work.
 const MAX_ROWS: usize = 256;
 
+/// Sizes of the steps that are recorded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GraphSizes {
+    /// In order; `None`: those of [`padded_rows`].
+    sizes: Option<Vec<usize>>,
+    /// The largest.
+    max: usize,
+    /// Whether steps of other sizes are padded to the next one.
+    padding: bool,
+}
+
+impl GraphSizes {
+    /// Steps of these `sizes`, or a few sizes of the engine's own, of up to `max` rows; with `padding`,
+    /// steps of other sizes are padded to the next one. The buffers of a step have room for `max` rows.
+    pub fn new(sizes: Option<&[usize]>, max: usize, padding: bool) -> Self {
+        let max = max.min(MAX_ROWS);
+        let sizes = sizes.map(|sizes| {
+            let mut sizes: Vec<usize> = sizes.iter().copied().filter(|size| *size <= max).collect();
+            sizes.sort_unstable();
+            sizes
+        });
+        Self { sizes, max, padding }
+    }
+
+    /// The rows that a step of `rows` is recorded with; `None`: it is not recorded.
+    fn recorded(&self, rows: usize) -> Option<usize> {
+        let fits = |size: &usize| if self.padding { *size >= rows } else { *size == rows };
+        match &self.sizes {
+            Some(sizes) => sizes.iter().copied().find(fits),
+            None if self.padding => Some(padded_rows(rows)).filter(|size| *size <= self.max),
+            None => Some(rows).filter(|rows| *rows <= self.max),
+        }
+    }
+}
+
 /// What one recording is good for. Which adapters the rows have does not matter, only whether there are
 /// none, so that batches without adapters do no work for them, few or many, and how rows are tiled.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -19,7 +54,7 @@ struct Shape {
     adapters: (Spread, usize),
 }
 
-/// How far a shape is.
+/// What is known of a shape.
 enum Recording<G> {
     /// It has run, so that it can be recorded.
     Seen,
@@ -43,14 +78,15 @@ pub struct GraphStats {
 pub struct StepGraphs<B: Backend> {
     known: HashMap<Shape, Recording<B::Graph>>,
     stats: GraphStats,
-    enabled: bool,
+    /// `None`: nothing is recorded.
+    sizes: Option<GraphSizes>,
 }
 
 impl<B: Backend> StepGraphs<B> {
-    /// No recorded steps yet; none ever unless `enabled`.
-    pub fn new(be: &B, enabled: bool) -> Self {
-        let enabled = enabled && be.caps().graphs;
-        Self { known: HashMap::new(), stats: GraphStats::default(), enabled }
+    /// No recorded steps yet; none ever without `sizes`, or where the backend records nothing.
+    pub fn new(be: &B, sizes: Option<GraphSizes>) -> Self {
+        let sizes = sizes.filter(|_| be.caps().graphs);
+        Self { known: HashMap::new(), stats: GraphStats::default(), sizes }
     }
 
     /// What was recorded and replayed so far.
@@ -61,10 +97,15 @@ impl<B: Backend> StepGraphs<B> {
     /// Brings a step that may be recorded to one of few shapes: rows up to the next size, block
     /// tables up to a power of two.
     pub fn pad(&self, rows: &mut StepRows) {
-        if self.enabled && is_decode(&rows.extents()) {
+        if let Some(padded) = self.recorded(&rows.extents()) {
             rows.widen_tables(rows.max_blocks.next_power_of_two());
-            rows.pad(padded_rows(rows.ids.len()));
+            rows.pad(padded);
         }
+    }
+
+    /// The rows that a step is recorded with; `None`: it is not recorded.
+    fn recorded(&self, step: &Extents) -> Option<usize> {
+        self.sizes.as_ref().filter(|_| is_decode(step))?.recorded(step.rows)
     }
 
     /// Runs the prepared rows, as [`Decoder::forward`].
@@ -82,7 +123,7 @@ impl<B: Backend> StepGraphs<B> {
         let lora = state.lora();
         let adapters = (lora.spread(), lora.tile_rows());
         let shape = Shape { extents: state.extents(), adapters };
-        if !self.enabled || !is_decode(&shape.extents) {
+        if self.recorded(&shape.extents) != Some(shape.extents.rows) {
             return model.forward(be, q, state, kv);
         }
         let mut known = match self.known.entry(shape) {
@@ -111,7 +152,7 @@ impl<B: Backend> StepGraphs<B> {
 
 /// Whether each row is a sequence of its own that yields logits.
 fn is_decode(of: &Extents) -> bool {
-    of.rows == of.logit_rows && of.rows == of.sequences && (1..=MAX_ROWS).contains(&of.rows)
+    of.rows == of.logit_rows && of.rows == of.sequences && of.rows > 0
 }
 
 /// The rows that a step is padded to: few numbers, so that recordings are few, and not much more
@@ -128,6 +169,26 @@ pub fn padded_rows(rows: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_are_recorded_in_the_sizes_that_are_asked_for() {
+        let of = |sizes: Option<&[usize]>, max, padding| {
+            let sizes = GraphSizes::new(sizes, max, padding);
+            [1, 3, 4, 60, 250, 300].map(|rows| sizes.recorded(rows))
+        };
+        assert_eq!(
+            of(None, usize::MAX, true),
+            [Some(1), Some(4), Some(4), Some(64), Some(256), None]
+        );
+        assert_eq!(
+            of(None, usize::MAX, false),
+            [Some(1), Some(3), Some(4), Some(60), Some(250), None]
+        );
+        assert_eq!(of(None, 16, true), [Some(1), Some(4), Some(4), None, None, None]);
+        let few: &[usize] = &[512, 4, 1, 64];
+        assert_eq!(of(Some(few), 300, true), [Some(1), Some(4), Some(4), Some(64), None, None]);
+        assert_eq!(of(Some(few), 300, false), [Some(1), None, Some(4), None, None, None]);
+    }
 
     #[test]
     fn padding_takes_rows_to_few_sizes_and_adds_sequences_without_adapters() {

@@ -14,7 +14,7 @@ use lora_core::Result;
 pub use crate::model::StepRows;
 pub use device::{DeviceExecutor, Parts};
 pub use draws::Draws;
-pub use graphs::{GraphStats, StepGraphs, padded_rows};
+pub use graphs::{GraphSizes, GraphStats, StepGraphs, padded_rows};
 pub use group::{Group, Peer};
 pub use sampler::Sampler;
 

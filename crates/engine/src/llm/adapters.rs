@@ -1,12 +1,15 @@
-//! Adapters by request of the user: loading ahead, unloading, and what there is.
+//! Adapters of an engine by name: known, loaded ahead, unloaded; and their texts.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use lora_core::{Generation, LoraRequest};
 use serde::Serialize;
 
-use super::{Llm, LlmError};
-use crate::adapters::Loaded;
+use super::LlmError;
+use super::commands::Commands;
+use super::text::{AdapterTexts, TextModel};
+use crate::adapters::{AdapterRegistry, Loaded, Registered};
 use crate::core::Command;
 
 /// An adapter that the engine knows.
@@ -32,68 +35,90 @@ pub struct AdapterStatus {
     pub leases: usize,
 }
 
-impl Llm {
-    /// Reads an adapter now, so that its first request does not wait for it. Under a known name the
-    /// files are read again: requests from here on get the new contents, those in flight end with
-    /// the old ones. So is what the folder has of tokenizer, chat template and end tokens. `pinned` keeps it in host memory whether it is used or not.
-    ///
-    /// # Errors
-    /// [`LlmError::Adapter`]; the engine then knows what it knew before.
-    pub fn load_adapter(
-        &self,
-        request: &LoraRequest,
-        pinned: bool,
-    ) -> Result<AdapterStatus, LlmError> {
-        let text = self.texts.read(request)?;
-        let Loaded { entry, adapter, replaced } = self.registry.load(request)?;
-        let install =
-            |reply| Command::Install { entry: entry.clone(), adapter, keep: pinned, reply };
-        if let Err(error) = self.ask(install)? {
-            self.registry.take_back(&entry, replaced);
-            return Err(error.into());
-        }
-        self.texts.replace(&entry, text);
-        if let Some(old) = replaced {
-            self.send(Command::Retire(old))?;
-        }
-        let all = self.list_adapters()?;
-        all.into_iter().find(|status| status.name == entry.name()).ok_or(LlmError::Stopped)
+/// The adapters of an engine, as its callers see them.
+pub(super) struct Adapters {
+    registry: Arc<AdapterRegistry>,
+    texts: AdapterTexts,
+    commands: Commands,
+}
+
+impl Adapters {
+    pub fn new(registry: Arc<AdapterRegistry>, texts: AdapterTexts, commands: Commands) -> Self {
+        Self { registry, texts, commands }
     }
 
-    /// Makes an adapter known under its name and number, whose files are read when a request asks for
-    /// it: from here on [`Llm::adapter`] gives it by name, and no other adapter can take either.
+    /// Text of the model itself.
+    pub fn model_text(&self) -> &Arc<TextModel> {
+        self.texts.model()
+    }
+
+    /// The registration of a request's adapter, whose weights are read if they are not known yet.
     ///
     /// # Errors
     /// [`LlmError::Adapter`] if the path does not exist, or another adapter has the name or number.
-    pub fn register_adapter(&self, request: &LoraRequest) -> Result<(), LlmError> {
-        self.registry.resolve(request)?;
-        Ok(())
+    pub fn resolve(&self, request: &LoraRequest) -> Result<Arc<Registered>, LlmError> {
+        Ok(self.registry.resolve(request)?)
+    }
+
+    /// The text of requests with this adapter.
+    ///
+    /// # Errors
+    /// [`LlmError::Adapter`] if its files cannot be used.
+    pub fn text_of(&self, adapter: Option<&Arc<Registered>>) -> Result<Arc<TextModel>, LlmError> {
+        let Some(entry) = adapter else { return Ok(self.model_text().clone()) };
+        self.texts.of(entry).map_err(|error| {
+            if entry.generation().is_none() {
+                // As with weights that cannot be used: the files may be corrected and asked for again.
+                self.registry.forget(entry);
+            }
+            error.into()
+        })
     }
 
     /// The request for an adapter that was loaded or registered, by its name alone.
     ///
     /// # Errors
     /// [`LlmError::Adapter`] if no adapter has this name.
-    pub fn adapter(&self, name: &str) -> Result<LoraRequest, LlmError> {
+    pub fn named(&self, name: &str) -> Result<LoraRequest, LlmError> {
         Ok(self.registry.named(name)?.request.clone())
     }
 
-    /// Forgets an adapter. Requests in flight end with it; its memory is then free.
+    /// Reads an adapter and hands it to the engine thread.
+    ///
+    /// # Errors
+    /// [`LlmError::Adapter`]; what was known before is then known still.
+    pub fn load(&self, request: &LoraRequest, pinned: bool) -> Result<AdapterStatus, LlmError> {
+        let text = self.texts.read(request)?;
+        let Loaded { entry, adapter, replaced } = self.registry.load(request)?;
+        let install = |reply| Command::Install { entry: entry.clone(), adapter, pinned, reply };
+        if let Err(error) = self.commands.ask(install)? {
+            self.registry.take_back(&entry, replaced);
+            return Err(error.into());
+        }
+        self.texts.replace(&entry, text);
+        if let Some(old) = replaced {
+            self.commands.send(Command::Retire(old))?;
+        }
+        let all = self.list()?;
+        all.into_iter().find(|status| status.name == entry.name()).ok_or(LlmError::Stopped)
+    }
+
+    /// Forgets an adapter.
     ///
     /// # Errors
     /// [`LlmError::Adapter`] if no adapter has this name.
-    pub fn unload_adapter(&self, name: &str) -> Result<(), LlmError> {
+    pub fn unload(&self, name: &str) -> Result<(), LlmError> {
         let entry = self.registry.unload(name)?;
-        self.send(Command::Retire(entry))
+        self.commands.send(Command::Retire(entry))
     }
 
     /// All adapters that requests or loads have named, by name.
     ///
     /// # Errors
     /// [`LlmError::Stopped`].
-    pub fn list_adapters(&self) -> Result<Vec<AdapterStatus>, LlmError> {
+    pub fn list(&self) -> Result<Vec<AdapterStatus>, LlmError> {
         let entries = self.registry.list();
-        let residences = self.ask(|reply| Command::Residence(entries.clone(), reply))?;
+        let residences = self.commands.ask(|reply| Command::Residence(entries.clone(), reply))?;
         let status = entries.iter().zip(residences).map(|(entry, residence)| AdapterStatus {
             name: entry.name().to_owned(),
             int_id: entry.request.lora_int_id,

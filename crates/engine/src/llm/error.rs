@@ -46,6 +46,16 @@ pub enum LlmError {
         /// The values allowed.
         allowed: String,
     },
+    /// A parameter of a request is out of range for the model or the engine.
+    #[error("{parameter} is {found}; allowed: {allowed}")]
+    Parameter {
+        /// The parameter.
+        parameter: &'static str,
+        /// Its value.
+        found: String,
+        /// The values allowed.
+        allowed: String,
+    },
     /// Not one block of keys and values fits its share of the memory.
     #[error(
         "free_gpu_memory_fraction is {share}: that share of the {free} bytes that weights, activations \
@@ -151,7 +161,55 @@ pub enum LlmError {
     Stopped,
 }
 
+/// Whose fault an error is, and so what a caller does about it: which exit code a command has, and
+/// which status a server answers with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A setting of the engine is wrong, or does not go with the model.
+    Setting,
+    /// The model cannot be loaded, or does not fit the device.
+    Model,
+    /// The request is wrong, whatever the state of the engine.
+    Request,
+    /// The request names an adapter that is not known, or whose files are missing.
+    AdapterNotFound,
+    /// The adapter is there and cannot be used.
+    AdapterRefused,
+    /// The engine failed while the request ran; others may succeed.
+    Failed,
+    /// The engine has stopped.
+    Stopped,
+}
+
 impl LlmError {
+    /// Whose fault it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Setting { .. } | Self::LoraConfig(_) => ErrorKind::Setting,
+            Self::Model(_)
+            | Self::NoRoomForKv { .. }
+            | Self::NoHostRoomForKv { .. }
+            | Self::OutOfMemory { .. } => ErrorKind::Model,
+            Self::Text(error) if !error.is_of_request() => ErrorKind::Model,
+            Self::Text(_)
+            | Self::Parameter { .. }
+            | Self::Sampling(_)
+            | Self::Guide(_)
+            | Self::EmptyPrompt
+            | Self::PromptTooLong { .. }
+            | Self::PromptTooLarge { .. }
+            | Self::TokenId { .. }
+            | Self::ListLength { .. }
+            | Self::NoTokenizer { .. }
+            | Self::NoChatTemplate { .. } => ErrorKind::Request,
+            Self::Adapter(error) if error.is_not_found() => ErrorKind::AdapterNotFound,
+            Self::Adapter(_) => ErrorKind::AdapterRefused,
+            Self::Failed(_) => ErrorKind::Failed,
+            Self::Stopped => ErrorKind::Stopped,
+        }
+    }
+
     /// The rules that settings, a request or its adapter break, where that is what went wrong.
     pub fn rejections(&self) -> Option<&Rejections> {
         match self {
@@ -159,6 +217,14 @@ impl LlmError {
             Self::Adapter(error) => error.rejections(),
             _ => None,
         }
+    }
+
+    pub(super) fn parameter(
+        parameter: &'static str,
+        found: impl Display,
+        allowed: impl Into<String>,
+    ) -> Self {
+        Self::Parameter { parameter, found: found.to_string(), allowed: allowed.into() }
     }
 
     pub(super) fn setting(
@@ -236,5 +302,27 @@ mod tests {
         }
         assert!(LlmError::from(RegistryError::Changed { name, path }).rejections().is_none());
         assert!(LlmError::EmptyPrompt.rejections().is_none());
+    }
+
+    #[test]
+    fn a_caller_learns_whose_fault_an_error_is() {
+        let load = |cause| RegistryError::Load { name: "x".to_owned(), cause }.into();
+        let missing = AdapterError::Missing { path: "p".into(), what: "this file".to_owned() };
+        let damaged = AdapterError::InvalidSafetensors { path: "p".into(), problem: "x".into() };
+        let file = TextError::NoDefaultTemplate { path: "p".into(), names: Vec::new() };
+        for (error, kind) in [
+            (LlmError::setting("max_num_tokens", 0, "1 or more"), ErrorKind::Setting),
+            (LlmError::parameter("n", 0, "1 or more"), ErrorKind::Request),
+            (LlmError::EmptyPrompt, ErrorKind::Request),
+            (TextError::NoMessages.into(), ErrorKind::Request),
+            (file.into(), ErrorKind::Model),
+            (RegistryError::Unknown { name: "x".to_owned() }.into(), ErrorKind::AdapterNotFound),
+            (load(missing), ErrorKind::AdapterNotFound),
+            (load(damaged), ErrorKind::AdapterRefused),
+            (LlmError::Failed("a step".to_owned()), ErrorKind::Failed),
+            (LlmError::Stopped, ErrorKind::Stopped),
+        ] {
+            assert_eq!(error.kind(), kind, "{error}");
+        }
     }
 }

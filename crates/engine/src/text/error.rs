@@ -129,3 +129,20 @@ pub enum TextError {
         index: usize,
     },
 }
+
+impl TextError {
+    /// Whether the text of a request is refused; otherwise a file cannot be used for any request.
+    pub fn is_of_request(&self) -> bool {
+        matches!(
+            self,
+            Self::Encode { .. }
+                | Self::Decode { .. }
+                | Self::ChatTemplateMissing { .. }
+                | Self::ChatTemplateRefused { .. }
+                | Self::ChatTemplateFailed { .. }
+                | Self::ChatTemplateTooCostly { .. }
+                | Self::NoMessages
+                | Self::EmptyStopString { .. }
+        )
+    }
+}

@@ -160,6 +160,11 @@ pub enum AdapterError {
 }
 
 impl AdapterError {
+    /// Whether no adapter is at the path, or the operating system does not let it be read.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Missing { .. } | Self::Io { .. } | Self::NotAnAdapter { .. })
+    }
+
     /// The broken rules, when the adapter was readable.
     pub fn rejections(&self) -> Option<&Rejections> {
         match self {

@@ -1,0 +1,154 @@
+//! A request whose text comes in pieces.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures_channel::mpsc::{UnboundedReceiver, unbounded};
+use futures_core::Stream;
+use futures_executor::block_on;
+
+use super::input::GenerateRequest;
+use super::intake::Intake;
+use super::output::{Delta, RequestOutput};
+use super::pending::{Pending, Taken};
+use crate::core::{Command, Event};
+use crate::llm::LlmError;
+use crate::llm::commands::Commands;
+
+/// A running request: a [`Stream`] of what its outputs gain, for any async runtime;
+/// [`ResponseStream::blocking`] is for threads. The last item of each output has a finish reason, an
+/// error is the last item of all. Dropping the stream aborts the request.
+pub struct ResponseStream {
+    state: State,
+    inbox: UnboundedReceiver<(u64, Event)>,
+    commands: Commands,
+    request_id: u64,
+}
+
+/// How far a request has come.
+enum State {
+    /// It runs, or its outputs have ended and were not taken yet.
+    Open(Box<Pending>),
+    /// It failed, which was reported.
+    Failed,
+}
+
+impl ResponseStream {
+    /// Submits a request.
+    ///
+    /// # Errors
+    /// Whatever refuses the request by itself.
+    pub(in crate::llm) fn open(
+        intake: &Intake,
+        request: GenerateRequest,
+    ) -> Result<Self, LlmError> {
+        let (events, inbox) = unbounded();
+        let pending = intake.submit(request, Arc::new(events))?;
+        let (request_id, commands) = (pending.output.request_id, intake.commands().clone());
+        Ok(Self { state: State::Open(Box::new(pending)), inbox, commands, request_id })
+    }
+
+    /// Number of the request, as [`crate::Llm::abort`] takes it.
+    pub fn request_id(&self) -> u64 {
+        self.request_id
+    }
+
+    /// Ends the request; its outputs end with [`crate::FinishReason::Cancelled`].
+    pub fn abort(&self) {
+        // An engine that is gone runs nothing.
+        let _ = self.commands.send(Command::AbortRequest(self.request_id));
+    }
+
+    /// Its items, for a thread that waits for them. Not to be used on a thread of an async runtime.
+    pub fn blocking(&mut self) -> Blocking<'_> {
+        Blocking(self)
+    }
+
+    /// Waits for the end and returns the whole answer, whatever of it was read before.
+    ///
+    /// # Errors
+    /// What failed the request.
+    pub async fn output(mut self) -> Result<RequestOutput, LlmError> {
+        while let Some(delta) = poll_fn(|cx| Pin::new(&mut self).poll_next(cx)).await {
+            delta?;
+        }
+        match std::mem::replace(&mut self.state, State::Failed) {
+            State::Open(pending) => pending.into_output(),
+            State::Failed => Err(LlmError::Stopped),
+        }
+    }
+
+    /// As [`ResponseStream::output`], for a thread that waits for it. Not to be used on a thread of an async runtime.
+    ///
+    /// # Errors
+    /// What failed the request.
+    pub fn finish(self) -> Result<RequestOutput, LlmError> {
+        block_on(self.output())
+    }
+
+    /// Hands an event to its output. The item that comes of it, if there is one.
+    fn take(&mut self, id: u64, event: Event) -> Option<Result<Delta, LlmError>> {
+        let State::Open(pending) = &mut self.state else { return None };
+        let Taken { delta, abort } = pending.take(id, event);
+        let failed = pending.failed.take();
+        if abort {
+            let _ = self.commands.send(Command::Abort(id));
+        }
+        match failed {
+            Some(error) => {
+                self.abort();
+                Some(Err(self.fail(error)))
+            }
+            None => delta.map(Ok),
+        }
+    }
+
+    /// Ends the stream with this error.
+    fn fail(&mut self, error: LlmError) -> LlmError {
+        self.state = State::Failed;
+        error
+    }
+
+    fn is_running(&self) -> bool {
+        matches!(&self.state, State::Open(pending) if !pending.is_complete())
+    }
+}
+
+impl Stream for ResponseStream {
+    type Item = Result<Delta, LlmError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        while this.is_running() {
+            let item = match ready!(Pin::new(&mut this.inbox).poll_next(cx)) {
+                Some((id, event)) => this.take(id, event),
+                None => Some(Err(this.fail(LlmError::Stopped))),
+            };
+            if item.is_some() {
+                return Poll::Ready(item);
+            }
+        }
+        Poll::Ready(None)
+    }
+}
+
+/// The items of a [`ResponseStream`], for a thread that waits for them.
+pub struct Blocking<'a>(&'a mut ResponseStream);
+
+impl Iterator for Blocking<'_> {
+    type Item = Result<Delta, LlmError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        block_on(poll_fn(|cx| Pin::new(&mut *self.0).poll_next(cx)))
+    }
+}
+
+impl Drop for ResponseStream {
+    fn drop(&mut self) {
+        if self.is_running() {
+            self.abort();
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Starting the threads of an engine: that of the batch loop with the first rank, and those of the others.
+
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, bounded, unbounded};
+use lora_core::{Backend, Comm};
+
+use super::builder::Progress;
+use super::rank::Startup;
+use crate::adapters::AdapterTiers;
+use crate::core::{AdapterStore, Command, Core};
+use crate::executor::{Executor, Group, Peer};
+use crate::kv::KvBlocks;
+use crate::llm::{EngineInfo, LlmError};
+use crate::model::{ModelConfig, ModelError, Shard, WeightSource};
+use crate::scheduler::Scheduler;
+
+/// Fails unless the model can be divided among so many devices.
+pub(in crate::llm) fn check_ranks(world: usize, config: &ModelConfig) -> Result<(), LlmError> {
+    if world == 0 {
+        return Err(LlmError::setting("tensor_parallel_size", world, "1 or more"));
+    }
+    Ok(Shard { rank: 0, world }.check(config)?)
+}
+
+/// Makes the backend of a rank, on its thread.
+pub(in crate::llm) type Factory<B> = Box<dyn FnOnce() -> lora_core::Result<B> + Send>;
+
+/// What the engine thread starts with.
+pub(in crate::llm) struct Start {
+    pub startup: Startup,
+    pub source: Box<dyn WeightSource + Send>,
+    pub progress: Progress,
+    pub adapters: AdapterStore,
+    pub inbox: Receiver<Command>,
+}
+
+impl Start {
+    /// Starts the engine on a thread of its own, and waits until it is ready.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn spawn<B: Backend>(
+        self,
+        factories: Vec<Factory<B>>,
+    ) -> Result<(EngineInfo, JoinHandle<()>), LlmError> {
+        let (ready, started) = bounded(1);
+        let run = move || match self.start(factories) {
+            Ok((core, info)) => {
+                // Nobody waits any more if the builder was dropped; the loop then ends, too.
+                let _ = ready.send(Ok(info));
+                core.run();
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        };
+        let thread = std::thread::Builder::new().name("loramux-engine".to_owned()).spawn(run);
+        let thread = thread.map_err(|e| LlmError::Failed(e.to_string()))?;
+        let info = started.recv().map_err(|_| LlmError::Stopped)??;
+        Ok((info, thread))
+    }
+
+    /// Starts the ranks: the first one here, the others on threads of their own.
+    fn start<B: Backend>(
+        self,
+        factories: Vec<Factory<B>>,
+    ) -> Result<(Core<Group<B>>, EngineInfo), LlmError> {
+        let Self { startup, source, .. } = self;
+        let mut seats = B::Comm::seats(factories.len())?.into_iter().zip(factories);
+        let Some((seat, factory)) = seats.next() else {
+            return Err(LlmError::setting("tensor_parallel_size", 0, "1 or more"));
+        };
+        let (failed, failures) = unbounded();
+        let mut peers = Vec::new();
+        for (rank, (seat, factory)) in (1..).zip(seats) {
+            let (startup, failed) = (startup.clone(), failed.clone());
+            let make = move || {
+                let started = factory()
+                    .map_err(LlmError::from)
+                    .and_then(|be| startup.start(be, seat, startup.open_weights()?, &|_| ()));
+                match started {
+                    Ok(started) => Some(started.executor),
+                    // The first rank collects them; it fails, too.
+                    Err(error) => {
+                        let _ = failed.send(error);
+                        None
+                    }
+                }
+            };
+            let peer = Peer::spawn(rank, make);
+            peers.push(
+                peer.map_err(|e| LlmError::Failed(format!("cannot start rank {rank}: {e}")))?,
+            );
+        }
+        drop(failed);
+        let layers = startup.config.layers;
+        let report = |done| (self.progress)(done, layers);
+        let own = factory().map_err(LlmError::from);
+        let own = own.and_then(|be| startup.start(be, seat, source, &report));
+        let started = own.map_err(|error| first_cause(error, &failures))?;
+        let (host, device) = started.tiers;
+        let settings = &startup.settings;
+        let readers = settings.peft_cache_config.num_put_workers;
+        let tiers = AdapterTiers::new(host, device, readers);
+        let executor = Group::new(started.executor, peers);
+        let overlaps = !settings.disable_overlap_scheduler.unwrap_or(!executor.is_asynchronous());
+        let core = Core {
+            executor,
+            scheduler: Scheduler::new(startup.limits(), KvBlocks::new(started.kv), tiers),
+            adapters: self.adapters,
+            inbox: self.inbox,
+            counts: Default::default(),
+            overlaps,
+        };
+        Ok((core, started.info))
+    }
+}
+
+/// Why the ranks did not start: the error of the one that failed by itself, of which the others only know
+/// that it failed.
+fn first_cause(own: LlmError, of_peers: &Receiver<LlmError>) -> LlmError {
+    let is_of_peer = |error: &LlmError| {
+        matches!(error, LlmError::Model(ModelError::Device(lora_core::Error::Peer)))
+    };
+    if !is_of_peer(&own) {
+        return own;
+    }
+    // Ends when all ranks have.
+    of_peers.iter().find(|error| !is_of_peer(error)).unwrap_or(own)
+}

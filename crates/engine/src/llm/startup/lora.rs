@@ -1,0 +1,36 @@
+//! What the LoRA settings mean for one model.
+
+use lora_core::{LoraConfig, ModelGeometry, formats};
+
+use crate::adapters::RegistryError;
+use crate::llm::LlmError;
+
+/// Settles which modules adapters may change: those of `lora_target_modules`, else those of the
+/// adapter in `lora_dir`, else all that the model has, which is said once with what it costs.
+///
+/// # Errors
+/// [`LlmError::Adapter`] if the adapter in `lora_dir` cannot be read.
+pub(in crate::llm) fn resolve(
+    config: LoraConfig,
+    model: &ModelGeometry,
+) -> Result<LoraConfig, LlmError> {
+    let config = formats::settle_targets(config, Some(model))
+        .map_err(|cause| RegistryError::Load { name: "lora_dir".to_owned(), cause })?;
+    if config.lora_target_modules.is_empty() {
+        let bytes = largest_adapter(&config, model);
+        tracing::info!(
+            "neither lora_target_modules nor lora_dir is set: adapters may change every linear \
+             module, {bytes} bytes for one of rank {}",
+            config.max_lora_rank
+        );
+    }
+    Ok(config)
+}
+
+/// Bytes of an adapter of the largest rank on every module, in 16 bits.
+fn largest_adapter(config: &LoraConfig, model: &ModelGeometry) -> usize {
+    let modules = config.effective_targets(model);
+    let widths = modules.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
+    let rank_one = 2 * model.layers * widths.sum::<usize>();
+    rank_one.saturating_mul(config.max_lora_rank)
+}

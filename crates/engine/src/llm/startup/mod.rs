@@ -1,0 +1,24 @@
+//! From settings to a running engine: what is checked, opened, measured and allocated on the way.
+
+mod base_model;
+mod buffers;
+mod builder;
+mod checkpoint;
+mod config;
+mod geometry;
+mod launch;
+mod lora;
+mod memory;
+mod quantize;
+mod rank;
+mod settings;
+mod sizes;
+
+pub use base_model::BaseModel;
+pub use builder::{LlmBuilder, Progress};
+pub use config::{ConfigError, EngineConfig};
+pub use geometry::geometry;
+pub use memory::MemoryPlan;
+pub use settings::{
+    CudaGraphConfig, KvCacheConfig, KvCacheDtype, LoadFormat, MoeConfig, SchedulerConfig,
+};

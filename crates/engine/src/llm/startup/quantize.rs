@@ -1,0 +1,81 @@
+//! What a user asks for in `quant_config`, against what a checkpoint holds.
+
+use lora_core::{QuantAlgo, QuantConfig};
+
+use super::settings::KvCacheDtype;
+use crate::llm::LlmError;
+use crate::model::{Fp8Weights, ModulePatterns, Quantization};
+
+/// Modules that stay in 16 bits unless `exclude_modules` is set: errors of the logits matter most.
+const EXCLUDED: &str = "lm_head";
+
+/// How weights and KV cache are to be held. FP8 on a 16-bit checkpoint quantises on loading; what a
+/// checkpoint holds in FP8 stays so, and must not be asked for in another form.
+///
+/// # Errors
+/// [`LlmError::Setting`] naming the setting and what the checkpoint has; [`LlmError::Model`] for a
+/// pattern that is none.
+pub(in crate::llm) fn resolve(
+    asked: Option<&QuantConfig>,
+    kv_dtype: KvCacheDtype,
+    mut found: Quantization,
+) -> Result<Quantization, LlmError> {
+    found.fp8_kv |= kv_dtype == KvCacheDtype::Fp8;
+    let Some(asked) = asked else { return Ok(found) };
+    refuse_others(asked)?;
+    found.fp8_kv |= asked.kv_cache_quant_algo.is_some();
+    found.weights = match (asked.quant_algo, found.weights) {
+        (None, weights) => weights,
+        (Some(QuantAlgo::Fp8), None) => {
+            let patterns =
+                asked.exclude_modules.clone().unwrap_or_else(|| vec![EXCLUDED.to_owned()]);
+            let exclude = ModulePatterns::new("quant_config.exclude_modules", patterns)?;
+            Some(Fp8Weights { exclude, stored: false })
+        }
+        (Some(QuantAlgo::Fp8), Some(stored)) => Some(same_modules(asked, stored)?),
+        (_, None) => None,
+        (Some(other), Some(_)) => {
+            let allowed = "FP8, which the checkpoint is in; or leave it out".to_owned();
+            return Err(LlmError::setting("quant_config.quant_algo", other, allowed));
+        }
+    };
+    Ok(found)
+}
+
+/// Fails if the excluded modules are set, and not those of the checkpoint.
+fn same_modules(asked: &QuantConfig, stored: Fp8Weights) -> Result<Fp8Weights, LlmError> {
+    if let Some(patterns) = &asked.exclude_modules {
+        let name = "quant_config.exclude_modules";
+        let wanted = ModulePatterns::new(name, patterns.clone())?;
+        if wanted.patterns() != stored.exclude.patterns() {
+            let found = format!("{patterns:?}");
+            let allowed = format!("{:?}, as in the checkpoint", stored.exclude.patterns());
+            return Err(LlmError::setting(name, found, allowed));
+        }
+    }
+    Ok(stored)
+}
+
+/// Fails for everything but FP8.
+fn refuse_others(asked: &QuantConfig) -> Result<(), LlmError> {
+    let fp8 = |algo: QuantAlgo| algo == QuantAlgo::Fp8;
+    if let Some(other) = asked.weights().filter(|algo| !fp8(*algo)) {
+        return Err(LlmError::setting("quant_config.quant_algo", other, "FP8, or none".to_owned()));
+    }
+    if let Some(other) = asked.kv_cache_quant_algo.filter(|algo| !fp8(*algo)) {
+        let name = "quant_config.kv_cache_quant_algo";
+        return Err(LlmError::setting(name, other, "FP8, or none".to_owned()));
+    }
+    let unused = "unset: FP8 with a scale for a tensor does not have it";
+    for (name, set) in [
+        ("quant_config.clamp_val", asked.clamp_val.is_some()),
+        ("quant_config.use_meta_recipe", asked.use_meta_recipe),
+        ("quant_config.has_zero_point", asked.has_zero_point),
+        ("quant_config.pre_quant_scale", asked.pre_quant_scale),
+    ] {
+        if set {
+            return Err(LlmError::setting(name, "set", unused.to_owned()));
+        }
+    }
+    Ok(())
+}

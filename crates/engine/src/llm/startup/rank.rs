@@ -1,0 +1,146 @@
+//! What each rank of an engine puts into its device's memory.
+
+use std::path::PathBuf;
+
+use lora_core::{Backend, Comm, DType, ModelGeometry};
+
+use super::buffers::{Buffers, Demand};
+use super::checkpoint;
+use super::config::EngineConfig;
+use super::memory::FreeMemory;
+use super::settings::CudaGraphConfig;
+use super::sizes;
+use crate::adapters::TierSize;
+use crate::executor::{DeviceExecutor, GraphSizes, Parts, StepGraphs, padded_rows};
+use crate::kv::KvPlan;
+use crate::llm::{EngineInfo, LlmError};
+use crate::model::{Decoder, LoadPlan, ModelConfig, Quantization, Shard, WeightSource};
+use crate::scheduler::Limits;
+
+/// What the ranks of an engine have in common.
+#[derive(Clone)]
+pub(in crate::llm) struct Startup {
+    pub model: PathBuf,
+    pub settings: EngineConfig,
+    /// Shape and constants of the model.
+    pub config: ModelConfig,
+    pub geometry: ModelGeometry,
+    pub quantization: Quantization,
+}
+
+/// A rank that is ready to run steps.
+pub(in crate::llm) struct Started<B: Backend> {
+    pub executor: DeviceExecutor<B>,
+    pub info: EngineInfo,
+    pub kv: KvPlan,
+    /// The host tier and the device tier.
+    pub tiers: (TierSize, TierSize),
+}
+
+impl Startup {
+    /// Opens the weights once more, for another rank.
+    ///
+    /// # Errors
+    /// [`LlmError`] naming what is missing or broken.
+    pub fn open_weights(&self) -> Result<Box<dyn WeightSource + Send>, LlmError> {
+        checkpoint::open_weights(&self.model, self.settings.load_format)
+    }
+
+    /// Bounds of a step and of the queue.
+    pub fn limits(&self) -> Limits {
+        let lora = self.settings.lora_config.as_ref();
+        sizes::limits(&self.settings.batch(), self.settings.scheduler_config, lora)
+    }
+
+    /// Dtype of the activations.
+    fn dtype(&self) -> DType {
+        self.settings.dtype.unwrap_or(self.config.dtype)
+    }
+
+    /// Puts one rank's share of everything into a device's memory. `report` is called with the layers read
+    /// so far.
+    ///
+    /// # Errors
+    /// [`LlmError`] if something does not fit, cannot be read, or another rank fails.
+    pub fn start<B: Backend>(
+        &self,
+        be: B,
+        seat: <B::Comm as Comm<B>>::Seat,
+        source: Box<dyn WeightSource + Send>,
+        report: &dyn Fn(usize),
+    ) -> Result<Started<B>, LlmError> {
+        let comm = B::Comm::join(&be, seat)?;
+        let shard = Shard { rank: comm.rank(), world: comm.world() };
+        let mut queue = be.queue()?;
+        let lora = self.settings.lora_config.as_ref();
+        let at_start = FreeMemory::of(&be)?;
+        sizes::check_slots(lora, &self.geometry, at_start)?;
+        let plan = LoadPlan {
+            dtype: self.dtype(),
+            positions: self.settings.max_seq_len.unwrap_or(self.config.max_positions),
+            slots: sizes::slots(lora),
+            quantization: self.quantization.clone(),
+            shard,
+        };
+        let model = Decoder::load(&be, &mut queue, comm, &self.config, source, &plan, report)?;
+        let buffers = self.demand(&be).allocate(&be, &model, at_start)?;
+        // All ranks are ready, or none is.
+        model.comm.sum_on_host(Vec::new())?;
+        let info = self.info::<B>(&buffers);
+        let Buffers { kv, tiers, .. } = buffers;
+        let executor = DeviceExecutor::new(Parts {
+            graphs: StepGraphs::new(&be, self.graph_sizes()),
+            kv: buffers.kv_cache,
+            state: buffers.state,
+            sampler: buffers.sampler,
+            be,
+            queue,
+            model,
+        });
+        Ok(Started { executor, info, kv, tiers })
+    }
+
+    fn demand<B: Backend>(&self, be: &B) -> Demand<'_> {
+        // What products round to e4m3 is not rounded before where that costs little: twice rounded,
+        // some numbers come out as another code.
+        let exact = self.quantization.weights.is_some() && be.caps().wide_activations;
+        Demand {
+            batch: self.settings.batch(),
+            limits: self.limits(),
+            kv: &self.settings.kv_cache_config,
+            kv_dtype: self.kv_dtype(),
+            activations: if exact { DType::F32 } else { self.dtype() },
+            lora: self.settings.lora_config.as_ref(),
+            cache: &self.settings.peft_cache_config,
+            geometry: &self.geometry,
+        }
+    }
+
+    /// Sizes of the steps that are recorded.
+    fn graph_sizes(&self) -> Option<GraphSizes> {
+        let CudaGraphConfig { batch_sizes, max_batch_size, enable_padding } =
+            self.settings.cuda_graph_config.as_ref()?;
+        let room = padded_rows(self.settings.max_batch_size);
+        let max = max_batch_size.map_or(room, |max| max.min(room));
+        Some(GraphSizes::new(batch_sizes.as_deref(), max, *enable_padding))
+    }
+
+    fn kv_dtype(&self) -> DType {
+        if self.quantization.fp8_kv { DType::F8E4m3 } else { self.dtype() }
+    }
+
+    fn info<B: Backend>(&self, buffers: &Buffers<B>) -> EngineInfo {
+        EngineInfo {
+            model: self.config.clone(),
+            geometry: self.geometry.clone(),
+            dtype: self.dtype(),
+            quant_algo: self.quantization.algorithm(),
+            kv_dtype: self.kv_dtype(),
+            backend: B::NAME,
+            max_seq_len: buffers.max_seq_len,
+            max_batch_size: self.settings.max_batch_size,
+            kv_tokens: buffers.memory.kv_tokens,
+            memory: buffers.memory,
+        }
+    }
+}
