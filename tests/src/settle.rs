@@ -78,7 +78,7 @@ pub fn settled(llm: &Llm) -> EngineStats {
 /// If something is.
 pub fn assert_nothing_held(llm: &Llm) {
     let stats = settled(llm);
-    assert_eq!((stats.kv.held, stats.adapters.pins), (0, 0), "{stats:?}");
+    assert_eq!((stats.kv.held, stats.adapters.in_use), (0, 0), "{stats:?}");
     for status in llm.list_adapters().unwrap() {
         assert_eq!(status.leases, 0, "{status:?}");
     }

@@ -1,10 +1,10 @@
 //! Which adapters are in host memory and which on the device, and which come next.
 //!
-//! Pure: it decides and counts, and hands [`Order`]s to whoever moves bytes. An adapter goes from its
-//! files to the host tier and from there to a slot of the device tier. Least recently used ones give
-//! way, except those in use: pinned by running sequences on the device, pinned by the user on the
-//! host. Of the adapters that waiting sequences want, one that is wanted earlier never gives way
-//! to one that is wanted later, so the first in the queue always makes progress.
+//! Pure: it decides and counts, and gives [`Order`]s to the code that moves bytes. An adapter goes from
+//! its files to the host tier, and from there to a slot of the device tier. The least recently used one
+//! is evicted, except adapters in use by running sequences (on the device) and adapters pinned by
+//! the user (on the host). Among adapters that waiting sequences want, one that is wanted earlier is
+//! never evicted for one that is wanted later, so the first in the queue always makes progress.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -101,11 +101,11 @@ struct Entry {
     host: OnHost,
     device: OnDevice,
     /// Running sequences.
-    pins: usize,
+    in_use: usize,
     /// Sequences that have not ended.
     leases: usize,
-    /// Whether the user keeps it in host memory.
-    kept: bool,
+    /// Whether the user pinned it to host memory.
+    pinned: bool,
     /// Whether it goes as soon as nobody needs it.
     retired: bool,
     used: u64,
@@ -124,7 +124,7 @@ pub struct Residence {
     pub host: bool,
     /// In a slot of the device.
     pub device: bool,
-    /// Kept in host memory by the user.
+    /// Pinned to host memory by the user.
     pub pinned: bool,
     /// Sequences that have not ended.
     pub leases: usize,
@@ -193,15 +193,15 @@ impl AdapterTiers {
         self.entries.get(&id).map_or_else(Residence::default, |entry| Residence {
             host: entry.host == OnHost::Present,
             device: matches!(entry.device, OnDevice::Ready(_)),
-            pinned: entry.kept,
+            pinned: entry.pinned,
             leases: entry.leases,
             bytes: entry.content.map(|(_, bytes)| bytes),
         })
     }
 
-    /// Pins of running sequences, over all adapters.
-    pub fn pins(&self) -> usize {
-        self.entries.values().map(|entry| entry.pins).sum()
+    /// Uses by running sequences, over all adapters.
+    pub fn in_use(&self) -> usize {
+        self.entries.values().map(|entry| entry.in_use).sum()
     }
 
     /// Says that a sequence needs an adapter until [`AdapterTiers::unlease`].
@@ -229,21 +229,21 @@ impl AdapterTiers {
         matches!(entry.device, OnDevice::Ready(_)).then_some(entry.content?.0)
     }
 
-    /// Pins an adapter that is on the device and returns its slot.
-    pub fn pin(&mut self, id: AdapterId) -> Option<usize> {
+    /// Takes an adapter that is on the device into use, and returns its slot.
+    pub fn acquire(&mut self, id: AdapterId) -> Option<usize> {
         self.clock += 1;
         let entry = self.entries.get_mut(&id)?;
         let OnDevice::Ready(slot) = entry.device else { return None };
-        entry.pins += 1;
+        entry.in_use += 1;
         entry.used = self.clock;
         Some(slot)
     }
 
-    /// Takes a pin away; the adapter stays until another one needs the room.
-    pub fn unpin(&mut self, id: AdapterId) {
+    /// Ends a use; the adapter stays until another one needs the room.
+    pub fn release(&mut self, id: AdapterId) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        debug_assert!(entry.pins > 0, "{id:?} was unpinned twice");
-        entry.pins = entry.pins.saturating_sub(1);
+        debug_assert!(entry.in_use > 0, "{id:?} was released twice");
+        entry.in_use = entry.in_use.saturating_sub(1);
     }
 
     /// Brings the adapters nearer that waiting sequences want, as far as there is room. `wanted`:
@@ -311,16 +311,16 @@ impl AdapterTiers {
         self.remove_if_retired(id);
     }
 
-    /// Keeps an adapter in host memory whether it is used or not, or no longer.
-    pub fn keep(&mut self, id: AdapterId, kept: bool) {
-        self.entries.entry(id).or_default().kept = kept;
+    /// Pins an adapter to host memory, whether it is used or not, or ends that.
+    pub fn set_pinned(&mut self, id: AdapterId, pinned: bool) {
+        self.entries.entry(id).or_default().pinned = pinned;
     }
 
     /// Removes an adapter as soon as its last sequence has ended.
     pub fn retire(&mut self, id: AdapterId) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.retired = true;
-            entry.kept = false;
+            entry.pinned = false;
             self.remove_if_retired(id);
         }
     }
@@ -342,7 +342,7 @@ impl AdapterTiers {
             return;
         }
         // Where pinned adapters leave no room at all, reading it will tell its size, and so refuse it.
-        if self.make_host_room(id, bytes) || !self.kept_beside(id).has_room(bytes) {
+        if self.make_host_room(id, bytes) || !self.pinned_beside(id).has_room(bytes) {
             self.reading += 1;
             self.set_host(id, OnHost::Reading);
             self.orders.push(Order::Read(id));
@@ -362,7 +362,7 @@ impl AdapterTiers {
         let rank = self.rank(id);
         while !self.device.has_room(bytes) {
             let gives_way =
-                |entry: &Entry| entry.pins == 0 && matches!(entry.device, OnDevice::Ready(_));
+                |entry: &Entry| entry.in_use == 0 && matches!(entry.device, OnDevice::Ready(_));
             let Some(victim) = self.victim(rank, gives_way) else { return };
             self.leave_device(victim);
             self.stats.device_evictions += 1;
@@ -380,7 +380,7 @@ impl AdapterTiers {
         let rank = self.rank(id);
         while !self.host.has_room(bytes) {
             let gives_way = |entry: &Entry| {
-                let needed = entry.kept || matches!(entry.device, OnDevice::Copying(_));
+                let needed = entry.pinned || matches!(entry.device, OnDevice::Copying(_));
                 entry.host == OnHost::Present && !needed
             };
             let Some(victim) = self.victim(rank, gives_way) else { return false };
@@ -409,7 +409,7 @@ impl AdapterTiers {
     fn leave_device(&mut self, id: AdapterId) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let (OnDevice::Copying(slot) | OnDevice::Ready(slot)) = entry.device else { return };
-        debug_assert_eq!(entry.pins, 0, "{id:?} leaves the device while it is in use");
+        debug_assert_eq!(entry.in_use, 0, "{id:?} leaves the device while it is in use");
         entry.device = OnDevice::Absent;
         self.device.remove(entry.bytes());
         self.free_slots.push(slot);
@@ -432,16 +432,16 @@ impl AdapterTiers {
     }
 
     /// The host tier with nothing in it but other adapters that the user pinned.
-    fn kept_beside(&self, id: AdapterId) -> Tier {
-        let kept = self.entries.iter().filter(|(other, entry)| entry.kept && **other != id);
+    fn pinned_beside(&self, id: AdapterId) -> Tier {
+        let pinned = self.entries.iter().filter(|(other, entry)| entry.pinned && **other != id);
         let mut tier = Tier::new(self.host.size());
-        kept.for_each(|(_, entry)| tier.add(entry.bytes()));
+        pinned.for_each(|(_, entry)| tier.add(entry.bytes()));
         tier
     }
 
     /// Fails if an adapter fits neither tier, however empty.
     fn check_size(&self, id: AdapterId, bytes: u64) -> Result<(), TooLarge> {
-        let pinned = self.kept_beside(id);
+        let pinned = self.pinned_beside(id);
         let too_large =
             |tier, tier_size, pinned, knob| TooLarge { tier, bytes, size: tier_size, pinned, knob };
         if !pinned.has_room(bytes) {

@@ -122,7 +122,7 @@ impl<E: Executor> Core<E> {
         pinned: bool,
     ) -> Result<(), Arc<RegistryError>> {
         let id = self.adapters.register(entry);
-        self.scheduler.tiers.keep(id, pinned);
+        self.scheduler.tiers.set_pinned(id, pinned);
         self.take_weights(entry, adapter).inspect_err(|_| self.scheduler.tiers.retire(id))
     }
 

@@ -212,7 +212,7 @@ impl<E: Executor> Core<E> {
                 use_of_tiers: scheduler.tiers.stats(),
                 host,
                 device,
-                pins: scheduler.tiers.pins(),
+                in_use: scheduler.tiers.in_use(),
                 read_time: adapters.read_time,
                 longest_read: adapters.longest_read,
             },

@@ -48,8 +48,8 @@ pub struct AdapterStats {
     pub host: Tier,
     /// Slots of the device.
     pub device: Tier,
-    /// Pins of running sequences.
-    pub pins: usize,
+    /// Uses by running sequences, over all adapters.
+    pub in_use: usize,
     /// Time spent reading, over all adapters read.
     pub read_time: Duration,
     /// The longest read.

@@ -38,7 +38,7 @@ pub struct Sequence<T> {
     pub(super) published: usize,
     /// Blocks set aside for tokens to come.
     pub(super) reserved: usize,
-    /// Slot of the adapter, which is pinned.
+    /// Slot of the adapter, which is in use.
     pub(super) slot: Option<usize>,
     /// What keys and values depend on besides tokens; known while it runs.
     pub(super) root: Root,
@@ -117,18 +117,17 @@ impl<T> Sequence<T> {
     /// First position from which on logits are wanted, if a step computes up to `end`.
     pub(super) fn logits_from(&self, end: usize) -> usize {
         let last = if end == self.len() { end - 1 } else { end };
-        match self.all_logits && self.reported < self.prompt_len {
-            true => last.min(self.reported.max(self.computed)),
-            false => last,
-        }
+        if self.lacks_logits() { last.min(self.reported.max(self.computed)) } else { last }
     }
 
     /// Tokens that may come from the cache: all but the last one, whose logits are wanted, or none
     /// where those of the prompt are.
     pub(super) fn reusable(&self) -> usize {
-        match self.all_logits && self.reported < self.prompt_len {
-            true => 0,
-            false => self.len() - 1,
-        }
+        if self.lacks_logits() { 0 } else { self.len() - 1 }
+    }
+
+    /// Whether logits of the prompt are wanted that were not computed yet.
+    fn lacks_logits(&self) -> bool {
+        self.all_logits && self.reported < self.prompt_len
     }
 }

@@ -368,8 +368,8 @@ impl Machine {
 
     fn check(&self) {
         let s = &self.scheduler;
-        let pins = s.running().iter().filter(|sequence| sequence.adapter.is_some()).count();
-        assert_eq!(s.tiers.pins(), pins);
+        let in_use = s.running().iter().filter(|sequence| sequence.adapter.is_some()).count();
+        assert_eq!(s.tiers.in_use(), in_use);
         let (host, device) = s.tiers.fill();
         assert!(host.adapters() <= 3 && device.adapters() <= 2);
         assert!(s.waiting().all(|sequence| sequence.overtaken() <= WINDOW));
@@ -444,7 +444,7 @@ impl StateMachineTest for Machine {
         }
         let s = &machine.scheduler;
         assert!(machine.ended.iter().all(|count| *count == 1));
-        assert_eq!((s.tiers.pins(), s.kv.held(), s.reserved), (0, 0, 0));
+        assert_eq!((s.tiers.in_use(), s.kv.held(), s.running.reserved), (0, 0, 0));
         assert_eq!(s.kv.available(), BLOCKS);
     }
 }

@@ -43,9 +43,9 @@ fn an_adapter_goes_from_its_files_to_a_slot() {
     tiers.fetch(&[id]);
     assert_eq!(tiers.take_orders(), [Order::Copy(id, 0)]);
     tiers.copied(id);
-    assert_eq!((tiers.ready(id), tiers.pin(id)), (Some(Generation([1; 32])), Some(0)));
+    assert_eq!((tiers.ready(id), tiers.acquire(id)), (Some(Generation([1; 32])), Some(0)));
     let (host, device) = tiers.fill();
-    assert_eq!((host.bytes(), device.bytes(), tiers.pins()), (KB, KB, 1));
+    assert_eq!((host.bytes(), device.bytes(), tiers.in_use()), (KB, KB, 1));
 }
 
 #[test]
@@ -53,13 +53,13 @@ fn the_least_recently_used_gives_way_and_one_in_use_never() {
     let (mut tiers, [a, b, c]) = (tiers(2, 2), [1, 2, 3].map(AdapterId));
     [a, b, c].into_iter().for_each(|id| tiers.lease(id));
     bring(&mut tiers, &[a, b]);
-    tiers.pin(b).unwrap();
-    tiers.pin(a).unwrap();
+    tiers.acquire(b).unwrap();
+    tiers.acquire(a).unwrap();
     bring(&mut tiers, &[c]);
     assert_eq!(tiers.ready(c), None);
     assert!(tiers.residence(c).host, "it is read ahead while the slots are taken");
-    tiers.unpin(a);
-    tiers.unpin(b);
+    tiers.release(a);
+    tiers.release(b);
     bring(&mut tiers, &[c]);
     assert_eq!((tiers.ready(b), tiers.ready(a).is_some()), (None, true));
     assert_eq!(tiers.stats().device_evictions, 1);
@@ -100,14 +100,14 @@ fn one_that_never_fits_is_refused_with_the_knob() {
 #[test]
 fn one_kept_by_the_user_stays_in_host_memory() {
     let (mut tiers, [a, b]) = (tiers(1, 2), [1, 2].map(AdapterId));
-    tiers.keep(a, true);
+    tiers.set_pinned(a, true);
     tiers.loaded(a, Generation([1; 32]), KB).unwrap();
     tiers.lease(b);
     tiers.fetch(&[b]);
     assert_eq!(tiers.take_orders(), [Order::Read(b)], "its size decides whether it is refused");
     let error = tiers.loaded(b, Generation([2; 32]), KB).unwrap_err();
     assert!(error.to_string().contains("1 adapters are pinned"), "{error}");
-    tiers.keep(a, false);
+    tiers.set_pinned(a, false);
     bring(&mut tiers, &[b]);
     assert!(tiers.ready(b).is_some());
 }
@@ -117,10 +117,10 @@ fn an_unloaded_adapter_goes_when_its_last_sequence_ends() {
     let (mut tiers, id) = (tiers(2, 1), AdapterId(1));
     tiers.lease(id);
     bring(&mut tiers, &[id]);
-    tiers.pin(id).unwrap();
+    tiers.acquire(id).unwrap();
     tiers.retire(id);
     assert!(tiers.ready(id).is_some() && tiers.take_orders().is_empty());
-    tiers.unpin(id);
+    tiers.release(id);
     tiers.unlease(id);
     assert_eq!(tiers.take_orders(), [Order::Clear(0), Order::Drop(id), Order::Forget(id)]);
     assert_eq!(tiers.residence(id), Residence::default());
