@@ -10,6 +10,7 @@ mod field;
 mod fixture_class;
 mod fixtures;
 pub mod settle;
+mod sources;
 pub mod suite;
 
 pub use adapter_files::{AdapterFiles, FileTensor};
@@ -21,6 +22,7 @@ pub use fixtures::{
     Case, Fixtures, adapter_path, builder, ckpt_source, engine, fixtures_dir, geometry, model_path,
     run,
 };
+pub use sources::{sources, workspace};
 
 /// Compiles the README's example.
 #[cfg(doctest)]

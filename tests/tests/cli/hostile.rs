@@ -1,13 +1,13 @@
 //! Files that never end, files that nobody writes, and numbers without measure: each is refused at once.
 
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use loramux::Exit;
-use loramux_tests::{adapter_path, model_path};
+use loramux_tests::{adapter_path, model_path, sources};
 use serde_json::{Value, json};
 
 use super::support::{Outcome, json_lines, llama, loramux};
@@ -120,18 +120,6 @@ fn without_tests(source: &str) -> &str {
     source.split("#[cfg(test)]\nmod tests").next().unwrap()
 }
 
-/// Paths of the sources of a crate.
-fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => sources(&path, found),
-            false if path.extension().is_some_and(|e| e == "rs") => found.push(path),
-            false => (),
-        }
-    }
-}
-
 #[test]
 fn users_files_are_opened_by_the_one_reader_alone() {
     // The reader itself, our own download cache, requests, which may come from a FIFO, and answers, which
@@ -150,10 +138,8 @@ fn users_files_are_opened_by_the_one_reader_alone() {
         "OpenOptions::new()",
     ];
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
-    let mut found = Vec::new();
-    for name in ["lora-core", "engine", "cli"] {
-        sources(&crates.join(name).join("src"), &mut found);
-    }
+    let of_crate = |name| sources(&crates.join(name).join("src"), &[".rs"]);
+    let found: Vec<_> = ["lora-core", "engine", "cli"].into_iter().flat_map(of_crate).collect();
     assert!(found.len() > 100);
     for path in found {
         let name = path.to_str().unwrap();
