@@ -8,11 +8,11 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, sys};
 use lora_core::{MatLayout, Pool, Result, check};
 
-use crate::copies::Copies;
 use crate::error::CudaError;
-use crate::flashinfer::FlashInfer;
-use crate::lt::Lt;
-use crate::modules::Modules;
+use crate::library::flashinfer::FlashInfer;
+use crate::library::modules::Modules;
+use crate::memory::copies::Copies;
+use crate::ops::linear::lt::Lt;
 use crate::{CudaBuf, CudaQueue, View, kernels};
 
 /// A GPU. It is driven by the thread that made it.

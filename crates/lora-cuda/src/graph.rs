@@ -7,7 +7,7 @@ use cudarc::driver::{CudaContext, result, sys};
 use lora_core::Result;
 
 use crate::error::{failed, is_full};
-use crate::queue::Recording;
+use crate::memory::queue::Recording;
 use crate::{Cuda, CudaQueue};
 
 /// Work that was recorded once and can be started as a whole.

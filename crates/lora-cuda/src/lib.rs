@@ -7,28 +7,23 @@
 
 mod args;
 mod backend;
-mod buffer;
-mod copies;
 mod device;
-mod download;
 mod error;
-mod flashinfer;
 mod graph;
-pub mod kernels;
-mod lt;
-mod modules;
+mod library;
+mod memory;
 mod ops;
-mod queue;
 
-pub use buffer::CudaBuf;
 pub use device::Cuda;
-pub use download::CudaDownload;
 pub use error::CudaError;
 pub use graph::CudaGraph;
-pub use ops::attention_plan::AttentionPlan;
+pub use library::kernels;
+pub use memory::buffer::CudaBuf;
+pub use memory::download::CudaDownload;
+pub use memory::queue::CudaQueue;
+pub use ops::attention::plan::AttentionPlan;
 pub use ops::linear::CudaLinear;
-pub use ops::lora_table::CudaLoraTable;
-pub use queue::CudaQueue;
+pub use ops::lora::table::CudaLoraTable;
 
 type View<'a> = lora_core::View<'a, Cuda>;
 type ViewMut<'a> = lora_core::ViewMut<'a, Cuda>;

@@ -5,7 +5,7 @@ use lora_core::ops::{LogprobArgs as Args, LogprobOut};
 use lora_core::{Result, check};
 
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
-use crate::queue::Launch;
+use crate::memory::queue::Launch;
 use crate::{Cuda, CudaQueue};
 
 /// Threads of a block: a vocabulary is long.

@@ -1,15 +1,9 @@
 //! The ops, one file a concept: checks, then launches.
 
 pub mod attention;
-pub mod attention_plan;
 pub mod linear;
-pub mod linear_stream;
-pub mod linear_tiles;
 pub mod logprobs;
 pub mod lora;
-pub mod lora_rows;
-pub mod lora_shrink;
-pub mod lora_table;
 pub mod norm;
 pub mod rope;
 pub mod rows;

@@ -6,13 +6,13 @@ use lora_core::{MatLayout, Result, check};
 
 use super::{EIGHT, MAX_THREADS, ROW_THREADS, WARP, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
-use crate::queue::Launch;
+use crate::memory::queue::Launch;
 use crate::{Cuda, CudaQueue, View, ViewMut};
 
 /// `NormWeight` of `lora.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-pub(super) struct NormWeightArg {
+pub(crate) struct NormWeightArg {
     base: Address,
     adapters: Address,
     slots: Address,
@@ -87,7 +87,7 @@ impl Cuda {
     }
 
     /// Checks the slots of rows whose adapters may have weights of their own.
-    pub(super) fn check_norm_slots(
+    pub(crate) fn check_norm_slots(
         &self,
         op: &'static str,
         q: &mut CudaQueue,

@@ -8,7 +8,7 @@ use super::norm::NormWeightArg;
 use super::{WARP, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
-use crate::queue::Launch;
+use crate::memory::queue::Launch;
 use crate::{Cuda, CudaQueue};
 
 /// Heads that a block works on at a time.

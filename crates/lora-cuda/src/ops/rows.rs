@@ -6,7 +6,7 @@ use lora_core::{DType, MatLayout, Result, check};
 use super::linear::CudaLinear;
 use super::{EIGHT, ROW_THREADS, in_eights};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
-use crate::queue::Launch;
+use crate::memory::queue::Launch;
 use crate::{Cuda, CudaQueue, View, ViewMut};
 
 #[repr(C)]

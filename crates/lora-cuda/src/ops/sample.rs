@@ -5,7 +5,7 @@ use lora_core::ops::{SampleArgs as Args, SampleRow};
 use lora_core::{DType, MatLayout, Result, check};
 
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
-use crate::queue::Launch;
+use crate::memory::queue::Launch;
 use crate::{Cuda, CudaQueue, ViewMut};
 
 /// Threads of a block, as in the kernel.

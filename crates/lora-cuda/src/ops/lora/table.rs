@@ -4,10 +4,10 @@ use bytemuck::{Pod, Zeroable};
 use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::{DType, HostTensor, MatLayout, Pool, Result, ViewMut, check};
 
-use super::EIGHT;
-use super::lora_rows::TokenRows;
+use super::rows::TokenRows;
 use crate::args::{Address, dtype_number};
-use crate::copies::{Parts, padded};
+use crate::memory::copies::{Parts, padded};
+use crate::ops::EIGHT;
 use crate::{Cuda, CudaBuf, CudaQueue};
 
 /// The adapters of one site: a row per slot and slice, and the blocks that rows point into.
@@ -23,7 +23,7 @@ pub struct CudaLoraTable {
 /// What the adapters of a table need done, as far as launches depend on it. Recorded steps take it for
 /// granted, so it changes seldom: room for ranks is only ever added.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) enum Work {
+pub(crate) enum Work {
     /// Nothing: there never was an adapter.
     #[default]
     Nothing,
@@ -48,7 +48,7 @@ impl Work {
     }
 
     /// Room for ranks between the two products.
-    pub(super) fn max_rank(self) -> usize {
+    pub(crate) fn max_rank(self) -> usize {
         match self {
             Self::Nothing => 0,
             Self::Mma { rank, .. } | Self::General(rank) => rank,
@@ -97,33 +97,33 @@ struct SlotRow {
 
 impl CudaLoraTable {
     /// Where the rows are.
-    pub(super) fn rows(&self) -> Address {
+    pub(crate) fn rows(&self) -> Address {
         self.rows.address()
     }
 
     /// Where the first columns of the slices are, and the end of the last.
-    pub(super) fn columns(&self) -> Address {
+    pub(crate) fn columns(&self) -> Address {
         self.columns.address()
     }
 
     /// Number of slots.
-    pub(super) fn slots(&self) -> usize {
+    pub(crate) fn slots(&self) -> usize {
         self.slots.len()
     }
 
     /// Whether there ever was an adapter.
-    pub(super) fn has_adapters(&self) -> bool {
+    pub(crate) fn has_adapters(&self) -> bool {
         self.work != Work::Nothing
     }
 
     /// Where the rows of tokens are, by slot, and most of them that a slot has; `None` as long as no
     /// adapter has any.
-    pub(super) fn token_rows(&self) -> Option<(Address, usize)> {
+    pub(crate) fn token_rows(&self) -> Option<(Address, usize)> {
         self.token_rows.as_ref().map(|(rows, most)| (rows.address(), *most))
     }
 
     /// What the adapters need done.
-    pub(super) fn work(&self) -> Work {
+    pub(crate) fn work(&self) -> Work {
         self.work
     }
 }

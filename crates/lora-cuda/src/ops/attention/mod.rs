@@ -1,15 +1,17 @@
 //! Causal attention over paged keys and values.
 #![allow(unsafe_code)]
 
+pub mod plan;
+
 use lora_core::ops::{AttentionArgs as Args, HeadDims};
 use lora_core::{Backend, DType, Error, Result, check};
 
-use super::WARP;
-use super::attention_plan::Prompts;
+use self::plan::Prompts;
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
-use crate::flashinfer::{PrefillArgs, PrefillLists};
-use crate::queue::Launch;
+use crate::library::flashinfer::{PrefillArgs, PrefillLists};
+use crate::memory::queue::Launch;
+use crate::ops::WARP;
 use crate::{Cuda, CudaQueue, ViewMut};
 
 /// Warps of a block, as in `attention.cu` and `attention_decode.cu`.

@@ -1,17 +1,21 @@
 //! Products with weight matrices.
 #![allow(unsafe_code)]
 
+pub mod lt;
+pub mod stream;
+pub mod tiles;
+
 use std::ops::Range;
 
 use lora_core::fp8::{Fp8Scales, InputScale};
 use lora_core::{DType, HostTensor, MatLayout, Pool, Result, check};
 
-use super::linear_stream::{TensorMap, tiles_of};
-use super::{EIGHT, MAX_THREADS, ROW_THREADS, WARP, in_eights};
+use self::stream::{TensorMap, tiles_of};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
-use crate::lt::Extras;
-use crate::queue::Launch;
+use crate::memory::queue::Launch;
+use crate::ops::linear::lt::Extras;
+use crate::ops::{EIGHT, MAX_THREADS, ROW_THREADS, WARP, in_eights};
 use crate::{Cuda, CudaBuf, CudaQueue, View, ViewMut};
 
 /// A weight matrix `[out, in]` in device memory.
@@ -81,7 +85,7 @@ unsafe impl KernelArgs for RowNormArgs {
 }
 
 /// What a product reads.
-pub(super) struct Input {
+pub(crate) struct Input {
     /// The matrix, in e4m3 where the weights are.
     pub mat: MatArg,
     /// Its extents.
@@ -113,17 +117,17 @@ impl CudaLinear {
     }
 
     /// Scales of the outputs; null where there are none.
-    pub(super) fn w_scales(&self) -> Address {
+    pub(crate) fn w_scales(&self) -> Address {
         self.fp8.as_ref().map_or(0, |fp8| fp8.of_outputs.address())
     }
 
     /// The bias in f32; null where there is none.
-    pub(super) fn bias(&self) -> Address {
+    pub(crate) fn bias(&self) -> Address {
         self.bias.as_ref().map_or(0, CudaBuf::address)
     }
 
     /// How the TMA reads the weights, if it can.
-    pub(super) fn tiles(&self) -> Option<&TensorMap> {
+    pub(crate) fn tiles(&self) -> Option<&TensorMap> {
         self.tiles.as_ref()
     }
 }
@@ -196,7 +200,7 @@ impl Cuda {
     }
 
     /// The product, by what suits it best.
-    pub(super) fn multiply_input(
+    pub(crate) fn multiply_input(
         &self,
         q: &mut CudaQueue,
         x: &Input,
@@ -210,7 +214,7 @@ impl Cuda {
     }
 
     /// The input as the product with `w` reads it.
-    pub(super) fn input(&self, q: &mut CudaQueue, x: View<'_>, w: &CudaLinear) -> Result<Input> {
+    pub(crate) fn input(&self, q: &mut CudaQueue, x: View<'_>, w: &CudaLinear) -> Result<Input> {
         match &w.fp8 {
             Some(fp8) => self.quantise(q, x, fp8),
             None => Ok(Input { mat: x.into(), layout: x.layout, scales: 0, exact: false }),
@@ -218,7 +222,7 @@ impl Cuda {
     }
 
     /// The product by cuBLASLt, added to `out` if `adds`; `false` where it cannot do it.
-    pub(super) fn multiply_by_lt(
+    pub(crate) fn multiply_by_lt(
         &self,
         q: &mut CudaQueue,
         x: &Input,

@@ -38,7 +38,7 @@ pub struct Source {
 
 macro_rules! sources {
     ($($name:literal),* $(,)?) => {
-        [$(Source { name: $name, text: include_str!(concat!("../kernels/", $name)) }),*]
+        [$(Source { name: $name, text: include_str!(concat!("../../kernels/", $name)) }),*]
     };
 }
 

@@ -4,12 +4,12 @@
 use lora_core::lora::{LoraBatch, SiteSpec};
 use lora_core::{DType, MatLayout, Result};
 
-use super::linear::CudaLinear;
-use super::linear_stream::{SWIZZLE, TensorMap};
-use super::lora::{LoraArgs, starts_of};
+use super::CudaLinear;
+use super::stream::{SWIZZLE, TensorMap};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
-use crate::queue::Launch;
+use crate::memory::queue::Launch;
+use crate::ops::lora::{LoraArgs, starts_of};
 use crate::{Cuda, CudaQueue, View, ViewMut};
 
 /// Rows from which on the kernel is about as fast as cuBLASLt's, which leaves adapters to others.
@@ -183,7 +183,7 @@ impl Adapters<'_> {
 
 impl Cuda {
     /// `out = x wᵀ + bias` with what adapters add.
-    pub(super) fn multiply_tiles(
+    pub(crate) fn multiply_tiles(
         &self,
         q: &mut CudaQueue,
         x: View<'_>,
@@ -197,7 +197,7 @@ impl Cuda {
     }
 
     /// `out` = what adapters add, and 0 where there are none.
-    pub(super) fn begin_by_tiles(
+    pub(crate) fn begin_by_tiles(
         &self,
         q: &mut CudaQueue,
         adapters: Adapters<'_>,
@@ -207,7 +207,7 @@ impl Cuda {
     }
 
     /// `out = silu(gate) * up` of the two halves of `x wᵀ + bias` with what adapters add.
-    pub(super) fn gate_by_tiles(
+    pub(crate) fn gate_by_tiles(
         &self,
         q: &mut CudaQueue,
         x: View<'_>,
@@ -221,7 +221,7 @@ impl Cuda {
     }
 
     /// `out = silu(gate) * up` of the two halves of `gate_up` with what adapters add.
-    pub(super) fn gate_added_by_tiles(
+    pub(crate) fn gate_added_by_tiles(
         &self,
         q: &mut CudaQueue,
         adapters: Adapters<'_>,

@@ -11,8 +11,8 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use lora_core::{Error, Pool, Result};
 
 use crate::args::Address;
-use crate::download::{HostBlock, HostBlocks};
 use crate::error::failed;
+use crate::memory::download::{HostBlock, HostBlocks};
 use crate::{CudaBuf, CudaError, CudaQueue};
 
 /// Tensors of a block begin at multiples of this, as blocks of their own would.

@@ -10,7 +10,7 @@ use lora_core::{DType, Error, MatLayout, Pool, Result, check, check_extent};
 
 use crate::args::Address;
 use crate::error::failed;
-use crate::flashinfer::PrefillLists;
+use crate::library::flashinfer::PrefillLists;
 use crate::{Cuda, CudaBuf, CudaQueue, ViewMut};
 
 const OP: &str = "plan_attention";

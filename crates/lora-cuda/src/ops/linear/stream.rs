@@ -6,13 +6,13 @@ use std::ffi::c_void;
 use cudarc::driver::sys;
 use lora_core::{DType, MatLayout, Result};
 
-use super::WARP;
-use super::linear::{CudaLinear, Input};
-use super::lora::FewRows;
+use super::{CudaLinear, Input};
 use crate::args::{Address, Kernel, KernelArgs, MatArg, dtype_number};
 use crate::device::is_aligned;
 use crate::error::failed;
-use crate::queue::Launch;
+use crate::memory::queue::Launch;
+use crate::ops::WARP;
+use crate::ops::lora::FewRows;
 use crate::{Cuda, CudaQueue, ViewMut};
 
 /// Bytes of shared memory of a block. The rest of a multiprocessor's is left to the kernels before the next
@@ -161,7 +161,7 @@ pub fn tiles_of(weights: MatArg, layout: MatLayout) -> Result<Option<TensorMap>>
 
 impl Cuda {
     /// `out = x wᵀ + bias` with what adapters add; `false` where the kernel does not suit.
-    pub(super) fn multiply_stream(
+    pub(crate) fn multiply_stream(
         &self,
         q: &mut CudaQueue,
         x: &Input,

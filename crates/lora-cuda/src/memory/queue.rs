@@ -9,9 +9,9 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use lora_core::{Error, MatLayout, Pool, Result};
 
 use crate::args::{Kernel, KernelArgs};
-use crate::download::{CudaDownload, HostBlocks, LentBlock};
 use crate::error::failed;
-use crate::modules::Modules;
+use crate::library::modules::Modules;
+use crate::memory::download::{CudaDownload, HostBlocks, LentBlock};
 use crate::{CudaBuf, View, ViewMut};
 
 /// A stream with the scratch memory of its ops.

@@ -9,7 +9,7 @@ use libloading::Library;
 use lora_core::{Error, Result};
 
 use crate::args::Address;
-use crate::kernels::LIBRARY;
+use crate::library::kernels::LIBRARY;
 use crate::{CudaError, CudaQueue};
 
 /// `PrefillArgs` of `library.h`.

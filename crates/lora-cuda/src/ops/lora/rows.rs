@@ -5,10 +5,10 @@ use bytemuck::{Pod, Zeroable};
 use lora_core::lora::{LoraBatch, LoraSite, SlotRows};
 use lora_core::{Result, check_extent};
 
-use super::{ROW_THREADS, WARP};
 use crate::args::{Address, Kernel, KernelArgs, MatArg, dtype_number};
-use crate::copies::Parts;
-use crate::queue::Launch;
+use crate::memory::copies::Parts;
+use crate::memory::queue::Launch;
+use crate::ops::{ROW_THREADS, WARP};
 use crate::{Cuda, CudaQueue, ViewMut};
 
 /// Blocks that share the tokens of one row of logits, at most.
@@ -17,7 +17,7 @@ const MAX_BLOCKS: usize = 64;
 /// `TokenRows` of `lora.cuh`: one adapter's rows.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, Pod, Zeroable)]
-pub(super) struct TokenRows {
+pub(crate) struct TokenRows {
     values: Address,
     ids: Address,
     count: i32,
@@ -26,7 +26,7 @@ pub(super) struct TokenRows {
 
 impl TokenRows {
     /// The rows of an adapter, whose numbers are added to `parts`.
-    pub(super) fn new<'a>(parts: &mut Parts<'a>, rows: &'a SlotRows) -> Self {
+    pub(crate) fn new<'a>(parts: &mut Parts<'a>, rows: &'a SlotRows) -> Self {
         Self {
             values: parts.push(rows.values.bytes()),
             ids: parts.push(bytemuck::cast_slice(&rows.ids)),
@@ -36,7 +36,7 @@ impl TokenRows {
     }
 
     /// Tokens that have a row.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.count as usize
     }
 }
@@ -59,7 +59,7 @@ unsafe impl KernelArgs for LoraRowsArgs {
 
 /// The input of a site: a matrix, or the address of token ids.
 #[derive(Clone, Copy)]
-pub(super) enum SiteInput {
+pub(crate) enum SiteInput {
     Matrix(MatArg),
     Ids(Address),
 }
@@ -67,7 +67,7 @@ pub(super) enum SiteInput {
 impl Cuda {
     /// Puts the rows that adapters have of their own in place of the base layer's output. Comes before
     /// what low-rank updates add.
-    pub(super) fn replace_rows(
+    pub(crate) fn replace_rows(
         &self,
         op: &'static str,
         q: &mut CudaQueue,

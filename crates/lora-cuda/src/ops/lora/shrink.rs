@@ -3,10 +3,10 @@
 
 use lora_core::Result;
 
-use super::linear_stream::SWIZZLE;
-use super::lora::{LoraArgs, RANKS};
+use super::{LoraArgs, RANKS};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
-use crate::queue::Launch;
+use crate::memory::queue::Launch;
+use crate::ops::linear::stream::SWIZZLE;
 use crate::{Cuda, CudaQueue};
 
 #[repr(C)]
@@ -92,7 +92,7 @@ impl Cut {
 
 impl Cuda {
     /// `z = scale * A x` of `rows` rows with up to `segments` adapters, to where `args` has it.
-    pub(super) fn shrink_rows(
+    pub(crate) fn shrink_rows(
         &self,
         q: &mut CudaQueue,
         args: &LoraArgs,

@@ -1,19 +1,24 @@
 //! What adapters add to the output of a base layer.
 #![allow(unsafe_code)]
 
+pub mod rows;
+pub mod shrink;
+pub mod table;
+
 use std::ops::Range;
 
 use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, Spread};
 use lora_core::{DType, Error, MatLayout, Result, check, check_extent};
 
-use super::linear::CudaLinear;
-use super::linear_tiles::Adapters;
-use super::lora_rows::SiteInput;
-use super::lora_table::Work;
-use super::{ROW_THREADS, WARP, linear_stream, linear_tiles, lora_shrink};
+use self::rows::SiteInput;
+use self::table::Work;
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
-use crate::queue::Launch;
+use crate::memory::queue::Launch;
+use crate::ops::linear::CudaLinear;
+use crate::ops::linear::tiles::Adapters;
+use crate::ops::linear::{stream, tiles};
+use crate::ops::{ROW_THREADS, WARP};
 use crate::{Cuda, CudaQueue, View, ViewMut};
 
 #[repr(C)]
@@ -281,7 +286,7 @@ impl Cuda {
         }
         // What adapters add is written, and the product of many rows reads it while it computes:
         // cheaper than to read and write the output once more.
-        if plan.may_begin && plan.rows > linear_stream::MAX_ROWS {
+        if plan.may_begin && plan.rows > stream::MAX_ROWS {
             self.expand(q, &plan, Output::Begin)?;
             if self.multiply_by_lt(q, &input, w, true, out)? {
                 return Ok(());
@@ -304,9 +309,9 @@ impl Cuda {
         const OP: &str = "gated_linear_lora";
         check::silu_mul(gate_up.layout, out.layout)?;
         check::linear(x.layout, [w.layout().rows, w.layout().cols], gate_up.layout)?;
-        let at_once = linear_tiles::suits_operands(x.layout, w.layout(), out.layout);
+        let at_once = tiles::suits_operands(x.layout, w.layout(), out.layout);
         let without_adapters = |q: &mut CudaQueue| {
-            let suited = linear_tiles::suits_gate(x.layout, w.layout(), out.layout);
+            let suited = tiles::suits_gate(x.layout, w.layout(), out.layout);
             if suited {
                 self.gate_by_tiles(q, x, w, None, out)?;
             }
@@ -341,7 +346,7 @@ impl Cuda {
         out: &ViewMut<'_>,
     ) -> Result<bool> {
         self.shrink(q, plan)?;
-        if linear_tiles::suits_operands(x.layout, w.layout(), out.layout) {
+        if tiles::suits_operands(x.layout, w.layout(), out.layout) {
             self.multiply_tiles(q, x, w, adapters, out)?;
             return Ok(true);
         }
@@ -383,7 +388,7 @@ impl Cuda {
         let partials = if shrinks_rows { 0 } else { site.spec.in_dim.div_ceil(chunk) };
         let address = |view| MatArg::from(view).data();
         let for_planes = partials * rows * slices * max_rank * size_of::<f32>();
-        let room = for_planes.max(lora_shrink::bytes_of_z(rows, slices, max_rank));
+        let room = for_planes.max(shrink::bytes_of_z(rows, slices, max_rank));
         let args = LoraArgs {
             x,
             out: out.into(),
@@ -430,7 +435,7 @@ impl Cuda {
                 && matches!(work, Work::Mma { plain: true, .. })
                 && partials == 0
                 && is_aligned(out.layout)
-                && linear_tiles::suits(batch, &site.spec, rows),
+                && tiles::suits(batch, &site.spec, rows),
         }))
     }
 
@@ -481,7 +486,7 @@ impl Cuda {
     }
 
     /// Checks the slots of a batch's rows against the table of a site.
-    pub(super) fn check_slots(
+    pub(crate) fn check_slots(
         &self,
         op: &'static str,
         q: &mut CudaQueue,

@@ -10,19 +10,20 @@ use cudarc::driver::{DriverError, result, sys};
 use crate::CudaError;
 use crate::args::Kernel;
 use crate::error::is_full;
-use crate::kernels::{UNITS, compiled_name};
-use crate::ops::{linear_stream, linear_tiles, lora_shrink};
+use crate::library::kernels::{UNITS, compiled_name};
+use crate::ops::linear::{stream, tiles};
+use crate::ops::lora::shrink;
 
 /// Bytes of dynamic shared memory that a launch may ask for.
 fn most_shared(kernel: Kernel) -> i32 {
     match kernel {
-        Kernel::LinearStream => linear_stream::SHARED as i32,
+        Kernel::LinearStream => stream::SHARED as i32,
         Kernel::LinearTiles
         | Kernel::LinearTilesBegin
         | Kernel::LinearTilesGate
-        | Kernel::LinearTilesGateAdded => linear_tiles::SHARED as i32,
+        | Kernel::LinearTilesGateAdded => tiles::SHARED as i32,
         Kernel::LoraShrinkRows1 | Kernel::LoraShrinkRows2 | Kernel::LoraShrinkRows4 => {
-            lora_shrink::SHARED as i32
+            shrink::SHARED as i32
         }
         _ => 128 << 10,
     }
