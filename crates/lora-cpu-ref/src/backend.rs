@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::ops::Range;
 
 use lora_core::fp8::Fp8Scales;
-use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
+use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::{
     AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
     SampleArgs,
@@ -15,7 +15,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::inner::{Isa, Level};
 use crate::memory;
 use crate::ops::{activation, attention, embed, fp8, linear, logprobs, lora, norm, rope, sample};
-use crate::{CpuBuf, CpuLinear, CpuLoraTable, ThreadComm, View, ViewMut};
+use crate::{CpuBuf, CpuLinear, CpuLoraPlan, CpuLoraTable, ThreadComm, View, ViewMut};
 
 /// Bytes of a block for which the system is not asked how much memory it has.
 const SMALL: usize = 64 << 20;
@@ -87,6 +87,7 @@ impl Backend for CpuRef {
     type Linear = CpuLinear;
     type LoraTable = CpuLoraTable;
     type AttentionPlan = ();
+    type LoraPlan = CpuLoraPlan;
     type Comm = ThreadComm;
 
     fn caps(&self) -> Caps {
@@ -278,15 +279,23 @@ impl Backend for CpuRef {
         lora::write_slot(site, slot, slices)
     }
 
+    fn lora_plan(&self, rows: usize) -> Result<CpuLoraPlan> {
+        Ok(CpuLoraPlan::new(rows))
+    }
+
+    fn plan_lora(&self, (): &mut (), slots: &[i32], plan: &mut CpuLoraPlan) -> Result<()> {
+        plan.fill(slots)
+    }
+
     fn lora_add(
         &self,
         (): &mut (),
         x: View<'_>,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        plan: &CpuLoraPlan,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        lora::lora_add(self.isa, x, site, batch, out)
+        lora::lora_add(self.isa, x, site, plan, out)
     }
 
     fn lora_embed(
@@ -294,9 +303,9 @@ impl Backend for CpuRef {
         (): &mut (),
         ids: View<'_>,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        plan: &CpuLoraPlan,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        lora::lora_embed(self.isa, ids, site, batch, out)
+        lora::lora_embed(self.isa, ids, site, plan, out)
     }
 }

@@ -42,6 +42,7 @@ pub use buffer::CpuBuf;
 pub use comm::ThreadComm;
 pub use ops::linear::CpuLinear;
 pub use ops::lora::CpuLoraTable;
+pub use ops::lora_plan::CpuLoraPlan;
 
 /// Name of the backend in messages.
 const NAME: &str = "cpu";

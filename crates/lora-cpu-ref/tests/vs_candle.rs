@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use candle_core::{D, Device, IndexOp, Module, Tensor as Candle};
-use lora_core::lora::{LoraBatch, LoraSite, RowPlan, SiteSpec, SlotLowRank, SlotSlice};
+use lora_core::lora::{LoraSite, SiteSpec, SlotLowRank, SlotSlice};
 use lora_core::ops::{AttentionArgs, HeadDims, KvScales, LogprobArgs, LogprobOut, QkvArgs};
 use lora_core::{Backend, DType, HostTensor, Pool, Tensor};
 use lora_cpu_ref::CpuRef;
@@ -110,10 +110,10 @@ proptest! {
         let low_rank = Some(SlotLowRank { a: a.host(), b: b.host(), scale });
         let slice = SlotSlice { low_rank, ..SlotSlice::default() };
         be.write_slot(&mut (), &mut site, 0, &[Some(slice)]).unwrap();
-        let mut batch = LoraBatch::new(&be, rows).unwrap();
-        batch.fill(&be, &mut (), &RowPlan::new(&vec![0; rows])).unwrap();
+        let mut plan = be.lora_plan(rows).unwrap();
+        be.plan_lora(&mut (), &vec![0; rows], &mut plan).unwrap();
         let mut found = y.placed(&be);
-        be.lora_add(&mut (), x.placed(&be).view(), &site, &batch, found.view_mut()).unwrap();
+        be.lora_add(&mut (), x.placed(&be).view(), &site, &plan, found.view_mut()).unwrap();
 
         let z = x.candle().matmul(&a.candle().t().unwrap()).unwrap();
         let delta = z.matmul(&b.candle().t().unwrap()).unwrap();

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use cudarc::driver::result;
 use lora_core::fp8::Fp8Scales;
-use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
+use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::{
     AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
     SampleArgs,
@@ -13,8 +13,8 @@ use lora_core::{Backend, Caps, HostTensor, OneRank, Pool, Result, check};
 
 use crate::error::failed;
 use crate::{
-    AttentionPlan, Cuda, CudaBuf, CudaDownload, CudaGraph, CudaLinear, CudaLoraTable, CudaQueue,
-    View, ViewMut,
+    AttentionPlan, Cuda, CudaBuf, CudaDownload, CudaGraph, CudaLinear, CudaLoraPlan, CudaLoraTable,
+    CudaQueue, View, ViewMut,
 };
 
 impl Backend for Cuda {
@@ -26,6 +26,7 @@ impl Backend for Cuda {
     type Linear = CudaLinear;
     type LoraTable = CudaLoraTable;
     type AttentionPlan = AttentionPlan;
+    type LoraPlan = CudaLoraPlan;
     type Comm = OneRank;
 
     fn caps(&self) -> Caps {
@@ -224,15 +225,23 @@ impl Backend for Cuda {
         self.fill_slot(q, site, slot, slices)
     }
 
+    fn lora_plan(&self, rows: usize) -> Result<CudaLoraPlan> {
+        CudaLoraPlan::new(self, rows)
+    }
+
+    fn plan_lora(&self, q: &mut CudaQueue, slots: &[i32], plan: &mut CudaLoraPlan) -> Result<()> {
+        plan.fill(self, q, slots)
+    }
+
     fn lora_add(
         &self,
         q: &mut CudaQueue,
         x: View<'_>,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        plan: &CudaLoraPlan,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.add_lora(q, x, site, batch, &out)
+        self.add_lora(q, x, site, plan, &out)
     }
 
     fn linear_lora(
@@ -240,7 +249,7 @@ impl Backend for Cuda {
         q: &mut CudaQueue,
         x: View<'_>,
         w: &CudaLinear,
-        lora: Option<(&LoraSite<Self>, &LoraBatch<Self>)>,
+        lora: Option<(&LoraSite<Self>, &CudaLoraPlan)>,
         out: ViewMut<'_>,
     ) -> Result<()> {
         match lora {
@@ -254,7 +263,7 @@ impl Backend for Cuda {
         q: &mut CudaQueue,
         x: View<'_>,
         w: &CudaLinear,
-        lora: Option<(&LoraSite<Self>, &LoraBatch<Self>)>,
+        lora: Option<(&LoraSite<Self>, &CudaLoraPlan)>,
         mut gate_up: ViewMut<'_>,
         out: ViewMut<'_>,
     ) -> Result<()> {
@@ -270,9 +279,9 @@ impl Backend for Cuda {
         q: &mut CudaQueue,
         ids: View<'_>,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        plan: &CudaLoraPlan,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.add_lora_rows(q, ids, site, batch, &out)
+        self.add_lora_rows(q, ids, site, plan, &out)
     }
 }

@@ -23,6 +23,7 @@ pub use memory::download::CudaDownload;
 pub use memory::queue::CudaQueue;
 pub use ops::attention::plan::AttentionPlan;
 pub use ops::linear::CudaLinear;
+pub use ops::lora::plan::{CudaLoraKey, CudaLoraPlan};
 pub use ops::lora::table::CudaLoraTable;
 
 type View<'a> = lora_core::View<'a, Cuda>;

@@ -1,11 +1,11 @@
 //! Recorded steps, and ops one after another.
 
-use lora_core::lora::{LoraBatch, LoraSite, RowPlan, SiteKind};
+use lora_core::lora::{LoraSite, SiteKind};
 use lora_core::{Backend, DType, Result};
 use proptest::prelude::*;
 
 use super::draw::Fill;
-use super::lora_case::{batch, chained_cases, linear_cases};
+use super::lora_case::{chained_cases, linear_cases, plan};
 use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::{Types, for_all};
 
@@ -32,17 +32,15 @@ pub fn a_replay_is_what_would_have_been_run<B: Backend>(make: &dyn Fn() -> B, ty
         let written = case.site(rig, SiteKind::Linear, types)?.slots;
         // The first slot gets its adapter after the recording.
         rig.be.write_slot(&mut rig.q, &mut site, 0, &clear)?;
-        let mut batch = batch(rig, &case.slot_of_row)?;
+        let mut plan = plan(rig, &case.slot_of_row)?;
         let zeros =
             Matrix::floats(rows, case.out_dim(), types.out, &vec![0.0; rows * case.out_dim()]);
         let (x, mut out): (Placed<B>, Placed<B>) =
             (rig.place(&first, Gaps::default())?, rig.place(&zeros, Gaps::default())?);
         let Rig { be, q } = rig;
-        be.linear_lora(q, x.view(), &w, Some((&site, &batch)), out.view_mut())?;
+        be.linear_lora(q, x.view(), &w, Some((&site, &plan)), out.view_mut())?;
         let mut record = || {
-            be.capture(q, |q| {
-                be.linear_lora(q, x.view(), &w, Some((&site, &batch)), out.view_mut())
-            })
+            be.capture(q, |q| be.linear_lora(q, x.view(), &w, Some((&site, &plan)), out.view_mut()))
         };
         // Other tests of the process may be in the way of a recording.
         let recorded = (0..ATTEMPTS).find_map(|_| record().transpose()).transpose()?;
@@ -52,13 +50,13 @@ pub fn a_replay_is_what_would_have_been_run<B: Backend>(make: &dyn Fn() -> B, ty
         be.write_slot(q, &mut site, 0, &written[0])?;
         let mut slots = case.slot_of_row.clone();
         slots.rotate_left(rotation.index(rows));
-        batch.fill(be, q, &RowPlan::new(&slots))?;
+        be.plan_lora(q, &slots, &mut plan)?;
         let mut x = x;
         be.upload(q, second.data.bytes(), x.view_mut())?;
         let replayed = be.replay(q, &graph)?;
         let found = out.read(rig)?;
         let Rig { be, q } = rig;
-        be.linear_lora(q, x.view(), &w, Some((&site, &batch)), out.view_mut())?;
+        be.linear_lora(q, x.view(), &w, Some((&site, &plan)), out.view_mut())?;
         let expected = out.read(rig)?;
         prop_assert!(!replayed || found == expected, "{found:?} instead of {expected:?}");
         Ok(())
@@ -69,7 +67,7 @@ pub fn a_replay_is_what_would_have_been_run<B: Backend>(make: &dyn Fn() -> B, ty
 struct Chain<'a, B: Backend> {
     norm: &'a Placed<B>,
     w: &'a B::Linear,
-    lora: (&'a LoraSite<B>, &'a LoraBatch<B>),
+    lora: (&'a LoraSite<B>, &'a B::LoraPlan),
     /// What products write and norms read, and what norms write and products read.
     outputs: Placed<B>,
     inputs: Placed<B>,
@@ -107,11 +105,11 @@ pub fn products_one_after_another_read_what_came_before<B: Backend>(
         let w = fill.matrix(width, width, types.w);
         let w = rig.be.prepare_linear(&[w.data], None)?;
         let site = case.site(rig, SiteKind::Linear, types)?.site;
-        let batch = batch(rig, &case.slot_of_row)?;
+        let plan = plan(rig, &case.slot_of_row)?;
         let norm = rig.place(&fill.matrix(1, width, DType::F32), Gaps::default())?;
         let outputs = rig.place(&first, Gaps::default())?;
         let inputs = rig.place(&fill.matrix(rows, width, types.x), Gaps::default())?;
-        let mut chain = Chain { norm: &norm, w: &w, lora: (&site, &batch), outputs, inputs };
+        let mut chain = Chain { norm: &norm, w: &w, lora: (&site, &plan), outputs, inputs };
         let mut found = Vec::new();
         for waits in [true, false] {
             let Rig { be, q } = rig;

@@ -9,9 +9,8 @@ use proptest::test_runner::TestCaseResult;
 use super::compare::{Class, Num, close, exact};
 use super::draw::Fill;
 use super::lora_case::{
-    Case, added, batch, embedding_cases, gated_cases, linear_cases, long_input_cases,
-    many_gated_cases, many_gated_fp8_cases, many_row_cases, prompt_cases, tiled_cases,
-    wide_gated_cases,
+    Case, added, embedding_cases, gated_cases, linear_cases, long_input_cases, many_gated_cases,
+    many_gated_fp8_cases, many_row_cases, plan, prompt_cases, tiled_cases, wide_gated_cases,
 };
 use super::misuse::{Misuse, refusals};
 use super::reference::{Input, adapted, gated, linear};
@@ -55,9 +54,9 @@ pub fn an_embedding_adapter_does_what_its_formula_says<B: Backend>(
         let (rows, mut fill) = (case.slot_of_row.len(), Fill::new(case.seed));
         let (ids, y) = (fill.ids(rows, case.in_dim), fill.matrix(rows, case.out_dim(), types.out));
         let site = case.site(rig, SiteKind::Embedding, types)?;
-        let (batch, placed) = (batch(rig, &case.slot_of_row)?, rig.ids(&ids)?);
+        let (plan, placed) = (plan(rig, &case.slot_of_row)?, rig.ids(&ids)?);
         let mut out = rig.place(&y, case.gaps[1])?;
-        rig.be.lora_embed(&mut rig.q, placed.view(), &site.site, &batch, out.view_mut())?;
+        rig.be.lora_embed(&mut rig.q, placed.view(), &site.site, &plan, out.view_mut())?;
         let found = out.read(rig)?;
         let input = |r: usize| Input::OneHot(ids[r] as usize);
         case.check("lora_embed", &site.slots, SiteKind::Embedding, input, [&y, &found])
@@ -91,13 +90,13 @@ fn product_then_adapter<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types)
     let bias = fill.values(case.out_dim());
     let prepared = rig.be.prepare_linear(std::slice::from_ref(&w.data), Some(&bias))?;
     let site = case.site(rig, SiteKind::Linear, types)?;
-    let batch = batch(rig, &case.slot_of_row)?;
+    let plan = plan(rig, &case.slot_of_row)?;
     let placed = rig.place(&x, case.gaps[0])?;
-    let mut outs = [None, Some(&batch)].map(|batch| (batch, rig.place(&y, case.gaps[1])));
+    let mut outs = [None, Some(&plan)].map(|plan| (plan, rig.place(&y, case.gaps[1])));
     let mut found = Vec::new();
-    for (batch, out) in &mut outs {
+    for (plan, out) in &mut outs {
         let out = out.as_mut().map_err(|e| TestCaseError::fail(e.to_string()))?;
-        let lora = batch.map(|batch| (&site.site, batch));
+        let lora = plan.map(|plan| (&site.site, plan));
         rig.be.linear_lora(&mut rig.q, placed.view(), &prepared, lora, out.view_mut())?;
         found.push(out.read(rig)?);
     }
@@ -182,10 +181,10 @@ fn gated_product<B: Backend>(
         false => rig.be.prepare_linear(parts, Some(&bias))?,
     };
     let site = case.site(rig, SiteKind::Linear, types)?;
-    let (batch, placed) = (batch(rig, &case.slot_of_row)?, rig.place(&x, case.gaps[0])?);
+    let (plan, placed) = (plan(rig, &case.slot_of_row)?, rig.place(&x, case.gaps[0])?);
     let base = linear(&x, &w, Some(&bias));
     let adapted = with_adapters(case, &site.slots, &x, base.clone());
-    for (lora, outputs) in [(None, base), (Some((&site.site, &batch)), adapted)] {
+    for (lora, outputs) in [(None, base), (Some((&site.site, &plan)), adapted)] {
         let mut gate_up = rig.place(&y, case.gaps[1])?;
         let mut out = rig.place(&fill.matrix(rows, width, types.x), case.gaps[0])?;
         let (gate_up, target) = (gate_up.view_mut(), out.view_mut());
@@ -204,7 +203,7 @@ fn gated_product<B: Backend>(
     Ok(())
 }
 
-/// A row gets the same bits alone and in a batch of several adapters.
+/// A row gets the same bits alone and in a plan of several adapters.
 pub fn a_row_gets_its_adapter_as_if_it_were_alone<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 96, linear_cases(), |rig, case| {
         let [x, y] = operands(case, types);
@@ -261,7 +260,7 @@ pub fn adapters_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     refusals(make, |m| {
         let (mut fill, none) = (Fill::new(14), NONE[0]);
         let site = small_site(m, types)?;
-        let batch = batch(&mut m.rig, &[0, -1, 0])?;
+        let plan = plan(&mut m.rig, &[0, -1, 0])?;
         let x = m.rig.place(&fill.matrix(3, 6, types.x), none)?;
         let mut out = [m.rig.place(&fill.matrix(3, 7, types.out), none)?];
         for (what, x) in [
@@ -270,34 +269,34 @@ pub fn adapters_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
             ("integers for x", x.mistyped(DType::I32)),
         ] {
             m.refused(&format!("lora_add: {what}"), &mut out, |rig, [out]| {
-                rig.be.lora_add(&mut rig.q, x, &site, &batch, out.view_mut())
+                rig.be.lora_add(&mut rig.q, x, &site, &plan, out.view_mut())
             });
         }
         m.refused("lora_add: columns of out", &mut out, |rig, [out]| {
             let mut out = out.view_mut();
             out.layout = out.layout.slice_cols(0..6);
-            rig.be.lora_add(&mut rig.q, x.view(), &site, &batch, out)
+            rig.be.lora_add(&mut rig.q, x.view(), &site, &plan, out)
         });
         m.refused("lora_add: integers for out", &mut out, |rig, [out]| {
             let out = out.mistyped_mut(DType::I32);
-            rig.be.lora_add(&mut rig.q, x.view(), &site, &batch, out)
+            rig.be.lora_add(&mut rig.q, x.view(), &site, &plan, out)
         });
         let ids = m.rig.ids(&[0, 5, 2])?;
         m.refused("lora_embed: a site of a projection", &mut out, |rig, [out]| {
-            rig.be.lora_embed(&mut rig.q, ids.view(), &site, &batch, out.view_mut())
+            rig.be.lora_embed(&mut rig.q, ids.view(), &site, &plan, out.view_mut())
         });
         let spec = SiteSpec::embedding(6, 7);
         let table = m.rig.be.lora_table(&spec, 2)?;
         let embedding = LoraSite { spec, table };
         m.refused("lora_add: a site of an embedding", &mut out, |rig, [out]| {
-            rig.be.lora_add(&mut rig.q, x.view(), &embedding, &batch, out.view_mut())
+            rig.be.lora_add(&mut rig.q, x.view(), &embedding, &plan, out.view_mut())
         });
         for (what, ids) in [
             ("rows of ids", ids.view().slice_cols(0..2)),
             ("dtype of ids", ids.mistyped(DType::F32)),
         ] {
             m.refused(&format!("lora_embed: {what}"), &mut out, |rig, [out]| {
-                rig.be.lora_embed(&mut rig.q, ids, &embedding, &batch, out.view_mut())
+                rig.be.lora_embed(&mut rig.q, ids, &embedding, &plan, out.view_mut())
             });
         }
         Ok(())
@@ -312,19 +311,19 @@ pub fn adapters_refuse_ids_out_of_range<B: Backend>(make: &dyn Fn() -> B, types:
         let x = m.rig.place(&fill.matrix(3, 6, types.x), none)?;
         let mut out = [m.rig.place(&fill.matrix(3, 7, types.out), none)?];
         for (what, slots) in [("slot 2 of 2", vec![0, -1, 2]), ("row 3 of 3", vec![0, 0, 0, 0])] {
-            let batch = batch(&mut m.rig, &slots)?;
+            let plan = plan(&mut m.rig, &slots)?;
             m.refused(&format!("lora_add: {what}"), &mut out, |rig, [out]| {
-                rig.be.lora_add(&mut rig.q, x.view(), &site, &batch, out.view_mut())
+                rig.be.lora_add(&mut rig.q, x.view(), &site, &plan, out.view_mut())
             });
         }
         let spec = SiteSpec::embedding(6, 7);
         let table = m.rig.be.lora_table(&spec, 2)?;
         let embedding = LoraSite { spec, table };
-        let batch = batch(&mut m.rig, &[0, 0, 0])?;
+        let plan = plan(&mut m.rig, &[0, 0, 0])?;
         for bad in [6, -1, i32::MAX] {
             let ids = m.rig.ids(&[0, 5, bad])?;
             m.refused(&format!("lora_embed: id {bad} of 6"), &mut out, |rig, [out]| {
-                rig.be.lora_embed(&mut rig.q, ids.view(), &embedding, &batch, out.view_mut())
+                rig.be.lora_embed(&mut rig.q, ids.view(), &embedding, &plan, out.view_mut())
             });
         }
         Ok(())

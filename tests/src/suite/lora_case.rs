@@ -1,8 +1,6 @@
 //! Sites, adapters and batches to apply them to.
 
-use lora_core::lora::{
-    LoraBatch, LoraSite, RowPlan, SiteKind, SiteSpec, SlotLowRank, SlotRows, SlotSlice,
-};
+use lora_core::lora::{LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotRows, SlotSlice};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -336,16 +334,16 @@ fn is_idle(slice: &SlotSlice) -> bool {
     !update && replacement.is_none() && rows.is_none()
 }
 
-/// Which adapter each row uses, in a backend's memory with room for more rows.
+/// Which adapter each row uses, in a plan with room for more rows.
 ///
 /// # Errors
 /// Those of the backend.
-pub fn batch<B: Backend>(rig: &mut Rig<B>, slot_of_row: &[i32]) -> lora_core::Result<LoraBatch<B>> {
-    let mut batch = LoraBatch::new(&rig.be, slot_of_row.len() + 3)?;
+pub fn plan<B: Backend>(rig: &mut Rig<B>, slot_of_row: &[i32]) -> lora_core::Result<B::LoraPlan> {
+    let mut plan = rig.be.lora_plan(slot_of_row.len() + 3)?;
     // What an earlier step left behind must not matter.
-    batch.fill(&rig.be, &mut rig.q, &RowPlan::new(&[0, 1, 0]))?;
-    batch.fill(&rig.be, &mut rig.q, &RowPlan::new(slot_of_row))?;
-    Ok(batch)
+    rig.be.plan_lora(&mut rig.q, &[0, 1, 0], &mut plan)?;
+    rig.be.plan_lora(&mut rig.q, slot_of_row, &mut plan)?;
+    Ok(plan)
 }
 
 impl Parts {
@@ -393,8 +391,8 @@ pub fn added<B: Backend>(
     [x, out]: [&Matrix; 2],
     [x_gaps, out_gaps]: [Gaps; 2],
 ) -> Result<Matrix, TestCaseError> {
-    let batch = batch(rig, slot_of_row)?;
+    let plan = plan(rig, slot_of_row)?;
     let (x, mut out): (Placed<B>, Placed<B>) = (rig.place(x, x_gaps)?, rig.place(out, out_gaps)?);
-    rig.be.lora_add(&mut rig.q, x.view(), site, &batch, out.view_mut())?;
+    rig.be.lora_add(&mut rig.q, x.view(), site, &plan, out.view_mut())?;
     out.read(rig)
 }

@@ -1,13 +1,13 @@
 //! Norms whose weight the adapter of a row replaces.
 
-use lora_core::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
+use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::NormWeight;
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
 use super::compare::{Class, Num, close, exact};
 use super::draw::{Fill, cols, rows};
-use super::lora_case::batch;
+use super::lora_case::plan;
 use super::misuse::refusals;
 use super::reference::rms_norm;
 use super::rig::{Gaps, Matrix, Placed, Rig};
@@ -43,7 +43,7 @@ struct Norm<B: Backend> {
     base: Placed<B>,
     site: LoraSite<B>,
     weights: [Matrix; 2],
-    batch: LoraBatch<B>,
+    plan: B::LoraPlan,
 }
 
 impl Case {
@@ -59,8 +59,8 @@ impl Case {
             rig.be.write_slot(&mut rig.q, &mut site, slot, &[slice])?;
         }
         let placed = rig.place(&base, Gaps::default())?;
-        let batch = batch(rig, &self.slot_of_row)?;
-        Ok(Norm { base: placed, site, weights: [base, own], batch })
+        let plan = plan(rig, &self.slot_of_row)?;
+        Ok(Norm { base: placed, site, weights: [base, own], plan })
     }
 
     /// Whether a row is scaled by its adapter's weight.
@@ -77,7 +77,7 @@ impl Case {
 
 impl<B: Backend> Norm<B> {
     fn weight(&self) -> NormWeight<'_, B> {
-        NormWeight { base: self.base.view(), lora: Some((&self.site, &self.batch)) }
+        NormWeight { base: self.base.view(), lora: Some((&self.site, &self.plan)) }
     }
 }
 
@@ -139,11 +139,11 @@ pub fn own_norms_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) 
         let linear = LoraSite { table: m.rig.be.lora_table(&linear, 3)?, spec: linear };
         let wider = SiteSpec::norm(7);
         let wider = LoraSite { table: m.rig.be.lora_table(&wider, 3)?, spec: wider };
-        let other_rows = batch(&mut m.rig, &[0, 1])?;
-        let other_slot = batch(&mut m.rig, &[0, 1, 3])?;
+        let other_rows = plan(&mut m.rig, &[0, 1])?;
+        let other_slot = plan(&mut m.rig, &[0, 1, 3])?;
         for (what, lora) in [
-            ("a projection's site", (&linear, &norm.batch)),
-            ("a site of other columns", (&wider, &norm.batch)),
+            ("a projection's site", (&linear, &norm.plan)),
+            ("a site of other columns", (&wider, &norm.plan)),
             ("rows of the batch", (&norm.site, &other_rows)),
             ("slot 3 of 3", (&norm.site, &other_slot)),
         ] {

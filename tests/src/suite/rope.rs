@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::compare::{Class, Num, close, exact};
 use super::draw::{Fill, gaps, kv_scales, outer_rows, rows};
-use super::lora_case::batch;
+use super::lora_case::plan;
 use super::misuse::{Misuse, refusals};
 use super::own_norms::own_site;
 use super::reference::{rms_norm, rotate};
@@ -132,7 +132,7 @@ fn appended_with<B: Backend>(
     let sites = match own {
         Some(own) => {
             let [q, k] = &own.weights;
-            Some(([own_site(rig, q)?, own_site(rig, k)?], batch(rig, &own.slot_of_row)?))
+            Some(([own_site(rig, q)?, own_site(rig, k)?], plan(rig, &own.slot_of_row)?))
         }
         None => None,
     };

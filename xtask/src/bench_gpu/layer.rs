@@ -1,9 +1,9 @@
 //! The linear modules of one layer of Llama-3-8B, with adapters.
 
 use anyhow::{Context, Result, ensure};
-use lora_core::lora::{LoraBatch, LoraSite, RowPlan, SiteSpec, SlotLowRank, SlotSlice};
+use lora_core::lora::{LoraSite, SiteSpec, SlotLowRank, SlotSlice};
 use lora_core::{Backend, DType, HostTensor, Pool, Tensor};
-use lora_cuda::{Cuda, CudaLinear, CudaQueue};
+use lora_cuda::{Cuda, CudaLinear, CudaLoraPlan, CudaQueue};
 
 /// Input and output widths of the sites: q/k/v, o, gate/up, down.
 const SITES: [(usize, &[usize]); 4] =
@@ -30,7 +30,7 @@ struct Site {
 
 /// Inputs and outputs, and which adapter each row uses.
 pub struct Batch {
-    lora: LoraBatch<Cuda>,
+    lora: CudaLoraPlan,
     slot_of_row: Vec<i32>,
     x: Vec<Tensor<Cuda>>,
     host_x: Vec<HostTensor>,
@@ -66,8 +66,8 @@ impl Batch {
             false => row % adapters,
         };
         let slot_of_row: Vec<i32> = (0..tokens).map(|row| slot(row) as i32).collect();
-        let mut lora = LoraBatch::new(cuda, tokens)?;
-        lora.fill(cuda, q, &RowPlan::new(&slot_of_row))?;
+        let mut lora = cuda.lora_plan(tokens)?;
+        cuda.plan_lora(q, &slot_of_row, &mut lora)?;
         let (mut x, mut host_x, mut out) = (Vec::new(), Vec::new(), Vec::new());
         let tensor = |cols| Tensor::zeros(cuda, Pool::Activations, tokens, cols, DType::Bf16);
         for (i, (k, parts)) in SITES.iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use lora_core::lora::Spread;
+use lora_core::lora::LoraPlan;
 use lora_core::{Backend, Result};
 
 use crate::model::{Decoder, Extents, KvCache, RunState, StepRows};
@@ -46,13 +46,17 @@ impl GraphSizes {
     }
 }
 
-/// What one recording is good for. Which adapters the rows have does not matter, only whether there are
-/// none, so that batches without adapters do no work for them, few or many, and how rows are tiled.
+/// What one recording is good for. Which adapters the rows have does not matter, only whether any has one, so that
+/// batches without adapters do no work for them, and what the backend's plan of them takes for granted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Shape {
+struct Shape<K> {
     extents: Extents,
-    adapters: (Spread, usize),
+    has_adapters: bool,
+    lora: K,
 }
+
+/// The shape of a backend's steps.
+type ShapeOf<B> = Shape<<<B as Backend>::LoraPlan as LoraPlan>::Key>;
 
 /// What is known of a shape.
 enum Recording<G> {
@@ -76,7 +80,7 @@ pub struct GraphStats {
 /// A step of a new shape runs eagerly, the next one of that shape is recorded and replayed, later
 /// ones are replayed. Backends that record nothing run all of them eagerly.
 pub struct StepGraphs<B: Backend> {
-    known: HashMap<Shape, Recording<B::Graph>>,
+    known: HashMap<ShapeOf<B>, Recording<B::Graph>>,
     stats: GraphStats,
     /// `None`: nothing is recorded.
     sizes: Option<GraphSizes>,
@@ -121,8 +125,8 @@ impl<B: Backend> StepGraphs<B> {
         kv: &mut KvCache<B>,
     ) -> Result<()> {
         let lora = state.lora();
-        let adapters = (lora.spread(), lora.tile_rows());
-        let shape = Shape { extents: state.extents(), adapters };
+        let (extents, has_adapters) = (state.extents(), lora.has_adapters());
+        let shape = Shape { extents, has_adapters, lora: lora.key() };
         if self.recorded(&shape.extents) != Some(shape.extents.rows) {
             return model.forward(be, q, state, kv);
         }

@@ -147,9 +147,9 @@ impl<B: Backend> Decoder<B> {
             tokens_per_block: kv.tokens_per_block,
         };
         be.embed(q, &self.embed, state.inputs.ids(), state.residual.first_rows_mut(n))?;
-        if let Some(batch) = state.inputs.lora() {
+        if let Some(plan) = state.inputs.lora() {
             let ids = state.inputs.ids();
-            be.lora_embed(q, ids, &self.embed_site, batch, state.residual.first_rows_mut(n))?;
+            be.lora_embed(q, ids, &self.embed_site, plan, state.residual.first_rows_mut(n))?;
         }
         if let Some(first) = self.layers.first() {
             let norm = first.input_norm.weight(state.inputs.lora());
@@ -187,7 +187,7 @@ impl<B: Backend> Decoder<B> {
         let Extents { rows, logit_rows: n, .. } = inputs.extents;
         let normed = state.normed.first_rows(rows);
         be.gather_rows(q, normed, inputs.logit_rows(), state.gathered.first_rows_mut(n))?;
-        let lora = inputs.logit_lora().map(|batch| (&self.head_site, batch));
+        let lora = inputs.logit_lora().map(|plan| (&self.head_site, plan));
         let hidden = state.gathered.first_rows(n);
         let mut logits = state.logits.first_rows_mut(n);
         let mut own = logits.reborrow();

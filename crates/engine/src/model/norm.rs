@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lora_core::lora::{LoraBatch, LoraSite, SlotSlice};
+use lora_core::lora::{LoraSite, SlotSlice};
 use lora_core::ops::NormWeight;
 use lora_core::{Backend, DType, HostTensor, Result, Tensor};
 
@@ -21,8 +21,8 @@ impl<B: Backend> Norm<B> {
     }
 
     /// The weight of each row of a batch; of every row where `lora` is `None`.
-    pub fn weight<'a>(&'a self, lora: Option<&'a LoraBatch<B>>) -> NormWeight<'a, B> {
-        let lora = lora.filter(|_| !self.slots.is_empty()).map(|batch| (&self.site, batch));
+    pub fn weight<'a>(&'a self, lora: Option<&'a B::LoraPlan>) -> NormWeight<'a, B> {
+        let lora = lora.filter(|_| !self.slots.is_empty()).map(|plan| (&self.site, plan));
         NormWeight { base: self.weight.view(), lora }
     }
 

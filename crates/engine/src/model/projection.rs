@@ -1,6 +1,6 @@
 //! A base projection with the adapters of its modules.
 
-use lora_core::lora::{LoraBatch, LoraSite};
+use lora_core::lora::LoraSite;
 use lora_core::{Backend, Comm, Result, Split, TargetModule, View, ViewMut};
 
 use super::pass::Pass;
@@ -33,10 +33,10 @@ impl<B: Backend> Projection<B> {
         pass: &Pass<'_, B>,
         q: &mut B::Queue,
         x: View<'_, B>,
-        lora: Option<&LoraBatch<B>>,
+        lora: Option<&B::LoraPlan>,
         mut out: ViewMut<'_, B>,
     ) -> Result<()> {
-        let lora = lora.map(|batch| (&self.site, batch));
+        let lora = lora.map(|plan| (&self.site, plan));
         pass.be.linear_lora(q, x, &self.weight, lora, out.reborrow())?;
         match self.split {
             Split::Row => pass.comm.all_reduce_sum(pass.be, q, out),
@@ -53,11 +53,11 @@ impl<B: Backend> Projection<B> {
         pass: &Pass<'_, B>,
         q: &mut B::Queue,
         x: View<'_, B>,
-        lora: Option<&LoraBatch<B>>,
+        lora: Option<&B::LoraPlan>,
         gate_up: ViewMut<'_, B>,
         out: ViewMut<'_, B>,
     ) -> Result<()> {
-        let lora = lora.map(|batch| (&self.site, batch));
+        let lora = lora.map(|plan| (&self.site, plan));
         pass.be.gated_linear_lora(q, x, &self.weight, lora, gate_up, out)
     }
 }

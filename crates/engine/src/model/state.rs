@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytemuck::cast_slice;
-use lora_core::lora::{LoraBatch, RowPlan};
+use lora_core::lora::LoraPlan;
 use lora_core::ops::{AttentionRows, HeadDims};
 use lora_core::{Backend, DType, MatLayout, Pool, Result, Tensor, View};
 
@@ -143,8 +143,8 @@ pub struct StepInputs<B: Backend> {
     drawn: Tensor<B>,
     pub(super) extents: Extents,
     pub(super) attention: B::AttentionPlan,
-    lora: LoraBatch<B>,
-    logit_lora: LoraBatch<B>,
+    lora: B::LoraPlan,
+    logit_lora: B::LoraPlan,
 }
 
 /// Where ids, positions, KV slots, sequences, rows of logits and block tables lie, in words.
@@ -172,8 +172,8 @@ impl<B: Backend> StepInputs<B> {
             drawn: Tensor::zeros(be, Pool::StepInputs, 1, most.logit_rows, DType::I32)?,
             extents: Extents::default(),
             attention: be.attention_plan(dims, most.rows)?,
-            lora: LoraBatch::new(be, most.rows)?,
-            logit_lora: LoraBatch::new(be, most.logit_rows)?,
+            lora: be.lora_plan(most.rows)?,
+            logit_lora: be.lora_plan(most.logit_rows)?,
         })
     }
 
@@ -204,10 +204,10 @@ impl<B: Backend> StepInputs<B> {
             table_stride: rows.max_blocks,
         };
         be.plan_attention(q, of_rows, &mut self.attention)?;
-        self.lora.fill(be, q, &RowPlan::new(&rows.lora_slots))?;
+        be.plan_lora(q, &rows.lora_slots, &mut self.lora)?;
         let of_logits: Vec<i32> =
             rows.logit_rows.iter().map(|r| rows.lora_slots[*r as usize]).collect();
-        self.logit_lora.fill(be, q, &RowPlan::new(&of_logits))?;
+        be.plan_lora(q, &of_logits, &mut self.logit_lora)?;
         self.take_drawn(be, q, &rows.drawn, tokens)
     }
 
@@ -233,13 +233,13 @@ impl<B: Backend> StepInputs<B> {
     }
 
     /// Adapters of the rows, if any of them has one: rows without one must cost nothing.
-    pub(super) fn lora(&self) -> Option<&LoraBatch<B>> {
-        Some(&self.lora).filter(|batch| batch.segments() > 0)
+    pub(super) fn lora(&self) -> Option<&B::LoraPlan> {
+        Some(&self.lora).filter(|plan| plan.has_adapters())
     }
 
     /// The same of the rows whose logits are wanted.
-    pub(super) fn logit_lora(&self) -> Option<&LoraBatch<B>> {
-        Some(&self.logit_lora).filter(|batch| batch.segments() > 0)
+    pub(super) fn logit_lora(&self) -> Option<&B::LoraPlan> {
+        Some(&self.logit_lora).filter(|plan| plan.has_adapters())
     }
 
     fn part(&self, part: usize) -> View<'_, B> {
@@ -297,7 +297,7 @@ impl<B: Backend> RunState<B> {
     }
 
     /// Which adapters the rows of that step have.
-    pub fn lora(&self) -> &LoraBatch<B> {
+    pub fn lora(&self) -> &B::LoraPlan {
         &self.inputs.lora
     }
 

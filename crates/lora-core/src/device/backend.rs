@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::fp8::Fp8Scales;
-use super::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
+use super::lora::{LoraPlan, LoraSite, SiteSpec, SlotSlice};
 use super::ops::{
     AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
     SampleArgs,
@@ -76,6 +76,8 @@ pub trait Backend: Sized + 'static {
     type LoraTable;
     /// What the device is told once about the rows of a step, for the attention of all layers.
     type AttentionPlan;
+    /// What the device is told once about the adapters of a step, for the LoRA ops of all layers.
+    type LoraPlan: LoraPlan;
     /// The group of ranks that this device belongs to.
     type Comm: Comm<Self>;
 
@@ -134,8 +136,8 @@ pub trait Backend: Sized + 'static {
     /// operands of the same extents. `Ok(None)`: they cannot be recorded, or not now, and the caller
     /// runs them eagerly.
     ///
-    /// Of a [`LoraBatch`], the extents, the rows of a tile and the spread are recorded; which row has
-    /// which adapter is read from the device at each replay.
+    /// Of a [`Backend::LoraPlan`], its rows and its [`LoraPlan::key`] are recorded; which row has which adapter is
+    /// read from the device at each replay.
     ///
     /// # Errors
     /// Those of the recorded ops.
@@ -342,6 +344,24 @@ pub trait Backend: Sized + 'static {
         slices: &[Option<SlotSlice>],
     ) -> Result<()>;
 
+    /// Room for plans of up to `rows` rows; a plan of no rows.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    fn lora_plan(&self, rows: usize) -> Result<Self::LoraPlan>;
+
+    /// Plans the adapters of a step. `slots` has the slot of each row's adapter, a negative number for a row
+    /// without one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] if there are more rows than there is room for.
+    fn plan_lora(
+        &self,
+        q: &mut Self::Queue,
+        slots: &[i32],
+        plan: &mut Self::LoraPlan,
+    ) -> Result<()>;
+
     /// Applies each row's adapter to the output of the site's base layer; see [`LoraSite`] for
     /// the formula. Rows with slot -1, and slices that the row's adapter leaves alone, keep their
     /// values to the bit.
@@ -353,7 +373,7 @@ pub trait Backend: Sized + 'static {
         q: &mut Self::Queue,
         x: View<'_, Self>,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        plan: &Self::LoraPlan,
         out: ViewMut<'_, Self>,
     ) -> Result<()>;
 
@@ -367,7 +387,7 @@ pub trait Backend: Sized + 'static {
         q: &mut Self::Queue,
         ids: View<'_, Self>,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        plan: &Self::LoraPlan,
         out: ViewMut<'_, Self>,
     ) -> Result<()>;
 
@@ -381,12 +401,12 @@ pub trait Backend: Sized + 'static {
         q: &mut Self::Queue,
         x: View<'_, Self>,
         w: &Self::Linear,
-        lora: Option<(&LoraSite<Self>, &LoraBatch<Self>)>,
+        lora: Option<(&LoraSite<Self>, &Self::LoraPlan)>,
         mut out: ViewMut<'_, Self>,
     ) -> Result<()> {
         self.linear(q, x, w, out.reborrow())?;
         match lora {
-            Some((site, batch)) => self.lora_add(q, x, site, batch, out),
+            Some((site, plan)) => self.lora_add(q, x, site, plan, out),
             None => Ok(()),
         }
     }
@@ -402,7 +422,7 @@ pub trait Backend: Sized + 'static {
         q: &mut Self::Queue,
         x: View<'_, Self>,
         w: &Self::Linear,
-        lora: Option<(&LoraSite<Self>, &LoraBatch<Self>)>,
+        lora: Option<(&LoraSite<Self>, &Self::LoraPlan)>,
         mut gate_up: ViewMut<'_, Self>,
         out: ViewMut<'_, Self>,
     ) -> Result<()> {

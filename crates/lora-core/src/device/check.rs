@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::fp8::Fp8Scales;
-use super::lora::{SiteKind, SiteSpec, SlotRows, SlotSlice};
+use super::lora::{LoraPlan, SiteKind, SiteSpec, SlotRows, SlotSlice};
 use super::ops::{
     AttentionArgs, LogprobArgs, LogprobOut, NormWeight, QkvArgs, SampleArgs, SampleRow, mask_words,
 };
@@ -147,10 +147,10 @@ fn norm_weights<B: Backend>(
     dtype(op, "w", base.dtype, DType::F32)?;
     check_extent(op, "rows of w", base.rows, 1)?;
     check_extent(op, "columns of w", base.cols, cols)?;
-    let Some((site, batch)) = w.lora else { return Ok(()) };
+    let Some((site, plan)) = w.lora else { return Ok(()) };
     site_kind::<B>(op, &site.spec, SiteKind::Norm)?;
     check_extent(op, "columns of adapters' w", site.spec.in_dim, cols)?;
-    check_extent(op, "rows of the batch", batch.rows(), rows)
+    check_extent(op, "rows of the batch", plan.rows(), rows)
 }
 
 /// Checks [`Backend::rms_norm`] and, with the residual among `outs`, [`Backend::add_rms_norm`].
@@ -454,6 +454,18 @@ pub fn logprobs<B: Backend>(args: &LogprobArgs<'_, B>, out: &LogprobOut<'_, B>) 
         return Err(Error::OutOfRange { op: OP, what: "k", found: k as i64, limit: vocab + 1 });
     }
     Ok(())
+}
+
+/// Checks that a plan made for up to `capacity` rows has room for `rows`.
+///
+/// # Errors
+/// [`Error::Shape`].
+pub fn plan_room(op: &'static str, rows: usize, capacity: usize) -> Result<()> {
+    if rows <= capacity {
+        return Ok(());
+    }
+    let what = "rows, above what there is room for";
+    Err(Error::Shape { op, what, found: rows, expected: capacity })
 }
 
 /// Checks what is written to a slot of a site, slice by slice.

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::lora::{LoraBatch, LoraSite};
+use super::lora::LoraSite;
 use super::{Backend, View, ViewMut};
 
 /// Extents of an attention layer.
@@ -34,7 +34,7 @@ pub struct NormWeight<'a, B: Backend> {
     /// The base model's: `[1, cols]` f32.
     pub base: View<'a, B>,
     /// Weights of adapters, by slot, and the slot of each row; `None` where no row has an adapter.
-    pub lora: Option<(&'a LoraSite<B>, &'a LoraBatch<B>)>,
+    pub lora: Option<(&'a LoraSite<B>, &'a B::LoraPlan)>,
 }
 
 impl<B: Backend> Clone for NormWeight<'_, B> {

@@ -6,4 +6,4 @@ mod null;
 
 pub use make::{Recipe, random_adapter, write_peft};
 pub use memory::{CountedBlock, CountedMemory};
-pub use null::{NullBackend, NullBuf, NullLinear, NullLoraTable};
+pub use null::{NullBackend, NullBuf, NullLinear, NullLoraPlan, NullLoraTable};

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::memory::{CountedBlock, CountedMemory};
 use crate::device::fp8::Fp8Scales;
-use crate::device::lora::{LoraBatch, LoraSite, SiteSpec, SlotSlice};
+use crate::device::lora::{LoraPlan, LoraSite, SiteSpec, SlotSlice};
 use crate::device::ops::{
     AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
     SampleArgs, SampleRow,
@@ -63,6 +63,29 @@ pub struct NullLinear {
     _taken: Option<CountedBlock>,
 }
 
+/// How many rows a step has, and whether any has an adapter.
+#[derive(Debug)]
+pub struct NullLoraPlan {
+    rows: usize,
+    has_adapters: bool,
+    capacity: usize,
+    _taken: Option<CountedBlock>,
+}
+
+impl LoraPlan for NullLoraPlan {
+    type Key = ();
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn has_adapters(&self) -> bool {
+        self.has_adapters
+    }
+
+    fn key(&self) {}
+}
+
 /// What the slots of a site take.
 #[derive(Debug)]
 pub struct NullLoraTable(Vec<Option<CountedBlock>>);
@@ -90,6 +113,7 @@ impl Backend for NullBackend {
     type Linear = NullLinear;
     type LoraTable = NullLoraTable;
     type AttentionPlan = ();
+    type LoraPlan = NullLoraPlan;
     type Comm = OneRank;
 
     fn caps(&self) -> Caps {
@@ -273,12 +297,24 @@ impl Backend for NullBackend {
         Ok(())
     }
 
+    fn lora_plan(&self, rows: usize) -> Result<NullLoraPlan> {
+        let _taken = self.take(Pool::StepInputs, rows * size_of::<i32>())?;
+        Ok(NullLoraPlan { rows: 0, has_adapters: false, capacity: rows, _taken })
+    }
+
+    fn plan_lora(&self, (): &mut (), slots: &[i32], plan: &mut NullLoraPlan) -> Result<()> {
+        crate::check::plan_room("plan_lora", slots.len(), plan.capacity)?;
+        plan.rows = slots.len();
+        plan.has_adapters = slots.iter().any(|slot| *slot >= 0);
+        Ok(())
+    }
+
     fn lora_add(
         &self,
         (): &mut (),
         _: View<'_>,
         _: &LoraSite<Self>,
-        _: &LoraBatch<Self>,
+        _: &NullLoraPlan,
         _: ViewMut<'_>,
     ) -> Result<()> {
         Ok(())
@@ -289,7 +325,7 @@ impl Backend for NullBackend {
         (): &mut (),
         _: View<'_>,
         _: &LoraSite<Self>,
-        _: &LoraBatch<Self>,
+        _: &NullLoraPlan,
         _: ViewMut<'_>,
     ) -> Result<()> {
         Ok(())

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotRows, SlotSlice};
+use lora_core::lora::{LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotRows, SlotSlice};
 use lora_core::{Error, HostTensor, Result, check, check_extent};
 use rayon::prelude::*;
 
 use super::linear::{input_rows, misfit, pack};
+use super::lora_plan::CpuLoraPlan;
 use crate::inner::{Isa, Out, Packed, Rows, matmul};
 use crate::rows::{RowMut, all_rows, indices};
 use crate::{CpuRef, View, ViewMut};
@@ -118,7 +119,7 @@ pub fn lora_add(
     isa: Isa,
     x: View<'_>,
     site: &LoraSite<CpuRef>,
-    batch: &LoraBatch<CpuRef>,
+    plan: &CpuLoraPlan,
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "lora_add";
@@ -126,7 +127,7 @@ pub fn lora_add(
     check::float(OP, "x", x.layout.dtype)?;
     check_extent(OP, "columns of x", x.layout.cols, site.spec.in_dim)?;
     check_extent(OP, "rows of out", out.layout.rows, x.layout.rows)?;
-    let tasks = tasks(OP, isa, site, batch, &mut out)?;
+    let tasks = tasks(OP, isa, site, plan, &mut out)?;
     let mut widened = Vec::new();
     let input = input_rows(isa, &x, &mut widened);
     run(tasks, |mut task| {
@@ -165,7 +166,7 @@ pub fn lora_embed(
     isa: Isa,
     ids: View<'_>,
     site: &LoraSite<CpuRef>,
-    batch: &LoraBatch<CpuRef>,
+    plan: &CpuLoraPlan,
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "lora_embed";
@@ -173,7 +174,7 @@ pub fn lora_embed(
     let ids = indices(OP, "ids", &ids)?;
     check_extent(OP, "rows of out", out.layout.rows, ids.len())?;
     check::ids(OP, "token id", ids, site.spec.in_dim)?;
-    let tasks = tasks(OP, isa, site, batch, &mut out)?;
+    let tasks = tasks(OP, isa, site, plan, &mut out)?;
     run(tasks, |mut task| {
         let Some(Some(slice)) = task.slices.first() else { return Ok(()) };
         let ids: Vec<usize> = task.places.iter().map(|row| ids[*row as usize] as usize).collect();
@@ -212,32 +213,21 @@ fn tasks<'a>(
     op: &'static str,
     isa: Isa,
     site: &'a LoraSite<CpuRef>,
-    batch: &LoraBatch<CpuRef>,
+    plan: &CpuLoraPlan,
     out: &'a mut ViewMut<'_>,
 ) -> Result<Vec<Task<'a>>> {
-    let (order, starts, slots) = (batch.row_order(), batch.starts(), batch.slots());
-    let order = indices(op, "row order", &order)?;
-    let starts = indices(op, "segment starts", &starts)?;
-    let slots = indices(op, "slots", &slots)?;
     let limit = out.layout.rows;
     let mut rows = all_rows(isa, out);
     let mut tasks = Vec::new();
-    for i in 0..batch.segments() {
-        let (slot, places) = segment(i, [order, starts, slots]).ok_or(Error::OutOfRange {
-            op,
-            what: "segment",
-            found: i as i64,
-            limit: slots.len(),
-        })?;
-        let slot = check::index(op, "slot", slot, site.table.slots.len())?;
+    for segment in plan.segments() {
+        let slot = check::index(op, "slot", segment.slot, site.table.slots.len())?;
         let slices = &site.table.slots[slot][..];
-        for chunk in places.chunks(TASK_ROWS) {
+        for places in segment.rows.chunks(TASK_ROWS) {
             let mut task = Task { places: Vec::new(), rows: Vec::new(), slices };
-            for row in chunk {
-                let place = check::index(op, "row", *row, limit)?;
-                // A row that was listed twice already has its adapter.
-                if let Some(row) = rows.get_mut(place).and_then(Option::take) {
-                    task.places.push(place as u32);
+            for place in places {
+                check::index(op, "row", *place as i32, limit)?;
+                if let Some(row) = rows.get_mut(*place as usize).and_then(Option::take) {
+                    task.places.push(*place);
                     task.rows.push(row);
                 }
             }
@@ -245,12 +235,6 @@ fn tasks<'a>(
         }
     }
     Ok(tasks)
-}
-
-/// Slot and rows of segment `i` of a batch; `None` where the batch has no such segment.
-fn segment(i: usize, [order, starts, slots]: [&[i32]; 3]) -> Option<(i32, &[i32])> {
-    let [from, to] = *starts.get(i..i + 2)? else { return None };
-    Some((*slots.get(i)?, order.get(from as usize..to as usize)?))
 }
 
 /// Runs tasks, in parallel where there are several.

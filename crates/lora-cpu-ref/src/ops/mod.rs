@@ -7,6 +7,7 @@ pub mod fp8;
 pub mod linear;
 pub mod logprobs;
 pub mod lora;
+pub mod lora_plan;
 pub mod norm;
 pub mod rope;
 pub mod sample;

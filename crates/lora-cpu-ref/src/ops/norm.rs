@@ -5,7 +5,7 @@ use lora_core::{Result, check};
 
 use super::lora::CpuLoraTable;
 use crate::inner::{Isa, dot};
-use crate::rows::{for_row_pairs, for_rows, indices, read_row, typed_row};
+use crate::rows::{for_row_pairs, for_rows, read_row, typed_row};
 use crate::{CpuRef, View, ViewMut};
 
 /// See [`lora_core::Backend::rms_norm`].
@@ -66,8 +66,8 @@ impl<'a> RowWeights<'a> {
     /// [`lora_core::Error::OutOfRange`] for a slot that the table does not have.
     pub fn new(op: &'static str, w: &NormWeight<'a, CpuRef>) -> Result<Self> {
         let base = typed_row(&w.base, 0);
-        let Some((site, batch)) = w.lora else { return Ok(Self { base, adapters: None }) };
-        let slots = indices(op, "slots of rows", &batch.slot_of_row())?;
+        let Some((site, plan)) = w.lora else { return Ok(Self { base, adapters: None }) };
+        let slots = plan.slot_of_row();
         let used = slots.iter().filter(|slot| **slot >= 0);
         for slot in used {
             check::index(op, "slot", *slot, site.table.slots())?;

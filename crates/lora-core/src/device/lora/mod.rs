@@ -1,7 +1,7 @@
-//! LoRA as an argument of an op: sites of a model, slots of adapters, rows of a batch.
+//! LoRA as an argument of an op: sites of a model, slots of adapters, rows of a step.
 
-mod batch;
+mod plan;
 mod site;
 
-pub use batch::{LoraBatch, RowPlan, Spread};
+pub use plan::LoraPlan;
 pub use site::{LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotRows, SlotSlice};

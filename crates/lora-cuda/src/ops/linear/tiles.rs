@@ -1,7 +1,7 @@
 //! Products of many rows with what adapters add, in one kernel.
 #![allow(unsafe_code)]
 
-use lora_core::lora::{LoraBatch, SiteSpec};
+use lora_core::lora::SiteSpec;
 use lora_core::{DType, MatLayout, Result};
 
 use super::CudaLinear;
@@ -9,6 +9,7 @@ use super::stream::{SWIZZLE, TensorMap};
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
 use crate::device::is_aligned;
 use crate::memory::queue::Launch;
+use crate::ops::lora::plan::CudaLoraPlan;
 use crate::ops::lora::{LoraArgs, starts_of};
 use crate::{Cuda, CudaQueue, View, ViewMut};
 
@@ -22,7 +23,7 @@ const MIN_BUSY: f64 = 0.8;
 const MIN_ROWS_TO_BEGIN: usize = 512;
 
 /// The most rows that the kernel takes: 64 groups of 256.
-const MAX_ROWS: usize = 64 * LoraBatch::<Cuda>::GROUP_ROWS;
+const MAX_ROWS: usize = 64 * CudaLoraPlan::GROUP_ROWS;
 
 /// Adapters of a group of rows, on average, up to which their factors are taken into the product: each costs
 /// about half a step of K.
@@ -88,8 +89,8 @@ unsafe impl KernelArgs for TilesArgs {
 }
 
 /// Whether the kernel takes the adapters of this batch at this site, if the output is in bf16.
-pub fn suits(batch: &LoraBatch<Cuda>, spec: &SiteSpec, rows: usize) -> bool {
-    let groups = rows.div_ceil(LoraBatch::<Cuda>::GROUP_ROWS);
+pub fn suits(batch: &CudaLoraPlan, spec: &SiteSpec, rows: usize) -> bool {
+    let groups = rows.div_ceil(CudaLoraPlan::GROUP_ROWS);
     let few = batch.group_slot_count() <= MAX_ADAPTERS * groups;
     (MIN_ROWS_TO_BEGIN..=MAX_ROWS).contains(&rows) && few && spec.slices.len() <= MAX_SLICES
 }
@@ -132,7 +133,7 @@ pub struct Adapters<'a> {
     /// Where everything lies.
     pub args: &'a LoraArgs,
     /// The batch.
-    pub batch: &'a LoraBatch<Cuda>,
+    pub batch: &'a CudaLoraPlan,
     /// The site.
     pub spec: &'a SiteSpec,
 }

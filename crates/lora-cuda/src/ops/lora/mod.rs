@@ -1,15 +1,17 @@
 //! What adapters add to the output of a base layer.
 #![allow(unsafe_code)]
 
+pub mod plan;
 pub mod rows;
 pub mod shrink;
 pub mod table;
 
 use std::ops::Range;
 
-use lora_core::lora::{LoraBatch, LoraSite, SiteKind, SiteSpec, Spread};
+use lora_core::lora::{LoraPlan, LoraSite, SiteKind, SiteSpec};
 use lora_core::{DType, Error, MatLayout, Result, check, check_extent};
 
+use self::plan::{CudaLoraPlan, Spread};
 use self::rows::SiteInput;
 use self::table::Work;
 use crate::args::{Address, Kernel, KernelArgs, MatArg};
@@ -211,7 +213,7 @@ impl Cuda {
         q: &mut CudaQueue,
         x: View<'_>,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        batch: &CudaLoraPlan,
         out: &ViewMut<'_>,
     ) -> Result<()> {
         check_linear(&x, site, out)?;
@@ -225,7 +227,7 @@ impl Cuda {
         q: &mut CudaQueue,
         ids: View<'_>,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        batch: &CudaLoraPlan,
         out: &ViewMut<'_>,
     ) -> Result<()> {
         const OP: &str = "lora_embed";
@@ -243,7 +245,7 @@ impl Cuda {
         q: &mut CudaQueue,
         (x, x_geo, ids): (MatArg, MatLayout, Address),
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        batch: &CudaLoraPlan,
         out: &ViewMut<'_>,
     ) -> Result<()> {
         let Some(plan) = self.plan(op, q, (x, x_geo, ids), site, batch, out)? else {
@@ -259,7 +261,7 @@ impl Cuda {
         q: &mut CudaQueue,
         x: View<'_>,
         w: &CudaLinear,
-        lora: (&LoraSite<Self>, &LoraBatch<Self>),
+        lora: (&LoraSite<Self>, &CudaLoraPlan),
         out: &ViewMut<'_>,
     ) -> Result<()> {
         let (site, batch) = lora;
@@ -302,7 +304,7 @@ impl Cuda {
         q: &mut CudaQueue,
         x: View<'_>,
         w: &CudaLinear,
-        lora: Option<(&LoraSite<Self>, &LoraBatch<Self>)>,
+        lora: Option<(&LoraSite<Self>, &CudaLoraPlan)>,
         gate_up: &ViewMut<'_>,
         out: &ViewMut<'_>,
     ) -> Result<bool> {
@@ -362,7 +364,7 @@ impl Cuda {
         q: &mut CudaQueue,
         (x, x_geo, ids): (MatArg, MatLayout, Address),
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        batch: &CudaLoraPlan,
         out: &ViewMut<'_>,
     ) -> Result<Option<Plan>> {
         check_extent(op, "rows of the batch", batch.rows(), out.layout.rows)?;
@@ -491,7 +493,7 @@ impl Cuda {
         op: &'static str,
         q: &mut CudaQueue,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        batch: &CudaLoraPlan,
     ) -> Result<()> {
         let slots = self.ints(q, batch.slot_of_row())?.unwrap_or_default();
         let used: Vec<i32> = slots.into_iter().filter(|slot| *slot >= 0).collect();
@@ -504,7 +506,7 @@ impl Cuda {
         op: &'static str,
         q: &mut CudaQueue,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        batch: &CudaLoraPlan,
         rows: usize,
     ) -> Result<()> {
         let [order, starts, slots] = [batch.row_order(), batch.starts(), batch.slots()];

@@ -2,9 +2,10 @@
 #![allow(unsafe_code)]
 
 use bytemuck::{Pod, Zeroable};
-use lora_core::lora::{LoraBatch, LoraSite, SlotRows};
+use lora_core::lora::{LoraPlan, LoraSite, SlotRows};
 use lora_core::{Result, check_extent};
 
+use super::plan::CudaLoraPlan;
 use crate::args::{Address, Kernel, KernelArgs, MatArg, dtype_number};
 use crate::memory::copies::Parts;
 use crate::memory::queue::Launch;
@@ -73,7 +74,7 @@ impl Cuda {
         q: &mut CudaQueue,
         input: SiteInput,
         site: &LoraSite<Self>,
-        batch: &LoraBatch<Self>,
+        batch: &CudaLoraPlan,
         out: &ViewMut<'_>,
     ) -> Result<()> {
         let Some((table, most)) = site.table.token_rows() else { return Ok(()) };

@@ -4,11 +4,14 @@ use std::ops::Range;
 
 use bytemuck::cast_slice;
 
-use crate::device::{Backend, DType, Pool, Result, Tensor, View};
+use lora_core::lora::LoraPlan;
+use lora_core::{Backend, DType, Pool, Result, Tensor, check};
+
+use crate::{Cuda, CudaQueue, View};
 
 /// Rows of a batch grouped by the slot of their adapter; rows without an adapter are left out.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct RowPlan {
+pub(crate) struct RowPlan {
     /// Rows that have an adapter, those of one slot side by side, in ascending order in a slot.
     pub row_order: Vec<i32>,
     /// Start of each segment of `row_order`, then its length; empty when there are no segments.
@@ -22,7 +25,7 @@ pub struct RowPlan {
     pub idle_rows: Vec<i32>,
     /// Slot of each row, negative where there is no adapter.
     pub slot_of_row: Vec<i32>,
-    /// Of each group of [`LoraBatch::GROUP_ROWS`] neighbouring rows: where its slots begin in `group_slots`; then
+    /// Of each group of [`CudaLoraPlan::GROUP_ROWS`] neighbouring rows: where its slots begin in `group_slots`; then
     /// their number.
     pub group_starts: Vec<i32>,
     /// Slots that rows of a group have, ascending in each group.
@@ -47,7 +50,7 @@ const FEW_TILES: usize = 16;
 
 /// How many adapters the rows of a batch have.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub enum Spread {
+pub(crate) enum Spread {
     /// None.
     #[default]
     None,
@@ -122,8 +125,9 @@ impl RowPlan {
 
 /// A [`RowPlan`] in device memory, refilled for each step. Where its parts lie depends on the number
 /// of rows alone, so that steps with as many rows find them in the same places.
-pub struct LoraBatch<B: Backend> {
-    words: Tensor<B>,
+pub struct CudaLoraPlan {
+    words: Tensor<Cuda>,
+    capacity: usize,
     rows: usize,
     tile_rows: usize,
     segments: usize,
@@ -143,22 +147,23 @@ fn places(rows: usize) -> [Range<usize>; 9] {
     })
 }
 
-/// Words of [`LoraBatch::sizes`].
+/// Words of [`CudaLoraPlan::sizes`].
 const SIZES: usize = 3;
 
-impl<B: Backend> LoraBatch<B> {
+impl CudaLoraPlan {
     /// Neighbouring rows whose slots are listed together.
-    pub const GROUP_ROWS: usize = GROUP_ROWS;
+    pub(crate) const GROUP_ROWS: usize = GROUP_ROWS;
 
-    /// Room for `capacity` rows; empty until [`LoraBatch::fill`].
+    /// Room for `capacity` rows; empty until [`CudaLoraPlan::fill`].
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
-    pub fn new(be: &B, capacity: usize) -> Result<Self> {
+    pub(crate) fn new(be: &Cuda, capacity: usize) -> Result<Self> {
         let [.., last] = places(capacity);
         let words = Tensor::zeros(be, Pool::StepInputs, 1, last.end, DType::I32)?;
         Ok(Self {
             words,
+            capacity,
             rows: 0,
             tile_rows: TILE_ROWS[0],
             segments: 0,
@@ -167,14 +172,10 @@ impl<B: Backend> LoraBatch<B> {
         })
     }
 
-    /// Uploads the plan of a step.
-    ///
-    /// # Errors
-    /// [`crate::Error::Device`].
-    ///
-    /// # Panics
-    /// If the plan has more rows than the capacity.
-    pub fn fill(&mut self, be: &B, q: &mut B::Queue, plan: &RowPlan) -> Result<()> {
+    /// See [`Backend::plan_lora`].
+    pub(crate) fn fill(&mut self, be: &Cuda, q: &mut CudaQueue, slots: &[i32]) -> Result<()> {
+        check::plan_room("plan_lora", slots.len(), self.capacity)?;
+        let plan = &RowPlan::new(slots);
         (self.rows, self.tile_rows, self.segments) = (plan.rows, plan.tile_rows, plan.slots.len());
         (self.spread, self.group_slots) = (plan.spread(), plan.group_slots.len());
         let sizes = [plan.slots.len(), plan.row_order.len(), plan.tiles.len()].map(|n| n as i32);
@@ -200,88 +201,106 @@ impl<B: Backend> LoraBatch<B> {
     }
 
     /// Tiles of the plan: `[1, 4 * rows]` i32.
-    pub fn tiles(&self) -> View<'_, B> {
+    pub(crate) fn tiles(&self) -> View<'_> {
         self.part(0)
     }
 
     /// Number of segments, of rows in the row order, and of tiles: `[1, 3]` i32. A recorded step
-    /// reads it where it cannot know [`LoraBatch::segments`].
-    pub fn sizes(&self) -> View<'_, B> {
+    /// reads it where it cannot know [`CudaLoraPlan::segments`].
+    pub(crate) fn sizes(&self) -> View<'_> {
         self.part(1)
     }
 
     /// Row order of the plan: `[1, rows]` i32.
-    pub fn row_order(&self) -> View<'_, B> {
+    pub(crate) fn row_order(&self) -> View<'_> {
         self.part(2)
     }
 
     /// Segment starts: `[1, rows + 1]` i32.
-    pub fn starts(&self) -> View<'_, B> {
+    pub(crate) fn starts(&self) -> View<'_> {
         self.part(3)
     }
 
     /// Slot of each segment: `[1, rows]` i32.
-    pub fn slots(&self) -> View<'_, B> {
+    pub(crate) fn slots(&self) -> View<'_> {
         self.part(4)
     }
 
     /// Rows that have no adapter, as many as the row order leaves: `[1, rows]` i32.
-    pub fn idle_rows(&self) -> View<'_, B> {
+    pub(crate) fn idle_rows(&self) -> View<'_> {
         self.part(5)
     }
 
     /// Slot of each row, negative where there is no adapter: `[1, rows]` i32.
-    pub fn slot_of_row(&self) -> View<'_, B> {
+    pub(crate) fn slot_of_row(&self) -> View<'_> {
         self.part(6)
     }
 
-    /// Where the slots of each group of [`LoraBatch::GROUP_ROWS`] rows begin, and the end:
+    /// Where the slots of each group of [`CudaLoraPlan::GROUP_ROWS`] rows begin, and the end:
     /// `[1, groups + 1]` i32.
-    pub fn group_starts(&self) -> View<'_, B> {
+    pub(crate) fn group_starts(&self) -> View<'_> {
         self.part(7)
     }
 
-    /// Slots of each group of rows: `[1, rows]` i32, of which [`LoraBatch::group_slot_count`] are used.
-    pub fn group_slots(&self) -> View<'_, B> {
+    /// Slots of each group of rows: `[1, rows]` i32, of which [`CudaLoraPlan::group_slot_count`] are used.
+    pub(crate) fn group_slots(&self) -> View<'_> {
         self.part(8)
     }
 
     /// Number of slots that groups of rows have, all groups together.
-    pub fn group_slot_count(&self) -> usize {
+    pub(crate) fn group_slot_count(&self) -> usize {
         self.group_slots
     }
 
-    /// Rows of the batch, those without an adapter included.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
     /// Rows of a full tile.
-    pub fn tile_rows(&self) -> usize {
+    pub(crate) fn tile_rows(&self) -> usize {
         self.tile_rows
     }
 
     /// The most adapters of a batch with as many rows, and as many in a tile: what a recorded step may find
     /// when it runs.
-    pub fn most_segments(&self) -> usize {
+    pub(crate) fn most_segments(&self) -> usize {
         let [_, large] = TILE_ROWS;
         let [_, of_each] = MANY_ROWS;
         if self.tile_rows == large { self.rows / of_each } else { self.rows }
     }
 
     /// How many adapters the rows have. Recorded steps take it for granted, and the rows of a tile.
-    pub fn spread(&self) -> Spread {
+    pub(crate) fn spread(&self) -> Spread {
         self.spread
     }
 
     /// Number of segments of the current step.
-    pub fn segments(&self) -> usize {
+    pub(crate) fn segments(&self) -> usize {
         self.segments
     }
 
-    fn part(&self, part: usize) -> View<'_, B> {
+    fn part(&self, part: usize) -> View<'_> {
         self.words.view().slice_cols(places(self.rows)[part].clone())
     }
+}
+
+impl LoraPlan for CudaLoraPlan {
+    type Key = CudaLoraKey;
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn has_adapters(&self) -> bool {
+        self.segments > 0
+    }
+
+    fn key(&self) -> CudaLoraKey {
+        CudaLoraKey { spread: self.spread, tile_rows: self.tile_rows }
+    }
+}
+
+/// What a recorded step takes for granted of a plan: by these, kernels are chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct CudaLoraKey {
+    spread: Spread,
+    tile_rows: usize,
 }
 
 #[cfg(test)]
