@@ -1,4 +1,4 @@
-//! The way from the trait to the ops.
+//! The [`Backend`] trait by the functions of the ops.
 
 use std::ops::Range;
 
@@ -11,11 +11,19 @@ use lora_core::ops::{
 };
 use lora_core::{Backend, Caps, HostTensor, OneRank, Pool, Result, check};
 
+use crate::device::{Cuda, View, ViewMut};
 use crate::error::failed;
-use crate::{
-    AttentionPlan, Cuda, CudaBuf, CudaDownload, CudaGraph, CudaLinear, CudaLoraPlan, CudaLoraTable,
-    CudaQueue, View, ViewMut,
-};
+use crate::graph::{self, CudaGraph};
+use crate::memory::buffer::CudaBuf;
+use crate::memory::download::CudaDownload;
+use crate::memory::queue::CudaQueue;
+use crate::ops::attention::plan::{self as attention_plan, AttentionPlan};
+use crate::ops::linear::weights::{self, CudaLinear};
+use crate::ops::linear::{self, row_norms};
+use crate::ops::lora::plan::{self as lora_plan, CudaLoraPlan};
+use crate::ops::lora::table::{self, CudaLoraTable};
+use crate::ops::lora::{self, Lora, gated};
+use crate::ops::{attention, logprobs, norm, rope, rows, sample};
 
 impl Backend for Cuda {
     const NAME: &'static str = "cuda";
@@ -54,11 +62,11 @@ impl Backend for Cuda {
 
     fn upload(&self, q: &mut CudaQueue, src: &[u8], dst: ViewMut<'_>) -> Result<()> {
         check::dense_bytes("upload", dst.layout, src.len())?;
-        q.upload(src, &dst)
+        q.upload(src, (&dst).into())
     }
 
     fn download(&self, q: &mut CudaQueue, src: View<'_>) -> Result<CudaDownload> {
-        q.download(src)
+        q.download(src.into())
     }
 
     fn wait(&self, download: CudaDownload) -> Result<Vec<u8>> {
@@ -73,7 +81,7 @@ impl Backend for Cuda {
         to: usize,
     ) -> Result<()> {
         check::copy_rows(t.layout, &from, to)?;
-        q.copy_rows(&t, from.start, to, from.len())
+        q.copy_rows((&t).into(), from, to)
     }
 
     fn capture(
@@ -81,15 +89,15 @@ impl Backend for Cuda {
         q: &mut CudaQueue,
         record: impl FnOnce(&mut CudaQueue) -> Result<()>,
     ) -> Result<Option<CudaGraph>> {
-        self.record(q, record)
+        graph::capture(&self.context, self.epoch.get(), q, record)
     }
 
     fn replay(&self, q: &mut CudaQueue, graph: &CudaGraph) -> Result<bool> {
-        self.start(q, graph)
+        graph::replay(self.epoch.get(), q, graph)
     }
 
     fn prepare_linear(&self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<CudaLinear> {
-        self.hold_linear(parts, bias)
+        weights::prepare_linear(self, parts, bias)
     }
 
     fn prepare_fp8_linear(
@@ -98,7 +106,7 @@ impl Backend for Cuda {
         scales: &Fp8Scales,
         bias: Option<&[f32]>,
     ) -> Result<CudaLinear> {
-        self.hold_fp8_linear(parts, scales, bias)
+        weights::prepare_fp8_linear(self, parts, scales, bias)
     }
 
     fn row_norms(
@@ -107,7 +115,7 @@ impl Backend for Cuda {
         rows: Range<usize>,
         low_rank: (&HostTensor, &HostTensor, f32),
     ) -> Result<Vec<f32>> {
-        self.norms_of_rows(w, &rows, low_rank)
+        row_norms::row_norms(self, w, &rows, low_rank)
     }
 
     fn embed(
@@ -117,7 +125,7 @@ impl Backend for Cuda {
         ids: View<'_>,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.embed_rows(q, table, ids, &out)
+        rows::embed(self, q, table, ids, &out)
     }
 
     fn rms_norm(
@@ -128,7 +136,7 @@ impl Backend for Cuda {
         eps: f32,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.norm(q, (x, &w), eps, &out)
+        norm::rms_norm(self, q, x, &w, eps, &out)
     }
 
     fn add_rms_norm(
@@ -140,7 +148,7 @@ impl Backend for Cuda {
         eps: f32,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.add_norm(q, (x, &w), eps, [&residual, &out])
+        norm::add_rms_norm(self, q, x, &residual, &w, eps, &out)
     }
 
     fn linear(
@@ -150,15 +158,15 @@ impl Backend for Cuda {
         w: &CudaLinear,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.multiply(q, x, w, &out)
+        linear::linear(self, q, x, w, &out)
     }
 
     fn qk_norm_rope_append(&self, q: &mut CudaQueue, args: QkvArgs<'_, Self>) -> Result<()> {
-        self.rotate(q, &args)
+        rope::qk_norm_rope_append(self, q, &args)
     }
 
     fn attention_plan(&self, dims: HeadDims, rows: usize) -> Result<AttentionPlan> {
-        self.room_for_plans(dims, rows)
+        attention_plan::attention_plan(self, dims, rows)
     }
 
     fn plan_attention(
@@ -167,7 +175,7 @@ impl Backend for Cuda {
         rows: AttentionRows<'_>,
         plan: &mut AttentionPlan,
     ) -> Result<()> {
-        self.plan_rows(q, rows, plan)
+        attention_plan::plan_attention(q, rows, plan)
     }
 
     fn attention(
@@ -176,11 +184,11 @@ impl Backend for Cuda {
         args: AttentionArgs<'_, Self>,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.attend(q, &args, &out)
+        attention::attention(self, q, &args, &out)
     }
 
     fn silu_mul(&self, q: &mut CudaQueue, gate_up: View<'_>, out: ViewMut<'_>) -> Result<()> {
-        self.gate(q, gate_up, &out)
+        rows::silu_mul(self, q, gate_up, &out)
     }
 
     fn gather_rows(
@@ -190,7 +198,7 @@ impl Backend for Cuda {
         rows: View<'_>,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.pick_rows(q, x, rows, &out)
+        rows::gather_rows(self, q, x, rows, &out)
     }
 
     fn sample(
@@ -199,7 +207,7 @@ impl Backend for Cuda {
         args: SampleArgs<'_, Self>,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.draw(q, &args, &out)
+        sample::sample(self, q, &args, &out)
     }
 
     fn logprobs(
@@ -208,11 +216,11 @@ impl Backend for Cuda {
         args: LogprobArgs<'_, Self>,
         out: LogprobOut<'_, Self>,
     ) -> Result<()> {
-        self.log_softmax(q, &args, &out)
+        logprobs::logprobs(self, q, &args, &out)
     }
 
     fn lora_table(&self, spec: &SiteSpec, slots: usize) -> Result<CudaLoraTable> {
-        self.empty_table(spec, slots)
+        table::lora_table(self, spec, slots)
     }
 
     fn write_slot(
@@ -222,15 +230,15 @@ impl Backend for Cuda {
         slot: usize,
         slices: &[Option<SlotSlice>],
     ) -> Result<()> {
-        self.fill_slot(q, site, slot, slices)
+        table::write_slot(self, q, site, slot, slices)
     }
 
     fn lora_plan(&self, rows: usize) -> Result<CudaLoraPlan> {
-        CudaLoraPlan::new(self, rows)
+        lora_plan::lora_plan(self, rows)
     }
 
     fn plan_lora(&self, q: &mut CudaQueue, slots: &[i32], plan: &mut CudaLoraPlan) -> Result<()> {
-        plan.fill(self, q, slots)
+        lora_plan::plan_lora(q, slots, plan)
     }
 
     fn lora_add(
@@ -241,7 +249,7 @@ impl Backend for Cuda {
         plan: &CudaLoraPlan,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.add_lora(q, x, site, plan, &out)
+        lora::lora_add(self, q, x, Lora { site, plan }, &out)
     }
 
     fn linear_lora(
@@ -253,8 +261,8 @@ impl Backend for Cuda {
         out: ViewMut<'_>,
     ) -> Result<()> {
         match lora {
-            Some(lora) => self.multiply_and_add(q, x, w, lora, &out),
-            None => self.multiply(q, x, w, &out),
+            Some((site, plan)) => lora::linear_lora(self, q, x, w, Lora { site, plan }, &out),
+            None => linear::linear(self, q, x, w, &out),
         }
     }
 
@@ -264,14 +272,11 @@ impl Backend for Cuda {
         x: View<'_>,
         w: &CudaLinear,
         lora: Option<(&LoraSite<Self>, &CudaLoraPlan)>,
-        mut gate_up: ViewMut<'_>,
+        gate_up: ViewMut<'_>,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        if self.multiply_and_gate(q, x, w, lora, &gate_up, &out)? {
-            return Ok(());
-        }
-        self.linear_lora(q, x, w, lora, gate_up.reborrow())?;
-        self.silu_mul(q, gate_up.as_view(), out)
+        let lora = lora.map(|(site, plan)| Lora { site, plan });
+        gated::gated_linear_lora(self, q, x, w, lora, &gate_up, &out)
     }
 
     fn lora_embed(
@@ -282,6 +287,6 @@ impl Backend for Cuda {
         plan: &CudaLoraPlan,
         out: ViewMut<'_>,
     ) -> Result<()> {
-        self.add_lora_rows(q, ids, site, plan, &out)
+        lora::lora_embed(self, q, ids, Lora { site, plan }, &out)
     }
 }

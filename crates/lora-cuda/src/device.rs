@@ -5,25 +5,39 @@ use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, sys};
-use lora_core::{MatLayout, Pool, Result, check};
+use cudarc::driver::sys::{self, CUdevice_attribute};
+use cudarc::driver::{CudaContext, DriverError};
+use lora_core::{Pool, Result, check};
 
+use crate::args::{DeviceMat, KernelArgs};
 use crate::error::CudaError;
+use crate::graph::{self, AdaptersEpoch};
+use crate::launch::{Launch, launch};
+use crate::library::cublaslt::CublasLt;
 use crate::library::flashinfer::FlashInfer;
+use crate::library::functions::Kernel;
+use crate::library::kernels;
 use crate::library::modules::Modules;
+use crate::memory::buffer::CudaBuf;
 use crate::memory::copies::Copies;
-use crate::ops::linear::lt::Lt;
-use crate::{CudaBuf, CudaQueue, View, kernels};
+use crate::memory::queue::CudaQueue;
+
+/// A matrix of a [`Cuda`], to read.
+pub(crate) type View<'a> = lora_core::View<'a, Cuda>;
+
+/// A matrix of a [`Cuda`], to write.
+pub(crate) type ViewMut<'a> = lora_core::ViewMut<'a, Cuda>;
 
 /// A GPU. It is driven by the thread that made it.
 pub struct Cuda {
     pub(crate) context: Arc<CudaContext>,
-    pub(crate) modules: Modules,
     pub(crate) flashinfer: FlashInfer,
-    pub(crate) lt: RefCell<Lt>,
+    pub(crate) lt: RefCell<CublasLt>,
     pub(crate) copies: RefCell<Copies>,
-    /// Counts changes of what recorded steps take for granted about the adapters of sites.
-    pub(crate) adapters_changed: Cell<u64>,
+    pub(crate) epoch: Cell<AdaptersEpoch>,
+    /// Streaming multiprocessors, by which launches are cut so that all have work.
+    pub(crate) multiprocessors: usize,
+    modules: Modules,
     checked: bool,
 }
 
@@ -34,12 +48,17 @@ impl Cuda {
     /// [`CudaError`] saying what is missing: driver, device, cuBLASLt, or the kernels.
     pub fn new(ordinal: usize) -> std::result::Result<Self, CudaError> {
         let (context, kernels) = find(ordinal)?;
-        let modules = Modules::load(&kernels)?;
-        let flashinfer = FlashInfer::load(&kernels)?;
-        let lt = RefCell::new(Lt::new(&context)?);
-        let copies = RefCell::new(Copies::new(&context)?);
-        let adapters_changed = Cell::new(0);
-        Ok(Self { context, modules, flashinfer, lt, copies, adapters_changed, checked: false })
+        Ok(Self {
+            modules: Modules::load(&kernels)?,
+            flashinfer: FlashInfer::load(&kernels)?,
+            lt: RefCell::new(CublasLt::new(&context)?),
+            copies: RefCell::new(Copies::new(&context)?),
+            epoch: Cell::default(),
+            multiprocessors: multiprocessors(&context)
+                .map_err(CudaError::driver("cuDeviceGetAttribute"))?,
+            checked: false,
+            context,
+        })
     }
 
     /// The name of a device that could be used, by all that can be told without loading anything.
@@ -63,12 +82,40 @@ impl Cuda {
         self.context.name().unwrap_or_default()
     }
 
+    /// Milliseconds that the device takes from the first to the last op that `work` issues.
+    ///
+    /// # Errors
+    /// Those of the ops, or [`lora_core::Error::Device`].
+    pub fn time(
+        &self,
+        q: &mut CudaQueue,
+        work: impl FnOnce(&mut CudaQueue) -> Result<()>,
+    ) -> Result<f32> {
+        graph::time(&self.context, q, work)
+    }
+
+    /// Starts a kernel.
+    pub(crate) fn launch<A: KernelArgs>(
+        &self,
+        q: &CudaQueue,
+        kernel: Kernel,
+        blocks: Launch,
+        args: A,
+    ) -> Result<()> {
+        launch(&self.modules, q, kernel, blocks, args)
+    }
+
+    /// A block of device memory with these bytes.
+    pub(crate) fn buffer_with(&self, pool: Pool, bytes: &[u8]) -> Result<CudaBuf> {
+        CudaBuf::holding(&self.context, pool, &[bytes])
+    }
+
     /// The integers of a matrix, row by row, where they are to be checked.
-    pub(crate) fn ints(&self, q: &mut CudaQueue, view: View<'_>) -> Result<Option<Vec<i32>>> {
+    pub(crate) fn ints(&self, q: &mut CudaQueue, mat: DeviceMat) -> Result<Option<Vec<i32>>> {
         if !self.checked || q.is_recording() {
             return Ok(None);
         }
-        Ok(Some(bytemuck::pod_collect_to_vec(&q.download(view)?.wait()?)))
+        Ok(Some(bytemuck::pod_collect_to_vec(&q.download(mat)?.wait()?)))
     }
 
     /// Checks ids that lie in a row of device memory.
@@ -79,16 +126,17 @@ impl Cuda {
         view: View<'_>,
         limit: usize,
     ) -> Result<()> {
-        match self.ints(q, view)? {
+        match self.ints(q, view.into())? {
             Some(ids) => check::ids(op, what, &ids, limit),
             None => Ok(()),
         }
     }
+}
 
-    /// A block with these bytes.
-    pub(crate) fn hold(&self, pool: Pool, bytes: &[u8]) -> Result<CudaBuf> {
-        CudaBuf::holding(&self.context, pool, &[bytes])
-    }
+/// The number of streaming multiprocessors of a context's device.
+fn multiprocessors(context: &CudaContext) -> std::result::Result<usize, DriverError> {
+    let count = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    Ok(usize::try_from(count).unwrap_or(0).max(1))
 }
 
 /// A device's context, and the folder of the kernels.
@@ -130,12 +178,6 @@ fn check_capability(
         return Ok(());
     }
     Err(CudaError::Capability { ordinal, name: name(), found })
-}
-
-/// Whether all rows of a matrix begin at multiples of 16 bytes.
-pub(crate) fn is_aligned(layout: MatLayout) -> bool {
-    let size = layout.dtype.size();
-    (layout.offset * size).is_multiple_of(16) && (layout.row_stride * size).is_multiple_of(16)
 }
 
 #[cfg(test)]

@@ -10,9 +10,11 @@ mod backend;
 mod device;
 mod error;
 mod graph;
+mod launch;
 mod library;
 mod memory;
 mod ops;
+mod tensor_map;
 
 pub use device::Cuda;
 pub use error::CudaError;
@@ -22,9 +24,6 @@ pub use memory::buffer::CudaBuf;
 pub use memory::download::CudaDownload;
 pub use memory::queue::CudaQueue;
 pub use ops::attention::plan::AttentionPlan;
-pub use ops::linear::CudaLinear;
+pub use ops::linear::weights::CudaLinear;
 pub use ops::lora::plan::{CudaLoraKey, CudaLoraPlan};
 pub use ops::lora::table::CudaLoraTable;
-
-type View<'a> = lora_core::View<'a, Cuda>;
-type ViewMut<'a> = lora_core::ViewMut<'a, Cuda>;

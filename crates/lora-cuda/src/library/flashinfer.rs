@@ -8,9 +8,10 @@ use cudarc::driver::sys::CUstream;
 use libloading::Library;
 use lora_core::{Error, Result};
 
+use super::kernels::LIBRARY;
 use crate::args::Address;
-use crate::library::kernels::LIBRARY;
-use crate::{CudaError, CudaQueue};
+use crate::error::CudaError;
+use crate::memory::queue::CudaQueue;
 
 /// `PrefillArgs` of `library.h`.
 #[repr(C)]

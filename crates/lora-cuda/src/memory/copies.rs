@@ -11,9 +11,10 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use lora_core::{Error, Pool, Result};
 
 use crate::args::Address;
-use crate::error::failed;
+use crate::error::{CudaError, failed};
+use crate::memory::buffer::CudaBuf;
 use crate::memory::download::{HostBlock, HostBlocks};
-use crate::{CudaBuf, CudaError, CudaQueue};
+use crate::memory::queue::CudaQueue;
 
 /// Tensors of a block begin at multiples of this, as blocks of their own would.
 const ALIGNMENT: usize = 256;

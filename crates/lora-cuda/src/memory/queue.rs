@@ -1,28 +1,27 @@
-//! A stream of work, launches on it, and copies between host and device.
+//! A stream of work, the scratch memory of its ops, and copies between host and device.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
-use lora_core::{Error, MatLayout, Pool, Result};
+use lora_core::{Error, Pool, Result};
 
-use crate::args::{Kernel, KernelArgs};
+use crate::args::DeviceMat;
 use crate::error::failed;
-use crate::library::modules::Modules;
+use crate::memory::buffer::CudaBuf;
 use crate::memory::download::{CudaDownload, HostBlocks, LentBlock};
-use crate::{CudaBuf, View, ViewMut};
 
 /// A stream with the scratch memory of its ops.
 pub struct CudaQueue {
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     scratch: Option<CudaBuf>,
-    /// Sums of adapters between their two products.
+    /// `z`, between the shrink and the expand of adapters.
     lora_scratch: Option<CudaBuf>,
-    /// By which kernels of this queue tell each other that inputs are there.
-    input_words: CudaBuf,
+    /// Flags by which kernels of this queue signal that inputs are ready.
+    ready_flags: CudaBuf,
     /// Scratch memory that was too small, which recorded work still uses.
     outgrown: Vec<CudaBuf>,
     recording: Recording,
@@ -31,50 +30,30 @@ pub struct CudaQueue {
     sources: VecDeque<LentBlock>,
 }
 
-/// Bytes of an upload from pageable memory that the driver takes along with the order; for more, it
-/// may wait until the stream has come there, and the host with it.
-const TAKEN_ALONG: usize = 64 << 10;
+/// The most bytes of an upload from pageable memory that the driver copies into its command buffer, so that the
+/// host may go on at once. For more, it may wait until the stream has come there.
+const MAX_INLINE_UPLOAD: usize = 64 << 10;
 
-/// The most bytes of an upload that page-locked memory is kept for. Only what comes before the first
-/// step is larger.
+/// The most bytes of an upload that goes by way of page-locked memory. Only uploads before the first step are
+/// larger.
 const MAX_STAGED: usize = 4 << 20;
 
-/// Whether ops are recorded.
+/// Whether the ops of a queue are recorded rather than run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) enum Recording {
-    /// They never were.
+    /// No op of this queue was ever recorded.
     #[default]
     Never,
-    /// They are.
+    /// Ops are being recorded.
     Now,
-    /// They are, and one of them lacked scratch memory, so that the recording is of no use.
+    /// Ops are being recorded, and one of them lacked scratch memory, so that the recording is of no use.
     Failed,
-    /// They were.
+    /// Ops run, and graphs may use the scratch memory of earlier recordings.
     Before,
 }
 
-/// Blocks and threads of a launch.
-#[derive(Clone, Copy, Debug)]
-pub struct Launch {
-    /// Blocks in x, y and z; a launch without blocks does nothing.
-    pub grid: [usize; 3],
-    /// Threads of a block.
-    pub threads: usize,
-    /// Bytes of dynamic shared memory.
-    pub shared: usize,
-    /// Blocks along z that make a cluster; divides their number.
-    pub cluster: usize,
-}
-
-impl Launch {
-    /// `blocks` blocks of `threads` threads.
-    pub fn new(grid: [usize; 3], threads: usize) -> Self {
-        Self { grid, threads, shared: 0, cluster: 1 }
-    }
-}
-
-/// Bytes of two words.
-const INPUT_WORDS: usize = 8;
+/// Bytes of two 32-bit words.
+const READY_FLAGS_BYTES: usize = 8;
 
 impl CudaQueue {
     /// A new stream.
@@ -87,7 +66,7 @@ impl CudaQueue {
             context: context.clone(),
             scratch: None,
             lora_scratch: None,
-            input_words: CudaBuf::zeroed(context, Pool::Activations, INPUT_WORDS)?,
+            ready_flags: CudaBuf::zeroed(context, Pool::Activations, READY_FLAGS_BYTES)?,
             outgrown: Vec::new(),
             recording: Recording::Never,
             host_blocks: HostBlocks::default(),
@@ -116,9 +95,10 @@ impl CudaQueue {
         self.grown(|q| &mut q.lora_scratch, bytes)
     }
 
-    /// Address of the two words by which kernels tell that inputs are there, see `lora.cuh`.
-    pub(crate) fn input_words(&self) -> u64 {
-        self.input_words.address()
+    /// Address of the two words by which a shrink signals the GEMM after it that inputs are ready, see
+    /// `lora.cuh`.
+    pub(crate) fn ready_flags(&self) -> u64 {
+        self.ready_flags.address()
     }
 
     /// Whether ops are recorded rather than run.
@@ -126,7 +106,7 @@ impl CudaQueue {
         matches!(self.recording, Recording::Now | Recording::Failed)
     }
 
-    /// See [`Recording`]; returns what was.
+    /// Sets the state of recording, and returns the one before.
     pub(crate) fn set_recording(&mut self, recording: Recording) -> Recording {
         std::mem::replace(&mut self.recording, recording)
     }
@@ -163,57 +143,17 @@ impl CudaQueue {
         event.record(&self.stream).map_err(failed("cuEventRecord"))
     }
 
-    /// Starts a kernel.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub(crate) fn launch<A: KernelArgs>(
-        &mut self,
-        modules: &Modules,
-        kernel: Kernel,
-        launch: Launch,
-        args: A,
-    ) -> Result<()> {
-        if launch.grid.contains(&0) {
-            return Ok(());
-        }
-        let name = kernel.name();
-        let function = modules.get(kernel).filter(|_| A::KERNELS.contains(&kernel));
-        let function = function.ok_or_else(|| Error::Device(format!("no kernel {name}")))?;
-        let [x, y, z] = launch.grid.map(|blocks| blocks as u32);
-        let mut attributes = [early_start(), in_clusters(launch.cluster as u32)];
-        let config = sys::CUlaunchConfig {
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: z,
-            blockDimX: launch.threads as u32,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: launch.shared as u32,
-            hStream: self.stream(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: 1 + u32::from(launch.cluster > 1),
-        };
-        let mut params = [(&raw const args).cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel takes one struct that is laid out as `args` (see `KernelArgs`), which
-        // the driver copies before it returns, as it does the configuration.
-        let started = unsafe {
-            sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut())
-        };
-        started.result().map_err(failed(name))
-    }
-
     /// Copies bytes from the host to the start of a dense matrix. The host may go on at once, and
     /// change `src`, unless there are more than [`MAX_STAGED`] of them.
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub(crate) fn upload(&mut self, src: &[u8], dst: &ViewMut<'_>) -> Result<()> {
+    pub(crate) fn upload(&mut self, src: &[u8], dst: DeviceMat) -> Result<()> {
         if src.is_empty() {
             return Ok(());
         }
-        let address = dst.buf.address() + (dst.layout.offset * dst.layout.dtype.size()) as u64;
-        if (TAKEN_ALONG + 1..=MAX_STAGED).contains(&src.len()) {
+        let address = dst.data();
+        if (MAX_INLINE_UPLOAD + 1..=MAX_STAGED).contains(&src.len()) {
             return self.upload_staged(src, address);
         }
         // SAFETY: the caller has checked that `dst` has as many bytes. `src` is pageable memory,
@@ -230,7 +170,7 @@ impl CudaQueue {
         let block = self.host_blocks.take(&self.context, src.len())?;
         let read = self.context.new_event(None).map_err(failed("cuEventCreate"))?;
         // SAFETY: the block has at least as many bytes, all of which are written before they are
-        // read, and nobody else knows it.
+        // read, and nothing else refers to it.
         let staged = unsafe {
             std::ptr::copy_nonoverlapping(src.as_ptr(), block.address(), src.len());
             std::slice::from_raw_parts(block.address(), src.len())
@@ -248,11 +188,12 @@ impl CudaQueue {
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub(crate) fn download(&mut self, src: View<'_>) -> Result<CudaDownload> {
-        let bytes = src.layout.rows * src.layout.cols * src.layout.dtype.size();
+    pub(crate) fn download(&mut self, src: DeviceMat) -> Result<CudaDownload> {
+        let layout = src.layout();
+        let bytes = layout.rows * layout.cols * layout.dtype.size();
         let block = self.host_blocks.take(&self.context, bytes.max(1))?;
         if bytes > 0 {
-            let mut copy = rows_of(src.buf, src.layout, src.layout.rows);
+            let mut copy = copy_from(src);
             copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
             copy.dstHost = block.address().cast();
             copy.dstPitch = copy.WidthInBytes;
@@ -264,23 +205,16 @@ impl CudaQueue {
         Ok(CudaDownload::new(block, bytes))
     }
 
-    /// Copies `count` rows of a matrix, from row `from` to row `to`.
+    /// Copies the rows `from` of a matrix to those that begin at `to`.
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub(crate) fn copy_rows(
-        &mut self,
-        t: &ViewMut<'_>,
-        from: usize,
-        to: usize,
-        count: usize,
-    ) -> Result<()> {
-        if count == 0 || t.layout.cols == 0 {
+    pub(crate) fn copy_rows(&mut self, t: DeviceMat, from: Range<usize>, to: usize) -> Result<()> {
+        if from.is_empty() || t.layout().cols == 0 {
             return Ok(());
         }
-        let part = |start| t.layout.slice_rows(start..start + count);
-        let target = rows_of(t.buf, part(to), count);
-        let mut copy = rows_of(t.buf, part(from), count);
+        let target = copy_from(t.slice_rows(to..to + from.len()));
+        let mut copy = copy_from(t.slice_rows(from));
         copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
         copy.dstDevice = target.srcDevice;
         copy.dstPitch = target.srcPitch;
@@ -302,33 +236,18 @@ impl CudaQueue {
     }
 }
 
-/// The attribute of a launch by which a kernel is made ready while the one before it still runs, whose
-/// results it waits for itself (`enter` of `common.cuh`).
-fn early_start() -> sys::CUlaunchAttribute {
-    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-    let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
-    sys::CUlaunchAttribute { id, pad: [0; 4], value }
-}
-
-/// The attribute of a launch by which `blocks` blocks along z make a cluster.
-fn in_clusters(blocks: u32) -> sys::CUlaunchAttribute {
-    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-    let size = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: 1, z: blocks };
-    let value = sys::CUlaunchAttributeValue { clusterDim: size };
-    sys::CUlaunchAttribute { id, pad: [0; 4], value }
-}
-
 /// A copy from a matrix; the other side is still to be filled in.
-fn rows_of(buf: &CudaBuf, layout: MatLayout, rows: usize) -> sys::CUDA_MEMCPY2D {
+fn copy_from(mat: DeviceMat) -> sys::CUDA_MEMCPY2D {
+    let layout = mat.layout();
     let size = layout.dtype.size();
-    // The pitch of a single row may be less than its width, and means nothing.
+    // A single row may have a pitch below its width, as nothing follows it.
     let pitch = layout.row_stride.max(layout.cols) * size;
     sys::CUDA_MEMCPY2D {
         srcXInBytes: 0,
         srcY: 0,
         srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
         srcHost: std::ptr::null(),
-        srcDevice: buf.address() + (layout.offset * size) as u64,
+        srcDevice: mat.data(),
         srcArray: std::ptr::null_mut(),
         srcPitch: pitch,
         dstXInBytes: 0,
@@ -339,6 +258,6 @@ fn rows_of(buf: &CudaBuf, layout: MatLayout, rows: usize) -> sys::CUDA_MEMCPY2D 
         dstArray: std::ptr::null_mut(),
         dstPitch: pitch,
         WidthInBytes: layout.cols * size,
-        Height: rows,
+        Height: layout.rows,
     }
 }

@@ -4,9 +4,11 @@
 use lora_core::ops::{LogprobArgs as Args, LogprobOut};
 use lora_core::{Result, check};
 
-use crate::args::{Address, Kernel, KernelArgs, MatArg};
-use crate::memory::queue::Launch;
-use crate::{Cuda, CudaQueue};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address};
+use crate::device::Cuda;
+use crate::launch::Launch;
+use crate::library::functions::Kernel;
+use crate::memory::queue::CudaQueue;
 
 /// Threads of a block: a vocabulary is long.
 const THREADS: usize = 1024;
@@ -27,29 +29,23 @@ unsafe impl KernelArgs for LogprobArgs {
     const KERNELS: &'static [Kernel] = &[Kernel::Logprobs];
 }
 
-impl Cuda {
-    /// See [`lora_core::Backend::logprobs`].
-    pub(crate) fn log_softmax(
-        &self,
-        q: &mut CudaQueue,
-        args: &Args<'_, Self>,
-        out: &LogprobOut<'_, Self>,
-    ) -> Result<()> {
-        check::logprobs(args, out)?;
-        self.check_ids(q, ["logprobs", "target"], args.targets, args.logits.layout.cols)?;
-        let kernel = LogprobArgs {
-            logits: args.logits.into(),
-            top_ids: (&out.top_ids).into(),
-            top: (&out.top).into(),
-            targets: MatArg::from(args.targets).data(),
-            target: MatArg::from(&out.target).data(),
-            rank: MatArg::from(&out.rank).data(),
-        };
-        q.launch(
-            &self.modules,
-            Kernel::Logprobs,
-            Launch::new([args.logits.layout.rows, 1, 1], THREADS),
-            kernel,
-        )
-    }
+/// See [`lora_core::Backend::logprobs`].
+pub fn logprobs(
+    cuda: &Cuda,
+    q: &mut CudaQueue,
+    args: &Args<'_, Cuda>,
+    out: &LogprobOut<'_, Cuda>,
+) -> Result<()> {
+    check::logprobs(args, out)?;
+    cuda.check_ids(q, ["logprobs", "target"], args.targets, args.logits.layout.cols)?;
+    let kernel_args = LogprobArgs {
+        logits: args.logits.into(),
+        top_ids: (&out.top_ids).into(),
+        top: (&out.top).into(),
+        targets: address(args.targets),
+        target: DeviceMat::from(&out.target).data(),
+        rank: DeviceMat::from(&out.rank).data(),
+    };
+    let launch = Launch::new([args.logits.layout.rows, 1, 1], THREADS);
+    cuda.launch(q, Kernel::Logprobs, launch, kernel_args)
 }

@@ -1,20 +1,21 @@
-//! Head norms, rotary positions and the store into the KV cache.
+//! Norms of query and key heads, rotary positions, and the store into the KV cache.
 #![allow(unsafe_code)]
 
 use lora_core::ops::{HeadDims, QkvArgs};
 use lora_core::{DType, MatLayout, Result, check};
 
-use super::norm::NormWeightArg;
-use super::{WARP, in_eights};
-use crate::args::{Address, Kernel, KernelArgs, MatArg};
-use crate::device::is_aligned;
-use crate::memory::queue::Launch;
-use crate::{Cuda, CudaQueue};
+use super::norm::{NormWeightArg, check_norm_slots};
+use crate::args::{Address, KernelArgs, MatArg, address};
+use crate::device::Cuda;
+use crate::launch::Launch;
+use crate::library::functions::Kernel;
+use crate::memory::queue::CudaQueue;
+use crate::ops::common::{WARP, is_aligned, is_vec8};
 
-/// Heads that a block works on at a time.
+/// Heads that a block of the general kernel works on at a time.
 const WARPS: usize = 8;
 
-/// Threads of a block of the kernels that work in vec8, and lanes that share a head there.
+/// Threads of a block of the vectorised kernels, and threads that share a head there.
 const THREADS: usize = 128;
 const LANES: usize = 4;
 
@@ -47,44 +48,43 @@ unsafe impl KernelArgs for RopeArgs {
     ];
 }
 
-impl Cuda {
-    /// See [`lora_core::Backend::qk_norm_rope_append`].
-    pub(crate) fn rotate(&self, q: &mut CudaQueue, args: &QkvArgs<'_, Self>) -> Result<()> {
-        check::qkv(args)?;
-        if let Some(positions) = self.ints(q, args.positions)? {
-            let slots = self.ints(q, args.kv_slots)?.unwrap_or_default();
-            check::qkv_ids(args, &positions, &slots)?;
-        }
-        let (dims, norms) = (args.dims, args.norms.as_ref());
-        for w in norms.into_iter().flat_map(|(q, k, _)| [q, k]) {
-            self.check_norm_slots("qk_norm_rope_append", q, w)?;
-        }
-        let kernel = RopeArgs {
-            qkv: (&args.qkv).into(),
-            cos_sin_table: args.cos_sin_table.into(),
-            k_cache: (&args.k_cache).into(),
-            v_cache: (&args.v_cache).into(),
-            q_norm: norms.map_or_else(Default::default, |(q, _, _)| q.into()),
-            k_norm: norms.map_or_else(Default::default, |(_, k, _)| k.into()),
-            positions: MatArg::from(args.positions).data(),
-            slots: MatArg::from(args.kv_slots).data(),
-            eps: norms.map_or(0.0, |(_, _, eps)| *eps),
-            k_scale: args.kv_scales.k,
-            v_scale: args.kv_scales.v,
-            heads: dims.heads as i32,
-            kv_heads: dims.kv_heads as i32,
-            head_dim: dims.head_dim as i32,
-        };
-        let weights = norms.into_iter().flat_map(|(q, k, _)| [q.base.layout, k.base.layout]);
-        let floats: Vec<MatLayout> = weights.chain([args.cos_sin_table.layout]).collect();
-        let caches = [args.k_cache.layout, args.v_cache.layout];
-        let (kind, launch) = choose(dims, args.qkv.layout, caches, &floats);
-        q.launch(&self.modules, kind, launch, kernel)
+/// See [`lora_core::Backend::qk_norm_rope_append`].
+pub fn qk_norm_rope_append(cuda: &Cuda, q: &mut CudaQueue, args: &QkvArgs<'_, Cuda>) -> Result<()> {
+    const OP: &str = "qk_norm_rope_append";
+    check::qkv(args)?;
+    if let Some(positions) = cuda.ints(q, args.positions.into())? {
+        let slots = cuda.ints(q, args.kv_slots.into())?.unwrap_or_default();
+        check::qkv_ids(args, &positions, &slots)?;
     }
+    let (dims, norms) = (args.dims, args.norms.as_ref());
+    for w in norms.into_iter().flat_map(|(q, k, _)| [q, k]) {
+        check_norm_slots(cuda, OP, q, w)?;
+    }
+    let kernel_args = RopeArgs {
+        qkv: (&args.qkv).into(),
+        cos_sin_table: args.cos_sin_table.into(),
+        k_cache: (&args.k_cache).into(),
+        v_cache: (&args.v_cache).into(),
+        q_norm: norms.map_or_else(Default::default, |(q, _, _)| q.into()),
+        k_norm: norms.map_or_else(Default::default, |(_, k, _)| k.into()),
+        positions: address(args.positions),
+        slots: address(args.kv_slots),
+        eps: norms.map_or(0.0, |(_, _, eps)| *eps),
+        k_scale: args.kv_scales.k,
+        v_scale: args.kv_scales.v,
+        heads: dims.heads as i32,
+        kv_heads: dims.kv_heads as i32,
+        head_dim: dims.head_dim as i32,
+    };
+    let weights = norms.into_iter().flat_map(|(q, k, _)| [q.base.layout, k.base.layout]);
+    let floats: Vec<MatLayout> = weights.chain([args.cos_sin_table.layout]).collect();
+    let caches = [args.k_cache.layout, args.v_cache.layout];
+    let (kernel, launch) = choose(dims, args.qkv.layout, caches, &floats);
+    cuda.launch(q, kernel, launch, kernel_args)
 }
 
-/// A kernel that works in vec8 where all operands let it, else the one for any operands. `floats`
-/// are those of f32.
+/// The vectorised kernel for the heads' size where all operands suit it, else the one for any operands. `floats`
+/// are the operands in f32.
 fn choose(
     dims: HeadDims,
     qkv: MatLayout,
@@ -100,9 +100,9 @@ fn choose(
     };
     let cached = |cache: &MatLayout| match cache.dtype {
         DType::F8E4m3 => is_aligned(*cache),
-        _ => in_eights(&[qkv, *cache]),
+        _ => is_vec8(&[qkv, *cache]),
     };
-    let suited = in_eights(&[qkv])
+    let suited = is_vec8(&[qkv])
         && caches.iter().all(cached)
         && floats.iter().all(|layout| is_aligned(*layout));
     if let Some(kernel) = kernel.filter(|_| suited) {
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_are_rotated_in_eights_where_operands_let_them() {
+    fn heads_are_rotated_is_vec8_where_operands_let_them() {
         let dims = HeadDims { heads: 32, kv_heads: 8, head_dim: 128 };
         let (qkv, cos_sin_table) =
             (MatLayout::dense(3, 6144, DType::Bf16), MatLayout::dense(50, 128, DType::F32));

@@ -1,12 +1,14 @@
-//! Drawing tokens.
+//! Sampling.
 #![allow(unsafe_code)]
 
 use lora_core::ops::{SampleArgs as Args, SampleRow};
 use lora_core::{DType, MatLayout, Result, check};
 
-use crate::args::{Address, Kernel, KernelArgs, MatArg};
-use crate::memory::queue::Launch;
-use crate::{Cuda, CudaQueue, ViewMut};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address};
+use crate::device::{Cuda, ViewMut};
+use crate::launch::Launch;
+use crate::library::functions::Kernel;
+use crate::memory::queue::CudaQueue;
 
 /// Threads of a block, as in the kernel.
 const THREADS: usize = 512;
@@ -33,43 +35,41 @@ unsafe impl KernelArgs for SampleArgs {
     const KERNELS: &'static [Kernel] = &[Kernel::Sample];
 }
 
-impl Cuda {
-    /// See [`lora_core::Backend::sample`].
-    pub(crate) fn draw(
-        &self,
-        q: &mut CudaQueue,
-        args: &Args<'_, Self>,
-        out: &ViewMut<'_>,
-    ) -> Result<()> {
-        check::sample(args, out.layout)?;
-        self.check_rows(q, args)?;
-        let (rows, vocab) = (args.logits.layout.rows, args.logits.layout.cols);
-        let scratch = q.scratch(rows * vocab * size_of::<f32>())?;
-        let kernel = SampleArgs {
-            logits: args.logits.into(),
-            params: args.params.into(),
-            history: args.history.into(),
-            bias: args.bias.into(),
-            masks: args.masks.into(),
-            scratch: MatArg::at(scratch, MatLayout::dense(rows, vocab, DType::F32)),
-            banned: MatArg::from(args.banned).data(),
-            out: MatArg::from(out).data(),
-        };
-        q.launch(&self.modules, Kernel::Sample, launch(rows), kernel)
-    }
-
-    fn check_rows(&self, q: &mut CudaQueue, args: &Args<'_, Self>) -> Result<()> {
-        let Some(params) = self.ints(q, args.params)? else { return Ok(()) };
-        let history = self.ints(q, args.history)?.unwrap_or_default();
-        let bias = self.ints(q, args.bias)?.unwrap_or_default();
-        self.check_ids(q, ["sample", "banned token"], args.banned, args.logits.layout.cols)?;
-        let rows: &[SampleRow] = bytemuck::cast_slice(&params);
-        let (seen, biased) = (|entry: usize| history[2 * entry], |entry: usize| bias[2 * entry]);
-        rows.iter().try_for_each(|row| check::sample_ids(args, row, seen, biased))
-    }
+/// See [`lora_core::Backend::sample`].
+pub fn sample(
+    cuda: &Cuda,
+    q: &mut CudaQueue,
+    args: &Args<'_, Cuda>,
+    out: &ViewMut<'_>,
+) -> Result<()> {
+    check::sample(args, out.layout)?;
+    check_rows(cuda, q, args)?;
+    let (rows, vocab) = (args.logits.layout.rows, args.logits.layout.cols);
+    let scratch = q.scratch(rows * vocab * size_of::<f32>())?;
+    let kernel_args = SampleArgs {
+        logits: args.logits.into(),
+        params: args.params.into(),
+        history: args.history.into(),
+        bias: args.bias.into(),
+        masks: args.masks.into(),
+        scratch: DeviceMat::at(scratch, MatLayout::dense(rows, vocab, DType::F32)).into(),
+        banned: address(args.banned),
+        out: DeviceMat::from(out).data(),
+    };
+    cuda.launch(q, Kernel::Sample, launch(rows), kernel_args)
 }
 
-/// A cluster a row, of more blocks where rows are few.
+fn check_rows(cuda: &Cuda, q: &mut CudaQueue, args: &Args<'_, Cuda>) -> Result<()> {
+    let Some(params) = cuda.ints(q, args.params.into())? else { return Ok(()) };
+    let history = cuda.ints(q, args.history.into())?.unwrap_or_default();
+    let bias = cuda.ints(q, args.bias.into())?.unwrap_or_default();
+    cuda.check_ids(q, ["sample", "banned token"], args.banned, args.logits.layout.cols)?;
+    let rows: &[SampleRow] = bytemuck::cast_slice(&params);
+    let (seen, biased) = (|entry: usize| history[2 * entry], |entry: usize| bias[2 * entry]);
+    rows.iter().try_for_each(|row| check::sample_ids(args, row, seen, biased))
+}
+
+/// A cluster for each row, of more blocks where rows are few.
 fn launch(rows: usize) -> Launch {
     let enough = BLOCKS / rows.max(1);
     let cluster = 1 << enough.clamp(1, MAX_SPLITS).ilog2();

@@ -7,26 +7,27 @@ use lora_core::ops::{AttentionArgs as Args, HeadDims};
 use lora_core::{Backend, DType, Error, Result, check};
 
 use self::plan::Prompts;
-use crate::args::{Address, Kernel, KernelArgs, MatArg};
-use crate::device::is_aligned;
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address};
+use crate::device::{Cuda, ViewMut};
+use crate::launch::Launch;
 use crate::library::flashinfer::{PrefillArgs, PrefillLists};
-use crate::memory::queue::Launch;
-use crate::ops::WARP;
-use crate::{Cuda, CudaQueue, ViewMut};
+use crate::library::functions::Kernel;
+use crate::memory::queue::CudaQueue;
+use crate::ops::common::{WARP, is_aligned};
 
 /// Warps of a block, as in `attention.cu` and `attention_decode.cu`.
 const WARPS: usize = 4;
 
-/// Heads of a block, and keys that its warps take at a time, as in `attention_decode.cu`.
+/// Query heads of a block, and keys that its warps take at a time, as in `attention_decode.cu`.
 const HEADS: usize = 8;
-const TURN: usize = 16 * WARPS;
+const KEYS_AT_ONCE: usize = 16 * WARPS;
 
 /// Warps of a block, its pairs of row and head, and keys of a tile, as in `attention_prefill.cu`.
 const PREFILL_WARPS: usize = 12;
 const PAIRS: usize = 16 * PREFILL_WARPS;
-const KEYS: usize = 64;
+const TILE_KEYS: usize = 64;
 
-/// To what its tiles in shared memory are aligned, which shared memory itself may not be.
+/// Alignment of its tiles in shared memory, which shared memory itself may not have.
 const ALIGNMENT: usize = 1024;
 
 /// The most blocks of a launch along y.
@@ -74,16 +75,16 @@ unsafe impl KernelArgs for AttentionArgs {
 }
 
 impl AttentionArgs {
-    /// `apart`: rows that are alone are left to the kernel for single rows.
+    /// `apart`: single rows of a sequence are left to the decode kernel.
     fn new(args: &Args<'_, Cuda>, out: &ViewMut<'_>, apart: bool) -> Self {
         Self {
             queries: args.queries.into(),
             k_cache: args.k_cache.into(),
             v_cache: args.v_cache.into(),
             out: out.into(),
-            sequences: MatArg::from(args.sequence_of_row).data(),
-            positions: MatArg::from(args.positions).data(),
-            tables: MatArg::from(args.block_tables).data(),
+            sequences: address(args.sequence_of_row),
+            positions: address(args.positions),
+            tables: address(args.block_tables),
             table_stride: args.block_tables.layout.row_stride as i64,
             scale: args.scale * args.kv_scales.k,
             v_scale: args.kv_scales.v,
@@ -97,57 +98,52 @@ impl AttentionArgs {
     }
 }
 
-impl Cuda {
-    /// See [`lora_core::Backend::attention`].
-    pub(crate) fn attend(
-        &self,
-        q: &mut CudaQueue,
-        args: &Args<'_, Self>,
-        out: &ViewMut<'_>,
-    ) -> Result<()> {
-        check::attention(args, out.layout)?;
-        if args.dims.head_dim > MAX_HEAD_DIM {
-            let what = format!("heads of {}, above {MAX_HEAD_DIM}", args.dims.head_dim);
-            return Err(Error::Unsupported { op: "attention", backend: Self::NAME, what });
+/// See [`lora_core::Backend::attention`].
+pub fn attention(
+    cuda: &Cuda,
+    q: &mut CudaQueue,
+    args: &Args<'_, Cuda>,
+    out: &ViewMut<'_>,
+) -> Result<()> {
+    check::attention(args, out.layout)?;
+    if args.dims.head_dim > MAX_HEAD_DIM {
+        let what = format!("heads of {}, above {MAX_HEAD_DIM}", args.dims.head_dim);
+        return Err(Error::Unsupported { op: "attention", backend: Cuda::NAME, what });
+    }
+    check_paging(cuda, q, args)?;
+    let shape = Shape::of(args, out);
+    // Prompts first, then the single rows beside them, which would keep a tile each.
+    let (first, rest) = match planned_prompts(args, &shape, q)? {
+        Some(prompts) => {
+            cuda.flashinfer.prefill(q, &prefill_args(args, prompts.lists, out))?;
+            (None, choose_decode(&shape, shape.sequences).filter(|_| prompts.singles))
         }
-        self.check_paging(q, args)?;
-        let shape = Shape::of(args, out);
-        let (first, rest) = match self.planned(q, args, &shape)? {
-            Some(prompts) => {
-                self.flashinfer.prefill(q, &prefill_args(args, prompts.lists, out))?;
-                (None, choose_decode(&shape, shape.sequences).filter(|_| prompts.singles))
-            }
-            None => {
-                let (kernel, launch) = choose(&shape);
-                (Some((kernel, launch)), choose_for_rest(&shape, kernel))
-            }
-        };
-        let kernel_args = AttentionArgs::new(args, out, rest.is_some());
-        let mut kernels = first.into_iter().chain(rest);
-        kernels
-            .try_for_each(|(kernel, launch)| q.launch(&self.modules, kernel, launch, kernel_args))
+        None => {
+            let (kernel, launch) = choose(&shape);
+            (Some((kernel, launch)), choose_for_rest(&shape, kernel))
+        }
+    };
+    let kernel_args = AttentionArgs::new(args, out, rest.is_some());
+    for (kernel, launch) in first.into_iter().chain(rest) {
+        cuda.launch(q, kernel, launch, kernel_args)?;
     }
+    Ok(())
+}
 
-    /// The planned prompts, where FlashInfer has a kernel for the operands.
-    fn planned(
-        &self,
-        q: &CudaQueue,
-        args: &Args<'_, Self>,
-        shape: &Shape,
-    ) -> Result<Option<Prompts>> {
-        let Some(plan) = args.plan else { return Ok(None) };
-        let prompts = plan.prompts(args)?;
-        Ok(prompts.filter(|_| shape.suits_flashinfer() && !q.is_recording()))
-    }
+/// The planned prompts, where FlashInfer has a kernel for the operands.
+fn planned_prompts(args: &Args<'_, Cuda>, shape: &Shape, q: &CudaQueue) -> Result<Option<Prompts>> {
+    let Some(plan) = args.plan else { return Ok(None) };
+    let prompts = plan.prompts(args)?;
+    Ok(prompts.filter(|_| shape.suits_flashinfer() && !q.is_recording()))
+}
 
-    fn check_paging(&self, q: &mut CudaQueue, args: &Args<'_, Self>) -> Result<()> {
-        let Some(positions) = self.ints(q, args.positions)? else { return Ok(()) };
-        let sequences = self.ints(q, args.sequence_of_row)?.unwrap_or_default();
-        let tables = self.ints(q, args.block_tables)?.unwrap_or_default();
-        let cols = args.block_tables.layout.cols;
-        let table = |sequence| &tables[sequence * cols..(sequence + 1) * cols];
-        check::attention_ids(args, &positions, &sequences, table)
-    }
+fn check_paging(cuda: &Cuda, q: &mut CudaQueue, args: &Args<'_, Cuda>) -> Result<()> {
+    let Some(positions) = cuda.ints(q, args.positions.into())? else { return Ok(()) };
+    let sequences = cuda.ints(q, args.sequence_of_row.into())?.unwrap_or_default();
+    let tables = cuda.ints(q, args.block_tables.into())?.unwrap_or_default();
+    let cols = args.block_tables.layout.cols;
+    let table = |sequence| &tables[sequence * cols..(sequence + 1) * cols];
+    check::attention_ids(args, &positions, &sequences, table)
 }
 
 /// What the choice of a kernel depends on.
@@ -162,8 +158,8 @@ struct Shape {
     cache: DType,
     out: DType,
     aligned: bool,
-    /// Keys and values have the same stride, and need no scale but that of the scores.
-    alike: bool,
+    /// Keys and values have the same stride, and values need no scale.
+    same_caches: bool,
 }
 
 impl Shape {
@@ -177,7 +173,7 @@ impl Shape {
             queries: args.queries.layout.dtype,
             cache: args.k_cache.layout.dtype,
             out: out.layout.dtype,
-            alike: args.k_cache.layout.row_stride == args.v_cache.layout.row_stride
+            same_caches: args.k_cache.layout.row_stride == args.v_cache.layout.row_stride
                 && args.kv_scales.v == 1.0,
             aligned: [args.queries.layout, args.k_cache.layout, args.v_cache.layout, out.layout]
                 .into_iter()
@@ -187,7 +183,7 @@ impl Shape {
 
     fn suits_flashinfer(&self) -> bool {
         let narrow = [self.queries, self.cache, self.out].iter().all(|d| *d == DType::Bf16);
-        self.aligned && narrow && self.alike
+        self.aligned && narrow && self.same_caches
     }
 
     fn suits_tensor_cores(&self) -> bool {
@@ -196,14 +192,14 @@ impl Shape {
     }
 }
 
-/// What the library takes.
+/// What FlashInfer's kernel takes.
 fn prefill_args(args: &Args<'_, Cuda>, lists: PrefillLists, out: &ViewMut<'_>) -> PrefillArgs {
-    let data = |view| MatArg::from(view).data();
+    let data = address;
     PrefillArgs {
         queries: data(args.queries),
         keys: data(args.k_cache),
         values: data(args.v_cache),
-        out: MatArg::from(out).data(),
+        out: DeviceMat::from(out).data(),
         tables: data(args.block_tables),
         lists,
         query_stride: args.queries.layout.row_stride as i64,
@@ -219,20 +215,20 @@ fn prefill_args(args: &Args<'_, Cuda>, lists: PrefillLists, out: &ViewMut<'_>) -
     }
 }
 
-/// Tensor cores for operands that suit them, by one kernel where sequences have several rows each and
-/// by another where they do not; else a kernel for any operands.
+/// The prefill kernel where sequences have several rows each, the decode kernel where they do not, both by tensor
+/// cores; for operands that do not suit those, the kernel for any operands.
 fn choose(of: &Shape) -> (Kernel, Launch) {
     let HeadDims { heads, kv_heads, head_dim } = of.dims;
-    let shared_by = heads / kv_heads;
+    let heads_per_kv_head = heads / kv_heads;
     let prefill = match head_dim {
         64 => Some(Kernel::AttentionPrefill64),
         128 => Some(Kernel::AttentionPrefill128),
         _ => None,
     };
-    let several = of.rows > of.sequences && shared_by <= PAIRS;
+    let several = of.rows > of.sequences && heads_per_kv_head <= PAIRS;
     if let Some(kernel) = prefill.filter(|_| of.suits_tensor_cores() && several) {
-        let tiles = of.rows.div_ceil(PAIRS / shared_by);
-        let shared = (PAIRS + 4 * KEYS) * head_dim * of.queries.size() + ALIGNMENT;
+        let tiles = of.rows.div_ceil(PAIRS / heads_per_kv_head);
+        let shared = (PAIRS + 4 * TILE_KEYS) * head_dim * of.queries.size() + ALIGNMENT;
         let launch = Launch::new([kv_heads, tiles, 1], PREFILL_WARPS * WARP);
         return (kernel, Launch { shared, ..launch });
     }
@@ -240,7 +236,7 @@ fn choose(of: &Shape) -> (Kernel, Launch) {
     decode.unwrap_or((Kernel::Attention, Launch::new([of.rows, heads, 1], WARPS * WARP)))
 }
 
-/// The kernel for rows that each have a sequence of their own, of which there may be `rows`.
+/// The decode kernel, for up to `rows` rows of different sequences.
 fn choose_decode(of: &Shape, rows: usize) -> Option<(Kernel, Launch)> {
     let HeadDims { heads, kv_heads, head_dim } = of.dims;
     let kernel = match head_dim {
@@ -256,18 +252,18 @@ fn choose_decode(of: &Shape, rows: usize) -> Option<(Kernel, Launch)> {
     Some((kernel, Launch { cluster, ..launch }))
 }
 
-/// Beside rows of prompts there may be single ones of other sequences, which would keep a tile busy one
-/// after the other: they are left to a second kernel, where there are several sequences.
+/// The decode kernel for single rows beside those of prompts, where there are several sequences: in the prefill
+/// kernel each would keep a tile of its own busy.
 fn choose_for_rest(of: &Shape, chosen: Kernel) -> Option<(Kernel, Launch)> {
     let tiles = matches!(chosen, Kernel::AttentionPrefill64 | Kernel::AttentionPrefill128);
     if tiles && of.sequences > 1 { choose_decode(of, of.sequences) } else { None }
 }
 
-/// Blocks among which the keys of a row are split, where there would be `blocks` if they were not: as
-/// many as keep the device busy, but none for which a sequence may be too short.
+/// Blocks that split the keys of a row, where there would be `blocks` in all if none were split: as many as keep the
+/// device busy, but none without keys even for the longest sequence.
 fn splits(blocks: usize, longest: usize) -> usize {
     let spare = 1 << (BLOCKS / blocks.max(1)).max(1).ilog2();
-    longest.div_ceil(TURN).next_power_of_two().min(spare).min(MAX_SPLITS)
+    longest.div_ceil(KEYS_AT_ONCE).next_power_of_two().min(spare).min(MAX_SPLITS)
 }
 
 #[cfg(test)]
@@ -283,7 +279,7 @@ mod tests {
         cache: DType::Bf16,
         out: DType::Bf16,
         aligned: true,
-        alike: true,
+        same_caches: true,
     };
 
     #[test]
@@ -294,7 +290,7 @@ mod tests {
             Shape { cache: DType::F8E4m3, ..SHAPE },
             Shape { out: DType::F32, ..SHAPE },
             Shape { aligned: false, ..SHAPE },
-            Shape { alike: false, ..SHAPE },
+            Shape { same_caches: false, ..SHAPE },
         ] {
             assert!(!other.suits_flashinfer(), "{other:?}");
         }

@@ -1,30 +1,30 @@
-//! Which rows of a step are prompts, and which block computes which of their tiles.
+//! The plan of a step's attention: which rows are prompts, and which block computes which of their tiles.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use bytemuck::cast_slice;
-use cudarc::driver::sys::CUdevice_attribute;
 use lora_core::ops::{AttentionArgs, AttentionRows, HeadDims};
-use lora_core::{DType, Error, MatLayout, Pool, Result, check, check_extent};
+use lora_core::{DType, MatLayout, Pool, Result, check, check_extent};
 
-use crate::args::Address;
-use crate::error::failed;
+use crate::args::{Address, DeviceMat};
+use crate::device::Cuda;
 use crate::library::flashinfer::PrefillLists;
-use crate::{Cuda, CudaBuf, CudaQueue, ViewMut};
+use crate::memory::buffer::CudaBuf;
+use crate::memory::queue::CudaQueue;
 
 const OP: &str = "plan_attention";
 
-/// Prompts are planned if they have so many rows on the average. With fewer, tiles would be mostly empty.
+/// Minimum average rows of a prompt: with fewer, tiles would be mostly empty.
 const MIN_ROWS: usize = 32;
 
 /// Lists with an entry for each tile.
 const LISTS: usize = 6;
 
-/// Keys that a tile costs besides those that it reads.
+/// The fixed cost of a tile, in keys.
 const COST_OF_TILE: usize = 256;
 
-/// Rows of a tile, as FlashInfer has them; `None` for heads that the library has no kernel for.
+/// Rows of a tile of FlashInfer's kernel; `None` for heads that the library has no kernel for.
 fn tile_rows(dims: HeadDims) -> Option<usize> {
     match dims.head_dim {
         64 => Some(192),
@@ -53,7 +53,7 @@ pub struct Prompts {
     table_stride: usize,
     /// The last sequence, and the last position of any.
     last: [usize; 2],
-    /// Whether there are single rows besides, which are nobody's tile.
+    /// Whether there are single rows besides, which are in no tile.
     pub singles: bool,
 }
 
@@ -93,48 +93,40 @@ impl AttentionPlan {
     }
 }
 
-impl Cuda {
-    /// See [`lora_core::Backend::attention_plan`].
-    pub(crate) fn room_for_plans(&self, dims: HeadDims, capacity: usize) -> Result<AttentionPlan> {
-        let count = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        let blocks = self.context.attribute(count).map_err(failed("cuDeviceGetAttribute"))?;
-        let blocks = usize::try_from(blocks).unwrap_or(0).max(1);
-        let most_tiles = tile_rows(dims)
-            .map_or(0, |rows| dims.heads * (capacity.div_ceil(rows) + capacity.div_ceil(MIN_ROWS)));
-        let bytes = (blocks + 1 + LISTS * most_tiles) * DType::I32.size();
-        let lists = CudaBuf::zeroed(&self.context, Pool::StepInputs, bytes)?;
-        Ok(AttentionPlan { dims, blocks, capacity, lists, rows: 0, prompts: None })
-    }
+/// See [`lora_core::Backend::attention_plan`].
+pub fn attention_plan(cuda: &Cuda, dims: HeadDims, capacity: usize) -> Result<AttentionPlan> {
+    let blocks = cuda.multiprocessors;
+    let max_tiles = tile_rows(dims)
+        .map_or(0, |rows| dims.heads * (capacity.div_ceil(rows) + capacity.div_ceil(MIN_ROWS)));
+    let bytes = (blocks + 1 + LISTS * max_tiles) * DType::I32.size();
+    let lists = CudaBuf::zeroed(&cuda.context, Pool::StepInputs, bytes)?;
+    Ok(AttentionPlan { dims, blocks, capacity, lists, rows: 0, prompts: None })
+}
 
-    /// See [`lora_core::Backend::plan_attention`].
-    pub(crate) fn plan_rows(
-        &self,
-        q: &mut CudaQueue,
-        of: AttentionRows<'_>,
-        plan: &mut AttentionPlan,
-    ) -> Result<()> {
-        let rows = of.positions.len();
-        check_extent(OP, "sequences of rows", of.sequences.len(), rows)?;
-        if rows > plan.capacity {
-            let (what, expected) = ("rows, above what there is room for", plan.capacity);
-            return Err(Error::Shape { op: OP, what, found: rows, expected });
-        }
-        (plan.rows, plan.prompts) = (rows, None);
-        let Some(of_tile) = tile_rows(plan.dims) else { return Ok(()) };
-        let Some((prompts, singles)) = prompts(&runs(&of)) else { return Ok(()) };
-        let tiles = tiles(&prompts, plan.dims.heads, of_tile);
-        let words = lists(&shared_out(&tiles, plan.blocks), of.table_stride);
-        let layout = MatLayout::dense(1, words.len(), DType::I32);
-        q.upload(cast_slice(&words), &ViewMut { buf: &mut plan.lists, layout })?;
-        let most = |number: fn(&Run) -> usize| prompts.iter().map(number).max().unwrap_or(0);
-        plan.prompts = Some(Prompts {
-            lists: plan.places(tiles.len()),
-            table_stride: of.table_stride,
-            last: [most(|run| run.sequence), most(|run| run.keys - 1)],
-            singles,
-        });
-        Ok(())
-    }
+/// See [`lora_core::Backend::plan_attention`].
+pub fn plan_attention(
+    q: &mut CudaQueue,
+    of: AttentionRows<'_>,
+    plan: &mut AttentionPlan,
+) -> Result<()> {
+    let rows = of.positions.len();
+    check_extent(OP, "sequences of rows", of.sequences.len(), rows)?;
+    check::plan_room(OP, rows, plan.capacity)?;
+    (plan.rows, plan.prompts) = (rows, None);
+    let Some(of_tile) = tile_rows(plan.dims) else { return Ok(()) };
+    let Some((prompts, singles)) = prompts(&runs(&of)) else { return Ok(()) };
+    let tiles = tiles(&prompts, plan.dims.heads, of_tile);
+    let words = lists(&assign(&tiles, plan.blocks), of.table_stride);
+    let layout = MatLayout::dense(1, words.len(), DType::I32);
+    q.upload(cast_slice(&words), DeviceMat::new(&plan.lists, layout))?;
+    let max = |number: fn(&Run) -> usize| prompts.iter().map(number).max().unwrap_or(0);
+    plan.prompts = Some(Prompts {
+        lists: plan.places(tiles.len()),
+        table_stride: of.table_stride,
+        last: [max(|run| run.sequence), max(|run| run.keys - 1)],
+        singles,
+    });
+    Ok(())
 }
 
 /// Neighbouring rows of one sequence at neighbouring positions.
@@ -147,8 +139,8 @@ struct Run {
     keys: usize,
 }
 
-/// The rows in runs that are as long as can be. Numbers below 0, which are nobody's, are taken for 0: where
-/// they are looked at, the op refuses them.
+/// The longest runs of the rows. Negative numbers count as 0 here; a device that checks numbers refuses them in the
+/// op.
 fn runs(of: &AttentionRows<'_>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let index = |number: &i32| usize::try_from(*number).unwrap_or(0);
@@ -164,9 +156,9 @@ fn runs(of: &AttentionRows<'_>) -> Vec<Run> {
     runs
 }
 
-/// The runs of several rows, if they are worth tiles of their own, and whether there are single rows.
+/// The runs of several rows, if they are worth tiles, and whether there are single rows besides.
 fn prompts(runs: &[Run]) -> Option<(Vec<Run>, bool)> {
-    // A row beside others of its sequence would be no single row to the kernel for these.
+    // The decode kernel would not take a row for single that stands beside others of its sequence.
     if runs.windows(2).any(|pair| pair[0].sequence == pair[1].sequence) {
         return None;
     }
@@ -200,8 +192,8 @@ fn tiles(prompts: &[Run], heads: usize, of_tile: usize) -> Vec<Tile> {
     tiles
 }
 
-/// The tiles of each block: each goes to the one with least to do so far.
-fn shared_out(tiles: &[Tile], blocks: usize) -> Vec<Vec<Tile>> {
+/// The tiles of each block: each tile goes to the block with least to do so far.
+fn assign(tiles: &[Tile], blocks: usize) -> Vec<Vec<Tile>> {
     let mut of_blocks = vec![Vec::new(); blocks];
     let mut loads: BinaryHeap<_> = (0..blocks).map(|block| Reverse((0, block))).collect();
     for tile in tiles {
@@ -272,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn every_tile_is_listed_once_and_blocks_have_as_much_to_do() {
+    fn every_tile_is_listed_once_and_blocks_have_alike_loads() {
         let prompts = [
             Run { first_row: 0, rows: 300, sequence: 2, keys: 1000 },
             Run { first_row: 300, rows: 128, sequence: 0, keys: 128 },
@@ -281,7 +273,7 @@ mod tests {
         assert_eq!(all.len(), 4 * (3 + 1));
         let keys: Vec<usize> = all.iter().step_by(4).map(|tile| tile.keys).collect();
         assert_eq!(keys, [1000, 956, 828, 128]);
-        let of_blocks = shared_out(&all, 5);
+        let of_blocks = assign(&all, 5);
         let load = |tiles: &Vec<Tile>| tiles.iter().map(|t| t.keys + COST_OF_TILE).sum::<usize>();
         let (least, most) =
             (of_blocks.iter().map(load).min().unwrap(), of_blocks.iter().map(load).max().unwrap());

@@ -1,87 +1,47 @@
-//! Products of few rows, whose time goes into reading weights, with what adapters add.
+//! GEMMs of few rows, whose time goes into reading weights, with what adapters add.
 #![allow(unsafe_code)]
 
-use std::ffi::c_void;
+use lora_core::{DType, Error, MatLayout, Result};
 
-use cudarc::driver::sys;
-use lora_core::{DType, MatLayout, Result};
-
-use super::{CudaLinear, Input};
-use crate::args::{Address, Kernel, KernelArgs, MatArg, dtype_number};
-use crate::device::is_aligned;
-use crate::error::failed;
-use crate::memory::queue::Launch;
-use crate::ops::WARP;
-use crate::ops::lora::FewRows;
-use crate::{Cuda, CudaQueue, ViewMut};
+use super::quantise::Input;
+use super::weights::CudaLinear;
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, dtype_number};
+use crate::device::Cuda;
+use crate::launch::Launch;
+use crate::library::functions::Kernel;
+use crate::memory::queue::CudaQueue;
+use crate::ops::common::WARP;
+use crate::ops::lora::args::FewRows;
+use crate::tensor_map::{SWIZZLE, TensorMap};
 
 /// Bytes of shared memory of a block. The rest of a multiprocessor's is left to the kernels before the next
-/// product, so that they and with them the next product are made ready while this one runs.
-pub const SHARED: usize = 200 << 10;
+/// GEMM, so that they and with them the next GEMM are made ready while this one runs.
+const SHARED: usize = 200 << 10;
+
+const _: () = assert!(SHARED == Kernel::LinearStream.max_shared());
 
 /// The most rows that the kernel takes.
 pub const MAX_ROWS: usize = 64;
 
-/// As in `linear_stream.cu`: outputs of a group of consumers, threads of the epilogue_warps, tiles of weights and
-/// of inputs, and elements that keep rows of sums apart.
-const OUTPUTS: usize = 64;
-const EPILOGUE_WARPS: usize = 128;
+/// As in `linear_stream.cu`: outputs of a warpgroup that multiplies, and threads of a warpgroup.
+pub const OUTPUTS: usize = 64;
+const WARPGROUP: usize = 128;
+
+/// As in `linear_stream.cu`: tiles of weights in shared memory at most, tiles of inputs, and f32s between rows of
+/// sums, so that they lie in different banks.
 const MAX_STAGES: usize = 24;
 const X_STAGES: usize = 8;
-const SPREAD: usize = 4;
+const SUMS_PADDING: usize = 4;
 
-/// Bytes of a row of a tile.
-pub const SWIZZLE: usize = 128;
-
-/// Bytes of a `Part` of `linear_stream.cu`, of what else it knows of a row, and enough for its `Control` and
+/// As in `linear_stream.cu`: bytes of a `Part`, bytes besides that are kept for a row, and enough for `Control` and
 /// the alignment of tiles.
-const PART: usize = 40;
-const OF_ROW: usize = 28;
-const REST: usize = 2048;
+const PART_BYTES: usize = 40;
+const ROW_BYTES: usize = 28;
+const CONTROL_BYTES: usize = 2048;
 
-/// Blocks that may share the terms of a sum, and how many such clusters an H100 or H200 runs at once.
-/// Clusters of four leave multiprocessors idle, as their groups are not all a multiple of four.
-const CLUSTERS: [(usize, usize); 2] = [(1, 132), (2, 66)];
-
-/// How the TMA reads a matrix: a `CUtensorMap`.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-pub struct TensorMap([u64; 16]);
-
-impl TensorMap {
-    /// Tiles of `rows` rows by 128 bytes of a matrix.
-    ///
-    /// # Errors
-    /// [`lora_core::Error::Device`] if the driver refuses.
-    pub fn of(mat: MatArg, layout: MatLayout, rows: usize) -> Result<Self> {
-        let (dtype, size) = match layout.dtype {
-            DType::F16 => (sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2),
-            DType::Bf16 => (sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2),
-            _ => (sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8, 1),
-        };
-        let mut map = Self([0; 16]);
-        // SAFETY: the map has the size and alignment of a `CUtensorMap`; the arrays have the lengths of
-        // a matrix of two dimensions, of which one stride is not given.
-        let encoded = unsafe {
-            sys::cuTensorMapEncodeTiled(
-                (&raw mut map).cast(),
-                dtype,
-                2,
-                mat.data() as *mut c_void,
-                [layout.cols as u64, layout.rows as u64].as_ptr(),
-                [(layout.row_stride.max(layout.cols) * size) as u64].as_ptr(),
-                [(SWIZZLE / size) as u32, rows as u32].as_ptr(),
-                [1, 1].as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        encoded.result().map_err(failed("cuTensorMapEncodeTiled"))?;
-        Ok(map)
-    }
-}
+/// How much busier the device must be with clusters of two, summed over both widths of tiles, to make up for the
+/// exchange of sums between their blocks.
+const MIN_CLUSTER_GAIN: f64 = 0.1;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -103,125 +63,142 @@ unsafe impl KernelArgs for StreamArgs {
     const KERNELS: &'static [Kernel] = &[Kernel::LinearStream];
 }
 
-/// How a product is cut for the kernel.
+/// How a GEMM is cut for the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Cut {
     /// Rows of a tile of the input.
     rows: usize,
-    /// Groups of consumers, of 64 outputs each.
-    groups: usize,
-    /// Blocks that share the terms of a sum.
+    /// Warpgroups that multiply, of [`OUTPUTS`] outputs each.
+    warpgroups: usize,
+    /// Blocks of a cluster, which split K.
     cluster: usize,
     /// Clusters.
     clusters: usize,
 }
 
 impl Cut {
-    fn new(rows: usize, n: usize, steps: usize) -> Self {
+    /// For `rows` rows and `n` outputs, with `steps` steps of K.
+    fn new(rows: usize, n: usize, steps: usize, multiprocessors: usize) -> Self {
         let rows = rows.next_power_of_two().max(8);
-        let groups = if rows > 32 { 2 } else { 1 };
-        // What of the device works when all work at the pace of the slowest. It counts for both sizes of
-        // tiles, so that sums are shared alike whatever the rows.
-        let busy = |&(cluster, at_once): &(usize, usize)| {
-            let of_tiles = |tiles: usize| {
-                let turns = tiles.div_ceil(at_once).max(1);
-                (tiles * cluster) as f64 / (turns * CLUSTERS[0].1) as f64
-            };
-            of_tiles(n.div_ceil(OUTPUTS)) + of_tiles(n.div_ceil(2 * OUTPUTS))
-        };
-        let fits = CLUSTERS.iter().filter(|(cluster, _)| *cluster <= steps.max(1));
-        let better = |best, next| if busy(next) > busy(best) + 0.1 { next } else { best };
-        let (cluster, at_once) = *fits.fold(&CLUSTERS[0], better);
-        let clusters = n.div_ceil(groups * OUTPUTS).min(at_once);
-        Self { rows, groups, cluster, clusters }
+        let warpgroups = if rows > 32 { 2 } else { 1 };
+        let cluster = cluster_size(n, steps, multiprocessors);
+        let tiles = n.div_ceil(warpgroups * OUTPUTS);
+        Self { rows, warpgroups, cluster, clusters: tiles.min(multiprocessors / cluster) }
     }
 
     /// Tiles of weights that shared memory has room for beside the rest.
     fn stages(&self, slices: usize, rows: usize) -> usize {
-        let width = self.groups * OUTPUTS;
-        let of_row = 2 * SPREAD + width + width / self.cluster;
-        let sums = self.rows * (of_row * size_of::<f32>() + OF_ROW);
-        let inputs = X_STAGES / self.groups * self.rows * SWIZZLE;
-        let left = SHARED - sums - inputs - slices * rows * PART - REST;
+        let width = self.warpgroups * OUTPUTS;
+        let of_row = 2 * SUMS_PADDING + width + width / self.cluster;
+        let sums = self.rows * (of_row * size_of::<f32>() + ROW_BYTES);
+        let inputs = X_STAGES / self.warpgroups * self.rows * SWIZZLE;
+        let left = SHARED - sums - inputs - slices * rows * PART_BYTES - CONTROL_BYTES;
         (left / (width * SWIZZLE)).min(MAX_STAGES)
     }
+}
+
+/// Blocks that split K. Clusters of four would leave multiprocessors idle, as not all groups of them that share
+/// an interconnect have a multiple of four.
+///
+/// It depends on the weights alone, so that a row is summed in the same order whatever the rows beside it: the
+/// wave efficiency is that of both widths of tiles together.
+fn cluster_size(n: usize, steps: usize, multiprocessors: usize) -> usize {
+    let busy = |cluster: usize| {
+        let of_tiles = |tiles: usize| {
+            let waves = tiles.div_ceil(multiprocessors / cluster).max(1);
+            (tiles * cluster) as f64 / (waves * multiprocessors) as f64
+        };
+        of_tiles(n.div_ceil(OUTPUTS)) + of_tiles(n.div_ceil(2 * OUTPUTS))
+    };
+    let splits = steps.min(multiprocessors) >= 2;
+    if splits && busy(2) > busy(1) + MIN_CLUSTER_GAIN { 2 } else { 1 }
+}
+
+/// Whether the kernel takes these weights: what the TMA can read in tiles.
+pub fn takes_weights(w: MatLayout) -> bool {
+    let known = matches!(w.dtype, DType::F16 | DType::Bf16 | DType::F8E4m3);
+    let even = (w.cols * w.dtype.size()).is_multiple_of(16) && w.rows.is_multiple_of(16);
+    known && even && w.rows > 0 && w.cols > 0
 }
 
 /// How the TMA reads these weights; `None` if the kernel does not take them.
 ///
 /// # Errors
 /// Those of [`TensorMap::of`].
-pub fn tiles_of(weights: MatArg, layout: MatLayout) -> Result<Option<TensorMap>> {
-    let known = matches!(layout.dtype, DType::F16 | DType::Bf16 | DType::F8E4m3);
-    let even =
-        (layout.cols * layout.dtype.size()).is_multiple_of(16) && layout.rows.is_multiple_of(16);
-    let suited = known && even && layout.rows > 0 && layout.cols > 0;
-    suited.then(|| TensorMap::of(weights, layout, OUTPUTS)).transpose()
+pub fn weight_map(weights: DeviceMat) -> Result<Option<TensorMap>> {
+    takes_weights(weights.layout()).then(|| TensorMap::of(weights, OUTPUTS)).transpose()
 }
 
-impl Cuda {
-    /// `out = x wᵀ + bias` with what adapters add; `false` where the kernel does not suit.
-    pub(crate) fn multiply_stream(
-        &self,
-        q: &mut CudaQueue,
-        x: &Input,
-        w: &CudaLinear,
-        lora: Option<FewRows>,
-        out: &ViewMut<'_>,
-    ) -> Result<bool> {
-        let layout = w.layout();
-        let aligned = is_aligned(x.layout) && is_aligned(out.layout);
-        let suited =
-            x.layout.dtype == layout.dtype && x.layout.rows <= MAX_ROWS && aligned && !x.exact;
-        let Some(tiles) = w.tiles().filter(|_| suited) else { return Ok(false) };
-        let steps = (layout.cols * layout.dtype.size()).div_ceil(SWIZZLE);
-        let cut = Cut::new(x.layout.rows, layout.rows, steps);
-        let lora = lora.unwrap_or(FewRows::NONE);
-        let args = StreamArgs {
-            w: *tiles,
-            x: TensorMap::of(x.mat, x.layout, cut.rows)?,
-            out: out.into(),
-            x_scales: x.scales,
-            w_scales: w.w_scales(),
-            bias: w.bias(),
-            lora,
-            dtype: dtype_number(layout.dtype),
-            steps: steps as i32,
-            stages: cut.stages(lora.slices(), x.layout.rows) as i32,
-        };
-        let launch = Launch {
-            grid: [cut.clusters, 1, cut.cluster],
-            threads: cut.groups * 128 + EPILOGUE_WARPS + 2 * WARP,
-            shared: SHARED,
-            cluster: cut.cluster,
-        };
-        q.launch(&self.modules, Kernel::LinearStream, launch, args)?;
-        Ok(true)
-    }
+/// `out = x wᵀ + bias` with what adapters add, for operands that [`GemmShape::suits_stream`] says suit.
+///
+/// [`GemmShape::suits_stream`]: super::choice::GemmShape::suits_stream
+pub fn gemm(
+    cuda: &Cuda,
+    q: &mut CudaQueue,
+    input: &Input,
+    w: &CudaLinear,
+    lora: Option<FewRows>,
+    out: DeviceMat,
+) -> Result<()> {
+    let absent = || Error::Device("weights that the TMA cannot read".to_owned());
+    let map = w.stream_map().ok_or_else(absent)?;
+    let (layout, rows) = (w.layout(), input.x.layout().rows);
+    let steps = (layout.cols * layout.dtype.size()).div_ceil(SWIZZLE);
+    let cut = Cut::new(rows, layout.rows, steps, cuda.multiprocessors);
+    let lora = lora.unwrap_or(FewRows::NONE);
+    let args = StreamArgs {
+        w: *map,
+        x: TensorMap::of(input.x, cut.rows)?,
+        out: out.into(),
+        x_scales: input.row_scales_or_null(),
+        w_scales: w.w_scales(),
+        bias: w.bias(),
+        lora,
+        dtype: dtype_number(layout.dtype),
+        steps: steps as i32,
+        stages: cut.stages(lora.slices(), rows) as i32,
+    };
+    let launch = Launch {
+        grid: [cut.clusters, 1, cut.cluster],
+        // The warpgroups that multiply, the epilogue's, and two warps that load weights and inputs.
+        threads: (cut.warpgroups + 1) * WARPGROUP + 2 * WARP,
+        shared: SHARED,
+        cluster: cut.cluster,
+    };
+    cuda.launch(q, Kernel::LinearStream, launch, args)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn cut(rows: usize, n: usize, k: usize, multiprocessors: usize) -> Cut {
+        Cut::new(rows, n, (2 * k).div_ceil(SWIZZLE), multiprocessors)
+    }
+
     #[test]
-    fn products_are_cut_to_fill_the_device() {
-        let cut = |rows, n, k: usize| Cut::new(rows, n, (2 * k).div_ceil(SWIZZLE));
-        let of = |rows, groups, cluster, clusters| Cut { rows, groups, cluster, clusters };
-        assert_eq!(cut(1, 4096, 14336), of(8, 1, 2, 64));
-        assert_eq!(cut(8, 6144, 4096), of(8, 1, 2, 66));
-        assert_eq!(cut(17, 28672, 4096), of(32, 1, 2, 66));
-        assert_eq!(cut(64, 28672, 4096), of(64, 2, 2, 66));
-        assert_eq!(cut(64, 4096, 4096), of(64, 2, 2, 32));
-        assert_eq!(cut(1, 128_256, 4096), of(8, 1, 1, 132));
-        assert_eq!(cut(33, 128, 64), of(64, 2, 1, 1));
+    fn gemms_are_cut_to_fill_the_device() {
+        let of = |rows, warpgroups, cluster, clusters| Cut { rows, warpgroups, cluster, clusters };
+        assert_eq!(cut(1, 4096, 14336, 132), of(8, 1, 2, 64));
+        assert_eq!(cut(8, 6144, 4096, 132), of(8, 1, 2, 66));
+        assert_eq!(cut(17, 28672, 4096, 132), of(32, 1, 2, 66));
+        assert_eq!(cut(64, 28672, 4096, 132), of(64, 2, 2, 66));
+        assert_eq!(cut(64, 4096, 4096, 132), of(64, 2, 2, 32));
+        assert_eq!(cut(1, 128_256, 4096, 132), of(8, 1, 1, 132));
+        assert_eq!(cut(33, 128, 64, 132), of(64, 2, 1, 1));
+    }
+
+    #[test]
+    fn other_devices_get_as_many_blocks_as_they_have_multiprocessors() {
+        assert_eq!(cut(1, 128_256, 4096, 114).clusters, 114);
+        assert_eq!(cut(8, 6144, 4096, 78).clusters * cut(8, 6144, 4096, 78).cluster, 78);
+        assert_eq!(cut(8, 6144, 4096, 1).clusters, 1);
     }
 
     #[test]
     fn shared_memory_holds_several_tiles_of_weights() {
         for (rows, least) in [(1, 20), (32, 18), (64, 6)] {
-            let cut = Cut::new(rows, 4096, 64);
-            let stages = cut.stages(3, rows);
+            let stages = cut(rows, 4096, 4096, 132).stages(3, rows);
             assert!((least..=MAX_STAGES).contains(&stages), "{rows} rows: {stages}");
         }
     }

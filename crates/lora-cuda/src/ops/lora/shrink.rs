@@ -1,139 +1,39 @@
-//! `scale * A x` for many rows, as products of many rows take it in.
-#![allow(unsafe_code)]
+//! `z = A x` of the rows of a step.
 
 use lora_core::Result;
 
-use super::{LoraArgs, RANKS};
-use crate::args::{Address, Kernel, KernelArgs, MatArg};
-use crate::memory::queue::Launch;
-use crate::ops::linear::stream::SWIZZLE;
-use crate::{Cuda, CudaQueue};
+use super::adapters::Adapters;
+use super::cluster_shrink;
+use super::route::{LowRank, Shrink};
+use crate::device::Cuda;
+use crate::launch::Launch;
+use crate::library::functions::Kernel;
+use crate::memory::queue::CudaQueue;
+use crate::ops::common::ROW_THREADS;
 
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct ShrinkArgs {
-    x: MatArg,
-    table: Address,
-    order: Address,
-    starts: Address,
-    slots: Address,
-    sizes: Address,
-    z: Address,
-    slices: i32,
-    max_rank: i32,
-    steps: i32,
-}
+/// Ranks of a tile, as in `lora_mma.cu` and `lora_shrink.cu`.
+pub const RANKS: usize = 16;
 
-// SAFETY: laid out as `ShrinkArgs` of `lora_shrink.cu`.
-unsafe impl KernelArgs for ShrinkArgs {
-    const KERNELS: &'static [Kernel] =
-        &[Kernel::LoraShrinkRows1, Kernel::LoraShrinkRows2, Kernel::LoraShrinkRows4];
-}
+/// Rows and threads of a block of the split-K shrink, as in `lora_mma.cu`.
+const ROWS: usize = 8;
+const THREADS: usize = 128;
 
-/// As in `lora_shrink.cu`: rows of a tile, columns of K in a step, stages of the ring, and threads.
-const ROWS: usize = 128;
-const COLUMNS: usize = 64;
-const STAGES: usize = 4;
-const THREADS: usize = 384;
-
-/// Blocks that may share the terms of a sum, and blocks that run at once.
-const MAX_BLOCKS: usize = 8;
-const AT_ONCE: usize = 2 * 132;
-
-/// Steps of K that are worth a block.
-const MIN_STEPS: usize = 4;
-
-/// The most units of sixteen ranks that a block takes.
-const MAX_UNITS: usize = 4;
-
-/// Bytes of shared memory of a block that takes so many units: the ring, its barriers, the tile, and room to align
-/// them.
-const fn shared(units: usize) -> usize {
-    STAGES * (ROWS + units * RANKS) * SWIZZLE + STAGES * 16 + 12 + 1024
-}
-
-/// The most bytes of shared memory of a block.
-pub const SHARED: usize = shared(MAX_UNITS);
-
-/// Bytes of `z`: two numbers in bf16 for each rank of each slice.
-pub fn bytes_of_z(rows: usize, slices: usize, max_rank: usize) -> usize {
-    rows * slices * 2 * max_rank * 2
-}
-
-/// How a shrink is cut.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Cut {
-    /// Tiles of rows, of which some may be empty.
-    tiles: usize,
-    /// Units of sixteen ranks that a block takes, and blocks that it takes for all.
-    units: usize,
-    parts: usize,
-    /// Blocks that share the terms of a sum, and steps of K of each.
-    blocks: usize,
-    steps: usize,
-}
-
-impl Cut {
-    fn new(rows: usize, segments: usize, units: usize, in_dim: usize) -> Self {
-        let together = units.next_power_of_two().min(MAX_UNITS);
-        let parts = units.div_ceil(together);
-        // A segment has a tile that is not full; half of one, on average.
-        let usual_tiles = rows / ROWS + segments.div_ceil(2);
-        let all_steps = in_dim.div_ceil(COLUMNS);
-        let wanted = (AT_ONCE / (usual_tiles * parts).max(1)).min(all_steps / MIN_STEPS);
-        // Larger clusters, and those of odd sizes, leave multiprocessors idle; where K has few steps,
-        // rounding may still take a block off.
-        let blocks = 1 << wanted.clamp(1, MAX_BLOCKS).ilog2();
-        let steps = all_steps.div_ceil(blocks).max(1);
-        let tiles = rows.min(rows / ROWS + segments);
-        Self { tiles, units: together, parts, blocks: all_steps.div_ceil(steps).max(1), steps }
-    }
-}
-
-impl Cuda {
-    /// `z = scale * A x` of `rows` rows with up to `segments` adapters, to where `args` has it.
-    pub(crate) fn shrink_rows(
-        &self,
-        q: &mut CudaQueue,
-        args: &LoraArgs,
-        rows: usize,
-        segments: usize,
-    ) -> Result<()> {
-        let LoraArgs { x, table, order, starts, slots, sizes, z, slices, max_rank, .. } = *args;
-        let units = slices as usize * (max_rank as usize / RANKS);
-        let cut = Cut::new(rows, segments, units, args.in_dim as usize);
-        let launch = Launch {
-            grid: [cut.tiles, cut.parts, cut.blocks],
-            threads: THREADS,
-            shared: shared(cut.units),
-            cluster: cut.blocks,
-        };
-        let kernel = match cut.units {
-            1 => Kernel::LoraShrinkRows1,
-            2 => Kernel::LoraShrinkRows2,
-            _ => Kernel::LoraShrinkRows4,
-        };
-        let steps = cut.steps as i32;
-        let args = ShrinkArgs { x, table, order, starts, slots, sizes, z, slices, max_rank, steps };
-        q.launch(&self.modules, kernel, launch, args)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shrink_is_cut_to_fill_the_device_once() {
-        let cut = |rows, segments, units, in_dim| {
-            let cut = Cut::new(rows, segments, units, in_dim);
-            [cut.tiles, cut.units, cut.parts, cut.blocks, cut.steps]
-        };
-        assert_eq!(cut(2048, 8, 3, 4096), [24, 4, 1, 8, 8]);
-        assert_eq!(cut(2048, 1, 12, 4096), [17, 4, 3, 4, 16]);
-        assert_eq!(cut(8192, 8, 1, 4096), [72, 1, 1, 2, 32]);
-        assert_eq!(cut(1 << 14, 1, 12, 14336), [129, 4, 3, 1, 224]);
-        assert_eq!(cut(129, 2, 2, 72), [3, 2, 1, 1, 2]);
-        assert_eq!(cut(5, 9, 1, 8), [5, 1, 1, 1, 1]);
+/// `z = A x`.
+pub fn shrink(cuda: &Cuda, q: &mut CudaQueue, adapters: &Adapters<'_>) -> Result<()> {
+    let Adapters { args, rows, segments, low_rank, .. } = adapters;
+    let slices = adapters.spec.slices.len();
+    match low_rank {
+        LowRank::General => {
+            let launch = Launch::new([*rows, slices, 1], ROW_THREADS);
+            cuda.launch(q, Kernel::LoraShrink, launch, *args)
+        }
+        LowRank::Mma { shrink: Shrink::Cluster, .. } => {
+            cluster_shrink::shrink(cuda, q, args, *rows, *segments)
+        }
+        LowRank::Mma { shrink: Shrink::SplitK { partials, .. }, tile } => {
+            let ranks = slices * adapters.max_rank.div_ceil(RANKS);
+            let blocks = [adapters.tiles(*tile) * tile.rows() / ROWS, ranks, *partials];
+            cuda.launch(q, Kernel::LoraShrinkMma, Launch::new(blocks, THREADS), *args)
+        }
     }
 }
