@@ -257,3 +257,6 @@ fn expand_is_hidden(
     let one_tile_each = outputs <= multiprocessors * stream::OUTPUTS;
     row_tiles * max_rank.div_ceil(RANKS) <= MAX_HIDDEN_PIECES || one_tile_each
 }
+
+#[cfg(test)]
+mod tests;
