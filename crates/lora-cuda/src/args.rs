@@ -19,6 +19,18 @@ pub unsafe trait KernelArgs: Copy {
     const KERNELS: &'static [Kernel];
 }
 
+/// Stops compilation where a struct is not laid out as its CUDA twin, for which the kernels' sources state the
+/// same numbers.
+macro_rules! assert_layout {
+    ($type:ident is $size:literal bytes: $($field:ident at $offset:literal),+ $(,)?) => {
+        const _: () = {
+            assert!(size_of::<$type>() == $size);
+            $(assert!(std::mem::offset_of!($type, $field) == $offset);)+
+        };
+    };
+}
+pub(crate) use assert_layout;
+
 /// An address in device memory; 0 is null.
 pub type Address = u64;
 
@@ -91,6 +103,8 @@ pub struct MatArg {
     dtype: i32,
     padding: i32,
 }
+
+assert_layout!(MatArg is 32 bytes: data at 0, row_stride at 8, rows at 16, cols at 20, dtype at 24, padding at 28);
 
 impl MatArg {
     /// No matrix, where a kernel does not look at one.

@@ -9,7 +9,7 @@ use libloading::Library;
 use lora_core::{Error, Result};
 
 use super::kernels::LIBRARY;
-use crate::args::Address;
+use crate::args::{Address, assert_layout};
 use crate::error::CudaError;
 use crate::memory::queue::CudaQueue;
 
@@ -48,6 +48,12 @@ pub struct PrefillLists {
     pub rows_of: Address,
     pub keys_of: Address,
 }
+
+assert_layout!(PrefillLists is 56 bytes: block_ends at 0, heads_of at 8, keys_of at 48);
+assert_layout!(
+    PrefillArgs is 152 bytes:
+    queries at 0, tables at 32, lists at 40, query_stride at 96, scale at 120, before at 144
+);
 
 type Prefill = unsafe extern "C" fn(*const PrefillArgs, CUstream) -> i32;
 type Meaning = unsafe extern "C" fn(i32) -> *const c_char;

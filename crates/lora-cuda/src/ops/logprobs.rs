@@ -4,7 +4,7 @@
 use lora_core::ops::{LogprobArgs as Args, LogprobOut};
 use lora_core::{Result, check};
 
-use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address, assert_layout};
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -23,6 +23,8 @@ struct LogprobArgs {
     target: Address,
     rank: Address,
 }
+
+assert_layout!(LogprobArgs is 120 bytes: logits at 0, top_ids at 32, targets at 96, rank at 112);
 
 // SAFETY: laid out as `LogprobArgs` of `logprobs.cu`.
 unsafe impl KernelArgs for LogprobArgs {

@@ -5,7 +5,7 @@ use lora_core::ops::NormWeight;
 use lora_core::{MatLayout, Result, check};
 
 use super::lora::checks::check_slots;
-use crate::args::{Address, KernelArgs, MatArg, address};
+use crate::args::{Address, KernelArgs, MatArg, address, assert_layout};
 use crate::device::{Cuda, View, ViewMut};
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -20,6 +20,8 @@ pub(crate) struct NormWeightArg {
     adapters: Address,
     slots: Address,
 }
+
+assert_layout!(NormWeightArg is 24 bytes: base at 0, adapters at 8, slots at 16);
 
 impl From<&NormWeight<'_, Cuda>> for NormWeightArg {
     /// Without adapters as long as none has a weight of its own, so that kernels need not look.
@@ -43,6 +45,8 @@ struct NormArgs {
     w: NormWeightArg,
     eps: f32,
 }
+
+assert_layout!(NormArgs is 128 bytes: x at 0, residual at 32, out at 64, w at 96, eps at 120);
 
 // SAFETY: laid out as `NormArgs` of `norm.cu`.
 unsafe impl KernelArgs for NormArgs {

@@ -5,7 +5,7 @@ use lora_core::ops::{HeadDims, QkvArgs};
 use lora_core::{DType, MatLayout, Result, check};
 
 use super::norm::{NormWeightArg, check_norm_slots};
-use crate::args::{Address, KernelArgs, MatArg, address};
+use crate::args::{Address, KernelArgs, MatArg, address, assert_layout};
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -37,6 +37,12 @@ struct RopeArgs {
     kv_heads: i32,
     head_dim: i32,
 }
+
+assert_layout!(
+    RopeArgs is 216 bytes:
+    qkv at 0, cos_sin_table at 32, q_norm at 128, k_norm at 152, positions at 176, slots at 184,
+    eps at 192, heads at 204, head_dim at 212
+);
 
 // SAFETY: laid out as `RopeArgs` of `rope.cu`.
 unsafe impl KernelArgs for RopeArgs {

@@ -3,7 +3,7 @@
 
 use lora_core::{DType, MatLayout, Result, check};
 
-use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address, assert_layout};
 use crate::device::{Cuda, View, ViewMut};
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -19,6 +19,8 @@ struct GatherArgs {
     ids: Address,
 }
 
+assert_layout!(GatherArgs is 72 bytes: table at 0, out at 32, ids at 64);
+
 // SAFETY: laid out as `GatherArgs` of `rows.cu`.
 unsafe impl KernelArgs for GatherArgs {
     const KERNELS: &'static [Kernel] = &[Kernel::GatherRows, Kernel::GatherRowsVec8];
@@ -30,6 +32,8 @@ struct GateArgs {
     gate_up: MatArg,
     out: MatArg,
 }
+
+assert_layout!(GateArgs is 64 bytes: gate_up at 0, out at 32);
 
 // SAFETY: laid out as `GateArgs` of `rows.cu`.
 unsafe impl KernelArgs for GateArgs {

@@ -4,7 +4,7 @@
 use lora_core::ops::{SampleArgs as Args, SampleRow};
 use lora_core::{DType, MatLayout, Result, check};
 
-use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address, assert_layout};
 use crate::device::{Cuda, ViewMut};
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -29,6 +29,8 @@ struct SampleArgs {
     banned: Address,
     out: Address,
 }
+
+assert_layout!(SampleArgs is 208 bytes: logits at 0, params at 32, scratch at 160, banned at 192, out at 200);
 
 // SAFETY: laid out as `SampleArgs` of `sample.cu`.
 unsafe impl KernelArgs for SampleArgs {

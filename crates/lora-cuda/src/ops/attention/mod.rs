@@ -7,7 +7,7 @@ use lora_core::ops::{AttentionArgs as Args, HeadDims};
 use lora_core::{Backend, DType, Error, Result, check};
 
 use self::plan::Prompts;
-use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, address, assert_layout};
 use crate::device::{Cuda, ViewMut};
 use crate::launch::Launch;
 use crate::library::flashinfer::{PrefillArgs, PrefillLists};
@@ -60,6 +60,12 @@ struct AttentionArgs {
     head_dim: i32,
     apart: i32,
 }
+
+assert_layout!(
+    AttentionArgs is 192 bytes:
+    queries at 0, out at 96, sequences at 128, table_stride at 152, scale at 160, window at 172,
+    apart at 188
+);
 
 // SAFETY: laid out as `AttentionArgs` of `attention.cuh`.
 unsafe impl KernelArgs for AttentionArgs {

@@ -5,7 +5,7 @@ use lora_core::Result;
 
 use super::quantise::Input;
 use super::weights::CudaLinear;
-use crate::args::{Address, DeviceMat, KernelArgs, MatArg};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, assert_layout};
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -22,6 +22,8 @@ struct LinearArgs {
     w_scales: Address,
     bias: Address,
 }
+
+assert_layout!(LinearArgs is 120 bytes: x at 0, x_scales at 96, bias at 112);
 
 // SAFETY: laid out as `LinearArgs` of `linear.cu`.
 unsafe impl KernelArgs for LinearArgs {

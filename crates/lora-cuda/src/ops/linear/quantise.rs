@@ -5,7 +5,7 @@ use lora_core::fp8::InputScale;
 use lora_core::{DType, MatLayout, Result};
 
 use super::weights::CudaLinear;
-use crate::args::{Address, DeviceMat, KernelArgs, MatArg};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, assert_layout};
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -21,6 +21,8 @@ struct QuantiseArgs {
     /// 0 where each row gets a scale by its largest value.
     scale: f32,
 }
+
+assert_layout!(QuantiseArgs is 80 bytes: x at 0, codes at 32, scales at 64, scale at 72);
 
 // SAFETY: laid out as `QuantiseArgs` of `linear.cu`.
 unsafe impl KernelArgs for QuantiseArgs {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use lora_core::{DType, HostTensor, MatLayout, Pool, Result, check};
 
 use super::weights::CudaLinear;
-use crate::args::{Address, DeviceMat, KernelArgs, MatArg};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, assert_layout};
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -25,6 +25,8 @@ struct RowNormArgs {
     from: i64,
     scale: f32,
 }
+
+assert_layout!(RowNormArgs is 128 bytes: w at 0, w_scales at 96, from at 112, scale at 120);
 
 // SAFETY: laid out as `RowNormArgs` of `linear.cu`.
 unsafe impl KernelArgs for RowNormArgs {

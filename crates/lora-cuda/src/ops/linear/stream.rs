@@ -5,7 +5,7 @@ use lora_core::{DType, Error, MatLayout, Result};
 
 use super::quantise::Input;
 use super::weights::CudaLinear;
-use crate::args::{Address, DeviceMat, KernelArgs, MatArg, dtype_number};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, assert_layout, dtype_number};
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -57,6 +57,12 @@ struct StreamArgs {
     steps: i32,
     stages: i32,
 }
+
+assert_layout!(
+    StreamArgs is 448 bytes:
+    w at 0, x at 128, out at 256, x_scales at 288, bias at 304, lora at 312, dtype at 392,
+    stages at 400
+);
 
 // SAFETY: laid out as `StreamArgs` of `linear_stream.cu`.
 unsafe impl KernelArgs for StreamArgs {

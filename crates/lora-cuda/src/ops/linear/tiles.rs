@@ -4,7 +4,7 @@
 use lora_core::{DType, MatLayout, Result};
 
 use super::weights::CudaLinear;
-use crate::args::{Address, DeviceMat, KernelArgs};
+use crate::args::{Address, DeviceMat, KernelArgs, assert_layout};
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -58,6 +58,11 @@ struct TilesArgs {
     steps: i32,
     bases: i32,
 }
+
+assert_layout!(
+    TilesArgs is 512 bytes:
+    w at 0, x at 128, out at 256, bias at 384, lora at 392, rows at 464, steps at 480, bases at 484
+);
 
 // SAFETY: laid out as `TilesArgs` of `linear_tiles.cuh`.
 unsafe impl KernelArgs for TilesArgs {

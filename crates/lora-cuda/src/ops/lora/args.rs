@@ -3,7 +3,7 @@
 
 use lora_core::lora::SiteSpec;
 
-use crate::args::{Address, KernelArgs, MatArg};
+use crate::args::{Address, KernelArgs, MatArg, assert_layout};
 use crate::library::functions::Kernel;
 
 /// `LoraArgs` of `lora.cuh`.
@@ -30,6 +30,12 @@ pub struct LoraArgs {
     pub partials: i32,
     pub tile_rows: i32,
 }
+
+assert_layout!(
+    LoraArgs is 176 bytes:
+    x at 0, out at 32, ids at 64, table at 72, idle at 104, z at 136, inputs at 144, slices at 152,
+    partials at 168, tile_rows at 172
+);
 
 // SAFETY: laid out as `LoraArgs` of `lora.cuh`.
 unsafe impl KernelArgs for LoraArgs {
@@ -62,6 +68,11 @@ pub struct FewRows {
     partials: i32,
     inputs: Address,
 }
+
+assert_layout!(
+    FewRows is 80 bytes:
+    table at 0, z at 32, starts at 40, slices at 56, partials at 64, inputs at 72
+);
 
 impl FewRows {
     /// No adapters.
@@ -105,6 +116,11 @@ pub struct ManyRows {
     pub slices: i32,
     pub max_rank: i32,
 }
+
+assert_layout!(
+    ManyRows is 72 bytes:
+    table at 0, z at 32, starts at 40, slices at 60, max_rank at 64
+);
 
 impl ManyRows {
     /// No adapters.

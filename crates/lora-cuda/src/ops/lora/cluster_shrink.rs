@@ -5,7 +5,7 @@ use lora_core::Result;
 
 use super::args::LoraArgs;
 use super::shrink::RANKS;
-use crate::args::{Address, KernelArgs, MatArg};
+use crate::args::{Address, KernelArgs, MatArg, assert_layout};
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -26,6 +26,8 @@ struct ShrinkArgs {
     max_rank: i32,
     steps: i32,
 }
+
+assert_layout!(ShrinkArgs is 96 bytes: x at 0, table at 32, sizes at 64, z at 72, slices at 80, steps at 88);
 
 // SAFETY: laid out as `ShrinkArgs` of `lora_shrink.cu`.
 unsafe impl KernelArgs for ShrinkArgs {

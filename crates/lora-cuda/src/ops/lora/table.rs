@@ -6,7 +6,7 @@ use lora_core::{DType, HostTensor, MatLayout, Pool, Result, check};
 
 use super::token_rows::TokenRows;
 use super::work::{SlotWork, Work};
-use crate::args::{Address, DeviceMat, dtype_number};
+use crate::args::{Address, DeviceMat, assert_layout, dtype_number};
 use crate::device::Cuda;
 use crate::memory::buffer::CudaBuf;
 use crate::memory::copies::{Parts, padded};
@@ -55,6 +55,8 @@ struct SlotRow {
     replacement_dtype: i32,
     active: i32,
 }
+
+assert_layout!(SlotRow is 64 bytes: a at 0, shift at 32, scale at 40, rank at 44, active at 60);
 
 impl CudaLoraTable {
     /// Where the rows are.

@@ -8,7 +8,7 @@ use lora_core::{Result, check_extent};
 use super::checks::check_slots;
 use super::plan::CudaLoraPlan;
 use super::route::SiteInput;
-use crate::args::{Address, DeviceMat, KernelArgs, MatArg, dtype_number};
+use crate::args::{Address, DeviceMat, KernelArgs, MatArg, assert_layout, dtype_number};
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -28,6 +28,8 @@ pub struct TokenRows {
     count: i32,
     dtype: i32,
 }
+
+assert_layout!(TokenRows is 24 bytes: values at 0, ids at 8, count at 16, dtype at 20);
 
 impl TokenRows {
     /// The rows of an adapter, whose numbers are added to `parts`.
@@ -56,6 +58,8 @@ struct LoraRowsArgs {
     slots: Address,
     in_dim: i32,
 }
+
+assert_layout!(LoraRowsArgs is 96 bytes: x at 0, out at 32, ids at 64, slots at 80, in_dim at 88);
 
 // SAFETY: laid out as `LoraRowsArgs` of `lora.cu`.
 unsafe impl KernelArgs for LoraRowsArgs {
