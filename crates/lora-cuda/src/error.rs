@@ -105,9 +105,12 @@ pub(crate) fn is_full(cause: DriverError) -> bool {
 impl CudaError {
     /// An error of the driver in `call`.
     pub(crate) fn driver(call: &'static str) -> impl Fn(DriverError) -> Self {
-        move |cause| match is_full(cause) {
-            true => Self::Full { what: call.to_owned() },
-            false => Self::Driver { call, cause },
+        move |cause| {
+            if is_full(cause) {
+                Self::Full { what: call.to_owned() }
+            } else {
+                Self::Driver { call, cause }
+            }
         }
     }
 }

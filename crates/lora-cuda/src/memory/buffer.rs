@@ -40,9 +40,10 @@ impl CudaBuf {
             let known = result::mem_get_info();
             let available = known.ok().map(|(free, _)| free);
             // The driver may have other words for more than any device has.
-            match is_full(cause) || available.is_some_and(|free| bytes > free) {
-                true => Error::OutOfMemory { pool, requested: bytes, available },
-                false => failed("cuMemAlloc")(cause),
+            if is_full(cause) || available.is_some_and(|free| bytes > free) {
+                Error::OutOfMemory { pool, requested: bytes, available }
+            } else {
+                failed("cuMemAlloc")(cause)
             }
         })?;
         Ok(Self { address, bytes, context: context.clone() })

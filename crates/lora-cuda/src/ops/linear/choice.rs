@@ -2,7 +2,7 @@
 
 use lora_core::{DType, MatLayout};
 
-use super::stream;
+use super::stream_cut;
 use crate::ops::common::is_aligned;
 
 /// What the choice of a kernel depends on: `out = x wᵀ + bias`.
@@ -62,9 +62,9 @@ impl GemmShape {
     /// Whether `linear_stream.cu` takes these operands.
     pub fn suits_stream(&self) -> bool {
         let x = self.operand();
-        let suited = x.dtype == self.w.layout.dtype && x.rows <= stream::MAX_ROWS;
+        let suited = x.dtype == self.w.layout.dtype && x.rows <= stream_cut::MAX_ROWS;
         let aligned = is_aligned(x) && is_aligned(self.out);
-        stream::takes_weights(self.w.layout) && suited && aligned && !self.needs_f32_sums()
+        stream_cut::takes_weights(self.w.layout) && suited && aligned && !self.needs_f32_sums()
     }
 
     /// Whether cuBLASLt is asked: operands of one 16-bit dtype or in e4m3, at addresses that its kernels like,

@@ -2,10 +2,12 @@
 
 pub mod any;
 pub mod choice;
+pub mod fused_args;
 pub mod lt;
 pub mod quantise;
 pub mod row_norms;
 pub mod stream;
+pub mod stream_cut;
 pub mod tiles;
 pub mod weights;
 

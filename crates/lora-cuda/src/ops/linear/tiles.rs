@@ -3,6 +3,7 @@
 
 use lora_core::{DType, MatLayout, Result};
 
+use super::fused_args::{MAX_SLICES, ManyRows};
 use super::weights::CudaLinear;
 use crate::args::{Address, DeviceMat, KernelArgs, assert_layout};
 use crate::device::Cuda;
@@ -10,7 +11,6 @@ use crate::launch::Launch;
 use crate::library::functions::Kernel;
 use crate::memory::queue::CudaQueue;
 use crate::ops::common::is_aligned;
-use crate::ops::lora::args::ManyRows;
 use crate::tensor_map::{SWIZZLE, TensorMap};
 
 /// Rows from which on the kernel is about as fast as cuBLASLt's, which cannot add what adapters add.
@@ -27,9 +27,6 @@ const CLUSTER: usize = 2;
 const THREADS: usize = 384;
 const WARPGROUP_ROWS: usize = 64;
 const BOX_COLUMNS: usize = 64;
-
-/// The most slices of a site that the kernel takes, as in `linear_tiles.cu`.
-pub const MAX_SLICES: usize = 4;
 
 /// Bytes of `Control`: barriers, factors, slots of rows, and counts.
 const CONTROL: usize = 4 * 4 * 8 + 32 * 24 + ROWS * 4 + 64 * MAX_SLICES * 2;

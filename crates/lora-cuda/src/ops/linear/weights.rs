@@ -4,7 +4,7 @@ use lora_core::fp8::{Fp8Scales, InputScale};
 use lora_core::{DType, HostTensor, MatLayout, Pool, Result, check};
 
 use super::choice::{Bias, Weights};
-use super::stream;
+use super::stream_cut;
 use crate::args::{Address, DeviceMat};
 use crate::device::Cuda;
 use crate::memory::buffer::CudaBuf;
@@ -125,7 +125,7 @@ fn upload_parts(
     let parts: Vec<&[u8]> = parts.iter().map(|part| &part.bytes()[..]).collect();
     let weights = CudaBuf::holding(&cuda.context, Pool::Weights, &parts)?;
     let layout = MatLayout::dense(n, k, dtype);
-    let stream_map = stream::weight_map(DeviceMat::new(&weights, layout))?;
+    let stream_map = stream_cut::weight_map(DeviceMat::new(&weights, layout))?;
     let bias = bias.map(|bias| upload_bias(cuda, bias)).transpose()?;
     Ok(CudaLinear { weights, layout, bias, fp8: None, stream_map })
 }

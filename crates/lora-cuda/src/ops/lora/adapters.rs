@@ -3,13 +3,14 @@
 use lora_core::Result;
 use lora_core::lora::{LoraSite, SiteSpec};
 
-use super::args::{FewRows, LoraArgs, ManyRows, starts_of};
+use super::args::{LoraArgs, starts_of};
 use super::plan::CudaLoraPlan;
 use super::route::{LowRank, Shape, Shrink, SiteInput, chunk};
 use super::segments::Tile;
 use crate::args::{DeviceMat, MatArg};
 use crate::device::Cuda;
 use crate::memory::queue::CudaQueue;
+use crate::ops::linear::fused_args::{FewRows, ManyRows};
 
 /// The adapters of a step at a site, with scratch memory for `z`.
 pub struct Adapters<'a> {
@@ -72,7 +73,10 @@ impl<'a> Adapters<'a> {
 
     /// As the stream GEMM takes them.
     pub fn few_rows(&self) -> FewRows {
-        FewRows::new(&self.args, self.spec)
+        let LoraArgs { table, order, tiles, sizes, z, inputs, slices, max_rank, partials, .. } =
+            self.args;
+        let starts = starts_of(self.spec);
+        FewRows { table, order, tiles, sizes, z, starts, slices, max_rank, partials, inputs }
     }
 
     /// As the kernels of tiles take them.

@@ -3,8 +3,7 @@
 
 use lora_core::Result;
 
-use super::args::LoraArgs;
-use super::shrink::RANKS;
+use super::args::{LoraArgs, RANKS};
 use crate::args::{Address, KernelArgs, MatArg, assert_layout};
 use crate::device::Cuda;
 use crate::launch::Launch;

@@ -5,14 +5,14 @@ use std::ops::Range;
 use lora_core::lora::SiteSpec;
 use lora_core::{DType, MatLayout};
 
-use super::args::MAX_SLICES;
+use super::args::RANKS;
 use super::segments::{GROUP_ROWS, Spread, StepShape, Tile};
-use super::shrink::RANKS;
 use super::work::Work;
 use crate::args::DeviceMat;
 use crate::ops::common::{WARP, is_aligned};
 use crate::ops::linear::choice::{Gemm, GemmShape};
-use crate::ops::linear::{stream, tiles};
+use crate::ops::linear::fused_args::MAX_SLICES;
+use crate::ops::linear::{stream_cut, tiles};
 
 /// The largest rank of the tensor cores' kernels, as in `lora_mma.cu`.
 const MAX_MMA_RANK: usize = 256;
@@ -28,7 +28,7 @@ const MAX_TILES_ROWS: usize = 64 * GROUP_ROWS;
 const MAX_GROUP_ADAPTERS: usize = 16;
 
 /// Widths of slices are multiples of this where the stream GEMM adds adapters: the outputs of its warpgroups.
-const STREAM_SLICE: usize = stream::OUTPUTS;
+const STREAM_SLICE: usize = stream_cut::OUTPUTS;
 
 /// Tiles of rows times sixteens of ranks that the stream GEMM expands while it multiplies a tile of weights.
 const MAX_HIDDEN_PIECES: usize = 16;
@@ -235,7 +235,7 @@ impl Shape<'_> {
     fn suits_begin(&self, low_rank: LowRank) -> bool {
         let mma = matches!(low_rank, LowRank::Mma { .. });
         let gains = matches!(self.work, Work::Mma { gains: true, .. });
-        mma && !gains && self.out.rows > stream::MAX_ROWS
+        mma && !gains && self.out.rows > stream_cut::MAX_ROWS
     }
 }
 
@@ -254,7 +254,7 @@ fn expand_is_hidden(
     outputs: usize,
     multiprocessors: usize,
 ) -> bool {
-    let one_tile_each = outputs <= multiprocessors * stream::OUTPUTS;
+    let one_tile_each = outputs <= multiprocessors * stream_cut::OUTPUTS;
     row_tiles * max_rank.div_ceil(RANKS) <= MAX_HIDDEN_PIECES || one_tile_each
 }
 

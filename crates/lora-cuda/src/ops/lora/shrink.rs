@@ -3,6 +3,7 @@
 use lora_core::Result;
 
 use super::adapters::Adapters;
+use super::args::RANKS;
 use super::cluster_shrink;
 use super::route::{LowRank, Shrink};
 use crate::device::Cuda;
@@ -10,9 +11,6 @@ use crate::launch::Launch;
 use crate::library::functions::Kernel;
 use crate::memory::queue::CudaQueue;
 use crate::ops::common::ROW_THREADS;
-
-/// Ranks of a tile, as in `lora_mma.cu` and `lora_shrink.cu`.
-pub const RANKS: usize = 16;
 
 /// Rows and threads of a block of the split-K shrink, as in `lora_mma.cu`.
 const ROWS: usize = 8;
