@@ -61,7 +61,7 @@ impl Cuda {
         })
     }
 
-    /// The name of a device that could be used, by all that can be told without loading anything.
+    /// Checks whether a device can be used, as far as that shows without loading anything, and returns its name.
     ///
     /// # Errors
     /// Those of [`Cuda::new`].
@@ -110,7 +110,7 @@ impl Cuda {
         CudaBuf::holding(&self.context, pool, &[bytes])
     }
 
-    /// The integers of a matrix, row by row, where they are to be checked.
+    /// The integers of a matrix, row by row; `None` where they need no check.
     pub(crate) fn ints(&self, q: &mut CudaQueue, mat: DeviceMat) -> Result<Option<Vec<i32>>> {
         if !self.checked || q.is_recording() {
             return Ok(None);
@@ -118,7 +118,7 @@ impl Cuda {
         Ok(Some(bytemuck::pod_collect_to_vec(&q.download(mat)?.wait()?)))
     }
 
-    /// Checks ids that lie in a row of device memory.
+    /// Checks ids that lie in a row of device memory, on a device that checks numbers.
     pub(crate) fn check_ids(
         &self,
         q: &mut CudaQueue,
@@ -158,7 +158,7 @@ fn find(ordinal: usize) -> std::result::Result<(Arc<CudaContext>, PathBuf), Cuda
     }
     let context = CudaContext::new(ordinal);
     let context = context.map_err(CudaError::driver("cuDevicePrimaryCtxRetain"))?;
-    // SAFETY: no slices of cudarc are used, whose events this is about. Without them, a new stream does
+    // SAFETY: the events guard slices of cudarc, which are not used here. Without them, a new stream does
     // not wait for the whole context, which would spoil what other engines record.
     unsafe { context.disable_event_tracking() };
     let found = context.compute_capability();

@@ -1,11 +1,11 @@
-//! Why there is no device to work with, or why it failed.
+//! Errors of opening and of driving a device.
 
 use std::path::PathBuf;
 
 use cudarc::driver::{DriverError, sys};
 use thiserror::Error;
 
-/// A GPU that cannot be had, or kernels that do not fit it.
+/// A GPU that cannot be used, or kernels that do not fit it.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CudaError {

@@ -1,4 +1,4 @@
-//! The library of kernels that CUTLASS and FlashInfer make, by its C interface.
+//! The shared object of FlashInfer's kernels, by its C interface.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char};
@@ -32,7 +32,7 @@ pub struct PrefillArgs {
     pub kv_heads: i32,
     pub head_dim: i32,
     pub tokens_per_block: i32,
-    /// -1: all.
+    /// Positions before its own that a row attends to; -1: all.
     pub before: i32,
 }
 
@@ -62,7 +62,7 @@ type Meaning = unsafe extern "C" fn(i32) -> *const c_char;
 pub struct FlashInfer {
     prefill: Prefill,
     meaning: Meaning,
-    /// Has the code of both.
+    /// Keeps the code of both loaded.
     _library: Library,
 }
 

@@ -18,7 +18,7 @@ pub const CAPABILITY: &str = "9.0";
 /// File that describes a folder of compiled kernels.
 pub const MANIFEST: &str = "manifest.json";
 
-/// What `nvcc` is called with, beside input and output. `90a` has instructions of Hopper alone.
+/// Flags of `nvcc` for a unit. `90a` has the instructions that only Hopper has, as `wgmma`.
 pub const NVCC_FLAGS: [&str; 5] = [
     "--fatbin",
     "-std=c++17",
@@ -32,7 +32,7 @@ pub const NVCC_FLAGS: [&str; 5] = [
 pub struct Source {
     /// Name of the file.
     pub name: &'static str,
-    /// What it holds.
+    /// Its text.
     pub text: &'static str,
 }
 
@@ -80,14 +80,14 @@ pub const LIBRARY_SOURCES: [Source; 5] = sources![
     "flashinfer/prefill_128.cu",
 ];
 
-/// File of what CUTLASS and FlashInfer are compiled to.
+/// The shared object of the kernels that are made of CUTLASS and FlashInfer.
 pub const LIBRARY: &str = "libloramux_flashinfer.so";
 
 /// The package on PyPI whose headers the library is compiled with: FlashInfer's, and the CUTLASS and CCCL that
 /// it was written for.
 pub const LIBRARY_HEADERS: &str = "flashinfer-python==0.7.2.post1";
 
-/// What `nvcc` is called with for each file of the library, beside input, output and the folders of headers.
+/// Flags of `nvcc` for a file of the library, besides the folders of headers.
 pub const LIBRARY_FLAGS: [&str; 7] = [
     "-c",
     "-std=c++17",
@@ -98,11 +98,11 @@ pub const LIBRARY_FLAGS: [&str; 7] = [
     "-Xcompiler=-fPIC,-fvisibility=hidden",
 ];
 
-/// What `nvcc` is called with to link the library, which needs nothing but the C library then.
+/// Flags of `nvcc` to link the library, so that it needs nothing but the C library.
 pub const LINK_FLAGS: [&str; 3] =
     ["-shared", "-cudart=static", "-Xcompiler=-static-libstdc++,-static-libgcc"];
 
-/// What a folder of compiled kernels says of itself.
+/// The description of a folder of compiled kernels.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`version`] of the sources.
@@ -110,7 +110,7 @@ pub struct Manifest {
     /// [`library_version`] of those of the library.
     #[serde(default)]
     pub flashinfer: String,
-    /// The compiler's own words about its version.
+    /// What the compiler prints as its version.
     pub compiler: String,
 }
 
@@ -120,7 +120,8 @@ pub fn version() -> String {
     hash_of(sources.chain(NVCC_FLAGS).chain([library_version().as_str()]))
 }
 
-/// The version of the library alone, which takes longer to compile than all else and changes less often.
+/// The version of the library alone, which is not compiled again while it stays the same: that takes longer than
+/// all else.
 pub fn library_version() -> String {
     let sources = LIBRARY_SOURCES.iter().flat_map(|source| [source.name, source.text]);
     hash_of(sources.chain(LIBRARY_FLAGS).chain(LINK_FLAGS).chain([LIBRARY_HEADERS]))

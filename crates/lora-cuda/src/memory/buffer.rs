@@ -22,24 +22,24 @@ impl CudaBuf {
     /// [`Error::OutOfMemory`], [`Error::Device`].
     pub(crate) fn zeroed(context: &Arc<CudaContext>, pool: Pool, bytes: usize) -> Result<Self> {
         let buf = Self::unwritten(context, pool, bytes)?;
-        // SAFETY: the block has that many bytes and nobody else knows it.
+        // SAFETY: the block has that many bytes and nothing else refers to it.
         let zeroed = unsafe { sys::cuMemsetD8_v2(buf.address, 0, bytes.max(1)).result() };
         zeroed.map_err(failed("cuMemsetD8"))?;
         wait()?;
         Ok(buf)
     }
 
-    /// A block of `bytes` bytes that hold anything.
+    /// A block of `bytes` bytes with undefined contents.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; [`Error::Device`] if it is another reason for which the device refuses.
+    /// [`Error::OutOfMemory`]; [`Error::Device`] if the device refuses for another reason.
     pub(crate) fn unwritten(context: &Arc<CudaContext>, pool: Pool, bytes: usize) -> Result<Self> {
         context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         // SAFETY: the context is current, and an empty block is asked for as one byte.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|cause| {
             let known = result::mem_get_info();
             let available = known.ok().map(|(free, _)| free);
-            // The driver may have other words for more than any device has.
+            // The driver may report another error for a size above that of any device.
             if is_full(cause) || available.is_some_and(|free| bytes > free) {
                 Error::OutOfMemory { pool, requested: bytes, available }
             } else {
@@ -49,7 +49,7 @@ impl CudaBuf {
         Ok(Self { address, bytes, context: context.clone() })
     }
 
-    /// A block with the bytes of all `parts`, one after another, which are there when this returns.
+    /// A block with the bytes of all `parts`, one after another, all of them copied when this returns.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Device`].
@@ -65,7 +65,7 @@ impl CudaBuf {
         Ok(buf)
     }
 
-    /// Where it is.
+    /// Its address.
     pub(crate) fn address(&self) -> sys::CUdeviceptr {
         self.address
     }
@@ -91,7 +91,7 @@ fn wait() -> Result<()> {
 
 impl Drop for CudaBuf {
     fn drop(&mut self) {
-        // Neither failure can be told to anyone; both mean that the device is lost.
+        // Failures cannot be reported from here; both mean that the device is lost.
         let _ = self.context.bind_to_thread();
         // SAFETY: the address came from `malloc_sync` and is freed once.
         let _ = unsafe { result::free_sync(self.address) };

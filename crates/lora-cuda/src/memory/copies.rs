@@ -1,4 +1,4 @@
-//! Adapters on their way to the device, beside the work of queues.
+//! Copies of adapters to the device, which overlap the work of queues.
 //!
 //! A stream of its own copies from page-locked memory; a queue waits for a copy on the device, not on
 //! the host. Blocks that are replaced are freed once the work that may read them is done.
@@ -16,16 +16,16 @@ use crate::memory::buffer::CudaBuf;
 use crate::memory::download::{HostBlock, HostBlocks};
 use crate::memory::queue::CudaQueue;
 
-/// Tensors of a block begin at multiples of this, as blocks of their own would.
+/// Alignment of the tensors of a block: that of blocks of their own.
 const ALIGNMENT: usize = 256;
 
-/// Bytes that are copied at a time.
+/// Bytes of a piece, which is copied at once.
 const PIECE: usize = 4 << 20;
 
-/// Pieces that may be on their way while the next one is filled.
+/// Pieces that may be in flight while the next one is filled.
 const PIECES: usize = 4;
 
-/// Bytes that a tensor of so many takes in a block.
+/// Bytes that a tensor of `bytes` bytes takes in a block.
 pub(crate) fn padded(bytes: usize) -> usize {
     bytes.next_multiple_of(ALIGNMENT)
 }
@@ -38,12 +38,12 @@ pub(crate) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// No tensors yet, for a block that starts there.
+    /// No tensors yet, for a block at `start`.
     pub(crate) fn new(start: Address) -> Self {
         Self { start, parts: Vec::new(), end: 0 }
     }
 
-    /// Adds a tensor and returns where it will be.
+    /// Adds a tensor and returns its address.
     pub(crate) fn push(&mut self, bytes: &'a [u8]) -> Address {
         let offset = self.end;
         self.parts.push((offset, bytes));
@@ -91,7 +91,7 @@ impl Copies {
         Ok(Self { stream, context: context.clone(), stages, retired })
     }
 
-    /// A block for adapters; what it holds is not known.
+    /// A block for adapters, with undefined contents.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Device`].
@@ -118,7 +118,7 @@ impl Copies {
             let stage = self.free_stage()?;
             let bytes = PIECE.min(parts.end - from);
             // SAFETY: the memory has `PIECE` bytes, all of which were written when it was made; the
-            // device has read what was there before, and nobody else knows it.
+            // device has read what was there before, and nothing else refers to it.
             let piece = unsafe { std::slice::from_raw_parts_mut(stage.memory.address(), bytes) };
             parts.fill(piece, from);
             let target = block.address() + from as u64;
@@ -165,12 +165,12 @@ impl Copies {
         self.retired.clear();
     }
 
-    /// Memory for the next piece, which the device has read. It is kept by whoever fills it, until it
-    /// is put at the end of the others.
+    /// Memory for the next piece, whose last contents the device has read. The caller fills it, and puts it at the
+    /// end of `stages`.
     fn free_stage(&mut self) -> Result<Stage> {
         if self.stages.len() < PIECES {
             let memory = HostBlocks::default().take(&self.context, PIECE)?;
-            // SAFETY: the memory has at least `PIECE` bytes, and nobody else knows it yet.
+            // SAFETY: the memory has at least `PIECE` bytes, and nothing else refers to it yet.
             unsafe { memory.address().write_bytes(0, PIECE) };
             let read = self.context.new_event(None).map_err(failed("cuEventCreate"))?;
             return Ok(Stage { memory, read });

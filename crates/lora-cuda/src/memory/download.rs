@@ -1,4 +1,4 @@
-//! Page-locked memory, and copies to the host that run beside what comes after them.
+//! Page-locked memory, and copies to the host that overlap the work issued after them.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -10,7 +10,7 @@ use lora_core::Result;
 
 use crate::error::failed;
 
-/// Blocks of host memory that the device can write by itself. They are kept, as to get one takes long.
+/// Page-locked blocks that are free for reuse: to allocate one takes long.
 #[derive(Clone, Default)]
 pub struct HostBlocks(Rc<RefCell<Vec<HostBlock>>>);
 
@@ -21,7 +21,7 @@ pub struct HostBlock {
     context: Arc<CudaContext>,
 }
 
-/// A block that the device reads or writes until an event comes; then others may have it.
+/// A block that the device reads or writes until an event comes; dropping it frees it for reuse.
 pub(crate) struct LentBlock {
     block: Option<HostBlock>,
     blocks: HostBlocks,
@@ -52,7 +52,7 @@ impl HostBlocks {
 }
 
 impl HostBlock {
-    /// Where it is.
+    /// Its address.
     pub(crate) fn address(&self) -> *mut u8 {
         self.address
     }
@@ -60,7 +60,7 @@ impl HostBlock {
 
 impl Drop for HostBlock {
     fn drop(&mut self) {
-        // Failures can be told to nobody.
+        // A failure cannot be reported from here.
         let _ = self.context.bind_to_thread();
         // SAFETY: the address came from `malloc_host` and is freed once.
         let _ = unsafe { result::free_host(self.address.cast()) };

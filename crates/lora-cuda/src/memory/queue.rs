@@ -26,7 +26,7 @@ pub struct CudaQueue {
     outgrown: Vec<CudaBuf>,
     recording: Recording,
     host_blocks: HostBlocks,
-    /// What uploads are read from, oldest first.
+    /// Page-locked blocks that uploads are read from, oldest first.
     sources: VecDeque<LentBlock>,
 }
 
@@ -162,7 +162,7 @@ impl CudaQueue {
         copied.map_err(failed("cuMemcpyHtoDAsync"))
     }
 
-    /// As [`CudaQueue::upload`], by way of page-locked memory that the device reads by itself.
+    /// As [`CudaQueue::upload`], by way of page-locked memory, so that the host need not wait.
     fn upload_staged(&mut self, src: &[u8], address: u64) -> Result<()> {
         while self.sources.front().is_some_and(LentBlock::is_free) {
             self.sources.pop_front();

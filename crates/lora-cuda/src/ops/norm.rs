@@ -102,7 +102,7 @@ pub fn check_norm_slots(
     w.lora.map_or(Ok(()), |(site, plan)| check_slots(cuda, op, q, site, plan))
 }
 
-/// What the address of weights must be a multiple of to be loaded eight at a time.
+/// Alignment of weights that are loaded eight at a time.
 const ALIGNMENT: Address = (VEC8 * size_of::<f32>()) as Address;
 
 /// The kernel that keeps rows in registers where they are short enough, else `general`.

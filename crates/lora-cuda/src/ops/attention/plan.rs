@@ -36,16 +36,16 @@ fn tile_rows(dims: HeadDims) -> Option<usize> {
 /// See [`lora_core::Backend::plan_attention`].
 pub struct AttentionPlan {
     dims: HeadDims,
-    /// Blocks that tiles are shared out among, one for each multiprocessor.
+    /// Blocks that share the tiles, one for each multiprocessor.
     blocks: usize,
-    /// Room for rows.
+    /// The most rows of a step.
     capacity: usize,
     lists: CudaBuf,
     rows: usize,
     prompts: Option<Prompts>,
 }
 
-/// Prompts of a step that has some.
+/// The planned prompts of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Prompts {
     /// Which block computes which tiles.
@@ -77,7 +77,7 @@ impl AttentionPlan {
         Ok(Some(prompts))
     }
 
-    /// Where the lists of so many tiles lie.
+    /// Where the lists of `tiles` tiles lie.
     fn places(&self, tiles: usize) -> PrefillLists {
         let word = |at: usize| self.lists.address() + (at * DType::I32.size()) as Address;
         let list = |i: usize| word(self.blocks + 1 + i * tiles);

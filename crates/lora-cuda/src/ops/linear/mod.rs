@@ -1,4 +1,4 @@
-//! Products with weight matrices.
+//! GEMMs with weight matrices.
 
 pub mod any;
 pub mod choice;

@@ -18,7 +18,7 @@ struct QuantiseArgs {
     x: MatArg,
     codes: MatArg,
     scales: Address,
-    /// 0 where each row gets a scale by its largest value.
+    /// The static scale; 0 where each row gets a scale by its largest value.
     scale: f32,
 }
 
@@ -45,10 +45,10 @@ impl Input {
     }
 }
 
-/// The matrix of codes begins at a multiple of so many bytes behind the scales.
+/// Alignment of the codes behind the scales.
 const CODES_ALIGNMENT: usize = 256;
 
-/// Times that a thread of `quantise_rows_eights` takes eight elements, as in `linear.cu`.
+/// Vectors of eight elements that a thread of the vectorised kernel holds at most, as in `linear.cu`.
 const MAX_VECTORS: usize = 4;
 
 /// The input as the GEMM with `w` reads it. Codes lie in the queue's scratch memory.

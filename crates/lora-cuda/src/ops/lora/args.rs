@@ -53,7 +53,7 @@ unsafe impl KernelArgs for LoraArgs {
 /// Ranks of a tile of a shrink, as in `lora_mma.cu` and `lora_shrink.cu`.
 pub const RANKS: usize = 16;
 
-/// Where the slices of a site begin, and its end in the places of those that it has not.
+/// First column of each slice of a site, padded with the end of the last.
 pub fn starts_of<const N: usize>(spec: &SiteSpec) -> [i32; N] {
     let of = |i: usize| spec.slices.get(i).map_or(spec.out_dim(), |columns| columns.start);
     std::array::from_fn(|i| of(i) as i32)

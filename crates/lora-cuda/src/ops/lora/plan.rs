@@ -20,7 +20,7 @@ pub struct CudaLoraPlan {
     shape: StepShape,
 }
 
-/// What a recorded step takes for granted of a plan besides its rows, as it decides which kernels run.
+/// What a recorded step takes for granted of a plan besides its rows: kernels were chosen by it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct CudaLoraKey {
     spread: Spread,

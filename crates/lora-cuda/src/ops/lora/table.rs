@@ -59,12 +59,12 @@ struct SlotRow {
 assert_layout!(SlotRow is 64 bytes: a at 0, shift at 32, scale at 40, rank at 44, active at 60);
 
 impl CudaLoraTable {
-    /// Where the rows are.
+    /// Address of the rows.
     pub(crate) fn rows(&self) -> Address {
         self.rows.address()
     }
 
-    /// Where the first columns of the slices are, and the end of the last.
+    /// Address of the first columns of the slices, and the end of the last.
     pub(crate) fn columns(&self) -> Address {
         self.columns.address()
     }
@@ -79,12 +79,12 @@ impl CudaLoraTable {
         self.work != Work::Nothing
     }
 
-    /// Where the entries of rows of tokens are, and the most rows of a slot; `None` as long as no adapter had any.
+    /// Address of the entries of rows of tokens, and the most rows of a slot; `None` as long as no adapter had any.
     pub(crate) fn token_rows(&self) -> Option<(Address, usize)> {
         self.token_rows.as_ref().map(|table| (table.entries.address(), table.max_rows))
     }
 
-    /// What the adapters need done.
+    /// What the adapters need.
     pub(crate) fn work(&self) -> Work {
         self.work
     }

@@ -32,7 +32,7 @@ pub struct TokenRows {
 assert_layout!(TokenRows is 24 bytes: values at 0, ids at 8, count at 16, dtype at 20);
 
 impl TokenRows {
-    /// The rows of an adapter, whose numbers are added to `parts`.
+    /// The rows of an adapter, whose tensors are added to `parts`.
     pub fn new<'a>(parts: &mut Parts<'a>, rows: &'a SlotRows) -> Self {
         Self {
             values: parts.push(rows.values.bytes()),
@@ -66,8 +66,8 @@ unsafe impl KernelArgs for LoraRowsArgs {
     const KERNELS: &'static [Kernel] = &[Kernel::LoraRows];
 }
 
-/// Puts the rows that adapters have of their own in place of the base layer's output. Comes before
-/// what low-rank updates add.
+/// Replaces the base layer's output by the rows that adapters have of their own. Low-rank updates are added after
+/// that.
 pub fn replace_rows(
     cuda: &Cuda,
     op: &'static str,

@@ -54,8 +54,11 @@ const WORKS: [(&str, Work); 7] = [
     ("general, rank 16", Work::General { rank: 16 }),
 ];
 
+/// The slot of a row.
+type SlotOf = fn(usize) -> i32;
+
 /// How the rows of a step use adapters.
-const USES: [(&str, fn(usize) -> i32); 3] =
+const USES: [(&str, SlotOf); 3] =
     [("one", |_| 0), ("eight", |row| (row % 8) as i32), ("each", |row| row as i32)];
 
 /// A step, a site, and what its adapters need.
@@ -64,7 +67,7 @@ struct Case<'a> {
     spec: &'a SiteSpec,
     dtypes: [DType; 3],
     work: Work,
-    slot: fn(usize) -> i32,
+    slot: SlotOf,
 }
 
 impl Case<'_> {
