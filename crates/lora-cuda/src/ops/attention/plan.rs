@@ -61,8 +61,8 @@ impl AttentionPlan {
     /// The prompts among the rows of an op.
     ///
     /// # Errors
-    /// [`Error::Shape`] if another number of rows, heads of other extents, or tables of another stride were
-    /// planned; [`Error::OutOfRange`] for sequences or positions that the tables do not have.
+    /// [`lora_core::Error::Shape`] if another number of rows, heads of other extents, or tables of another stride were
+    /// planned; [`lora_core::Error::OutOfRange`] for sequences or positions that the tables do not have.
     pub fn prompts(&self, args: &AttentionArgs<'_, Cuda>) -> Result<Option<Prompts>> {
         const OP: &str = "attention";
         let (dims, tables) = (args.dims, args.block_tables.layout);
