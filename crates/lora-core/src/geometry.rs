@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::adapter::{NormKind, SiteKey};
 use crate::ids::LayerIdx;
-use crate::modules::{ModuleMap, TargetModule};
+use crate::modules::{ModuleMap, NormKind, SiteKey, TargetModule};
 
 /// Sizes of a decoder model, in elements, and which modules its layers have.
 #[derive(Clone, PartialEq, Eq, Debug)]

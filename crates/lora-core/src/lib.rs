@@ -46,8 +46,8 @@ mod rules;
 pub mod testkit;
 
 pub use adapter::{
-    Adapter, AdapterFormat, AdapterInfo, Declaration, LayerFilter, LowRank, ModuleNaming, NormKind,
-    RowOrder, Selector, SiteKey, SiteWeights, TokenRows,
+    Adapter, AdapterFormat, AdapterInfo, Declaration, LayerFilter, LowRank, ModuleNaming, RowOrder,
+    Selector, SiteWeights, TokenRows,
 };
 #[cfg(feature = "formats")]
 pub use adapter::{Addition, DeltaDiff, SiteDiff, diff};
@@ -61,5 +61,5 @@ pub use device::{
 };
 pub use geometry::ModelGeometry;
 pub use ids::{Generation, LayerIdx};
-pub use modules::{HfNames, ModuleMap, Split, TargetModule};
+pub use modules::{HfNames, ModuleMap, NormKind, SiteKey, Split, TargetModule};
 pub use rules::{Code, Rejection, Rejections, Stage};

@@ -6,9 +6,9 @@ use std::fmt;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Adapter, LowRank, SiteKey, SiteWeights};
+use super::{Adapter, LowRank, SiteWeights};
 use crate::device::HostTensor;
-use crate::modules::FUSED;
+use crate::modules::{FUSED, SiteKey};
 
 /// How two adapters compare at a site, or at one routed expert of a site.
 #[derive(Clone, PartialEq, Debug)]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{LowRank, RowOrder, SiteKey, SiteWeights, TokenRows};
+use super::{LowRank, RowOrder, SiteWeights, TokenRows};
 use crate::device::{DType, HostTensor};
 use crate::ids::Generation;
+use crate::modules::SiteKey;
 
 /// Version of the byte streams below: hashes of different versions never meet.
 const CONTEXT: &[u8] = b"loramux adapter 2";

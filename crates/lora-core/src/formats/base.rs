@@ -5,9 +5,9 @@ use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::adapter::SiteKey;
 use crate::adapter::generation::Digest;
 use crate::device::{DType, HostTensor};
+use crate::modules::SiteKey;
 
 /// Why a weight of the base model cannot be read.
 pub type BaseError = Box<dyn Error + Send + Sync>;

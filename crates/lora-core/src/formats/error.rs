@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::base::BaseError;
 use super::recognise::Found;
-use crate::adapter::SiteKey;
+use crate::modules::SiteKey;
 use crate::rules::{Rejections, listed};
 
 /// Why an adapter could not be read.

@@ -1,13 +1,16 @@
-//! The modules that may carry LoRA: their ids, names, and how tensor parallelism splits them.
+//! The modules that may carry LoRA: their ids, names, how tensor parallelism splits them, and where
+//! they stand in a model.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 mod map;
+mod site;
 
 pub(crate) use map::unknown_target;
 pub use map::{HfNames, ModuleMap};
+pub use site::{NormKind, SiteKey};
 
 /// How tensor parallelism divides a module's weights.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

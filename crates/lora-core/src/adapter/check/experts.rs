@@ -1,9 +1,9 @@
 //! What is particular to routed experts when an adapter is held against a model.
 
-use crate::adapter::{Declaration, LowRank, Selector, SiteKey, SiteWeights};
+use crate::adapter::{Declaration, LowRank, Selector, SiteWeights};
 use crate::geometry::ModelGeometry;
 use crate::ids::LayerIdx;
-use crate::modules::TargetModule;
+use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection};
 
 /// Holds the stacks of a site against the model's number of experts and the sizes of one.

@@ -1,12 +1,12 @@
 //! Whether an adapter fits a model and the limits of an engine.
 
 use self::targets::Differences;
-use super::{Adapter, Declaration, LowRank, SiteKey, SiteWeights};
+use super::{Adapter, Declaration, LowRank, SiteWeights};
 use crate::config::LoraConfig;
 use crate::device::HostTensor;
 use crate::geometry::ModelGeometry;
 use crate::ids::LayerIdx;
-use crate::modules::TargetModule;
+use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection, listed};
 
 mod experts;

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::experts;
 use crate::adapter::targets::{TargetMatcher, ends_with_name};
-use crate::adapter::{Adapter, Declaration, Selector, SiteKey};
+use crate::adapter::{Adapter, Declaration, Selector};
 use crate::geometry::ModelGeometry;
 use crate::ids::LayerIdx;
-use crate::modules::{ModuleMap, TargetModule};
+use crate::modules::{ModuleMap, SiteKey, TargetModule};
 use crate::rules::{Code, Rejection, listed};
 
 /// Where targets and tensors differ.

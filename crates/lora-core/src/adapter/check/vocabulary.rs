@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{check_shapes, site_dims};
-use crate::adapter::{Adapter, SiteKey, SiteWeights};
+use crate::adapter::{Adapter, SiteWeights};
 use crate::device::HostTensor;
 use crate::geometry::ModelGeometry;
+use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection, listed};
 
 /// Rejects an adapter whose embedding or output layer would fit the model but for the size of the

@@ -9,11 +9,12 @@ use super::full::{self, FullWeight, Settled};
 use super::plan::{Plan, ReadProblem};
 use super::rows;
 use crate::adapter::generation::{self, Digest};
-use crate::adapter::{Adapter, AdapterInfo, Declaration, SiteKey, SiteWeights};
+use crate::adapter::{Adapter, AdapterInfo, Declaration, SiteWeights};
 use crate::device::HostTensor;
 use crate::formats::AdapterError;
 use crate::formats::base::BaseWeights;
 use crate::formats::read::dora;
+use crate::modules::SiteKey;
 use crate::rules::{Rejection, Rejections};
 
 /// Sites whose tensors are still in their files.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use crate::adapter::{LowRank, SiteKey, SiteWeights};
+use crate::adapter::{LowRank, SiteWeights};
 use crate::device::HostTensor;
 use crate::formats::AdapterError;
 use crate::formats::base::BaseWeights;
+use crate::modules::SiteKey;
 
 /// The norms of `W + scale * B A` by output, of sites with DoRA whose W the adapter replaces, and of the
 /// embedding, where PEFT takes them over the vocabulary. Sites of other shapes than their W have none:

@@ -4,10 +4,10 @@ use rayon::prelude::*;
 
 use super::assemble::Hashed;
 use super::plan::{Plan, ReadProblem};
-use crate::adapter::SiteKey;
 use crate::adapter::generation::Digest;
 use crate::formats::AdapterError;
 use crate::formats::base::BaseWeights;
+use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection, listed};
 
 /// A weight of the model as a file has it, in one copy or several.

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use super::assemble::PlannedSites;
 use super::plan::Plan;
-use crate::adapter::{ModuleNaming, RowOrder, SiteKey, SiteWeights};
+use crate::adapter::{ModuleNaming, RowOrder, SiteWeights};
 use crate::geometry::ModelGeometry;
-use crate::modules::{FUSED, TargetModule};
+use crate::modules::{FUSED, SiteKey, TargetModule};
 use crate::rules::{Code, Rejection};
 
 /// Cuts every fused site that `model` keeps apart into its parts, which share A and have their own

@@ -1,8 +1,8 @@
 //! What every writer asks of an adapter.
 
 use super::{WriteError, inexpressible};
-use crate::adapter::{Adapter, LowRank, SiteKey};
-use crate::modules::TargetModule;
+use crate::adapter::{Adapter, LowRank};
+use crate::modules::{SiteKey, TargetModule};
 
 /// Whether every pair of the adapter is what its fields say: A `[rank, in]`, B `[out, rank]`, with
 /// the experts in front on routed experts, of one floating-point type, and with a finite scale.

@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 use super::contents::{Contents, Target, Update};
 use super::names::Names;
 use super::{WriteError, inexpressible};
-use crate::adapter::{Adapter, Declaration, Selector, SiteKey, SiteWeights};
+use crate::adapter::{Adapter, Declaration, Selector, SiteWeights};
 use crate::config::ExpertLayout;
-use crate::modules::TargetModule;
+use crate::modules::{SiteKey, TargetModule};
 
 /// The release of PEFT whose names and layouts are written.
 const RELEASE: &str = "0.21.2";

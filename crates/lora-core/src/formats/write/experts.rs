@@ -7,10 +7,10 @@ use super::fuse::{Member, Pair, fuse};
 use super::names::{GATE_UP, Names};
 use super::stack::{Laid, Rows};
 use super::{WriteError, inexpressible};
-use crate::adapter::{Adapter, LowRank, SiteKey};
+use crate::adapter::{Adapter, LowRank};
 use crate::config::ExpertLayout;
 use crate::ids::LayerIdx;
-use crate::modules::TargetModule;
+use crate::modules::{SiteKey, TargetModule};
 
 /// What PEFT calls the parameters of routed experts, in every model that has them as parameters.
 const PARAMETERS: [&str; 2] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];

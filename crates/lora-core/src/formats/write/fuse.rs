@@ -2,7 +2,8 @@
 
 use super::stack::{Rows, Stack};
 use super::{WriteError, inexpressible};
-use crate::adapter::{LowRank, SiteKey};
+use crate::adapter::LowRank;
+use crate::modules::SiteKey;
 
 /// A low-rank update that is not made yet: A `[experts, rank, in]`, B `[experts, out, rank]`.
 #[derive(Clone, Debug)]

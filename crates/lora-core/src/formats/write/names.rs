@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{WriteError, inexpressible};
-use crate::adapter::{Adapter, SiteKey};
-use crate::modules::TargetModule;
+use crate::adapter::Adapter;
+use crate::modules::{SiteKey, TargetModule};
 
 /// What stands before `layers` in most models.
 const ROOT: &str = "model.";

@@ -14,10 +14,10 @@ use super::contents::{Contents, Target, Update};
 use super::names::Names;
 use super::stack::Laid;
 use super::{WriteError, check, experts, inexpressible, io_error};
-use crate::adapter::{Adapter, LowRank, RowOrder, SiteKey, SiteWeights};
+use crate::adapter::{Adapter, LowRank, RowOrder, SiteWeights};
 use crate::config::ExpertLayout;
 use crate::device::HostTensor;
-use crate::modules::TargetModule;
+use crate::modules::{SiteKey, TargetModule};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";

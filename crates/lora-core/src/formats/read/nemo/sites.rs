@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::config::{CONFIG, LoraTuning};
 use super::keys::{self, Half};
-use crate::adapter::{LowRank, RowOrder, SiteKey};
+use crate::adapter::{LowRank, RowOrder};
 use crate::config::NemoQkvLayout;
 use crate::formats::read::assemble::PlannedSites;
 use crate::formats::read::fused;
@@ -15,7 +15,7 @@ use crate::formats::read::plan::Plan;
 use crate::formats::read::view::View;
 use crate::formats::{RawTensor, ReadOptions};
 use crate::ids::LayerIdx;
-use crate::modules::TargetModule;
+use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection, listed};
 
 /// The matrices of a pair, as far as they were found.

@@ -8,12 +8,12 @@ use super::config::{Biases, PeftConfig, Variant};
 use super::full::Wrapping;
 use super::keys::Kind;
 use super::tokens;
-use crate::adapter::{LowRank, RowOrder, SiteKey, SiteWeights};
+use crate::adapter::{LowRank, RowOrder, SiteWeights};
 use crate::formats::read::assemble::PlannedSites;
 use crate::formats::read::pair;
 use crate::formats::read::plan::Plan;
 use crate::formats::read::view::View;
-use crate::modules::TargetModule;
+use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection};
 
 /// Builds every site; whatever is missing, undeclared or contradictory is a rejection. Full weights are

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::experts::{self, ExpertTensors};
 use super::keys::{self, Key, Kind, Place};
-use crate::adapter::{ModuleNaming, SiteKey};
+use crate::adapter::ModuleNaming;
 use crate::formats::RawTensor;
 use crate::formats::read::pair::{duplicate, float_view, several_adapters};
 use crate::formats::read::view::View;
 use crate::ids::LayerIdx;
-use crate::modules::{ModuleMap, TargetModule};
+use crate::modules::{ModuleMap, SiteKey, TargetModule};
 use crate::rules::{Code, Rejection};
 
 /// The tensors of one site.

@@ -11,9 +11,9 @@ use super::collect::Collected;
 use super::config::PeftConfig;
 use super::keys::{FullName, Kind};
 use super::tokens;
-use crate::adapter::SiteKey;
 use crate::formats::read::full::{FullWeight, Meaning};
 use crate::formats::read::view::View;
+use crate::modules::SiteKey;
 
 /// A parameter of the model that PEFT builds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

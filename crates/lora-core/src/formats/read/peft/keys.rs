@@ -12,8 +12,8 @@
 //! PEFT's internal name of the adapter may stand after the first part of a kind, as in
 //! `lora_A.default.weight`.
 
-use crate::adapter::NormKind;
 pub(super) use crate::ids::number;
+use crate::modules::NormKind;
 
 /// What a tensor is to its module.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use super::full::Wrapping;
 use super::keys::Kind;
-use crate::adapter::{SiteKey, is_saved_by};
+use crate::adapter::is_saved_by;
 use crate::geometry::ModelGeometry;
+use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection, listed};
 
 /// What was found of `modules_to_save`.

@@ -7,12 +7,13 @@ use serde_json::Value;
 use super::config::{PeftConfig, Variant};
 use super::full::Wrapping;
 use super::keys::Kind;
-use crate::adapter::{SiteKey, TokenRows};
+use crate::adapter::TokenRows;
 use crate::formats::read::fields::Fields;
 use crate::formats::read::full::{FullWeight, Meaning};
 use crate::formats::read::pair;
 use crate::formats::read::plan::Plan;
 use crate::formats::read::view::View;
+use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection};
 
 const FIELD: &str = "trainable_token_indices";

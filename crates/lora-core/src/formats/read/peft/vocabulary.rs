@@ -2,9 +2,9 @@
 
 use super::collect::Collected;
 use super::keys::Kind;
-use crate::adapter::SiteKey;
 use crate::adapter::check::vocabulary;
 use crate::geometry::ModelGeometry;
+use crate::modules::SiteKey;
 use crate::rules::{Rejection, listed};
 
 /// The rejection of a file with an embedding or output layer of the model's width and another

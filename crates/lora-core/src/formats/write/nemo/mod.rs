@@ -6,11 +6,11 @@ use std::path::Path;
 use super::fuse::{Pair, fuse};
 use super::stack::Laid;
 use super::{WriteError, check, inexpressible};
-use crate::adapter::{Adapter, LowRank, SiteKey};
+use crate::adapter::{Adapter, LowRank};
 use crate::config::NemoQkvLayout;
 use crate::geometry::ModelGeometry;
 use crate::ids::LayerIdx;
-use crate::modules::TargetModule;
+use crate::modules::{SiteKey, TargetModule};
 use crate::rules::listed;
 
 mod archive;

@@ -3,9 +3,10 @@
 use super::super::fuse::{Member, Pair};
 use super::super::stack::{Rows, Stack};
 use super::super::{WriteError, inexpressible};
-use crate::adapter::{LowRank, RowOrder, SiteKey};
+use crate::adapter::{LowRank, RowOrder};
 use crate::config::NemoQkvLayout;
 use crate::geometry::ModelGeometry;
+use crate::modules::SiteKey;
 
 /// What decides where rows go.
 pub(super) struct Shape<'a> {

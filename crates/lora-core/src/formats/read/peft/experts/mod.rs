@@ -7,13 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::config::{PeftConfig, Variant};
-use crate::adapter::{LowRank, ModuleNaming, RowOrder, SiteKey};
+use crate::adapter::{LowRank, ModuleNaming, RowOrder};
 use crate::config::ExpertLayout;
 use crate::formats::ReadOptions;
 use crate::formats::read::assemble::PlannedSites;
 use crate::formats::read::plan::Plan;
 use crate::ids::LayerIdx;
-use crate::modules::TargetModule;
+use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection, listed};
 
 mod collect;
