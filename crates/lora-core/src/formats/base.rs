@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::hashed::Hashed;
 use crate::adapter::generation::Digest;
 use crate::device::{DType, HostTensor};
 use crate::modules::SiteKey;
@@ -57,20 +58,18 @@ impl BaseWeights {
 
     /// Whether a tensor is the weight of a site, to the precision of the tensor's own type: a copy that
     /// was saved in float16 is still a copy.
-    pub(crate) fn is_weight(
-        &self,
-        site: SiteKey,
-        (tensor, digest): &(HostTensor, Digest),
-    ) -> Result<bool, BaseError> {
+    pub(crate) fn is_weight(&self, site: SiteKey, candidate: &Hashed) -> Result<bool, BaseError> {
+        let Hashed { tensor, digest } = candidate;
         let key = (site, tensor.dtype());
         let known = || self.0.digests.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(own) = known().get(&key) {
             return Ok(own == digest);
         }
         let weight = self.weight(site)?;
-        let own = match weight.dtype() == tensor.dtype() {
-            true => Some(weight),
-            false => weight.cast(tensor.dtype()),
+        let own = if weight.dtype() == tensor.dtype() {
+            Some(weight)
+        } else {
+            weight.cast(tensor.dtype())
         };
         let Some(own) = own.as_ref().map(Digest::of) else { return Ok(false) };
         known().insert(key, own);

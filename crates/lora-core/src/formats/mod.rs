@@ -2,6 +2,7 @@
 
 pub mod base;
 mod error;
+mod hashed;
 mod options;
 mod raw;
 mod read;

@@ -6,22 +6,16 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::full::{self, FullWeight, Settled};
-use super::plan::{Plan, ReadProblem};
+use super::plan::{Plan, PlannedSites, ReadProblem};
 use super::rows;
-use crate::adapter::generation::{self, Digest};
+use crate::adapter::generation;
 use crate::adapter::{Adapter, AdapterInfo, Declaration, SiteWeights};
-use crate::device::HostTensor;
 use crate::formats::AdapterError;
 use crate::formats::base::BaseWeights;
+use crate::formats::hashed::Hashed;
 use crate::formats::read::dora;
 use crate::modules::SiteKey;
 use crate::rules::{Rejection, Rejections};
-
-/// Sites whose tensors are still in their files.
-pub(crate) type PlannedSites = BTreeMap<SiteKey, SiteWeights<Plan>>;
-
-/// A tensor in memory and its hash.
-pub(crate) type Hashed = (HostTensor, Digest);
 
 /// An adapter whose tensors are still in their files.
 pub(crate) struct PlannedAdapter {
@@ -61,10 +55,10 @@ pub(crate) fn read(
             rows::replace(sites.entry(*key).or_default(), tensor.clone());
         }
     }
-    let digests = sites.iter().map(|(key, site)| (*key, site.as_ref().map(|(_, digest)| *digest)));
+    let digests = sites.iter().map(|(key, site)| (*key, site.as_ref().map(|hashed| hashed.digest)));
     let generation = generation::of_sites(&digests.collect());
     let sites: BTreeMap<SiteKey, SiteWeights> =
-        sites.into_iter().map(|(key, site)| (key, site.map(|(tensor, _)| tensor))).collect();
+        sites.into_iter().map(|(key, site)| (key, site.map(|hashed| hashed.tensor))).collect();
     let norms = dora::norms(&sites, base)?;
     Ok(Adapter { sites, generation, source, declaration, norms })
 }
@@ -76,7 +70,7 @@ fn read_tensors(
 ) -> Result<HashMap<usize, Hashed>, AdapterError> {
     let plans = sites.values().flat_map(SiteWeights::tensors);
     let plans: BTreeMap<usize, &Plan> = plans.map(|plan| (plan.identity(), plan)).collect();
-    let read = |(id, plan)| read_one(plan).map(|tensor| (id, tensor));
+    let read = |(id, plan): (usize, &Plan)| Ok((id, Hashed::new(plan.read()?)));
     let results: Vec<_> = plans.into_par_iter().map(read).collect();
     Ok(collect(results, problems)?.into_iter().collect())
 }
@@ -95,11 +89,4 @@ fn collect<T>(
         }
     }
     Ok(read)
-}
-
-/// A tensor and its hash, taken while the tensor is still in a cache.
-fn read_one(plan: &Plan) -> Result<Hashed, ReadProblem> {
-    let tensor = plan.read()?;
-    let digest = Digest::of(&tensor);
-    Ok((tensor, digest))
 }

@@ -2,11 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::assemble::Hashed;
 use super::plan::{Plan, ReadProblem};
 use crate::adapter::generation::Digest;
 use crate::formats::AdapterError;
 use crate::formats::base::BaseWeights;
+use crate::formats::hashed::Hashed;
 use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection, listed};
 
@@ -114,19 +114,20 @@ impl FullWeight {
         let [first, others @ ..] = &self.copies[..] else {
             unreachable!("a full weight has at least one copy")
         };
-        let first = first.read()?;
-        let digest = Digest::of(&first);
+        let first = Hashed::new(first.read()?);
         for (copy, name) in others.iter().zip(&self.names[1..]) {
             let other = copy.read()?;
-            let same = match other.dtype() == first.dtype() {
-                true => Digest::of(&other) == digest,
-                false => other.shape() == first.shape() && other.iter_f32().eq(first.iter_f32()),
+            let same = if other.dtype() == first.tensor.dtype() {
+                Digest::of(&other) == first.digest
+            } else {
+                other.shape() == first.tensor.shape()
+                    && other.iter_f32().eq(first.tensor.iter_f32())
             };
             if !same {
                 return Err(self.disagreement(name).into());
             }
         }
-        Ok((first, digest))
+        Ok(first)
     }
 
     fn disagreement(&self, name: &str) -> Rejection {

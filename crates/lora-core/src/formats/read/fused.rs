@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::assemble::PlannedSites;
-use super::plan::Plan;
+use super::plan::{Plan, PlannedSites};
 use crate::adapter::{ModuleNaming, RowOrder, SiteWeights};
 use crate::geometry::ModelGeometry;
 use crate::modules::{FUSED, SiteKey, TargetModule};

@@ -1,12 +1,18 @@
 //! Tensors of an adapter that are decided and not read yet.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::view::View;
+use crate::adapter::SiteWeights;
 use crate::device::{DType, HostTensor};
 use crate::formats::AdapterError;
+use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection};
+
+/// Sites whose tensors are still in their files.
+pub(crate) type PlannedSites = BTreeMap<SiteKey, SiteWeights<Plan>>;
 
 /// How one tensor of an adapter is made of tensors of its file: parts, one after another along the
 /// first axis. Nothing is read before [`Plan::read`], so an adapter that breaks rules costs no

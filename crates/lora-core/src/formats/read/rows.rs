@@ -1,27 +1,25 @@
 //! Rows of the vocabulary in a weight that is replaced as a whole.
 
-use super::assemble::Hashed;
-use crate::adapter::generation::Digest;
 use crate::adapter::{SiteWeights, TokenRows};
 use crate::device::{DType, HostTensor};
+use crate::formats::hashed::Hashed;
 
 /// Replaces the weight of a site. Rows that the adapter trained by themselves become part of the
 /// replacement, if they fit it; the check against the model names those that do not.
-pub(crate) fn replace(site: &mut SiteWeights<Hashed>, (weight, digest): Hashed) {
-    let merged = site.rows.as_ref().and_then(|rows| with_rows(&weight, rows));
+pub(crate) fn replace(site: &mut SiteWeights<Hashed>, weight: Hashed) {
+    let merged = site.rows.as_ref().and_then(|rows| with_rows(&weight.tensor, rows));
     site.replacement = Some(match merged {
         Some(merged) => {
             site.rows = None;
-            let digest = Digest::of(&merged);
-            (merged, digest)
+            Hashed::new(merged)
         }
-        None => (weight, digest),
+        None => weight,
     });
 }
 
 /// A matrix with other rows, in a type that holds both exactly.
 fn with_rows(weight: &HostTensor, rows: &TokenRows<Hashed>) -> Option<HostTensor> {
-    let TokenRows { ids, values: (values, _) } = rows;
+    let TokenRows { ids, values: Hashed { tensor: values, .. } } = rows;
     let (&[vocab, width], &[count, columns]) = (weight.shape(), values.shape()) else {
         return None;
     };
@@ -46,11 +44,10 @@ fn with_rows(weight: &HostTensor, rows: &TokenRows<Hashed>) -> Option<HostTensor
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::generation::Digest;
 
     fn hashed(dtype: DType, shape: [usize; 2], values: &[f32]) -> Hashed {
-        let tensor = HostTensor::from_f32(dtype, shape.to_vec(), values).unwrap();
-        let digest = Digest::of(&tensor);
-        (tensor, digest)
+        Hashed::new(HostTensor::from_f32(dtype, shape.to_vec(), values).unwrap())
     }
 
     fn merged(row: &[f32], id: u32) -> SiteWeights<Hashed> {
@@ -63,11 +60,11 @@ mod tests {
     #[test]
     fn rows_are_put_into_the_weight_without_rounding() {
         let site = merged(&[5.0, 6.0], 1);
-        let (weight, digest) = site.replacement.unwrap();
+        let Hashed { tensor: weight, digest } = site.replacement.unwrap();
         assert_eq!((weight.dtype(), weight.to_f32()), (DType::Bf16, vec![1.0, 2.0, 5.0, 6.0]));
         assert_eq!(digest, Digest::of(&weight));
         assert!(site.rows.is_none());
-        let (weight, _) = merged(&[0.1, 6.0], 0).replacement.unwrap();
+        let weight = merged(&[0.1, 6.0], 0).replacement.unwrap().tensor;
         assert_eq!((weight.dtype(), weight.to_f32()), (DType::F32, vec![0.1, 6.0, 3.0, 4.0]));
     }
 

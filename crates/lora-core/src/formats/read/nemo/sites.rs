@@ -6,12 +6,12 @@ use super::config::{CONFIG, LoraTuning};
 use super::keys::{self, Half};
 use crate::adapter::{LowRank, RowOrder};
 use crate::config::NemoQkvLayout;
-use crate::formats::read::assemble::PlannedSites;
 use crate::formats::read::fused;
 use crate::formats::read::pair::{
     duplicate, float_view, incomplete, other_rank, rank_of, several_adapters,
 };
 use crate::formats::read::plan::Plan;
+use crate::formats::read::plan::PlannedSites;
 use crate::formats::read::view::View;
 use crate::formats::{RawTensor, ReadOptions};
 use crate::ids::LayerIdx;

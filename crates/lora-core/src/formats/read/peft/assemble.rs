@@ -5,13 +5,12 @@ use std::collections::BTreeSet;
 
 use super::collect::{Collected, Parts};
 use super::config::{Biases, PeftConfig, Variant};
-use super::full::Wrapping;
 use super::keys::Kind;
 use super::tokens;
+use super::wrapping::Wrapping;
 use crate::adapter::{LowRank, RowOrder, SiteWeights};
-use crate::formats::read::assemble::PlannedSites;
 use crate::formats::read::pair;
-use crate::formats::read::plan::Plan;
+use crate::formats::read::plan::{Plan, PlannedSites};
 use crate::formats::read::view::View;
 use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection};

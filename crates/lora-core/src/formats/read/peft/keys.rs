@@ -78,6 +78,12 @@ pub(super) struct Key<'a> {
 
 pub(super) const MODEL: &str = "model.";
 
+/// The gate and up projections of all routed experts, as one module or parameter.
+pub(super) const GATE_UP: &str = "gate_up_proj";
+
+/// The down projections of all routed experts.
+pub(super) const DOWN: &str = "down_proj";
+
 /// Parses a name; `None` when it is not in the grammar.
 pub(super) fn parse(name: &str) -> Option<Key<'_>> {
     let inner = name.strip_prefix("base_model.model.").unwrap_or(name);

@@ -18,22 +18,27 @@ mod assemble;
 mod collect;
 mod config;
 mod experts;
-mod fields;
 mod foreign;
 mod full;
 mod keys;
 mod saved;
-mod scale;
 mod tokens;
 mod vocabulary;
+mod wrapping;
 
 use config::PeftConfig;
-use full::Wrapping;
+use wrapping::Wrapping;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model";
 /// Extensions of torch files, in the order in which they are looked for.
 const PICKLES: [&str; 2] = ["bin", "pth"];
+
+/// The tensors of an adapter, whose values may still be in their files.
+struct Weights {
+    format: AdapterFormat,
+    tensors: RawTensors,
+}
 
 /// Reads the PEFT adapter in the directory `dir`.
 ///
@@ -45,10 +50,7 @@ pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> 
 }
 
 /// The configuration in a directory, and its tensors, whose values are still in their files.
-fn open(
-    dir: &Path,
-    options: &ReadOptions,
-) -> Result<(PeftConfig, (AdapterFormat, RawTensors)), AdapterError> {
+fn open(dir: &Path, options: &ReadOptions) -> Result<(PeftConfig, Weights), AdapterError> {
     if !dir.is_dir() {
         let what = "an adapter directory".to_owned();
         return Err(AdapterError::Missing { path: dir.to_owned(), what });
@@ -62,8 +64,8 @@ fn open(
 /// # Errors
 /// See [`AdapterError`].
 pub fn probe(dir: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
-    let (config, (_, raw)) = open(dir, options)?;
-    let planned = plan(raw, config, AdapterInfo::default(), options);
+    let (config, weights) = open(dir, options)?;
+    let planned = plan(weights.tensors, config, AdapterInfo::default(), options);
     planned.map(drop).map_err(|problems| rejected(dir, problems))
 }
 
@@ -79,7 +81,8 @@ pub fn read_parts(
     options: &ReadOptions,
 ) -> Result<Adapter, AdapterError> {
     let config = parse_config(dir, config, options)?;
-    assemble_adapter(dir, config, (AdapterFormat::Memory, tensors), options)
+    let weights = Weights { format: AdapterFormat::Memory, tensors };
+    assemble_adapter(dir, config, weights, options)
 }
 
 fn parse_config(
@@ -100,32 +103,37 @@ fn rejected(dir: &Path, problems: Vec<Rejection>) -> AdapterError {
 fn assemble_adapter(
     dir: &Path,
     config: PeftConfig,
-    (format, raw): (AdapterFormat, RawTensors),
+    weights: Weights,
     options: &ReadOptions,
 ) -> Result<Adapter, AdapterError> {
+    let Weights { format, tensors } = weights;
     let info = AdapterInfo {
         format,
         path: dir.to_owned(),
-        files: raw.files.clone(),
+        files: tensors.files.clone(),
         base_model_name: config.base_model_name.clone(),
         peft_version: config.peft_version.clone(),
         rank: Some(config.ranks.default),
         alpha: Some(config.alphas.default),
         ..AdapterInfo::default()
     };
-    let planned = plan(raw, config, info, options).map_err(|problems| rejected(dir, problems))?;
+    let planned =
+        plan(tensors, config, info, options).map_err(|problems| rejected(dir, problems))?;
     super::assemble::read(dir, planned, options.base.as_ref())
 }
 
 /// Finds and reads the weight files of a directory: safetensors where there are any, as PEFT does.
-fn read_weights(dir: &Path) -> Result<(AdapterFormat, RawTensors), AdapterError> {
+fn read_weights(dir: &Path) -> Result<Weights, AdapterError> {
     let missing = match safetensors::read_folder(dir, WEIGHTS, Residence::File) {
         Err(missing @ AdapterError::Missing { .. }) => missing,
-        read => return Ok((AdapterFormat::PeftSafetensors, read?)),
+        read => return Ok(Weights { format: AdapterFormat::PeftSafetensors, tensors: read? }),
     };
     let pickles = PICKLES.map(|extension| dir.join(WEIGHTS).with_extension(extension));
     match pickles.into_iter().find(|path| files::is_present(path)) {
-        Some(path) => Ok((AdapterFormat::PeftTorch, torch::parse(&Source::open(&path)?)?)),
+        Some(path) => {
+            let tensors = torch::parse(&Source::open(&path)?)?;
+            Ok(Weights { format: AdapterFormat::PeftTorch, tensors })
+        }
         None => Err(missing),
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::full::Wrapping;
 use super::keys::Kind;
+use super::wrapping::Wrapping;
 use crate::adapter::is_saved_by;
 use crate::geometry::ModelGeometry;
 use crate::modules::SiteKey;

@@ -10,6 +10,7 @@ use crate::formats::{AdapterError, FileKind, RawTensors, Source};
 
 mod archive;
 mod guard;
+mod names;
 mod opcodes;
 mod tensors;
 mod unpickle;

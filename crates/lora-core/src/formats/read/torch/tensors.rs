@@ -6,39 +6,14 @@ use candle_core::pickle::Object;
 
 use super::archive::Archive;
 use super::invalid;
-use super::unpickle::METADATA;
-use crate::device::DType;
+use super::names::{METADATA, StorageClass};
 use crate::formats::{AdapterError, ElementType, RawTensor, Source};
-
-/// A class of storages: name, bytes of an element, and the type if it is read.
-type StorageClass = (&'static str, u64, Option<ElementType>);
-
-/// Torch's classes of storages.
-const STORAGES: [StorageClass; 12] = [
-    ("FloatStorage", 4, Some(ElementType::Known(DType::F32))),
-    ("HalfStorage", 2, Some(ElementType::Known(DType::F16))),
-    ("BFloat16Storage", 2, Some(ElementType::Known(DType::Bf16))),
-    ("IntStorage", 4, Some(ElementType::Known(DType::I32))),
-    ("DoubleStorage", 8, Some(ElementType::Float64)),
-    ("LongStorage", 8, None),
-    ("ShortStorage", 2, None),
-    ("CharStorage", 1, None),
-    ("ByteStorage", 1, None),
-    ("BoolStorage", 1, None),
-    ("ComplexFloatStorage", 8, None),
-    ("ComplexDoubleStorage", 16, None),
-];
 
 /// Most dimensions of a tensor; routed experts have three.
 const MAX_DIMENSIONS: usize = 8;
 
 /// How often the bytes of a file may be used, by tensors that share a storage.
 const MAX_SHARING: u64 = 16;
-
-/// Whether `torch.NAME` is a class of storages.
-pub(super) fn is_storage(name: &str) -> bool {
-    STORAGES.iter().any(|storage| storage.0 == name)
-}
 
 /// The tensors of a state dict, by name.
 pub(super) fn collect(
@@ -146,7 +121,7 @@ impl<'a> Layout<'a> {
     /// The tensor as a range of its storage.
     fn cut(self, storage: &Source) -> Result<RawTensor, String> {
         let Self { storage: name, element, count, start, shape } = self;
-        let (class, size, known) = element;
+        let StorageClass { name: class, size, element: known } = element;
         let needed = count.checked_mul(*size);
         if needed != Some(storage.len()) {
             return Err(format!(
@@ -194,7 +169,7 @@ fn read_storage(value: &Object) -> Option<(&str, &'static StorageClass, u64)> {
         return None;
     };
     let (Object::Unicode(key), Object::Unicode(_)) = (key, place) else { return None };
-    let element = STORAGES.iter().find(|storage| storage.0 == class_name)?;
+    let element = StorageClass::named(class_name)?;
     let known = tag == "storage" && module_name == "torch";
     known.then_some((key.as_str(), element, count_of(count)?))
 }

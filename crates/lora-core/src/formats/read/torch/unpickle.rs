@@ -6,8 +6,8 @@ use candle_core::pickle::{Object, Stack};
 
 use super::Problem;
 use super::guard::Guard;
+use super::names::{METADATA, StorageClass};
 use super::opcodes::{BUILD, Effect, LONG1, Op, Ops, REDUCE, STACK_GLOBAL};
-use super::tensors::is_storage;
 
 /// Runs a pickle that names nothing but builders of tensors.
 pub(super) fn unpickle(program: &[u8]) -> Result<Object, Problem> {
@@ -44,7 +44,7 @@ fn is_allowed(module: &str, name: &str) -> bool {
     match module {
         "collections" => name == "OrderedDict",
         "torch._utils" => matches!(name, "_rebuild_tensor_v2" | "_rebuild_parameter"),
-        "torch" => is_storage(name),
+        "torch" => StorageClass::named(name).is_some(),
         _ => false,
     }
 }
@@ -102,6 +102,3 @@ fn is_metadata(state: &Object) -> bool {
     let Object::Dict(items) = state else { return false };
     matches!(&items[..], [(Object::Unicode(name), Object::Dict(_))] if name == METADATA)
 }
-
-/// The attribute of a state dict that tells the versions of its modules.
-pub(super) const METADATA: &str = "_metadata";

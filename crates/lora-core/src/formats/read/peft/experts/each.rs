@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Planner;
 use super::collect::{ExpertTensors, Halves};
+use super::planner::{Planner, Update};
 use crate::config::ExpertLayout;
 use crate::formats::read::plan::Plan;
 use crate::formats::read::view::View;
@@ -63,7 +63,7 @@ impl Planner<'_> {
         stack: &str,
         ranks: &[(u32, usize, &str)],
         path: impl Fn(u32) -> String,
-    ) -> Option<(usize, f32)> {
+    ) -> Option<Update> {
         let first = ranks.first()?.1;
         if let Some((expert, rank, _)) = ranks.iter().find(|(_, rank, _)| *rank != first) {
             let found = format!("rank {rank} of expert {expert} beside rank {first} of others");
@@ -74,7 +74,7 @@ impl Planner<'_> {
         for (expert, rank, tensor) in ranks {
             let update = self.update(&path(*expert), tensor, *rank)?;
             if *common.get_or_insert(update) != update {
-                let found = format!("scale {} of expert {expert} beside others", update.1);
+                let found = format!("scale {} of expert {expert} beside others", update.scale);
                 self.problems.push(unequal(stack, found));
                 return None;
             }

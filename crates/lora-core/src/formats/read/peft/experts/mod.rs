@@ -7,26 +7,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::config::{PeftConfig, Variant};
-use crate::adapter::{LowRank, ModuleNaming, RowOrder};
+use crate::adapter::ModuleNaming;
 use crate::config::ExpertLayout;
 use crate::formats::ReadOptions;
-use crate::formats::read::assemble::PlannedSites;
-use crate::formats::read::plan::Plan;
-use crate::ids::LayerIdx;
-use crate::modules::{SiteKey, TargetModule};
-use crate::rules::{Code, Rejection, listed};
+use crate::formats::read::plan::PlannedSites;
+use crate::modules::TargetModule;
+use crate::rules::{Code, Rejection};
 
 mod collect;
 mod each;
 mod keys;
 mod modules;
 mod parameters;
+mod planner;
 mod release;
 
 pub(super) use collect::ExpertTensors;
 pub(super) use keys::parse;
-pub(super) use modules::GATE_UP;
-pub(super) use parameters::DOWN;
+
+use planner::Planner;
 
 /// What the routed-expert tensors of a file come to.
 pub(super) struct PlannedExperts {
@@ -88,16 +87,6 @@ enum Family {
     Parameters,
 }
 
-struct Planner<'a> {
-    root: &'a str,
-    config: &'a PeftConfig,
-    options: &'a ReadOptions,
-    problems: &'a mut Vec<Rejection>,
-    sites: PlannedSites,
-    naming: BTreeMap<TargetModule, ModuleNaming>,
-    names: Vec<String>,
-}
-
 impl Planner<'_> {
     fn plan(&mut self, tensors: &ExpertTensors) -> Option<ExpertLayout> {
         let family = self.family(tensors)?;
@@ -129,138 +118,5 @@ impl Planner<'_> {
             ));
         }
         families.pop_first().filter(|_| families.is_empty())
-    }
-
-    /// The layout, given the ones of the family that `moe_layout` may choose, of which the first is
-    /// the one that was found.
-    fn settle(&mut self, possible: &[ExpertLayout]) -> Option<ExpertLayout> {
-        let found = *possible.first()?;
-        let Some(asked) = self.options.moe_layout else {
-            return Some(found);
-        };
-        if !possible.contains(&asked) {
-            self.problems.push(Rejection::new(
-                Code::RoutedExpertLayout,
-                "moe_layout",
-                format!("{asked}, for tensors that are {found}"),
-                listed(possible),
-                "leave moe_layout out to have the layout detected, or correct it",
-            ));
-            return None;
-        }
-        Some(asked)
-    }
-
-    /// gpt-oss has gate and up rows in turn; nothing in a file's tensors shows it.
-    fn refuse_unmarked_interleaving(&mut self, interleaved: ExpertLayout, halves: ExpertLayout) {
-        let base = self.config.base_model_name.as_deref().unwrap_or_default().to_lowercase();
-        let alternating = base.contains("gpt-oss") || base.contains("gpt_oss");
-        if alternating && self.options.moe_layout.is_none() {
-            self.problems.push(Rejection::new(
-                Code::AmbiguousExpertLayout,
-                "base_model_name_or_path",
-                format!("{base:?}, whose gate and up rows alternate in gate_up_proj"),
-                "moe_layout, to say how this adapter's rows lie",
-                format!("set moe_layout to {interleaved} or {halves}"),
-            ));
-        }
-    }
-
-    /// Notes what the file calls a module; another name in another layer is a rejection.
-    fn name(&mut self, module: TargetModule, path: &str) {
-        let naming = ModuleNaming { path: path.to_owned(), mapped_exactly: false };
-        let known = self.naming.entry(module).or_insert(naming);
-        if known.path != path {
-            self.problems.push(Rejection::new(
-                Code::UnknownModule,
-                "routed experts",
-                format!("the module `{path}`, which other layers call `{}`", known.path),
-                "one name for one module",
-                "export the adapter again",
-            ));
-        }
-    }
-
-    /// The module that a name under `experts` stands for; an unknown one is a rejection.
-    fn module(&mut self, block: &str, name: &str) -> Option<TargetModule> {
-        let path = format!("{block}.{name}");
-        let module = self.options.modules.lookup(&path).filter(|m| m.is_routed_expert());
-        if module.is_none() {
-            self.problems.push(Rejection::new(
-                Code::UnknownModule,
-                path,
-                "a module of routed experts that the module map does not name",
-                "a name of moe_h_to_4h, moe_gate or moe_4h_to_h",
-                "map it with trtllm_modules_to_hf_modules",
-            ));
-        }
-        module
-    }
-
-    /// Adds a site; two tensors for one module are a rejection.
-    fn insert(
-        &mut self,
-        layer: u32,
-        module: TargetModule,
-        update: (usize, f32),
-        [a, b]: [Plan; 2],
-    ) {
-        let (rank, scale) = update;
-        let (magnitude, b_bias, rows) = (None, None, RowOrder::ByPart);
-        let low = LowRank { rank, scale, a, b, magnitude, b_bias, rows };
-        let key = SiteKey::Layer(LayerIdx(layer), module);
-        if self.sites.insert(key, low.into()).is_some() {
-            self.problems.push(Rejection::new(
-                Code::DuplicateTensor,
-                key.to_string(),
-                "two names for one module",
-                "one update of a module",
-                "export the adapter again",
-            ));
-        }
-    }
-
-    /// The rank that the configuration states for a module, which must be the one `found`, and the
-    /// scale of the pair.
-    fn update(&mut self, module: &str, tensor: &str, found: usize) -> Option<(usize, f32)> {
-        self.names.push(module.to_owned());
-        let stated = self.told(self.config.ranks.of(module))?;
-        if found != stated {
-            self.problems.push(Rejection::new(
-                Code::RankMismatch,
-                tensor,
-                format!("rank {found}"),
-                format!("rank {stated}, by r and rank_pattern"),
-                "correct r or rank_pattern in adapter_config.json",
-            ));
-            return None;
-        }
-        let alpha = self.told(self.config.alphas.of(module))?;
-        let scale = self.config.scaling.scale(alpha, found);
-        if !scale.is_finite() {
-            self.problems.push(Rejection::new(
-                Code::InvalidConfigField,
-                "lora_alpha",
-                format!("alpha {alpha} for {module}"),
-                "an alpha whose scale is a finite float32",
-                "correct lora_alpha or alpha_pattern in adapter_config.json",
-            ));
-            return None;
-        }
-        Some((found, scale))
-    }
-
-    fn told<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
-        result.map_err(|problem| self.problems.push(problem)).ok()
-    }
-
-    fn wrong_shape(&mut self, name: &str, found: &[usize], allowed: impl Into<String>) {
-        self.problems.push(Rejection::new(
-            Code::TensorShape,
-            name,
-            format!("shape {found:?}"),
-            allowed,
-            "export it again",
-        ));
     }
 }

@@ -1,15 +1,13 @@
 //! One pair of stacks for each module, or one for gate and up together.
 
-use super::Planner;
+use super::super::keys::GATE_UP;
 use super::collect::{ExpertTensors, Halves};
+use super::planner::Planner;
 use crate::config::ExpertLayout;
 use crate::formats::read::plan::Plan;
 use crate::formats::read::view::View;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection};
-
-/// What files call gate and up as one module.
-pub(in super::super) const GATE_UP: &str = "gate_up_proj";
 
 /// A pair of stacks with its extents.
 struct Stacks {

@@ -1,8 +1,8 @@
 //! PEFT's `target_parameters`: the experts of a parameter flattened into one pair of matrices.
 
-use super::Planner;
+use super::super::keys::{DOWN, GATE_UP};
 use super::collect::{ExpertTensors, LayerTensors};
-use super::modules::GATE_UP;
+use super::planner::Planner;
 use super::release::Release;
 use crate::adapter::targets::ends_with_name;
 use crate::config::ExpertLayout;
@@ -10,9 +10,6 @@ use crate::formats::read::plan::Plan;
 use crate::formats::read::view::View;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection, listed};
-
-/// What models call the down projections of all experts.
-pub(in super::super) const DOWN: &str = "down_proj";
 
 /// A parameter that experts have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

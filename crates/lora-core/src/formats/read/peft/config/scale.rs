@@ -10,7 +10,7 @@ use crate::rules::Rejection;
 
 /// `r` with `rank_pattern`, or `lora_alpha` with `alpha_pattern`.
 #[derive(Debug)]
-pub(super) struct Patterned<T> {
+pub(in super::super) struct Patterned<T> {
     field: &'static str,
     /// The value of modules that no pattern matches.
     pub default: T,
@@ -72,7 +72,7 @@ impl<T: Copy> Patterned<T> {
 
 /// How alpha and rank make a scale.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Scaling {
+pub(in super::super) enum Scaling {
     /// `alpha / rank`.
     ByRank,
     /// `alpha / sqrt(rank)`: rank-stabilised LoRA.

@@ -5,15 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 use super::CONFIG;
-use super::experts::{DOWN, GATE_UP};
-use super::fields::FIELDS;
-use super::scale::{Patterned, Scaling};
-use super::tokens::{self, TokenIndices};
+use super::keys::{DOWN, GATE_UP};
 use crate::adapter::targets::TargetMatcher;
 use crate::adapter::{Declaration, LayerFilter, Selector};
 use crate::formats::read::fields::{Fields, as_count, as_names, check_policies, is_empty, shown};
 use crate::modules::{ModuleMap, TargetModule::MoeRouter};
 use crate::rules::{Code, Rejection};
+
+mod fields;
+mod scale;
+mod token_indices;
+
+use fields::FIELDS;
+use scale::{Patterned, Scaling};
+pub(super) use token_indices::TOKEN_INDICES;
+use token_indices::TokenIndices;
 
 /// What the update has besides A and B; PEFT does not combine the two extras.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,7 +103,7 @@ impl PeftConfig {
             scaling,
             variant: read_variant(fields),
             biases: read_biases(fields),
-            token_indices: tokens::read_indices(fields),
+            token_indices: token_indices::read(fields),
             declaration: read_declaration(fields)?,
             base_model_name: fields.text("base_model_name_or_path"),
             peft_version: fields.text("peft_version"),
@@ -188,14 +194,12 @@ fn read_biases(fields: &mut Fields<'_>) -> Biases {
 fn read_declaration(fields: &mut Fields<'_>) -> Option<Declaration> {
     let selector = "a list of module names, or a pattern";
     let parameters = read_parameters(fields);
-    let targets = match parameters.is_empty() {
-        true => fields.required("target_modules", selector, as_selector),
+    let targets = if parameters.is_empty() {
+        fields.required("target_modules", selector, as_selector)
+    } else {
         // Parameters may be all that is trained.
-        false => Some(
-            fields
-                .typed("target_modules", selector, as_selector)
-                .unwrap_or(Selector::Names(Vec::new())),
-        ),
+        let modules = fields.typed("target_modules", selector, as_selector);
+        Some(modules.unwrap_or(Selector::Names(Vec::new())))
     };
     let exclude = fields.typed("exclude_modules", selector, as_selector);
     let layers = read_layers(fields, targets.as_ref());

@@ -1,0 +1,163 @@
+//! What all layouts of routed experts need to make sites: names, ranks, scales and their problems.
+
+use std::collections::BTreeMap;
+
+use super::super::config::PeftConfig;
+use crate::adapter::{LowRank, ModuleNaming, RowOrder};
+use crate::config::ExpertLayout;
+use crate::formats::ReadOptions;
+use crate::formats::read::plan::{Plan, PlannedSites};
+use crate::ids::LayerIdx;
+use crate::modules::{SiteKey, TargetModule};
+use crate::rules::{Code, Rejection, listed};
+
+/// The sites that are made of a file's routed experts, while they are made.
+pub(super) struct Planner<'a> {
+    pub root: &'a str,
+    pub config: &'a PeftConfig,
+    pub options: &'a ReadOptions,
+    pub problems: &'a mut Vec<Rejection>,
+    pub sites: PlannedSites,
+    pub naming: BTreeMap<TargetModule, ModuleNaming>,
+    pub names: Vec<String>,
+}
+
+/// Rank and scale of a low-rank update.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Update {
+    pub rank: usize,
+    pub scale: f32,
+}
+
+impl Planner<'_> {
+    /// The layout, given the ones of the family that `moe_layout` may choose, of which the first is
+    /// the one that was found.
+    pub fn settle(&mut self, possible: &[ExpertLayout]) -> Option<ExpertLayout> {
+        let found = *possible.first()?;
+        let Some(asked) = self.options.moe_layout else {
+            return Some(found);
+        };
+        if !possible.contains(&asked) {
+            self.problems.push(Rejection::new(
+                Code::RoutedExpertLayout,
+                "moe_layout",
+                format!("{asked}, for tensors that are {found}"),
+                listed(possible),
+                "leave moe_layout out to have the layout detected, or correct it",
+            ));
+            return None;
+        }
+        Some(asked)
+    }
+
+    /// gpt-oss has gate and up rows in turn; nothing in a file's tensors shows it.
+    pub fn refuse_unmarked_interleaving(
+        &mut self,
+        interleaved: ExpertLayout,
+        halves: ExpertLayout,
+    ) {
+        let base = self.config.base_model_name.as_deref().unwrap_or_default().to_lowercase();
+        let alternating = base.contains("gpt-oss") || base.contains("gpt_oss");
+        if alternating && self.options.moe_layout.is_none() {
+            self.problems.push(Rejection::new(
+                Code::AmbiguousExpertLayout,
+                "base_model_name_or_path",
+                format!("{base:?}, whose gate and up rows alternate in gate_up_proj"),
+                "moe_layout, to say how this adapter's rows lie",
+                format!("set moe_layout to {interleaved} or {halves}"),
+            ));
+        }
+    }
+
+    /// Notes what the file calls a module; another name in another layer is a rejection.
+    pub fn name(&mut self, module: TargetModule, path: &str) {
+        let naming = ModuleNaming { path: path.to_owned(), mapped_exactly: false };
+        let known = self.naming.entry(module).or_insert(naming);
+        if known.path != path {
+            self.problems.push(Rejection::new(
+                Code::UnknownModule,
+                "routed experts",
+                format!("the module `{path}`, which other layers call `{}`", known.path),
+                "one name for one module",
+                "export the adapter again",
+            ));
+        }
+    }
+
+    /// The module that a name under `experts` stands for; an unknown one is a rejection.
+    pub fn module(&mut self, block: &str, name: &str) -> Option<TargetModule> {
+        let path = format!("{block}.{name}");
+        let module = self.options.modules.lookup(&path).filter(|m| m.is_routed_expert());
+        if module.is_none() {
+            self.problems.push(Rejection::new(
+                Code::UnknownModule,
+                path,
+                "a module of routed experts that the module map does not name",
+                "a name of moe_h_to_4h, moe_gate or moe_4h_to_h",
+                "map it with trtllm_modules_to_hf_modules",
+            ));
+        }
+        module
+    }
+
+    /// Adds a site; two tensors for one module are a rejection.
+    pub fn insert(&mut self, layer: u32, module: TargetModule, update: Update, [a, b]: [Plan; 2]) {
+        let Update { rank, scale } = update;
+        let (magnitude, b_bias, rows) = (None, None, RowOrder::ByPart);
+        let low = LowRank { rank, scale, a, b, magnitude, b_bias, rows };
+        let key = SiteKey::Layer(LayerIdx(layer), module);
+        if self.sites.insert(key, low.into()).is_some() {
+            self.problems.push(Rejection::new(
+                Code::DuplicateTensor,
+                key.to_string(),
+                "two names for one module",
+                "one update of a module",
+                "export the adapter again",
+            ));
+        }
+    }
+
+    /// The rank that the configuration states for a module, which must be the one `found`, and the
+    /// scale of the pair.
+    pub fn update(&mut self, module: &str, tensor: &str, found: usize) -> Option<Update> {
+        self.names.push(module.to_owned());
+        let stated = self.told(self.config.ranks.of(module))?;
+        if found != stated {
+            self.problems.push(Rejection::new(
+                Code::RankMismatch,
+                tensor,
+                format!("rank {found}"),
+                format!("rank {stated}, by r and rank_pattern"),
+                "correct r or rank_pattern in adapter_config.json",
+            ));
+            return None;
+        }
+        let alpha = self.told(self.config.alphas.of(module))?;
+        let scale = self.config.scaling.scale(alpha, found);
+        if !scale.is_finite() {
+            self.problems.push(Rejection::new(
+                Code::InvalidConfigField,
+                "lora_alpha",
+                format!("alpha {alpha} for {module}"),
+                "an alpha whose scale is a finite float32",
+                "correct lora_alpha or alpha_pattern in adapter_config.json",
+            ));
+            return None;
+        }
+        Some(Update { rank: found, scale })
+    }
+
+    pub fn told<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
+        result.map_err(|problem| self.problems.push(problem)).ok()
+    }
+
+    pub fn wrong_shape(&mut self, name: &str, found: &[usize], allowed: impl Into<String>) {
+        self.problems.push(Rejection::new(
+            Code::TensorShape,
+            name,
+            format!("shape {found:?}"),
+            allowed,
+            "export it again",
+        ));
+    }
+}
