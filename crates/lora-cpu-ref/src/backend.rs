@@ -14,7 +14,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::inner::{Isa, Level};
 use crate::memory;
-use crate::ops::{activation, attention, embed, fp8, linear, logprobs, lora, norm, rope, sample};
+use crate::ops::{activation, attention, embed, linear, logprobs, lora, norm, rope, sample};
 use crate::{CpuBuf, CpuLinear, CpuLoraPlan, CpuLoraTable, ThreadComm, View, ViewMut};
 
 /// Bytes of a block for which the system is not asked how much memory it has.
@@ -174,7 +174,7 @@ impl Backend for CpuRef {
         scales: &Fp8Scales,
         bias: Option<&[f32]>,
     ) -> Result<CpuLinear> {
-        fp8::prepare(parts, scales, bias)
+        linear::prepare_fp8(parts, scales, bias)
     }
 
     fn row_norms(

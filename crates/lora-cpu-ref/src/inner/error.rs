@@ -1,6 +1,6 @@
 //! What the inner product refuses.
 
-use super::packed::Dtype;
+use super::dtype::Dtype;
 
 /// A product whose operands do not fit together, or weights that cannot be packed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

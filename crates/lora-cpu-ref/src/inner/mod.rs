@@ -6,6 +6,7 @@
 //! however many threads there are and whichever rows of larger buffers are read and written.
 
 mod dot;
+mod dtype;
 mod elementwise;
 mod error;
 mod fast;
@@ -21,11 +22,12 @@ mod tests;
 
 pub use self::{
     dot::{Vector, axpy, axpy_rows, dot, dot_rows},
+    dtype::Dtype,
     elementwise::{Float, exp, narrow, widen},
     error::InnerError,
     isa::{Isa, Level},
     operand::{Out, Rows},
-    packed::{Dtype, Packed, Part},
+    packed::{Packed, Part},
 };
 
 /// `out[m, n] = sum over k of x[m, k] * w[n, k]`, plus a bias if `out` has one, as fast as the CPU allows.

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::{
+    dtype::Dtype,
     error::InnerError,
     float16::{bf16_to_f32, f16_to_f32},
 };
@@ -15,32 +16,6 @@ const PACK_LINES: usize = 4096;
 
 /// Lines packed at a time: 8 kB.
 const STRETCH: usize = 128;
-
-/// Element type in which weights are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// bfloat16.
-    Bf16,
-    /// IEEE 754 binary16.
-    F16,
-    /// IEEE 754 binary32.
-    F32,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::Bf16 | Self::F16 => 2,
-            Self::F32 => 4,
-        }
-    }
-
-    /// Inputs (values of k) that one line holds for each of its outputs.
-    pub(super) const fn depth(self) -> usize {
-        4 / self.size()
-    }
-}
 
 /// Row-major weights `[rows, k]` to be packed: little-endian bytes, of any alignment.
 #[derive(Clone, Copy, Debug)]

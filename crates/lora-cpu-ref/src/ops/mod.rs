@@ -3,7 +3,6 @@
 pub mod activation;
 pub mod attention;
 pub mod embed;
-pub mod fp8;
 pub mod linear;
 pub mod logprobs;
 pub mod lora;

@@ -4,9 +4,9 @@ use std::marker::PhantomData;
 
 use super::super::{
     Isa, Level,
+    dtype::Dtype,
     float16::{bf16_to_f32, f16_to_f32},
     lanes::{Job, Lanes, run},
-    packed::Dtype,
 };
 use super::{LANES, Line, Sums, Tile, blocks::Singles};
 

@@ -21,8 +21,9 @@ use self::{
 };
 use super::{
     Isa,
+    dtype::Dtype,
     operand::{Element, Out, Rows, Values, ValuesMut, store},
-    packed::{Dtype, LANES, Line, Packed},
+    packed::{LANES, Line, Packed},
     shared::{Canvas, Grid, Window},
 };
 

@@ -2,55 +2,16 @@
 
 use bytemuck::Pod;
 use half::bf16;
-use lora_core::{DType, Error, HostTensor, Result, check};
+use lora_core::{DType, HostTensor, Result, check};
 
-use super::fp8::{self, Fp8};
-use crate::inner::{Dtype, InnerError, Isa, Out, Packed, Part, Rows, dot, matmul};
+use crate::inner::{Isa, Out, Rows, dot, matmul};
 use crate::rows::{for_rows, read_row};
 use crate::{View, ViewMut};
 
-/// A weight matrix `[out, in]` in the order in which the inner product reads it.
-pub struct CpuLinear {
-    pub(crate) packed: Packed,
-    pub(super) bias: Option<Vec<f32>>,
-    /// Scales of weights in e4m3, which are packed as bf16: it holds every value of e4m3.
-    pub(super) fp8: Option<Fp8>,
-}
+mod fp8;
+mod weights;
 
-/// See [`lora_core::Backend::prepare_linear`].
-pub fn prepare(parts: &[HostTensor], bias: Option<&[f32]>) -> Result<CpuLinear> {
-    let packed = pack("prepare_linear", parts, bias)?;
-    Ok(CpuLinear { packed, bias: bias.map(<[f32]>::to_vec), fp8: None })
-}
-
-/// Packs matrices stacked by rows, with a bias over all rows or none.
-///
-/// # Errors
-/// [`Error::Shape`] or [`Error::DType`] if they are no matrices, or differ in columns or dtype.
-pub fn pack(op: &'static str, tensors: &[HostTensor], bias: Option<&[f32]>) -> Result<Packed> {
-    let float = |dtype| check::float(op, "weight", dtype);
-    let [_, k] = check::weight_parts(op, tensors, bias, float)?;
-    let mut parts = Vec::with_capacity(tensors.len());
-    for tensor in tensors {
-        let dtype = packed_dtype(op, tensor.dtype())?;
-        parts.push(Part { dtype, rows: tensor.shape()[0], bytes: tensor.bytes() });
-    }
-    Packed::pack(&parts, k).map_err(|e| misfit(op, &e))
-}
-
-fn packed_dtype(op: &'static str, dtype: DType) -> Result<Dtype> {
-    match dtype {
-        DType::Bf16 => Ok(Dtype::Bf16),
-        DType::F16 => Ok(Dtype::F16),
-        DType::F32 => Ok(Dtype::F32),
-        found => check::float(op, "weight", found).map(|()| Dtype::F32),
-    }
-}
-
-/// The inner product checks again what the ops have checked; whatever it finds is reported as is.
-pub fn misfit(op: &'static str, error: &InnerError) -> Error {
-    Error::Unsupported { op, backend: crate::NAME, what: error.to_string() }
-}
+pub use weights::{CpuLinear, misfit, pack, prepare, prepare_fp8};
 
 /// See [`lora_core::Backend::linear`].
 pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Result<()> {

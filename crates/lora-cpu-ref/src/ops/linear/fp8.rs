@@ -1,45 +1,13 @@
 //! Products with weights in e4m3: input and weights are exact in bf16, in which they are multiplied.
 
 use half::bf16;
-use lora_core::fp8::{self, Fp8Scales, InputScale};
-use lora_core::{DType, HostTensor, Result, check};
+use lora_core::Result;
+use lora_core::fp8::{self, InputScale};
 
-use super::linear::{self, CpuLinear, misfit};
+use super::weights::{CpuLinear, Fp8, misfit};
 use crate::inner::{Isa, Out, Rows, matmul};
 use crate::rows::{for_rows, read_row};
 use crate::{View, ViewMut};
-
-/// Scales of a [`CpuLinear`].
-pub struct Fp8 {
-    /// First output behind each part, and the part's scale.
-    parts: Vec<(usize, f32)>,
-    input: InputScale,
-}
-
-impl Fp8 {
-    /// The scale of output `n`.
-    pub fn of_output(&self, n: usize) -> f32 {
-        self.parts.iter().find(|(end, _)| n < *end).map_or(1.0, |(_, scale)| *scale)
-    }
-}
-
-/// See [`lora_core::Backend::prepare_fp8_linear`].
-pub fn prepare(
-    parts: &[HostTensor],
-    scales: &Fp8Scales,
-    bias: Option<&[f32]>,
-) -> Result<CpuLinear> {
-    check::fp8_parts(parts, scales, bias)?;
-    let widened: Vec<HostTensor> = parts.iter().filter_map(|part| part.cast(DType::Bf16)).collect();
-    let mut linear = linear::prepare(&widened, bias)?;
-    let ends = parts.iter().scan(0, |end, part| {
-        *end += part.shape().first().copied().unwrap_or(0);
-        Some(*end)
-    });
-    let parts = ends.zip(scales.parts.iter().copied()).collect();
-    linear.fp8 = Some(Fp8 { parts, input: scales.input });
-    Ok(linear)
-}
 
 /// `out = x wᵀ + bias` where the shapes are right and there is at least one row.
 pub fn product(
