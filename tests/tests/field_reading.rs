@@ -37,9 +37,10 @@ fn is_dense(model: &str) -> bool {
 }
 
 fn geometry_of(model: &str) -> ModelGeometry {
-    match is_dense(model) {
-        true => loramux_engine::geometry(&ModelConfig::from_dir(&field_model(model)).unwrap()),
-        false => geometry(model),
+    if is_dense(model) {
+        loramux_engine::geometry(&ModelConfig::from_dir(&field_model(model)).unwrap())
+    } else {
+        geometry(model)
     }
 }
 

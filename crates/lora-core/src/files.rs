@@ -31,9 +31,10 @@ pub fn is_present(path: &Path) -> bool {
 pub fn open_regular(path: &Path) -> io::Result<File> {
     // Without this flag, opening a FIFO waits for somebody who writes to it.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file")),
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file"))
     }
 }
 
@@ -50,10 +51,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(size as usize);
     // A file may grow while it is read, and some file systems report no size.
     file.take(limit + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > limit {
-        true => Err(too_large(limit, "more")),
-        false => Ok(bytes),
-    }
+    if bytes.len() as u64 > limit { Err(too_large(limit, "more")) } else { Ok(bytes) }
 }
 
 /// As [`read`], for text in UTF-8.

@@ -234,11 +234,13 @@ fn is_its_formula<B: Backend>(types: Types) -> impl Fn(&mut Rig<B>, &Case) -> Te
         let found = attended(rig, case, &operands, types.x)?;
         let longest = case.sequences.iter().map(|(len, _)| *len).max().unwrap_or(0);
         let terms = longest + case.dims.head_dim;
-        let class = match rig.be.caps().batch_invariant {
-            true => Class::Dot(terms),
+        let class = if rig.be.caps().batch_invariant {
+            Class::Dot(terms)
+        } else if case.planned {
             // The more keys there are, the smaller are their weights.
-            false if case.planned => Class::ThroughEach(terms, types.out),
-            false => Class::Through(terms, types.out),
+            Class::ThroughEach(terms, types.out)
+        } else {
+            Class::Through(terms, types.out)
         };
         let op = if case.planned { "planned attention" } else { "attention" };
         close(op, &found, &case.expected(&operands), class)

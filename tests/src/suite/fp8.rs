@@ -97,11 +97,12 @@ pub fn an_fp8_product_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Ty
     for_all(make, 192, cases(rows()), |rig, case| {
         let operands = case.operands(types);
         let w = case.prepare(&rig.be, &operands)?;
-        let found = product(rig, &operands.x, &w, (case.out_dim(), types.out), case.gaps)?;
+        let found = product(rig, &operands.x, &w, case.out_dim(), types.out, case.gaps)?;
         // Tensor cores of Hopper keep fewer bits of a sum of e4m3 products than f32 has.
-        let class = match rig.be.caps().batch_invariant {
-            true => Class::Dot(case.in_dim),
-            false => Class::Through(case.in_dim, DType::F16),
+        let class = if rig.be.caps().batch_invariant {
+            Class::Dot(case.in_dim)
+        } else {
+            Class::Through(case.in_dim, DType::F16)
         };
         close("fp8 linear", &found, &case.expected(&operands), class)
     });
@@ -118,10 +119,10 @@ pub fn an_fp8_row_is_multiplied_as_if_it_were_alone<B: Backend>(
     for_all(make, 64, cases(2usize..40), |rig, case| {
         let operands = case.operands(types);
         let w = case.prepare(&rig.be, &operands)?;
-        let out = (case.out_dim(), types.out);
-        let together = product(rig, &operands.x, &w, out, case.gaps)?;
+        let (cols, dtype) = (case.out_dim(), types.out);
+        let together = product(rig, &operands.x, &w, cols, dtype, case.gaps)?;
         for some in [vec![0], vec![case.rows / 2], vec![case.rows - 1, 0]] {
-            let found = product(rig, &operands.x.pick(&some), &w, out, Default::default())?;
+            let found = product(rig, &operands.x.pick(&some), &w, cols, dtype, Default::default())?;
             exact(&format!("fp8 linear of rows {some:?} alone"), &found, &together.pick(&some))?;
         }
         Ok(())

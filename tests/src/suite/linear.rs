@@ -68,7 +68,8 @@ pub fn product<B: Backend>(
     rig: &mut Rig<B>,
     x: &Matrix,
     w: &B::Linear,
-    (cols, dtype): (usize, DType),
+    cols: usize,
+    dtype: DType,
     [x_gaps, out_gaps]: [Gaps; 2],
 ) -> Result<Matrix, TestCaseError> {
     let mut out = rig.place(&Fill::new(0).matrix(x.rows, cols, dtype), out_gaps)?;
@@ -82,7 +83,7 @@ pub fn a_product_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) 
     for_all(make, 192, cases(rows()), |rig, case| {
         let operands = case.operands(types);
         let w = operands.weights(&rig.be)?;
-        let found = product(rig, &operands.x, &w, (case.out_dim(), types.out), case.gaps)?;
+        let found = product(rig, &operands.x, &w, case.out_dim(), types.out, case.gaps)?;
         let rows: Vec<f32> = operands.parts.iter().flat_map(|part| part.data.to_f32()).collect();
         let stacked = Matrix::floats(case.out_dim(), case.in_dim, types.w, &rows);
         let expected = reference::linear(&operands.x, &stacked, operands.bias.as_deref());
@@ -99,11 +100,11 @@ pub fn a_row_is_multiplied_as_if_it_were_alone<B: Backend>(make: &dyn Fn() -> B,
     for_all(make, 96, cases(rows), |rig, case| {
         let operands = case.operands(types);
         let w = operands.weights(&rig.be)?;
-        let out = (case.out_dim(), types.out);
-        let together = product(rig, &operands.x, &w, out, case.gaps)?;
+        let (cols, dtype) = (case.out_dim(), types.out);
+        let together = product(rig, &operands.x, &w, cols, dtype, case.gaps)?;
         let last = case.rows - 1;
         for some in [vec![0], vec![case.rows / 2], vec![last], vec![last, 0]] {
-            let found = product(rig, &operands.x.pick(&some), &w, out, Default::default())?;
+            let found = product(rig, &operands.x.pick(&some), &w, cols, dtype, Default::default())?;
             exact(&format!("linear of rows {some:?} alone"), &found, &together.pick(&some))?;
         }
         Ok(())

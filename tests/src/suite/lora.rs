@@ -173,12 +173,11 @@ fn gated_product<B: Backend>(
     let w = fill.matrix(case.out_dim(), case.in_dim, weights);
     let bias = fill.values(case.out_dim());
     let parts = std::slice::from_ref(&w.data);
-    let prepared = match fp8 {
-        true => {
-            let scales = Fp8Scales { parts: vec![1.0], input: InputScale::Static(1.0 / 16.0) };
-            rig.be.prepare_fp8_linear(parts, &scales, Some(&bias))?
-        }
-        false => rig.be.prepare_linear(parts, Some(&bias))?,
+    let prepared = if fp8 {
+        let scales = Fp8Scales { parts: vec![1.0], input: InputScale::Static(1.0 / 16.0) };
+        rig.be.prepare_fp8_linear(parts, &scales, Some(&bias))?
+    } else {
+        rig.be.prepare_linear(parts, Some(&bias))?
     };
     let site = case.site(rig, SiteKind::Linear, types)?;
     let (plan, placed) = (plan(rig, &case.slot_of_row)?, rig.place(&x, case.gaps[0])?);

@@ -27,9 +27,10 @@ fn field() -> PathBuf {
 /// What is wrong with the answer to an entry; `None` if it is as asked.
 fn fault(entry: &Entry) -> Option<String> {
     let adapter = field().join(&entry.adapter);
-    let model = match entry.model.contains('/') {
-        true => field().join(&entry.model),
-        false => model_path(&entry.model),
+    let model = if entry.model.contains('/') {
+        field().join(&entry.model)
+    } else {
+        model_path(&entry.model)
     };
     let paths = [adapter, model];
     let outcome = loramux(&["inspect", paths[0].to_str()?, "--model", paths[1].to_str()?], b"");

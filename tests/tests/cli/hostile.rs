@@ -217,9 +217,10 @@ fn numbers_above_their_bounds_are_refused_with_the_bound() {
         ),
     ] {
         let words = ["generate", "--model", &llama(), "--prompt", "x", "--device", "cpu", flag];
-        let words: Vec<&str> = match flag.starts_with("--max-lora") {
-            true => [&words[..], &["--lora-config", LORA_CONFIG]].concat(),
-            false => words.to_vec(),
+        let words: Vec<&str> = if flag.starts_with("--max-lora") {
+            [&words[..], &["--lora-config", LORA_CONFIG]].concat()
+        } else {
+            words.to_vec()
         };
         let outcome = in_time(&words, b"");
         assert_eq!(outcome.exit, Exit::Usage, "{flag}: {}", outcome.stderr);

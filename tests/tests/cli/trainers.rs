@@ -36,10 +36,8 @@ fn quoted(text: &str) -> Vec<String> {
 /// The model of an adapter, which the name of its folder begins with; inputs to refuse are for `llama`.
 fn model(example: &str) -> String {
     let name = example.rsplit('/').next().unwrap();
-    let model = match example.contains("refusals/") {
-        true => "llama",
-        false => name.split('.').next().unwrap(),
-    };
+    let model =
+        if example.contains("refusals/") { "llama" } else { name.split('.').next().unwrap() };
     field_model(model).display().to_string()
 }
 

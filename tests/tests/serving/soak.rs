@@ -41,9 +41,10 @@ fn write_adapters(dir: &Path, count: usize, rng: &mut StdRng) -> Vec<PathBuf> {
         files.config["r"] = rank.into();
         files.config["lora_alpha"] = (2 * rank).into();
         for (name, tensor) in &mut files.tensors {
-            let shape = match name.contains("lora_A") {
-                true => [rank, tensor.shape[1]],
-                false => [tensor.shape[0], rank],
+            let shape = if name.contains("lora_A") {
+                [rank, tensor.shape[1]]
+            } else {
+                [tensor.shape[0], rank]
             };
             let values: Vec<f32> =
                 (0..shape[0] * shape[1]).map(|_| rng.random_range(-0.1..0.1)).collect();

@@ -143,9 +143,12 @@ fn incomparable(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Option<St
     let experts = |other: &Dims, own: &Dims| [1, own.experts].contains(&other.experts);
     let fits = experts(&ours, &theirs) || experts(&theirs, &ours);
     if !fits || (ours.input, ours.output) != (theirs.input, theirs.output) {
-        let words = |dims: &Dims| match dims.stacked {
-            true => format!("{} experts of {} x {}", dims.experts, dims.output, dims.input),
-            false => format!("{} x {}", dims.output, dims.input),
+        let words = |dims: &Dims| {
+            if dims.stacked {
+                format!("{} experts of {} x {}", dims.experts, dims.output, dims.input)
+            } else {
+                format!("{} x {}", dims.output, dims.input)
+            }
         };
         return Some(format!(
             "{} beside {}; the adapters are not for the same model",

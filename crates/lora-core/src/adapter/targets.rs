@@ -84,10 +84,7 @@ impl Declaration {
     /// `target_parameters` names that, or the module.
     pub(crate) fn trained<'a>(&self, module: &'a str) -> Cow<'a, str> {
         let weight = format!("{module}.weight");
-        match self.targets_parameter(&weight) {
-            true => weight.into(),
-            false => module.into(),
-        }
+        if self.targets_parameter(&weight) { weight.into() } else { module.into() }
     }
 }
 
@@ -118,9 +115,10 @@ fn compile_layers(
 ) -> Vec<LayerPattern> {
     let Some(filter) = filter else { return Vec::new() };
     let mut room = Room::shared_by("layers_pattern", &filter.patterns);
-    let compiled: Vec<_> = match filter.patterns.is_empty() {
-        true => vec![LayerPattern::any(&mut room)],
-        false => filter.patterns.iter().map(|text| LayerPattern::named(text, &mut room)).collect(),
+    let compiled: Vec<_> = if filter.patterns.is_empty() {
+        vec![LayerPattern::any(&mut room)]
+    } else {
+        filter.patterns.iter().map(|text| LayerPattern::named(text, &mut room)).collect()
     };
     let mut layers = Vec::with_capacity(compiled.len());
     for pattern in compiled {

@@ -1,18 +1,22 @@
-//! What is particular to routed experts when an adapter is held against a model.
+//! Checks that only routed experts need.
 
+use super::shapes::SiteDims;
 use crate::adapter::{Declaration, LowRank, Selector, SiteWeights};
 use crate::geometry::ModelGeometry;
 use crate::ids::LayerIdx;
 use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection};
 
-/// Holds the stacks of a site against the model's number of experts and the sizes of one.
+/// Checks the stacks of a site: `experts` is the number of experts of the model, `dims` are those of
+/// one of them.
 pub(super) fn check(
     key: SiteKey,
     site: &SiteWeights,
-    (experts, (input, output)): (usize, (usize, usize)),
+    experts: usize,
+    dims: SiteDims,
     problems: &mut Vec<Rejection>,
 ) {
+    let SiteDims { input, output } = dims;
     let Some(LowRank { rank, a, b, .. }) = &site.low_rank else { return };
     for (role, tensor, matrix) in [("lora_A", a, [*rank, input]), ("lora_B", b, [output, *rank])] {
         let shape = tensor.shape();

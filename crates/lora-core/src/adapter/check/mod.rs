@@ -1,5 +1,6 @@
 //! Whether an adapter fits a model and the limits of an engine.
 
+use self::shapes::SiteDims;
 use self::targets::Differences;
 use super::{Adapter, Declaration, LowRank, SiteWeights};
 use crate::config::LoraConfig;
@@ -10,6 +11,7 @@ use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection, listed};
 
 mod experts;
+mod shapes;
 mod targets;
 pub(crate) mod vocabulary;
 
@@ -21,13 +23,13 @@ impl Adapter {
         self.check_modules(model, config, &mut problems);
         let resized = vocabulary::check(self, model, &mut problems);
         for (key, site) in &self.sites {
-            match (key.module(), site_dims(*key, model)) {
+            match (key.module(), SiteDims::of(*key, model)) {
                 _ if resized.contains(key) => {}
-                (_, None) => check_norm(*key, site, model, &mut problems),
+                (_, None) => shapes::check_norm(*key, site, model, &mut problems),
                 (Some(module), Some(dims)) if module.is_routed_expert() => {
-                    experts::check(*key, site, (model.num_experts, dims), &mut problems);
+                    experts::check(*key, site, model.num_experts, dims, &mut problems);
                 }
-                (_, Some(dims)) => check_shapes(*key, site, dims, &mut problems),
+                (_, Some(dims)) => shapes::check_site(*key, site, dims, &mut problems),
             }
         }
         self.check_biases(model, &mut problems);
@@ -236,90 +238,6 @@ fn is_transpose(embed: &LowRank, head: &LowRank) -> bool {
 fn same_path(model: &str, file: &str) -> bool {
     let block = |path: &str| path.replace("block_sparse_moe.", "mlp.");
     block(model) == block(file)
-}
-
-/// Input and output features of a site; `None` when the model has no such site.
-fn site_dims(key: SiteKey, model: &ModelGeometry) -> Option<(usize, usize)> {
-    match key {
-        SiteKey::Embed => Some((model.vocab, model.hidden)),
-        SiteKey::Head => Some((model.hidden, model.vocab)),
-        SiteKey::Layer(_, module) => model.dims(module),
-        SiteKey::Norm(..) | SiteKey::FinalNorm => None,
-    }
-}
-
-fn check_shapes(
-    key: SiteKey,
-    site: &SiteWeights,
-    (input, output): (usize, usize),
-    problems: &mut Vec<Rejection>,
-) {
-    let mut expect = |role: &str, tensor: Option<&HostTensor>, shape: &[usize]| {
-        let Some(tensor) = tensor.filter(|tensor| tensor.shape() != shape) else { return };
-        problems.push(misfit(role, key, tensor, shape));
-    };
-    if let Some(LowRank { rank, a, b, magnitude, b_bias, .. }) = &site.low_rank {
-        expect("lora_A", Some(a), &[*rank, input]);
-        expect("lora_B", Some(b), &[output, *rank]);
-        expect("lora_magnitude_vector", magnitude.as_ref(), &[output]);
-        expect("lora_B.bias", b_bias.as_ref(), &[output]);
-    }
-    // An embedding is stored [vocab, hidden], which is [in, out]; linear layers [out, in].
-    let weight = if key == SiteKey::Embed { [input, output] } else { [output, input] };
-    expect("weight", site.replacement.as_ref(), &weight);
-    expect("bias", site.base_bias.as_ref(), &[output]);
-    if let Some(rows) = &site.rows {
-        expect("trainable_tokens_delta", Some(&rows.values), &[rows.ids.len(), weight[1]]);
-        check_tokens(key, &rows.ids, weight[0], problems);
-    }
-}
-
-/// Trained tokens must be of the model's vocabulary.
-fn check_tokens(key: SiteKey, ids: &[u32], vocab: usize, problems: &mut Vec<Rejection>) {
-    let beyond: Vec<&u32> = ids.iter().filter(|id| **id as usize >= vocab).collect();
-    if !beyond.is_empty() {
-        problems.push(Rejection::new(
-            Code::ShapeMismatch,
-            format!("trainable_token_indices of {key}"),
-            format!("tokens {}", listed(&beyond)),
-            format!("tokens 0 to {} of this model", vocab.saturating_sub(1)),
-            "load the adapter on the model that it was trained for",
-        ));
-    }
-}
-
-/// Holds the weight of a norm against the model.
-fn check_norm(
-    key: SiteKey,
-    site: &SiteWeights,
-    model: &ModelGeometry,
-    problems: &mut Vec<Rejection>,
-) {
-    let Some(weight) = site.replacement.as_ref().filter(|_| key.is_norm()) else { return };
-    let Some(width) = model.norm_width(key) else {
-        problems.push(Rejection::new(
-            Code::ModuleNotInModel,
-            "modules",
-            key.to_string(),
-            "norms that the model has",
-            "load the adapter on the model that it was trained for",
-        ));
-        return;
-    };
-    if weight.shape() != [width] {
-        problems.push(misfit("weight", key, weight, &[width]));
-    }
-}
-
-/// A tensor that has not the shape that the model asks for.
-fn misfit(role: &str, key: SiteKey, tensor: &HostTensor, shape: &[usize]) -> Rejection {
-    Rejection::new(
-        Code::ShapeMismatch,
-        format!("{role} of {key}"),
-        format!("{:?}", tensor.shape()),
-        format!("{shape:?} on this model"),
-        "load the adapter on the model that it was trained for",
-    )
 }
 
 /// Whether a site leaves the model's results as they are. A replacement, a bias or a DoRA

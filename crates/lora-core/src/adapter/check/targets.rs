@@ -71,9 +71,10 @@ impl Differences {
             self.missing.insert(key, name);
         } else if is_present && !is_targeted && !(self.kept_tied && key == SiteKey::Head) {
             let all_linear = is_end && declaration.targets == Selector::AllLinear;
-            match all_linear && !matcher.leaves_out(&name)? {
-                true => self.beside_all_linear.push(key),
-                false => self.stray.push(key),
+            if all_linear && !matcher.leaves_out(&name)? {
+                self.beside_all_linear.push(key)
+            } else {
+                self.stray.push(key)
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{check_shapes, site_dims};
+use super::shapes::{SiteDims, check_site};
 use crate::adapter::{Adapter, SiteWeights};
 use crate::device::HostTensor;
 use crate::geometry::ModelGeometry;
@@ -31,16 +31,17 @@ pub(super) fn check(
 
 /// An adapter whose weights of `what` are those of `found` tokens, on a model of `model` tokens.
 pub(crate) fn rejection(found: usize, model: usize, what: &str) -> Rejection {
-    let remedy = match found > model {
-        true => format!(
+    let remedy = if found > model {
+        format!(
             "serve the adapter on a base model whose embeddings were resized to {found} tokens, as \
              resize_token_embeddings of transformers does; or train and save only the rows of its \
              new tokens, by trainable_token_indices"
-        ),
-        false => format!(
+        )
+    } else {
+        format!(
             "serve the adapter on the model of {found} tokens that it was trained on; this one was \
              resized, or is another"
-        ),
+        )
     };
     let found = format!("a vocabulary of {found} tokens, in the weights of {what}");
     let allowed = format!("{model} tokens, which this model has");
@@ -60,6 +61,6 @@ fn other_vocabulary(key: SiteKey, site: &SiteWeights, model: &ModelGeometry) -> 
     let vocab = trained.or(saved).filter(|vocab| *vocab != model.vocab)?;
     let mut others = Vec::new();
     let resized = ModelGeometry { vocab, ..model.clone() };
-    check_shapes(key, site, site_dims(key, &resized)?, &mut others);
+    check_site(key, site, SiteDims::of(key, &resized)?, &mut others);
     others.is_empty().then_some(vocab)
 }

@@ -157,9 +157,10 @@ mod tests {
         for name in names {
             let path = dir.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            match name.ends_with('/') {
-                true => std::fs::create_dir_all(path).unwrap(),
-                false => std::fs::write(path, "x").unwrap(),
+            if name.ends_with('/') {
+                std::fs::create_dir_all(path).unwrap()
+            } else {
+                std::fs::write(path, "x").unwrap()
             }
         }
         recognise(dir.path()).map(|(_, found)| found)

@@ -231,14 +231,15 @@ fn gate_and_up(layer: &Layer<'_>, interleaved: bool) -> Result<Option<Pair>, Wri
         [gate, up] => gate.or(up).unwrap_or(0),
     };
     let members = sides.into_iter().enumerate().filter_map(|(nth, module)| {
-        let rows = match interleaved {
-            true => Rows { taken: 0..width, first: nth, step: 2 },
-            false => Rows::together(width, nth * width),
+        let rows = if interleaved {
+            Rows { taken: 0..width, first: nth, step: 2 }
+        } else {
+            Rows::together(width, nth * width)
         };
         let key = SiteKey::Layer(LayerIdx(layer.number), module);
         Some(Member { key, low: low(module)?, rows: vec![rows] })
     });
-    fuse(&members.collect::<Vec<_>>(), (layer.experts, 2 * width))
+    fuse(&members.collect::<Vec<_>>(), layer.experts, 2 * width)
 }
 
 /// A and B of a flattened pair. With E experts of rank r: A `[E r, in]` has the rows of an expert

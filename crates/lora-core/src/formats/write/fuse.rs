@@ -43,17 +43,16 @@ pub(super) struct Member<'a> {
 /// Members of unequal scale or element type, or over inputs of unequal size.
 pub(super) fn fuse(
     members: &[Member<'_>],
-    (experts, output): (usize, usize),
+    experts: usize,
+    output: usize,
 ) -> Result<Option<Pair>, WriteError> {
     let Some((first, others)) = members.split_first() else { return Ok(None) };
     for other in others {
         require_alike(first, other)?;
     }
     let shared = others.iter().all(|other| other.low.a == first.low.a);
-    let rank = match shared {
-        true => first.low.rank,
-        false => members.iter().map(|member| member.low.rank).sum(),
-    };
+    let rank =
+        if shared { first.low.rank } else { members.iter().map(|member| member.low.rank).sum() };
     let (dtype, input) = (first.low.a.dtype(), input(first.low));
     let mut a = Stack::zeros(dtype, [experts, rank, input]);
     let mut b = Stack::zeros(dtype, [experts, output, rank]);

@@ -183,10 +183,8 @@ impl Reader<'_> {
         if times < least {
             return Err("min repeat greater than max repeat".to_owned());
         }
-        self.out += &match most.is_empty() {
-            true => format!("{{{least},}}"),
-            false => format!("{{{least},{times}}}"),
-        };
+        self.out +=
+            &if most.is_empty() { format!("{{{least},}}") } else { format!("{{{least},{times}}}") };
         self.repeat(times)
     }
 

@@ -54,14 +54,14 @@ pub fn nemo(
             pairs.extend(layer.pair(slot, &shape)?.map(|pair| (layer.number, slot, pair)));
         }
     }
-    let (rank, scale) = common_update(&pairs)?;
-    let config = configuration(&pairs, (rank, scale), model.map(|model| model.layers))?;
+    let update = common_update(&pairs)?;
+    let config = configuration(&pairs, update, model.map(|model| model.layers))?;
     let mut tensors = Vec::new();
     for (layer, slot, Pair { a, b, .. }) in pairs {
         let prefix = format!("model.layers.{layer}.{}", slot.path());
         let ([_, _, input], [_, output, _]) = (a.extents(), b.extents());
-        tensors.push((format!("{prefix}.linear_in.weight"), a.dense([rank, input])));
-        tensors.push((format!("{prefix}.linear_out.weight"), b.dense([output, rank])));
+        tensors.push((format!("{prefix}.linear_in.weight"), a.dense([update.rank, input])));
+        tensors.push((format!("{prefix}.linear_out.weight"), b.dense([output, update.rank])));
     }
     archive::write(path, &config, &tensors)
 }
@@ -151,7 +151,7 @@ impl Layer<'_> {
                     parts.iter().map(|part| self.modules.get(part).copied()).collect();
                 let keys: Vec<SiteKey> = parts.iter().map(|part| self.key(*part)).collect();
                 let (members, output) = shape.members(slot == Slot::Qkv, &keys, &lows)?;
-                fuse(&members, (1, output))
+                fuse(&members, 1, output)
             }
         }
     }
@@ -159,15 +159,18 @@ impl Layer<'_> {
 
 /// NeMo has nothing but low-rank updates of four linear modules of a layer.
 fn refuse_extras(adapter: &Adapter) -> Result<(), WriteError> {
-    let refuse = |found: &str, sites: Vec<SiteKey>| match sites.is_empty() {
-        true => Ok(()),
-        false => Err(inexpressible(
-            &listed(&sites),
-            found,
-            "low-rank updates of query, key, value, attention output, gate, up and down \
+    let refuse = |found: &str, sites: Vec<SiteKey>| {
+        if sites.is_empty() {
+            Ok(())
+        } else {
+            Err(inexpressible(
+                &listed(&sites),
+                found,
+                "low-rank updates of query, key, value, attention output, gate, up and down \
              projections, without extras",
-            "choose another format",
-        )),
+                "choose another format",
+            ))
+        }
     };
     let held = |key: &SiteKey| {
         let slot = |module: TargetModule| {
@@ -194,8 +197,15 @@ fn refuse_extras(adapter: &Adapter) -> Result<(), WriteError> {
     refuse("a whole weight or bias in place of the model's", sites(&whole))
 }
 
+/// Rank and scale of a low-rank update.
+#[derive(Clone, Copy)]
+struct Update {
+    rank: usize,
+    scale: f32,
+}
+
 /// The rank and scale of all updates: an archive has one of each.
-fn common_update(pairs: &[(u32, Slot, Pair)]) -> Result<(usize, f32), WriteError> {
+fn common_update(pairs: &[(u32, Slot, Pair)]) -> Result<Update, WriteError> {
     let Some((layer, slot, first)) = pairs.first() else {
         return Err(inexpressible(
             "modules",
@@ -207,7 +217,9 @@ fn common_update(pairs: &[(u32, Slot, Pair)]) -> Result<(usize, f32), WriteError
     let other = pairs.iter().find(|(.., pair)| {
         (pair.rank, pair.scale.to_bits()) != (first.rank, first.scale.to_bits())
     });
-    let Some((other_layer, other_slot, pair)) = other else { return Ok((first.rank, first.scale)) };
+    let Some((other_layer, other_slot, pair)) = other else {
+        return Ok(Update { rank: first.rank, scale: first.scale });
+    };
     let words = |pair: &Pair| format!("rank {} and scale {}", pair.rank, pair.scale);
     Err(inexpressible(
         &format!("layer {layer} {} and layer {other_layer} {}", slot.name(), other_slot.name()),
@@ -224,9 +236,10 @@ fn common_update(pairs: &[(u32, Slot, Pair)]) -> Result<(usize, f32), WriteError
 /// Modules that are changed in other layers than the others.
 fn configuration(
     pairs: &[(u32, Slot, Pair)],
-    (rank, scale): (usize, f32),
+    update: Update,
     of_model: Option<usize>,
 ) -> Result<String, WriteError> {
+    let Update { rank, scale } = update;
     let mut layers: BTreeMap<Slot, BTreeSet<u32>> = BTreeMap::new();
     for (layer, slot, _) in pairs {
         layers.entry(*slot).or_default().insert(*layer);

@@ -247,7 +247,7 @@ mod tests {
             let shape = Shape { model: Some(&model), rows: order };
             let references: Vec<Option<&LowRank>> = lows.iter().map(Option::as_ref).collect();
             let (members, output) = shape.members(true, &keys, &references).unwrap();
-            let Some(pair) = fuse(&members, (1, output)).unwrap() else { return Ok(()) };
+            let Some(pair) = fuse(&members, 1, output).unwrap() else { return Ok(()) };
             let products: Vec<Option<Vec<Vec<f32>>>> = lows
                 .iter()
                 .map(|low| {

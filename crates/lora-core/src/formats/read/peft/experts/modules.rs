@@ -30,7 +30,7 @@ impl Planner<'_> {
         };
         for (layer, found) in &tensors.layers {
             for (name, halves) in &found.modules {
-                self.module_stack(*layer, &found.block, (name, halves), layout);
+                self.module_stack(*layer, &found.block, name, halves, layout);
             }
         }
         Some(layout)
@@ -40,7 +40,8 @@ impl Planner<'_> {
         &mut self,
         layer: u32,
         block: &str,
-        (name, halves): (&str, &Halves),
+        name: &str,
+        halves: &Halves,
         layout: ExpertLayout,
     ) -> Option<()> {
         let (a, b) = halves.pair(self.problems)?;

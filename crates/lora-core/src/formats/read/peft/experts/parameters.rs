@@ -36,7 +36,14 @@ enum Roles {
     Swapped,
 }
 
-/// A pair and what it can belong to.
+/// How the elements of a flattened pair are ordered.
+#[derive(Clone, Copy)]
+struct Order {
+    roles: Roles,
+    layout: ExpertLayout,
+}
+
+/// A pair of one or two that a layer has.
 #[derive(Clone, Copy)]
 struct Pair<'a> {
     a: &'a View,
@@ -91,11 +98,12 @@ impl Planner<'_> {
             }
             Roles::Swapped => self.settle(&[TargetParametersSwapped, UnslothExpertSlowest])?,
         };
+        let order = Order { roles, layout };
         for found in &layers {
             let ways = found.assignments();
             let assignment = ways.iter().find(|way| self.fits(found, way, roles))?;
             for (pair, parameter) in found.pairs.iter().zip(assignment) {
-                self.parameter(found, *pair, *parameter, (roles, layout));
+                self.parameter(found, *pair, *parameter, order);
             }
         }
         Some(layout)
@@ -126,9 +134,10 @@ impl Planner<'_> {
                 Code::RoutedExpertLayout,
                 "target_parameters",
                 format!("{} pairs of matrices at layer {layer} {block}", pairs.len()),
-                match names.is_empty() {
-                    true => format!("parameters of {block} in target_parameters"),
-                    false => format!("a pair for each of {}", listed(&names)),
+                if names.is_empty() {
+                    format!("parameters of {block} in target_parameters")
+                } else {
+                    format!("a pair for each of {}", listed(&names))
                 },
                 "correct target_parameters in adapter_config.json, or export the adapter again",
             ));
@@ -245,7 +254,7 @@ impl Planner<'_> {
         found: &Found<'_>,
         pair: Pair<'_>,
         parameter: Parameter,
-        (roles, layout): (Roles, ExpertLayout),
+        order: Order,
     ) -> Option<()> {
         let key = self.key(found.layer, found.block, parameter);
         let rank = self.told(self.config.ranks.of(&key))?;
@@ -267,7 +276,7 @@ impl Planner<'_> {
             return None;
         }
         let update = self.update(&key, pair.a.name(), rank)?;
-        let [a, b] = unflatten(pair, (experts, rank), (roles, layout));
+        let [a, b] = unflatten(pair, experts, rank, order);
         let (layer, path) = (found.layer, &format!("{}.{}", found.block, parameter.name()));
         if parameter == Parameter::Down {
             self.name(TargetModule::Moe4hToH, path);
@@ -275,7 +284,7 @@ impl Planner<'_> {
             return Some(());
         }
         // Both halves share one A.
-        let (a, [gate, up]) = (Plan::from(a), self.gate_and_up(b, layout)?);
+        let (a, [gate, up]) = (Plan::from(a), self.gate_and_up(b, order.layout)?);
         for (module, b) in [(TargetModule::MoeHTo4h, gate), (TargetModule::MoeGate, up)] {
             self.name(module, path);
             self.insert(layer, module, update, [a.clone(), b.into()]);
@@ -285,21 +294,17 @@ impl Planner<'_> {
 }
 
 /// A `[experts, rank, in]` and B `[experts, out, rank]` of a flattened pair.
-fn unflatten(
-    pair: Pair<'_>,
-    (experts, rank): (usize, usize),
-    (roles, layout): (Roles, ExpertLayout),
-) -> [View; 2] {
+fn unflatten(pair: Pair<'_>, experts: usize, rank: usize, order: Order) -> [View; 2] {
     // Rows of the first matrix have the experts outermost, columns of the second innermost,
     // except in the files that have them outermost there, too.
     let first = pair.a.clone().split(0, experts);
     let second = pair.b.clone();
-    let second = match layout {
+    let second = match order.layout {
         ExpertLayout::UnslothExpertSlowest => second.split(1, experts).permute([1, 0, 2]),
         _ => second.split(1, rank).permute([2, 0, 1]),
     };
     // A delta of swapped roles is the transpose of its product, (B A)^T = A^T B^T.
-    match roles {
+    match order.roles {
         Roles::Plain => [first, second],
         Roles::Swapped => [second.permute([0, 2, 1]), first.permute([0, 2, 1])],
     }
