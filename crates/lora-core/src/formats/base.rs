@@ -1,4 +1,4 @@
-//! The weights of a base model, against which an adapter's full weights are held.
+//! The weights of a base model, with which full weights in adapter files are compared.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -18,11 +18,11 @@ pub trait BaseTensors: fmt::Debug + Send + Sync {
     /// Whether the model has a weight for a site.
     fn has(&self, site: SiteKey) -> bool;
 
-    /// The weight of a site as the checkpoint has it: `[vocab, hidden]`, `[out, in]` or `[width]`. Of a
-    /// model with tied embeddings, that of the output projection is the embedding's.
+    /// The weight of a site as the checkpoint stores it: `[vocab, hidden]`, `[out, in]` or `[width]`. If
+    /// embeddings are tied, `lm_head` has the weight of the embedding.
     ///
     /// # Errors
-    /// Those of the checkpoint; a site that the model does not have.
+    /// Errors of the checkpoint; a site that the model does not have.
     fn weight(&self, site: SiteKey) -> Result<HostTensor, BaseError>;
 }
 
@@ -33,12 +33,12 @@ pub struct BaseWeights(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     tensors: Box<dyn BaseTensors>,
-    /// Hashes of weights rounded to a type, each computed once.
+    /// Hashes of weights that were compared, by the dtype that they were rounded to.
     digests: Mutex<HashMap<(SiteKey, DType), Digest>>,
 }
 
 impl BaseWeights {
-    /// The weights that `tensors` reads.
+    /// Compares with the weights that `tensors` reads.
     pub fn new(tensors: impl BaseTensors + 'static) -> Self {
         Self(Arc::new(Shared { tensors: Box::new(tensors), digests: Mutex::default() }))
     }
@@ -51,13 +51,13 @@ impl BaseWeights {
     /// The weight of a site; see [`BaseTensors::weight`].
     ///
     /// # Errors
-    /// Those of [`BaseTensors::weight`].
+    /// As [`BaseTensors::weight`].
     pub fn weight(&self, site: SiteKey) -> Result<HostTensor, BaseError> {
         self.0.tensors.weight(site)
     }
 
-    /// Whether a tensor is the weight of a site, to the precision of the tensor's own type: a copy that
-    /// was saved in float16 is still a copy.
+    /// Whether a tensor equals the weight of a site once that is rounded to the tensor's dtype, so that a
+    /// copy saved in float16 is still recognised as a copy.
     pub(crate) fn is_weight(&self, site: SiteKey, candidate: &Hashed) -> Result<bool, BaseError> {
         let Hashed { tensor, digest } = candidate;
         let key = (site, tensor.dtype());

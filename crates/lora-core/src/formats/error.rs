@@ -11,12 +11,12 @@ use crate::rules::{Rejections, listed};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
-    /// A file or directory is not there.
+    /// A file or directory does not exist.
     #[error("{}: {what} is missing", path.display())]
     Missing {
-        /// Where it was looked for.
+        /// Where it was expected.
         path: PathBuf,
-        /// What was looked for.
+        /// What was expected there.
         what: String,
     },
     /// The operating system refused to read a file.
@@ -76,7 +76,7 @@ pub enum AdapterError {
         /// What is wrong with it.
         problem: String,
     },
-    /// A pickle names something else than torch's builders of tensors.
+    /// A pickle names a global other than the functions by which torch rebuilds tensors.
     #[error(
         "{}: its pickle asks for {global}, where only tensors may be built; it was not run. Do not \
          load the file elsewhere: ask its author for safetensors",
@@ -85,7 +85,7 @@ pub enum AdapterError {
     ForbiddenGlobal {
         /// The file.
         path: PathBuf,
-        /// The module and the name in it.
+        /// The global, as `module.name`.
         global: String,
     },
     /// A NeMo archive is damaged, or has members that an adapter does not have.
@@ -109,17 +109,17 @@ pub enum AdapterError {
         /// The archives.
         archives: Vec<PathBuf>,
     },
-    /// The adapter is of the other format that can be asked for.
+    /// The adapter has the other format that `lora_ckpt_source` can name.
     #[error("{}: is a {found}; set lora_ckpt_source: {source_name}", path.display())]
     OtherFormat {
         /// The adapter.
         path: PathBuf,
         /// What it is.
         found: &'static str,
-        /// The value of `lora_ckpt_source` that reads it.
+        /// The value of `lora_ckpt_source` for it.
         source_name: &'static str,
     },
-    /// Something else lies where an adapter, or a file of one, should be.
+    /// The path holds something other than an adapter, which was recognised.
     #[error("{}: {found}", path.display())]
     NotAnAdapter {
         /// The file or folder.
@@ -127,7 +127,7 @@ pub enum AdapterError {
         /// What it is.
         found: Found,
     },
-    /// The weights are in a container whose reader was left out when this program was built.
+    /// The reader for this container was not compiled in.
     #[error(
         "{}: is a {container}, and this program was built without the feature {feature:?}; build \
          it with that feature, or convert the adapter to safetensors",
@@ -136,25 +136,25 @@ pub enum AdapterError {
     NotCompiledIn {
         /// The file.
         path: PathBuf,
-        /// The container's name.
+        /// Name of the container.
         container: &'static str,
-        /// The feature of `lora-core` that has its reader.
+        /// The feature of `lora-core` that enables its reader.
         feature: &'static str,
     },
-    /// A weight of the model, with which one of the adapter's is to be compared, cannot be read.
+    /// A full weight of the adapter could not be compared, as the model's own weight is unreadable.
     #[error("the model's weight of {site} cannot be read: {source}; check the model's files")]
     Base {
         /// The site.
         site: SiteKey,
-        /// What the checkpoint's reader said.
+        /// The error of the checkpoint reader.
         source: BaseError,
     },
-    /// The adapter is readable and breaks rules; all of them are listed.
+    /// The adapter can be read but breaks rules, all of which are listed.
     #[error("{}: {rejections}", path.display())]
     Rejected {
         /// The adapter's directory.
         path: PathBuf,
-        /// The rules that it breaks.
+        /// The broken rules.
         rejections: Rejections,
     },
 }
@@ -165,7 +165,7 @@ impl AdapterError {
         matches!(self, Self::Missing { .. } | Self::Io { .. } | Self::NotAnAdapter { .. })
     }
 
-    /// The broken rules, when the adapter was readable.
+    /// The broken rules of [`AdapterError::Rejected`].
     pub fn rejections(&self) -> Option<&Rejections> {
         match self {
             Self::Rejected { rejections, .. } => Some(rejections),
@@ -174,7 +174,7 @@ impl AdapterError {
     }
 }
 
-/// The last parts of paths, for a message.
+/// The file names of paths, for a message.
 fn file_names(paths: &[PathBuf]) -> String {
     let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     listed(&paths.iter().map(name).collect::<Vec<_>>())

@@ -1,4 +1,4 @@
-//! Files of adapters: what they are, how they are read and written.
+//! Adapter files: readers, writers, and the recognition of files that are something else.
 
 pub mod base;
 mod error;

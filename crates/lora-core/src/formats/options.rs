@@ -11,24 +11,23 @@ use crate::rules::Rejections;
 pub struct ReadOptions {
     /// Which file format the path holds.
     pub source: CkptSource,
-    /// Target modules of the names in the file.
+    /// Maps module names of the file to target modules.
     pub modules: ModuleMap,
-    /// Tolerate, with a warning, configuration fields that are not known.
+    /// Ignore unknown configuration fields with a warning instead of refusing them.
     pub allow_unknown_fields: bool,
-    /// Give experts without weights a change of zero.
+    /// Treat experts without weights as unchanged instead of refusing the adapter.
     pub allow_missing_experts: bool,
-    /// The layout of routed-expert weights; `None`: the one that the file shows.
+    /// The layout of routed-expert weights; detected from the file if `None`.
     pub moe_layout: Option<ExpertLayout>,
     /// Order of fused query, key and value rows in NeMo archives.
     pub nemo_qkv_layout: NemoQkvLayout,
-    /// Order of the rows of `gate_up_proj`: gate first, or up first.
+    /// Whether the gate rows of a fused `gate_up_proj` come before its up rows.
     pub gate_first: bool,
-    /// The model that the adapter is read for, where there is one. It settles what a file leaves
-    /// open: fused modules are cut into the parts that the model has, and layouts are told apart
-    /// that only the model's dimensions can tell apart.
+    /// The model that the adapter is read for, if it is known. Fused modules are then split into the
+    /// modules that the model has, and layouts that differ only in dimensions can be distinguished.
     pub model: Option<ModelGeometry>,
-    /// The model's weights, against which full weights in the files are held. Without them, each counts
-    /// as another weight than the model's.
+    /// The model's weights, with which full weights in the files are compared. Without them, every full
+    /// weight is assumed to differ from the model's.
     pub base: Option<BaseWeights>,
 }
 
@@ -49,10 +48,10 @@ impl Default for ReadOptions {
 }
 
 impl ReadOptions {
-    /// The options that an engine's configuration asks for.
+    /// The options that follow from an engine's configuration.
     ///
     /// # Errors
-    /// A `trtllm_modules_to_hf_modules` that is no map.
+    /// A `trtllm_modules_to_hf_modules` that is not a valid map.
     pub fn from_config(config: &LoraConfig) -> Result<Self, Rejections> {
         Ok(Self {
             source: config.lora_ckpt_source,
@@ -74,7 +73,7 @@ impl ReadOptions {
         self
     }
 
-    /// The same options with the weights of the model.
+    /// The same options with the model's weights.
     #[must_use]
     pub fn with_base(mut self, base: BaseWeights) -> Self {
         self.base = Some(base);

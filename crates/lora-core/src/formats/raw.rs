@@ -1,4 +1,4 @@
-//! Tensors of a file by name, before anything is known about their meaning.
+//! Tensors of a file by name, before they are interpreted.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,13 +10,13 @@ use crate::device::{DType, HostTensor};
 /// The tensors of one adapter or checkpoint.
 #[derive(Debug, Default)]
 pub struct RawTensors {
-    /// Names and tensors, in the order of the names.
+    /// Tensors by name.
     pub tensors: BTreeMap<String, RawTensor>,
-    /// Files that they came from.
+    /// Files that they were read from.
     pub files: Vec<PathBuf>,
 }
 
-/// One tensor, whose elements may still be in the file.
+/// One tensor; its elements are read on demand.
 #[derive(Clone, Debug)]
 pub struct RawTensor {
     element: ElementType,
@@ -27,11 +27,11 @@ pub struct RawTensor {
 /// Type of a tensor's elements.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ElementType {
-    /// One that this crate has.
+    /// A type that this crate computes with or stores.
     Known(DType),
     /// IEEE 754 binary64, which readers of adapters round to [`DType::F32`].
     Float64,
-    /// Another one, by the file's own name for it.
+    /// Any other type, by the file's name for it.
     Other(String),
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for ElementType {
 }
 
 impl ElementType {
-    /// Bytes of an element; `None` for another type.
+    /// Bytes of an element; `None` for [`ElementType::Other`].
     pub fn size(&self) -> Option<usize> {
         match self {
             Self::Known(dtype) => Some(dtype.size()),
@@ -57,11 +57,11 @@ impl ElementType {
 }
 
 impl RawTensor {
-    /// A dense row-major tensor; `None` unless `source` has exactly the bytes that a shape of a
-    /// known type needs.
+    /// A dense row-major tensor; `None` if `source` does not have exactly the bytes of the shape (which
+    /// is not checked for [`ElementType::Other`]).
     pub fn new(element: ElementType, shape: Vec<usize>, source: Source) -> Option<Self> {
         if let Some(size) = element.size() {
-            // Strides are products of extents too, also those of a tensor without elements.
+            // Strides must not overflow either, even if another extent is zero.
             let largest =
                 shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent.max(1)))?;
             let bytes = largest.checked_mul(size)?;
@@ -83,7 +83,7 @@ impl RawTensor {
         &self.shape
     }
 
-    /// Where the elements are, little-endian.
+    /// The elements, little-endian.
     pub fn source(&self) -> &Source {
         &self.source
     }
@@ -91,7 +91,7 @@ impl RawTensor {
     /// The tensor in memory; `None` for an element type other than [`ElementType::Known`].
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Errors of the file system.
     pub fn read(&self) -> Result<Option<HostTensor>, AdapterError> {
         match self.element {
             ElementType::Known(dtype) => {

@@ -1,4 +1,4 @@
-//! Bytes that may still be in their file.
+//! Byte ranges that are read from their file on demand.
 
 use std::fmt;
 use std::fs::File;
@@ -13,8 +13,8 @@ use bytes::Bytes;
 use super::{AdapterError, io_error};
 use crate::files;
 
-/// A run of bytes, in memory or in an open file. Slices share the memory or the open file, so a
-/// file that is replaced under its name does not change what they hold.
+/// A byte range, in memory or in an open file. Slices share the memory or the file handle, so
+/// replacing the file under its path does not affect them.
 #[derive(Clone, Debug)]
 pub struct Source {
     path: Arc<Path>,
@@ -37,10 +37,10 @@ impl fmt::Debug for Store {
 }
 
 impl Source {
-    /// A whole file, which is opened and not read.
+    /// Opens a whole file without reading it.
     ///
     /// # Errors
-    /// [`AdapterError::Missing`], or [`AdapterError::Io`] also for what is not a regular file.
+    /// [`AdapterError::Missing`]; [`AdapterError::Io`], also if it is not a regular file.
     pub fn open(path: &Path) -> Result<Self, AdapterError> {
         let failed = |source| io_error(path, source);
         let file = files::open_regular(path).map_err(failed)?;
@@ -48,18 +48,18 @@ impl Source {
         Ok(Self::in_file(path, file, len))
     }
 
-    /// The first `len` bytes of an open file; `path` is what messages call it.
+    /// The first `len` bytes of an open file; `path` is for messages.
     pub fn in_file(path: &Path, file: File, len: u64) -> Self {
         let store = Store::File { file: Arc::new(file), start: 0, len };
         Self { path: path.into(), store }
     }
 
-    /// Bytes in memory; `path` is what messages call them.
+    /// Bytes in memory; `path` is for messages.
     pub fn in_memory(path: &Path, bytes: impl Into<Bytes>) -> Self {
         Self { path: path.into(), store: Store::Memory(bytes.into()) }
     }
 
-    /// The file's name, for messages.
+    /// The path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -77,7 +77,7 @@ impl Source {
         self.len() == 0
     }
 
-    /// A part of it; `None` if it ends before the part does.
+    /// A part of it; `None` if the range exceeds it.
     pub fn slice(&self, range: Range<u64>) -> Option<Self> {
         if range.start > range.end || range.end > self.len() {
             return None;
@@ -98,7 +98,7 @@ impl Source {
     /// Fills `buffer` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// Those of the file system, and one if it ends too early.
+    /// Errors of the file system; `UnexpectedEof` beyond the end.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.len());
         let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -114,7 +114,7 @@ impl Source {
     /// All of its bytes; no copy if they are in memory.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Errors of the file system.
     pub fn bytes(&self) -> Result<Bytes, AdapterError> {
         match &self.store {
             Store::Memory(bytes) => Ok(bytes.clone()),
@@ -126,13 +126,13 @@ impl Source {
         }
     }
 
-    /// Its bytes as a stream, from the start.
+    /// A reader from its start.
     pub fn reader(&self) -> SourceReader {
         SourceReader { source: self.clone(), position: 0 }
     }
 }
 
-/// A [`Source`] as the readers of containers want it.
+/// A cursor over a [`Source`], for the readers of tar and zip files.
 #[derive(Clone, Debug)]
 pub struct SourceReader {
     source: Source,

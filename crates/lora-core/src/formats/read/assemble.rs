@@ -1,4 +1,4 @@
-//! Reads the tensors of an adapter whose plan breaks no rule.
+//! Reads the tensors of an adapter once its plan has passed every check.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -17,21 +17,21 @@ use crate::formats::read::dora;
 use crate::modules::SiteKey;
 use crate::rules::{Rejection, Rejections};
 
-/// An adapter whose tensors are still in their files.
+/// An adapter whose tensors have not been read yet.
 pub(crate) struct PlannedAdapter {
     pub sites: PlannedSites,
-    /// Weights of the model, which may turn out to be the model's own.
+    /// Full weights. Their content decides whether they replace the model's or are copies of them.
     pub full_weights: Vec<FullWeight>,
     pub source: AdapterInfo,
     pub declaration: Option<Declaration>,
 }
 
-/// Reads every tensor, several at a time on the threads of the current rayon pool, and holds full weights
-/// against those of `base`.
+/// Reads every tensor, in parallel on the current rayon pool, and compares full weights with those of
+/// `base`.
 ///
 /// # Errors
-/// Files that cannot be read; tensors with NaN or infinity and full weights that contradict each other,
-/// all of them together.
+/// Files that cannot be read. Tensors with NaN or infinity and full weights that contradict each other are
+/// reported together.
 pub(crate) fn read(
     path: &Path,
     planned: PlannedAdapter,
@@ -63,7 +63,7 @@ pub(crate) fn read(
     Ok(Adapter { sites, generation, source, declaration, norms })
 }
 
-/// The tensors of sites by the identity of their plans, each read once.
+/// Reads each planned tensor once; by [`Plan::identity`].
 fn read_tensors(
     sites: &PlannedSites,
     problems: &mut Vec<Rejection>,
@@ -75,7 +75,7 @@ fn read_tensors(
     Ok(collect(results, problems)?.into_iter().collect())
 }
 
-/// What could be read; what was rejected is added to `problems`.
+/// The values that were read. Rejections go to `problems`; the first unreadable file is an error.
 fn collect<T>(
     results: Vec<Result<T, ReadProblem>>,
     problems: &mut Vec<Rejection>,

@@ -1,9 +1,9 @@
-//! A limit on what the reader of a container may read.
+//! A limit on the bytes that the reader of a container may consume.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
-/// Passes on up to `left` bytes and then fails. The readers of tar and zip files keep the directory
-/// that they read in memory, so this bounds their memory, and their time on what is no such file.
+/// Yields up to `left` bytes and then fails. The readers of tar and zip files hold the directory in
+/// memory, so this bounds their memory, and also the time they spend on other files.
 #[derive(Debug)]
 pub(super) struct Bounded<R> {
     inner: R,
@@ -11,7 +11,7 @@ pub(super) struct Bounded<R> {
 }
 
 impl<R> Bounded<R> {
-    /// At most `limit` bytes of `inner`, wherever they are.
+    /// Allows `limit` bytes of `inner` to be read in total, at any positions.
     pub fn new(inner: R, limit: u64) -> Self {
         Self { inner, left: limit }
     }

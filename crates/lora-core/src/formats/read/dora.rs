@@ -1,4 +1,5 @@
-//! Denominators of DoRA (Liu et al., 2024, equation 5) that no device can compute from its weights.
+//! DoRA denominators (Liu et al., 2024, equation 5) that a device cannot compute, because the weight
+//! they need is not among its base weights.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +11,9 @@ use crate::formats::AdapterError;
 use crate::formats::base::BaseWeights;
 use crate::modules::SiteKey;
 
-/// The norms of `W + scale * B A` by output, of sites with DoRA whose W the adapter replaces, and of the
-/// embedding, where PEFT takes them over the vocabulary. Sites of other shapes than their W have none:
-/// the check against the model refuses them.
+/// The norms of `W + scale * B A` by output, for DoRA sites whose W the adapter itself replaces and for
+/// the embedding, where PEFT takes norms over the vocabulary. A site whose factors do not fit W gets none;
+/// the check against the model refuses it.
 pub(crate) fn norms(
     sites: &BTreeMap<SiteKey, SiteWeights>,
     base: Option<&BaseWeights>,
@@ -55,7 +56,7 @@ fn row_norms(weight: &HostTensor, low: &LowRank) -> Option<Vec<f32>> {
 
 /// Norms of the columns of `W + scale * (B A)^T`, where W is a table `[vocab, hidden]`.
 fn column_norms(table: &HostTensor, low: &LowRank) -> Option<Vec<f32>> {
-    // Tokens that one task sums: the order of the sum must not depend on the number of threads.
+    // Tokens summed by one task. Fixed, so that the result does not depend on the number of threads.
     const TOKENS: usize = 4096;
     let (vocab, hidden) = table.matrix_dims()?;
     let (a, b) = factors(low, vocab, hidden)?;
@@ -76,7 +77,7 @@ fn column_norms(table: &HostTensor, low: &LowRank) -> Option<Vec<f32>> {
     Some((0..hidden).map(total).collect())
 }
 
-/// A and B as numbers, if they are `[rank, input]` and `[output, rank]`.
+/// A and B in f32, if they are `[rank, input]` and `[output, rank]`.
 fn factors(low: &LowRank, input: usize, output: usize) -> Option<(Vec<f32>, Vec<f32>)> {
     let fit = low.a.shape() == [low.rank, input] && low.b.shape() == [output, low.rank];
     (fit && input > 0).then(|| (low.a.to_f32(), low.b.to_f32()))

@@ -1,25 +1,24 @@
-//! Fields of the configurations of adapters: what is done with each, and typed access to them.
+//! Fields of adapter configurations: a policy for each, and typed access.
 
 use serde_json::{Map, Value};
 
 use crate::rules::{Code, Rejection};
 
-/// What a field means to inference.
+/// How a configuration field is handled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Policy {
-    /// It is read, and everything that it can say is applied or refused by value.
+    /// It is read, and each of its values is either applied or refused.
     Applied,
-    /// It cannot change what a trained adapter computes.
+    /// It does not affect inference.
     Irrelevant,
-    /// It cannot change what is computed on the models that are served; where it has a value, the
-    /// text says why, as a warning.
+    /// It does not affect inference on the models that are served. If it is set, a warning gives the
+    /// reason.
     Harmless(&'static str),
-    /// It would change what the adapter computes in a way that is not supported, unless it is
-    /// empty; the text is the remedy.
+    /// It asks for something unsupported unless it is empty; the text is the remedy.
     MustBeEmpty(&'static str),
 }
 
-/// Whether a value says nothing: null, false, "", [] or {}.
+/// Whether a value is null, false, "", [] or {}.
 pub(super) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -30,7 +29,7 @@ pub(super) fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Holds every field against a table; returns warnings.
+/// Checks every field by the table of policies; returns warnings.
 pub(super) fn check_policies(
     map: &Map<String, Value>,
     table: &[(&str, Policy)],
@@ -73,7 +72,7 @@ pub(super) fn check_policies(
     warnings
 }
 
-/// A value for a message, cut to a readable length.
+/// A value for a message, truncated.
 pub(super) fn shown(value: &Value) -> String {
     const LONGEST: usize = 80;
     let text = value.to_string();
@@ -83,10 +82,10 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
-/// Typed access to the fields; every value of a wrong type is recorded.
+/// Typed access to fields. Values of a wrong type are added to `problems`.
 pub(super) struct Fields<'a> {
     pub map: &'a Map<String, Value>,
-    /// The file that they are in, for messages.
+    /// Name of the file, for messages.
     pub file: &'static str,
     pub problems: Vec<Rejection>,
 }
@@ -97,7 +96,7 @@ impl<'a> Fields<'a> {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
-    /// Records that a field has a wrong value.
+    /// Adds the problem of a wrong value.
     pub fn invalid(&mut self, name: &str, value: &Value, allowed: &str) {
         self.problems.push(Rejection::new(
             Code::InvalidConfigField,
@@ -108,7 +107,7 @@ impl<'a> Fields<'a> {
         ));
     }
 
-    /// A field read by `convert`; `None` when absent, null, or (recorded) of a wrong type.
+    /// A field converted by `convert`; `None` if it is absent, null, or (a problem) of a wrong type.
     pub fn typed<T>(
         &mut self,
         name: &str,
@@ -123,7 +122,7 @@ impl<'a> Fields<'a> {
         converted
     }
 
-    /// As [`Fields::typed`], and recorded when it is absent.
+    /// As [`Fields::typed`]; a problem also if it is absent.
     pub fn required<T>(
         &mut self,
         name: &str,
@@ -142,23 +141,23 @@ impl<'a> Fields<'a> {
         self.typed(name, allowed, convert)
     }
 
-    /// A boolean field; false when absent.
+    /// A boolean field; false if absent.
     pub fn flag(&mut self, name: &str) -> bool {
         self.typed(name, "true or false", Value::as_bool).unwrap_or(false)
     }
 
-    /// A text field.
+    /// A string field.
     pub fn text(&mut self, name: &str) -> Option<String> {
         self.typed(name, "a text", |value| value.as_str().map(str::to_owned))
     }
 }
 
-/// A positive whole number that fits an index.
+/// A positive integer.
 pub(super) fn as_count(value: &Value) -> Option<usize> {
     value.as_u64().filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok())
 }
 
-/// A list of texts.
+/// A list of strings.
 pub(super) fn as_names(value: &Value) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
 }

@@ -1,4 +1,4 @@
-//! Full weights in an adapter's files, judged by their content.
+//! Full weights in adapter files. Their content decides whether they change the model.
 
 use rayon::prelude::*;
 
@@ -10,33 +10,33 @@ use crate::formats::hashed::Hashed;
 use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection, listed};
 
-/// A weight of the model as a file has it, in one copy or several.
+/// A full weight of a file, possibly in several copies.
 #[derive(Debug)]
 pub(crate) struct FullWeight {
     /// Names of the copies in the file.
     pub names: Vec<String>,
     /// The copies, which must agree.
     pub copies: Vec<Plan>,
-    /// The site whose weight in the base model it is.
+    /// The site whose base weight it is compared with.
     pub site: SiteKey,
     pub meaning: Meaning,
 }
 
-/// What becomes of a full weight that is not the base model's.
+/// What a full weight does if it differs from the base model's.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Meaning {
-    /// It takes the place of the base model's at these sites.
+    /// It replaces the base model's weight at these sites.
     Replaces(Vec<SiteKey>),
-    /// PEFT would load it into a module that this adapter does not use.
+    /// PEFT would load it into a module that the adapter does not compute with.
     Unused,
-    /// It is said elsewhere what it does; the copies only have to agree.
+    /// Nothing: it is handled elsewhere, and only its copies must agree.
     Copies,
-    /// PEFT would load it nowhere, so it must not say anything new.
+    /// PEFT would not load it at all, so it must equal the base model's.
     Dropped,
 }
 
 impl Meaning {
-    /// The sites whose weight it replaces.
+    /// The sites where it replaces the weight.
     pub fn sites(&self) -> &[SiteKey] {
         match self {
             Self::Replaces(sites) => sites,
@@ -45,20 +45,20 @@ impl Meaning {
     }
 }
 
-/// What was found of a full weight.
+/// The outcome for one full weight.
 pub(crate) struct Settled {
     pub meaning: Meaning,
-    /// The tensor, if it replaces the base model's.
+    /// The tensor, if it replaces the base model's weight.
     pub replacement: Option<Hashed>,
-    /// What to tell about it.
+    /// An explanation for the user.
     pub note: String,
 }
 
-/// Reads the full weights and compares them with each other and with the base model, several at a time
-/// on the threads of the current rayon pool. Without a base model every one counts as another weight.
+/// Reads full weights and compares them with their copies and with the base model, in parallel on the
+/// current rayon pool. Without a base model, every weight is assumed to differ from it.
 ///
 /// # Errors
-/// Files that cannot be read. Copies that disagree, and what PEFT would drop, are rejections.
+/// Files that cannot be read; rejections of copies that disagree, and of weights that PEFT would drop.
 pub(crate) fn resolve(
     weights: Vec<FullWeight>,
     base: Option<&BaseWeights>,
@@ -78,7 +78,7 @@ fn resolve_one(weight: FullWeight, base: Option<&BaseWeights>) -> Result<Settled
         return Ok(weight.without_effect(&names, "copies that agree"));
     }
     let failed = |source| AdapterError::Base { site: weight.site, source };
-    // Weights for places that the model lacks are for the adapter's check to refuse.
+    // A site that the model does not have is refused later, by the adapter's check.
     if base.has(weight.site) && base.is_weight(weight.site, &tensor).map_err(failed)? {
         return Ok(weight.without_effect(&names, "equals the model's weight"));
     }
@@ -94,7 +94,7 @@ impl FullWeight {
         Settled { meaning: self.meaning, replacement: None, note: format!("{names}: {note}") }
     }
 
-    /// Where the model is not known, a full weight counts as another one than the model's.
+    /// The outcome if the model is not known: the weight is assumed to differ from the model's.
     fn without_model(self, names: &str, tensor: Hashed) -> Settled {
         let (replacement, note) = match self.meaning {
             Meaning::Replaces(_) => (
@@ -109,7 +109,7 @@ impl FullWeight {
         Settled { meaning: self.meaning, replacement, note: format!("{names}: {note}") }
     }
 
-    /// The first copy, if the others agree with it. They are read one at a time, as each may be large.
+    /// Reads the first copy and checks that the others agree, one at a time, as each may be large.
     fn read(&self) -> Result<Hashed, ReadProblem> {
         let [first, others @ ..] = &self.copies[..] else {
             unreachable!("a full weight has at least one copy")

@@ -1,4 +1,4 @@
-//! Modules that are several modules in one: cut into the parts that a model keeps apart.
+//! Splits fused modules (qkv, gate and up) into the modules that a model has.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -9,9 +9,9 @@ use crate::geometry::ModelGeometry;
 use crate::modules::{FUSED, SiteKey, TargetModule};
 use crate::rules::{Code, Rejection};
 
-/// Cuts every fused site that `model` keeps apart into its parts, which share A and have their own
-/// rows of B. Sites that the model has as they are stay so, as do those whose rows do not fit it:
-/// the check against the model names them. Parts take the fused module's name over in `naming`.
+/// Splits every fused site into the modules that `model` has in its place; they share A, and each gets its
+/// rows of B. A site stays fused if the model is fused there, too, or if its rows do not fit the model,
+/// which the later check reports. In `naming`, the parts get the name of the fused module.
 pub(crate) fn cut(
     sites: &mut PlannedSites,
     naming: &mut BTreeMap<TargetModule, ModuleNaming>,
@@ -45,7 +45,7 @@ pub(crate) fn cut(
     }
 }
 
-/// A site for each part; `None` if the rows are not those of the parts.
+/// A site for each part; `None` if the parts do not add up to the rows of the fused site.
 fn cut_site(
     site: &SiteWeights<Plan>,
     parts: &[TargetModule],
@@ -75,7 +75,7 @@ fn cut_site(
     cuts.collect()
 }
 
-/// The site with these ranges of its output rows; `None` if it has not `rows` of them.
+/// The site with these ranges of its output rows; `None` if it does not have `rows` rows.
 fn take_rows(
     site: &SiteWeights<Plan>,
     ranges: &[Range<usize>],
@@ -96,7 +96,7 @@ fn take_rows(
     Some(taken)
 }
 
-/// Puts the gate rows of `mlp_gate_up` before the up rows, in files that have them behind.
+/// Swaps the halves of `mlp_gate_up` in a file that has its up rows first.
 pub(crate) fn put_gate_first(sites: &mut PlannedSites) {
     let fused = |key: &SiteKey| key.module() == Some(TargetModule::MlpGateUp);
     for (_, site) in sites.iter_mut().filter(|(key, _)| fused(key)) {

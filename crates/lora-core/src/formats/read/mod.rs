@@ -33,9 +33,8 @@ pub mod torch;
 #[path = "torch/off.rs"]
 pub mod torch;
 
-/// The configuration with `lora_target_modules` filled in: where it names none, the modules of the
-/// adapter in `lora_dir`, read for `model` where there is one. Where there is no such adapter either,
-/// none are named, which means all.
+/// Fills in `lora_target_modules` if it is empty: with the modules of the adapter in `lora_dir`, read for
+/// `model` if it is given. Without `lora_dir` it stays empty, which means all modules.
 ///
 /// # Errors
 /// See [`load`].
@@ -56,12 +55,11 @@ pub fn settle_targets(
 /// Reads the adapter at `path` and checks everything that can be checked without a model;
 /// [`Adapter::check`] does the rest.
 ///
-/// The files are read once and copied whole, so what happens to them afterwards does not touch the
-/// adapter: its tensors are windows of one buffer for each file.
+/// Tensors are copied into memory, so later changes to the files do not affect the adapter.
 ///
 /// # Errors
-/// See [`AdapterError`]. A readable adapter that breaks rules is [`AdapterError::Rejected`] with
-/// all of them.
+/// See [`AdapterError`]. If the adapter can be read but breaks rules, [`AdapterError::Rejected`] lists all
+/// of them.
 pub fn load(path: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> {
     read(path, options).map_err(|error| recognise::explain(path, error))
 }
@@ -79,7 +77,7 @@ fn read(path: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> {
 }
 
 /// Reads the configuration of the adapter at `path` and the headers of its tensors, but not their
-/// values: whatever [`load`] refuses without looking at a value is refused here, in little time.
+/// values. It refuses what [`load`] would refuse, except for problems in the values, and is fast.
 ///
 /// # Errors
 /// See [`load`].
@@ -89,7 +87,7 @@ pub fn probe(path: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
 
 fn probe_files(path: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
     match options.source {
-        // The tensors of an archive lie behind its configuration, and may be compressed with it.
+        // Going further would mean to read the archive, and to decompress it if it is compressed.
         CkptSource::Nemo => nemo::probe(path),
         CkptSource::Hf => match nemo_in_place(path)? {
             None => peft::probe(path, options),
@@ -98,8 +96,8 @@ fn probe_files(path: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
     }
 }
 
-/// The format of the adapter at `path`, as far as names of files tell: NeMo for an archive `*.nemo`
-/// and for a folder that holds one in place of a PEFT adapter. For where nobody is asked for it.
+/// Guesses the format of the adapter at `path` from file names: NeMo for a `*.nemo` archive and for a
+/// folder with such an archive and no PEFT configuration, else PEFT.
 pub fn source_of(path: &Path) -> CkptSource {
     match nemo_in_place(path) {
         Ok(Some(_)) => CkptSource::Nemo,
@@ -111,7 +109,7 @@ fn is_archive(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "nemo")
 }
 
-/// The NeMo archive that `path` is, or that it holds in place of a PEFT adapter.
+/// The NeMo archive at `path`, or in the folder `path` if that has no PEFT configuration.
 fn nemo_in_place(path: &Path) -> Result<Option<PathBuf>, AdapterError> {
     if path.is_file() {
         return Ok(is_archive(path).then(|| path.to_owned()));
@@ -122,10 +120,10 @@ fn nemo_in_place(path: &Path) -> Result<Option<PathBuf>, AdapterError> {
     Ok(archives_in(path)?.into_iter().next())
 }
 
-/// Most archives of a folder that are listed; more than one are an error anyhow.
+/// Maximum number of archives of a folder that are listed; more than one is an error in any case.
 const MAX_ARCHIVES: usize = 1000;
 
-/// The NeMo archives of a folder, in the order of their names.
+/// The NeMo archives of a folder, sorted by name.
 fn archives_in(folder: &Path) -> Result<Vec<PathBuf>, AdapterError> {
     let failed = |error| io_error(folder, error);
     let entries = std::fs::read_dir(folder).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! The two matrices of a low-rank update, and what every format demands of them.
+//! Checks of `lora_A` and `lora_B` that all formats share.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use crate::device::DType;
 use crate::formats::{ElementType, RawTensor};
 use crate::rules::{Code, Rejection, listed};
 
-/// The tensor, if its elements are floating-point numbers; those of 64 bits are rounded to 32.
+/// The tensor, if its elements are floats. Float64 is rounded to float32 when it is read.
 pub(super) fn float_view(
     name: &str,
     raw: &RawTensor,
@@ -31,8 +31,8 @@ pub(super) fn float_view(
     None
 }
 
-/// The rank of A `[rank, in]` and B `[out, rank]`, if they fit each other; other shapes and nothing
-/// at all are rejections.
+/// The rank of A `[rank, in]` and B `[out, rank]`; a rejection if their shapes do not fit each other or
+/// are empty.
 pub(super) fn rank_of(a: &View, b: &View, problems: &mut Vec<Rejection>) -> Option<usize> {
     let ([rank, _], [out, columns]) = (a.shape(), b.shape()) else {
         let wrong = [a, b].into_iter().filter(|view| view.shape().len() != 2);
@@ -48,7 +48,7 @@ pub(super) fn rank_of(a: &View, b: &View, problems: &mut Vec<Rejection>) -> Opti
     Some(rank)
 }
 
-/// A tensor of a shape that its role does not have.
+/// A tensor of the wrong shape for its role.
 pub(super) fn wrong_shape(view: &View, allowed: &str) -> Rejection {
     Rejection::new(
         Code::TensorShape,
@@ -59,7 +59,7 @@ pub(super) fn wrong_shape(view: &View, allowed: &str) -> Rejection {
     )
 }
 
-/// One half of a pair; `allowed` names both.
+/// One matrix without the other; `allowed` names both.
 pub(super) fn incomplete(only: &View, allowed: &str) -> Rejection {
     Rejection::new(
         Code::IncompletePair,
@@ -70,8 +70,8 @@ pub(super) fn incomplete(only: &View, allowed: &str) -> Rejection {
     )
 }
 
-/// A pair of another rank than the configuration states; `by` and `correct` name its fields and
-/// the file that has them.
+/// A pair whose rank is not the one that the configuration states in the fields `by`; `correct` says what
+/// to correct.
 pub(super) fn other_rank(a: &View, stated: usize, by: &str, correct: &str) -> Rejection {
     Rejection::new(
         Code::RankMismatch,
@@ -93,7 +93,7 @@ pub(super) fn duplicate(name: &str, other: &str) -> Rejection {
     )
 }
 
-/// Tensors of one file that are named as those of several.
+/// Tensors whose names belong to several adapters.
 pub(super) fn several_adapters(setting: &str, names: BTreeSet<String>) -> Rejection {
     Rejection::new(
         Code::SeveralAdapters,

@@ -1,4 +1,4 @@
-//! Tensors of an adapter that are decided and not read yet.
+//! Tensors of an adapter that are described, but not read yet.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,11 +14,11 @@ use crate::rules::{Code, Rejection};
 /// Sites whose tensors are still in their files.
 pub(crate) type PlannedSites = BTreeMap<SiteKey, SiteWeights<Plan>>;
 
-/// How one tensor of an adapter is made of tensors of its file: parts, one after another along the
-/// first axis. Nothing is read before [`Plan::read`], so an adapter that breaks rules costs no
-/// more than its headers, and every element is read once, to where it stays.
+/// How one tensor of an adapter is assembled from tensors of its file: parts that are concatenated along
+/// the first axis. Nothing is read before [`Plan::read`], so refusing an adapter needs no more than its
+/// headers, and every element is read once, into its final place.
 ///
-/// Clones are the same tensor, which is read once for all of them.
+/// Clones denote the same tensor, which is read once for all of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan(Arc<Parts>);
 
@@ -32,7 +32,7 @@ struct Parts {
 #[derive(Clone, Debug)]
 enum Part {
     View(View),
-    /// This many elements of an expert without weights.
+    /// So many zeros, for an expert without weights.
     Zeros(usize),
 }
 
@@ -47,13 +47,13 @@ impl Plan {
         Self(Arc::new(Parts { dtype, shape, parts }))
     }
 
-    /// The same for clones, and for nothing else as long as one of them lives.
+    /// Identifies the tensor: clones have the same identity, other plans that are alive another one.
     pub fn identity(&self) -> usize {
         Arc::as_ptr(&self.0) as usize
     }
 
-    /// Views of equal type and equal trailing extents, joined along the first axis; `None` if
-    /// there are none, or if they differ.
+    /// Concatenates views along the first axis; `None` if there are none, or if their types or other extents
+    /// differ.
     pub fn join(views: Vec<View>) -> Option<Self> {
         let first = views.first()?;
         let (dtype, tail) = (first.dtype(), first.shape().get(1..)?.to_vec());
@@ -66,8 +66,8 @@ impl Plan {
         Some(Self::new(dtype, shape, views.into_iter().map(Part::View).collect()))
     }
 
-    /// The matrices of experts, by number, as one stack; an absent one is zero. `None` if there
-    /// are none, or if they differ in shape or type.
+    /// Stacks the matrices of experts; `experts[i]` is that of expert `i`, or `None` for zeros. `None` if all
+    /// are absent, or if they differ in shape or type.
     pub fn stack(experts: Vec<Option<View>>) -> Option<Self> {
         let first = experts.iter().flatten().next()?;
         let (dtype, shape) = (first.dtype(), first.shape().to_vec());
@@ -81,8 +81,8 @@ impl Plan {
         Some(Self::new(dtype, stacked, experts.into_iter().map(part).collect()))
     }
 
-    /// The rows of these ranges, one range after another; `None` for a stack with holes, and unless
-    /// there are exactly `rows` rows.
+    /// The rows of these ranges, concatenated; `None` if the tensor does not have exactly `rows` rows, or is
+    /// a stack with absent experts.
     pub fn rows(&self, ranges: &[Range<usize>], rows: usize) -> Option<Self> {
         if self.0.shape.first() != Some(&rows) {
             return None;
@@ -127,7 +127,7 @@ impl Plan {
             rest = after;
             let Some(view) = view else { continue };
             view.read(place)?;
-            // While the part is still in a cache.
+            // Checked here because the part is still in the cache.
             if !dtype.all_finite(place) {
                 return Err(non_finite(view).into());
             }
@@ -137,7 +137,7 @@ impl Plan {
     }
 }
 
-/// Why a planned tensor cannot be had.
+/// Why a planned tensor could not be read.
 #[derive(Debug)]
 pub(crate) enum ReadProblem {
     /// Its file cannot be read.
@@ -159,9 +159,10 @@ impl From<Rejection> for ReadProblem {
 }
 
 fn non_finite(view: &View) -> Rejection {
-    let found = match view.is_rounded() {
-        true => "NaN, infinity, or a float64 beyond the range of float32",
-        false => "NaN or infinity",
+    let found = if view.is_rounded() {
+        "NaN, infinity, or a float64 beyond the range of float32"
+    } else {
+        "NaN or infinity"
     };
     Rejection::new(
         Code::NonFinite,

@@ -1,11 +1,11 @@
-//! Rows of the vocabulary in a weight that is replaced as a whole.
+//! Merges trained token rows into a full weight of the same site.
 
 use crate::adapter::{SiteWeights, TokenRows};
 use crate::device::{DType, HostTensor};
 use crate::formats::hashed::Hashed;
 
-/// Replaces the weight of a site. Rows that the adapter trained by themselves become part of the
-/// replacement, if they fit it; the check against the model names those that do not.
+/// Replaces the weight of a site. If the adapter also trained rows of tokens, they are merged into the
+/// replacement; rows that do not fit stay, and are refused by the check against the model.
 pub(crate) fn replace(site: &mut SiteWeights<Hashed>, weight: Hashed) {
     let merged = site.rows.as_ref().and_then(|rows| with_rows(&weight.tensor, rows));
     site.replacement = Some(match merged {
@@ -17,7 +17,7 @@ pub(crate) fn replace(site: &mut SiteWeights<Hashed>, weight: Hashed) {
     });
 }
 
-/// A matrix with other rows, in a type that holds both exactly.
+/// The matrix with these rows replaced, in a dtype that represents both exactly.
 fn with_rows(weight: &HostTensor, rows: &TokenRows<Hashed>) -> Option<HostTensor> {
     let TokenRows { ids, values: Hashed { tensor: values, .. } } = rows;
     let (&[vocab, width], &[count, columns]) = (weight.shape(), values.shape()) else {

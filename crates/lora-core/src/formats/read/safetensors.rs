@@ -1,4 +1,4 @@
-//! Safetensors files, whole or in shards.
+//! Safetensors files, single or sharded.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -14,20 +14,19 @@ use crate::formats::{
     AdapterError, ElementType, FileKind, RawTensor, RawTensors, Source, io_error,
 };
 
-/// Largest header or index that is read: far above what the largest expert adapters need.
+/// Maximum size of a header or index; far above what the largest expert adapters need.
 const MAX_HEADER: u64 = 64 << 20;
 
-/// Bytes of the header's length, at the start of a file.
+/// Bytes at the start of a file that hold the length of its header.
 const PREFIX: u64 = 8;
 
-/// Where the bytes of tensors stay while they are used.
+/// How the bytes of tensors are accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Residence {
-    /// In the open file, from which they are read into memory of their own: what happens to the
-    /// file after that does not matter.
+    /// Read from the open file into memory. Later changes to the file do not matter.
     File,
-    /// In a map of the file, which must not be changed as long as a tensor lives: for checkpoints,
-    /// whose tensors are copied to a device one by one and then dropped.
+    /// Memory-mapped; the file must not change while a tensor is alive. For checkpoints, whose tensors are
+    /// copied to a device one by one and then dropped.
     Mapped,
 }
 
@@ -152,14 +151,14 @@ fn map_file(path: &Path) -> Result<Bytes, AdapterError> {
     if length < PREFIX {
         return Err(truncated(path, length, PREFIX));
     }
-    // SAFETY: the map is only read, and outlives its borrows because `Bytes` owns it. Nothing can
-    // stop another process from rewriting the file meanwhile: that is the caller's obligation,
-    // stated at [`Residence::Mapped`]. What is read from the map is plain bytes, of which every value is valid.
+    // SAFETY: the map is only read, and `Bytes` owns it for as long as it is borrowed. That no other process
+    // rewrites the file meanwhile is an obligation of the caller, stated at [`Residence::Mapped`]. Only
+    // plain bytes are read, of which every value is valid.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| io_error(path, source))?;
     Ok(Bytes::from_owner(map))
 }
 
-/// Bounds the header and tells a file that was cut off from one of another format.
+/// The length of the header, which is bounded; distinguishes truncated files from other formats.
 fn header_length(file: &Source) -> Result<u64, AdapterError> {
     let (path, found) = (file.path(), file.len());
     let mut prefix = [0; PREFIX as usize];

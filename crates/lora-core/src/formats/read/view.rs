@@ -1,4 +1,4 @@
-//! Parts of tensors in another order, described first and read once, straight to their place.
+//! Strided views of tensors in files, which are read in the order of the view.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,27 +6,27 @@ use std::sync::Arc;
 use crate::device::DType;
 use crate::formats::{AdapterError, ElementType, RawTensor, Source, io_error};
 
-/// Runs of this many bytes are worth a read of their own.
+/// Contiguous runs of at least this many bytes are read one by one; shorter ones are gathered.
 const LONG_RUN: usize = 4 << 10;
 
-/// A tensor of a file as the layout has it: an array of strided elements.
+/// A tensor of a file as a strided array, as in NumPy: it can be sliced, split and transposed without
+/// reading it.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     name: Arc<str>,
     dtype: DType,
-    /// Whether the file has `f64` where the view has [`DType::F32`].
+    /// Whether the file holds `f64`, which is read as [`DType::F32`].
     is_wide: bool,
     source: Source,
-    /// Offset of the first element, in elements.
+    /// Index of the first element in the source.
     start: usize,
     shape: Vec<usize>,
-    /// Distance between neighbours along each axis, in elements.
+    /// Elements from one index to the next, along each axis.
     strides: Vec<usize>,
 }
 
 impl View {
-    /// The whole tensor of this name, as elements of `dtype`: the file's own, or
-    /// [`DType::F32`] for [`ElementType::Float64`].
+    /// A whole tensor; `dtype` is the file's own, or [`DType::F32`] for [`ElementType::Float64`].
     pub fn new(name: &str, dtype: DType, raw: &RawTensor) -> Self {
         let shape = raw.shape().to_vec();
         let mut strides = vec![1; shape.len()];
@@ -53,7 +53,7 @@ impl View {
         &self.shape
     }
 
-    /// Cuts an axis into two, the outer one of extent `outer`.
+    /// Splits an axis into two, the outer one of extent `outer`.
     ///
     /// # Panics
     /// If `outer` does not divide the axis.
@@ -87,7 +87,7 @@ impl View {
         self
     }
 
-    /// Every `step`th element along an axis, from the `first` on.
+    /// Every `step`th element along an axis, starting with `first`.
     pub fn every(mut self, axis: usize, first: usize, step: usize) -> Self {
         self.start += first * self.strides[axis];
         self.shape[axis] = self.shape[axis].saturating_sub(first).div_ceil(step);
@@ -105,7 +105,7 @@ impl View {
         self.is_wide
     }
 
-    /// Whether another view has the same shape, type and bytes; not if one of them cannot be read.
+    /// Whether another view has the same shape, type and bytes; false if either cannot be read.
     pub fn equals(&self, other: &Self) -> bool {
         let bytes = |view: &Self| {
             let mut bytes = vec![0; view.len() * view.dtype.size()];
@@ -115,7 +115,7 @@ impl View {
         alike && bytes(self).is_some_and(|own| Some(own) == bytes(other))
     }
 
-    /// Writes the elements in order to `out`, which has exactly their bytes.
+    /// Reads the elements in the order of the view into `out`, which has exactly their size.
     pub fn read(&self, out: &mut [u8]) -> Result<(), AdapterError> {
         if !self.is_wide {
             return self.read_stored(self.dtype.size(), out);
@@ -129,7 +129,7 @@ impl View {
         Ok(())
     }
 
-    /// Writes the elements as they are in the file, of `size` bytes each.
+    /// Reads the elements, of `size` bytes each, without conversion.
     fn read_stored(&self, size: usize, out: &mut [u8]) -> Result<(), AdapterError> {
         if out.is_empty() {
             return Ok(());
@@ -153,8 +153,8 @@ impl View {
         Ok(())
     }
 
-    /// How many leading axes there are in front of the axes that lie contiguously, and the number
-    /// of elements in such a run.
+    /// The number of axes in front of those that are contiguous in the source, and the number of elements in
+    /// one contiguous run.
     fn runs(&self) -> (usize, usize) {
         let mut run = 1;
         let mut outer = self.shape.len();
@@ -165,22 +165,22 @@ impl View {
         (outer, run)
     }
 
-    /// Offsets of the first elements along the leading `outer` axes, in order.
+    /// Where each run begins in the source, in the order of the view.
     fn starts(&self, outer: usize) -> impl Iterator<Item = usize> {
         let start = self.start;
         offsets(&self.shape[..outer], &self.strides[..outer]).map(move |offset| start + offset)
     }
 
-    /// The elements of the source between the first and the last one in use.
+    /// The range of the source from the first to the last element of the view.
     fn span(&self) -> Range<usize> {
         let reach = self.shape.iter().zip(&self.strides).map(|(n, stride)| (n - 1) * stride);
         self.start..self.start + reach.sum::<usize>() + 1
     }
 
-    /// Copies element by element. Neighbours in the source may be far apart in the result, so a few
-    /// lines of the source are held in a cache while all that they hold is written, in runs.
+    /// Copies element by element. Neighbours in the source may be far apart in the result, so the copy is
+    /// tiled: the source lines of a tile stay in the cache while they are written out.
     fn gather<const N: usize>(&self, scratch: &[u8], base: usize, out: &mut [u8]) {
-        // Elements of a line, and lines that fit the smallest cache.
+        // Elements of a cache line, and lines that fit into the L1 cache.
         const LINE: usize = 32;
         const LINES: usize = 256;
         let (source, out) = (scratch.as_chunks::<N>().0, out.as_chunks_mut::<N>().0);
@@ -207,7 +207,7 @@ impl View {
         }
     }
 
-    /// Strides of the result, in which the elements lie without gaps.
+    /// Row-major strides of the result.
     fn dense_strides(&self) -> Vec<usize> {
         let mut strides = vec![1; self.shape.len()];
         for axis in (1..self.shape.len()).rev() {
@@ -217,7 +217,7 @@ impl View {
     }
 }
 
-/// Offsets of the elements of an array, in the order of the result.
+/// Offsets of all elements of a strided array, in row-major order of its indices.
 fn offsets(shape: &[usize], strides: &[usize]) -> impl Iterator<Item = usize> {
     let count: usize = shape.iter().product();
     (0..count).map(move |mut index| {
@@ -238,7 +238,7 @@ mod tests {
 
     use super::*;
 
-    /// A tensor of i32 whose elements count up.
+    /// An i32 tensor with elements 0, 1, 2, ...
     fn counted(shape: &[usize]) -> View {
         let count: usize = shape.iter().product();
         let bytes: Vec<u8> = (0..count as u32).flat_map(u32::to_le_bytes).collect();
