@@ -18,23 +18,23 @@ pub enum Selector {
 /// PEFT's `layers_to_transform` and `layers_pattern`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LayerFilter {
-    /// Layers that are changed.
+    /// Layers that are adapted.
     pub layers: BTreeSet<u32>,
-    /// Regular expressions for the name in front of the layer's number; empty: any name.
+    /// Regular expressions for the name before the layer number; any name if empty.
     pub patterns: Vec<String>,
 }
 
-/// What a file calls one kind of module inside a layer.
+/// The name of a module inside a layer, in a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ModuleNaming {
     /// Its path, such as `self_attn.q_proj`.
     pub path: String,
-    /// Whether the module map names this very path, so that it needs no other check.
+    /// Whether the module map names exactly this path, so that it need not be a path of the model.
     pub mapped_exactly: bool,
 }
 
-/// Which modules the adapter's configuration says it changes, kept so that
-/// [`Adapter::check`] can tell when a file and its configuration disagree about a model.
+/// The modules that the adapter's configuration targets. [`Adapter::check`](super::Adapter::check) uses it to
+/// find where the configuration and the tensors of a file disagree on a model.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Declaration {
     /// `target_modules`.
@@ -50,23 +50,23 @@ pub struct Declaration {
     pub saved: Vec<String>,
     /// `ensure_weight_tying`.
     pub ensure_weight_tying: bool,
-    /// What stands before `layers` in the file's module names: `model.` or nothing.
+    /// The part before `layers` in the file's module names: `model.` or nothing.
     pub root: String,
-    /// What the file calls the modules that it changes.
+    /// The file's names of the modules that it changes.
     pub naming: BTreeMap<TargetModule, ModuleNaming>,
-    /// Sites of which the file has a trained weight, whether or not it differs from the base model's.
+    /// Sites with a full weight in the file, whether or not it differs from the base model's.
     pub saved_sites: BTreeSet<SiteKey>,
 }
 
 impl Declaration {
-    /// Whether `modules_to_save` names a module of this name, or one that it is a part of. PEFT compares
-    /// ends of names, without regard to dots.
+    /// Whether `modules_to_save` names the module of this name or a parent of it. PEFT compares ends of names,
+    /// regardless of dots.
     pub fn saves(&self, name: &str) -> bool {
         self.saved.iter().any(|entry| is_saved_by(entry, name))
     }
 }
 
-/// Whether an entry of `modules_to_save` names a module, or one that it is a part of.
+/// Whether an entry of `modules_to_save` names a module or a parent of it.
 pub(crate) fn is_saved_by(entry: &str, name: &str) -> bool {
     let mut ends = name.match_indices('.').map(|(at, _)| at).chain([name.len()]);
     ends.any(|end| name[..end].ends_with(entry))

@@ -1,4 +1,4 @@
-//! How much two adapters differ in what they change, whatever their files look like.
+//! Compares the effect of two adapters, regardless of their file formats.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,37 +10,36 @@ use super::{Adapter, LowRank, SiteWeights};
 use crate::device::HostTensor;
 use crate::modules::{FUSED, SiteKey};
 
-/// How two adapters compare at a site, or at one routed expert of a site.
+/// The comparison of two adapters at a site, or at one routed expert of a site.
 #[derive(Clone, PartialEq, Debug)]
 pub struct SiteDiff {
     /// The site.
     pub site: SiteKey,
-    /// The expert, where the site is a stack of routed experts.
+    /// The expert, if the site is a stack of routed experts.
     pub expert: Option<usize>,
     /// The difference of the low-rank updates.
     pub delta: DeltaDiff,
-    /// What else is unequal.
+    /// Other tensors that differ.
     pub unequal: Vec<Addition>,
 }
 
-/// How two low-rank updates `scale * B A` compare.
+/// The comparison of two low-rank updates `scale * B A`.
 #[derive(Clone, PartialEq, Debug)]
 pub enum DeltaDiff {
-    /// Both are there with equal bits, or neither is.
+    /// Bitwise equal, or both absent.
     Identical,
-    /// They were multiplied out, from the exact values of their elements and in binary64; an absent
-    /// one is zero.
+    /// Both were multiplied out in f64, from the exact values of their elements. An absent one is zero.
     Measured {
         /// The largest absolute difference of two elements.
         difference: f64,
         /// The largest absolute value of an element of either.
         largest: f64,
     },
-    /// They cannot be held against each other; the text says why, and what to do.
+    /// They cannot be compared; the text says why, and what to do.
     Incomparable(String),
 }
 
-/// What a site can have besides a low-rank update.
+/// A tensor of a site other than A and B.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Addition {
@@ -69,8 +68,8 @@ impl fmt::Display for Addition {
 }
 
 impl SiteDiff {
-    /// Whether the adapters do the same here: no element of the updates differs by more than
-    /// `tolerance` times the largest one, and all else is equal.
+    /// Whether the adapters agree here: no element of the updates differs by more than `tolerance` times the
+    /// largest element, and all other tensors are equal.
     pub fn is_same(&self, tolerance: f64) -> bool {
         let delta = match self.delta {
             DeltaDiff::Identical => true,
@@ -83,9 +82,9 @@ impl SiteDiff {
 
 /// Compares two adapters at every site that either of them changes, and at every routed expert.
 ///
-/// A site without a low-rank update counts as one of zero. Tensors are compared by the values of
-/// their elements, of whatever type. Runs on the threads of the current rayon pool; besides the
-/// adapters it needs memory for one expanded A of each and a few rows for each thread.
+/// A missing low-rank update counts as zero. Tensors are compared by value, whatever their dtypes. Runs on
+/// the current rayon pool. Besides the adapters, it needs memory for A in f32 and a few rows for each
+/// thread.
 pub fn diff(ours: &Adapter, theirs: &Adapter) -> Vec<SiteDiff> {
     let keys: BTreeSet<SiteKey> = ours.sites.keys().chain(theirs.sites.keys()).copied().collect();
     let none = SiteWeights::default();
@@ -105,7 +104,7 @@ pub fn diff(ours: &Adapter, theirs: &Adapter) -> Vec<SiteDiff> {
     diffs.collect()
 }
 
-/// Why a site of one adapter has no counterpart in the other, which has it whole or in parts.
+/// Why a site has no counterpart in the other adapter: one of them has the fused module, the other its parts.
 fn entangled(key: SiteKey, one: &Adapter, other: &Adapter) -> Option<String> {
     let SiteKey::Layer(layer, module) = key else { return None };
     let has =
@@ -123,7 +122,7 @@ fn entangled(key: SiteKey, one: &Adapter, other: &Adapter) -> Option<String> {
     None
 }
 
-/// Why two updates have no common elements, if so.
+/// Why two updates cannot be compared, if so.
 fn incomparable(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Option<String> {
     let pairs = [one, two].map(|site| site.low_rank.as_ref());
     for low in pairs.into_iter().flatten() {
@@ -159,12 +158,12 @@ fn incomparable(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Option<St
     None
 }
 
-/// Extents of an update.
+/// Dimensions of an update.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Dims {
-    /// Whether there is an axis of experts.
+    /// Whether A and B have an axis of experts.
     stacked: bool,
-    /// Extent of the axis of experts; 1 where all share both sides, and without the axis.
+    /// Number of experts; 1 if they share both matrices, and without the axis.
     experts: usize,
     output: usize,
     input: usize,
@@ -183,7 +182,7 @@ fn dims(low: &LowRank) -> Option<Dims> {
     pair.then_some(Dims { stacked, experts: a[0].max(b[0]), output: b[1], input: a[2] })
 }
 
-/// The comparison of a site whose updates have the same extents.
+/// Compares a site whose updates have the same dimensions.
 fn site_diffs(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Vec<SiteDiff> {
     let pairs = [one, two].map(|site| site.low_rank.as_ref());
     let unequal = unequal(one, two);
@@ -203,7 +202,7 @@ fn site_diffs(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Vec<SiteDif
     experts.collect()
 }
 
-/// A and B of one expert, where they lie.
+/// A and B of one expert, as windows of the stacks.
 struct Matrices {
     rank: usize,
     scale: f32,
@@ -229,7 +228,7 @@ impl Matrices {
     }
 }
 
-/// A with its elements as numbers, for many rows of the product.
+/// A pair with A decoded, for computing many rows of the product.
 struct Factors<'a> {
     pair: &'a Matrices,
     a: Vec<f32>,
@@ -240,12 +239,12 @@ impl<'a> Factors<'a> {
         Self { a: pair.a.to_f32(), pair }
     }
 
-    /// Writes a row of `scale * B A`. Products of two binary32 are exact in binary64.
+    /// Writes a row of `scale * B A`. Products of two f32 are exact in f64.
     fn row(&self, row: usize, out: &mut [f64]) {
         out.fill(0.0);
         for k in 0..self.pair.rank {
             let weight = f64::from(self.pair.b.get_f32(row * self.pair.rank + k));
-            // Stacked ranks are mostly zeros.
+            // In updates with stacked ranks, most of B is zero.
             if weight != 0.0 {
                 let a = &self.a[k * out.len()..][..out.len()];
                 out.iter_mut().zip(a).for_each(|(out, a)| *out += weight * f64::from(*a));
@@ -280,13 +279,13 @@ fn compare(one: Option<&Matrices>, two: Option<&Matrices>, dims: Dims) -> DeltaD
     DeltaDiff::Measured { difference, largest }
 }
 
-/// The larger values; what is no number is larger than any.
+/// Elementwise maximum; NaN counts as infinity.
 fn larger(one: (f64, f64), two: (f64, f64)) -> (f64, f64) {
     let larger = |one: f64, two: f64| if two.is_nan() { f64::INFINITY } else { one.max(two) };
     (larger(one.0, two.0), larger(one.1, two.1))
 }
 
-/// Which of the other tensors differ.
+/// The other tensors that differ.
 fn unequal(one: &SiteWeights, two: &SiteWeights) -> Vec<Addition> {
     fn low(site: &SiteWeights) -> Option<&LowRank> {
         site.low_rank.as_ref()

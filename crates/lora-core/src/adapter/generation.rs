@@ -7,10 +7,10 @@ use crate::device::{DType, HostTensor};
 use crate::ids::Generation;
 use crate::modules::SiteKey;
 
-/// Version of the byte streams below: hashes of different versions never meet.
+/// Version of the byte streams below, so that hashes of different versions differ.
 const CONTEXT: &[u8] = b"loramux adapter 2";
 
-/// Hash of a tensor's type, shape and elements.
+/// Hash of a tensor's dtype, shape and elements.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Digest([u8; 32]);
 
@@ -28,11 +28,10 @@ impl Digest {
     }
 }
 
-/// Hashes the sites in their order, each with everything that it computes with.
+/// Hashes the sites in their order, with everything that affects the result.
 ///
-/// Every variable part is preceded by its length or count, so that no two adapters share a byte
-/// stream. Sites are in canonical form here, so the layout that a file was read in shows in the
-/// tensors themselves.
+/// Every variable part is preceded by its length or count, so that no two adapters have the same byte
+/// stream. The file's layout is not hashed, as tensors have been brought into canonical form.
 pub(crate) fn of_sites(sites: &BTreeMap<SiteKey, SiteWeights<Digest>>) -> Generation {
     let mut hasher = Stream(blake3::Hasher::new());
     hasher.0.update(CONTEXT);
@@ -43,7 +42,7 @@ pub(crate) fn of_sites(sites: &BTreeMap<SiteKey, SiteWeights<Digest>>) -> Genera
         hasher.tensor(site.base_bias.as_ref());
         hasher.tensor(site.replacement.as_ref());
     }
-    // Last, and only where there are any: adapters without them keep the hash that they have always had.
+    // Hashed last, and only if present, so that adapters without them keep the hash of older versions.
     for (key, rows) in sites.iter().filter_map(|(key, site)| Some((key, site.rows.as_ref()?))) {
         hasher.key(*key);
         hasher.rows(rows);
@@ -100,7 +99,7 @@ impl Stream {
     }
 }
 
-/// A tag per element type.
+/// A tag for each dtype.
 fn dtype_tag(dtype: DType) -> u8 {
     match dtype {
         DType::F32 => 1,

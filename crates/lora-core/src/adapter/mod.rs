@@ -1,4 +1,4 @@
-//! An adapter in host memory, the same whatever file it came from.
+//! An adapter in host memory, independent of its file format.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,11 +29,11 @@ pub use weights::{LowRank, RowOrder, SiteWeights, TokenRows};
 #[cfg(feature = "formats")]
 pub use diff::{Addition, DeltaDiff, SiteDiff, diff};
 
-/// Where an adapter's tensors came from.
+/// The origin of an adapter's tensors.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub enum AdapterFormat {
-    /// Made in memory.
+    /// Created in memory.
     #[default]
     Memory,
     /// A PEFT directory with safetensors files.
@@ -55,16 +55,16 @@ impl fmt::Display for AdapterFormat {
     }
 }
 
-/// What is worth telling about an adapter's origin; nothing here changes what it computes.
+/// Information about an adapter's origin, for people; it does not affect results.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct AdapterInfo {
     /// Kind of file.
     pub format: AdapterFormat,
     /// The path that was loaded.
     pub path: PathBuf,
-    /// Every weight file that was read.
+    /// Weight files that were read.
     pub files: Vec<PathBuf>,
-    /// How the weights of routed experts lie in the files; `None` without such weights.
+    /// Layout of routed-expert weights in the files; `None` without such weights.
     pub expert_layout: Option<ExpertLayout>,
     /// `base_model_name_or_path` of the configuration.
     pub base_model_name: Option<String>,
@@ -74,32 +74,32 @@ pub struct AdapterInfo {
     pub rank: Option<usize>,
     /// Default alpha of the configuration (`lora_alpha`).
     pub alpha: Option<f64>,
-    /// Bytes of all tensors in the files.
+    /// Size of all tensors in the files, in bytes.
     pub bytes: u64,
-    /// Things that were tolerated and that a person should know.
+    /// Things that were tolerated, but that the user should know.
     pub warnings: Vec<String>,
-    /// What was made of parts whose meaning depends on their content or on the model.
+    /// How tensors were interpreted whose meaning depends on their content or on the model.
     pub notes: Vec<String>,
 }
 
-/// A LoRA adapter: what it changes, and its identity.
+/// A LoRA adapter: the changes to a model, and an identity.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Adapter {
     /// The changes, by site.
     pub sites: BTreeMap<SiteKey, SiteWeights>,
-    /// Hash of everything that the adapter computes with; see [`Generation`].
+    /// Content hash; see [`Generation`].
     pub generation: Generation,
     /// Origin, for people.
     pub source: AdapterInfo,
-    /// What its configuration targets; `None` when it was made without one.
+    /// Targets by its configuration; `None` if it was created without one.
     pub declaration: Option<Declaration>,
-    /// The denominators of DoRA, `rownorm(W + scale * B A)` by output, where W is not the base model's
-    /// weight as a device has it: where W is replaced, and at the embedding, which is stored transposed.
+    /// DoRA denominators, `rownorm(W + scale * B A)` by output, for sites where the device cannot compute them
+    /// from the base weight: where the adapter replaces W, and at the embedding, which is stored transposed.
     pub norms: BTreeMap<SiteKey, Vec<f32>>,
 }
 
 impl Adapter {
-    /// An adapter of these sites; computes its generation.
+    /// Creates an adapter and computes its generation.
     pub fn new(
         sites: BTreeMap<SiteKey, SiteWeights>,
         source: AdapterInfo,
@@ -115,17 +115,17 @@ impl Adapter {
         self.sites.iter().filter_map(|(key, site)| Some((*key, site.low_rank.as_ref()?)))
     }
 
-    /// The largest rank of any site; 0 without low-rank updates.
+    /// The largest rank of all sites; 0 without low-rank updates.
     pub fn max_rank(&self) -> usize {
         self.low_ranks().map(|(_, low)| low.rank).max().unwrap_or(0)
     }
 
-    /// Bytes of all tensors in use.
+    /// Size of all tensors in bytes.
     pub fn bytes(&self) -> usize {
         self.sites.values().flat_map(SiteWeights::tensors).map(|t| t.bytes().len()).sum()
     }
 
-    /// The target modules that are changed in at least one layer.
+    /// The target modules that the adapter changes in at least one layer.
     pub fn modules(&self) -> BTreeSet<TargetModule> {
         self.sites.keys().filter_map(|key| key.module()).collect()
     }

@@ -1,8 +1,8 @@
-//! Which modules a PEFT configuration targets, by PEFT's own matching rules.
+//! Decides which modules a PEFT configuration targets, by the rules of PEFT.
 
 use std::borrow::Cow;
 
-use super::pattern::{LayerPattern, Pattern, Room};
+use super::pattern::{Budget, LayerPattern, Pattern};
 use super::{Declaration, LayerFilter, Selector};
 use crate::rules::Rejection;
 
@@ -15,12 +15,12 @@ pub(crate) struct TargetMatcher<'a> {
 }
 
 impl<'a> TargetMatcher<'a> {
-    /// Compiles the patterns; every one that cannot be read is a rejection.
+    /// Compiles the patterns; invalid ones are rejections.
     pub(crate) fn new(declaration: &'a Declaration) -> Result<Self, Vec<Rejection>> {
         let mut problems = Vec::new();
         let mut selector = |field, selector: Option<&Selector>| match selector {
             Some(Selector::Pattern(text)) => {
-                let pattern = Pattern::full(text, &mut Room::shared_by(field, [text]));
+                let pattern = Pattern::full(text, &mut Budget::shared_by(field, [text]));
                 pattern.map_err(|problem| problems.push(problem)).ok()
             }
             _ => None,
@@ -36,21 +36,21 @@ impl<'a> TargetMatcher<'a> {
     }
 
     /// Whether the configuration puts LoRA on the module of this name, such as
-    /// `model.layers.1.mlp.down_proj` or `lm_head`; a rejection if a pattern takes too long to tell.
+    /// `model.layers.1.mlp.down_proj` or `lm_head`; a rejection if matching takes too long.
     pub(crate) fn targets(&self, name: &str) -> Result<bool, Rejection> {
         let targets = &self.declaration.targets;
         if self.leaves_out(name)? || !selects(targets, self.target.as_ref(), name)? {
             return Ok(false);
         }
         match targets {
-            // PEFT compares whole names before it looks at layers.
+            // PEFT compares full names before it looks at layers.
             Selector::Names(names) if names.iter().any(|n| n == name) => Ok(true),
             Selector::Pattern(_) => Ok(true),
             Selector::Names(_) | Selector::AllLinear => self.in_chosen_layer(name),
         }
     }
 
-    /// Whether the configuration keeps LoRA from the module of this name, whatever it targets.
+    /// Whether the configuration excludes the module of this name, whatever its targets are.
     pub(crate) fn leaves_out(&self, name: &str) -> Result<bool, Rejection> {
         let declared = self.declaration;
         if let Some(exclude) = &declared.exclude
@@ -61,7 +61,8 @@ impl<'a> TargetMatcher<'a> {
         Ok(declared.saved.iter().any(|saved| names_part(name, saved)))
     }
 
-    /// PEFT takes the first pattern that matches, whether it finds a number or not.
+    /// Whether the name is in a chosen layer. PEFT uses the first pattern that matches, even if it finds no
+    /// number.
     fn in_chosen_layer(&self, name: &str) -> Result<bool, Rejection> {
         let Some(filter) = &self.declaration.layers else { return Ok(true) };
         for pattern in &self.layers {
@@ -80,8 +81,8 @@ impl Declaration {
         self.parameters.iter().any(|target| ends_with_name(name, target))
     }
 
-    /// PEFT's name of what is trained in the module of this name: its weight, if
-    /// `target_parameters` names that, or the module.
+    /// PEFT's name of the trained object in the module of this name: its weight if `target_parameters` names it,
+    /// else the module.
     pub(crate) fn trained<'a>(&self, module: &'a str) -> Cow<'a, str> {
         let weight = format!("{module}.weight");
         if self.targets_parameter(&weight) { weight.into() } else { module.into() }
@@ -104,7 +105,7 @@ pub(crate) fn ends_with_name(name: &str, suffix: &str) -> bool {
     name.strip_suffix(suffix).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
-/// Whether `saved` is one of the dotted components of `name`, or several of them in a row.
+/// Whether `saved` is a dotted component of `name`, or several consecutive ones.
 fn names_part(name: &str, saved: &str) -> bool {
     format!(".{name}.").contains(&format!(".{saved}."))
 }
@@ -114,11 +115,11 @@ fn compile_layers(
     problems: &mut Vec<Rejection>,
 ) -> Vec<LayerPattern> {
     let Some(filter) = filter else { return Vec::new() };
-    let mut room = Room::shared_by("layers_pattern", &filter.patterns);
+    let mut budget = Budget::shared_by("layers_pattern", &filter.patterns);
     let compiled: Vec<_> = if filter.patterns.is_empty() {
-        vec![LayerPattern::any(&mut room)]
+        vec![LayerPattern::any(&mut budget)]
     } else {
-        filter.patterns.iter().map(|text| LayerPattern::named(text, &mut room)).collect()
+        filter.patterns.iter().map(|text| LayerPattern::named(text, &mut budget)).collect()
     };
     let mut layers = Vec::with_capacity(compiled.len());
     for pattern in compiled {
@@ -210,7 +211,7 @@ mod tests {
         assert!(!chosen(&[], "model.layers.7.mlp.experts.2.up_proj"));
         assert!(chosen(&["h", "lay(?=ers).*s"], "model.layers.2.mlp.up_proj"));
         assert!(chosen(&["layers"], "layers.2.mlp.up_proj"));
-        // PEFT puts no group around a pattern: this one finds no number.
+        // PEFT puts no group around a pattern, so this one finds no number.
         assert!(!chosen(&["model|layers"], "model.layers.2.mlp.up_proj"));
     }
 }

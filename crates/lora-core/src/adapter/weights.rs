@@ -1,13 +1,13 @@
-//! What an adapter holds for one site: a low-rank update, and weights that replace the model's.
+//! The weights of an adapter at one site: a low-rank update, and tensors that replace the model's.
 
 use std::convert::Infallible;
 
 use crate::device::HostTensor;
 
-/// Order of the output rows of a module that is several modules in one.
+/// Order of the output rows of a fused module.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum RowOrder {
-    /// Part after part: all of q, then k, then v; gate, then up. The only order of other modules.
+    /// All of q, then k, then v; gate, then up. Modules that are not fused always have this order.
     #[default]
     ByPart,
     /// Megatron's order of q, k and v: for each KV head its query heads, then the key head, then
@@ -15,10 +15,10 @@ pub enum RowOrder {
     ByKvHead,
 }
 
-/// The update `scale * B A` of one site, of tensors that are in memory unless `T` says otherwise.
+/// The update `scale * B A` of one site. `T` is the tensor type: tensors in memory, or plans, hashes, ...
 ///
-/// On routed experts A and B have the experts as a third, outermost axis, indexed by expert number;
-/// where its extent is 1, the matrix is shared by all experts.
+/// On routed experts, A and B have a third, outermost axis that is indexed by expert number. If its extent is
+/// 1, all experts share the matrix.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LowRank<T = HostTensor> {
     /// Rows of A and columns of B.
@@ -34,22 +34,22 @@ pub struct LowRank<T = HostTensor> {
     pub magnitude: Option<T>,
     /// Bias of B, `[out]`: the update of one input is `scale * (B A x + b_bias)`.
     pub b_bias: Option<T>,
-    /// Order of B's rows, and of whatever else is `[out]`.
+    /// Order of the rows of B, the magnitude and the bias.
     pub rows: RowOrder,
 }
 
-/// Everything that an adapter does at one site.
+/// Everything that an adapter changes at one site.
 #[derive(Clone, PartialEq, Debug)]
 pub struct SiteWeights<T = HostTensor> {
     /// The low-rank update.
     pub low_rank: Option<LowRank<T>>,
     /// Replaces the base layer's bias, `[out]`.
     pub base_bias: Option<T>,
-    /// Replaces the base layer's weight, `[out, in]`, `[vocab, hidden]` or, of a norm, `[width]`; a
-    /// low-rank update of the same site adds to it.
+    /// Replaces the base layer's weight, `[out, in]`, `[vocab, hidden]` or, for a norm, `[width]`. A low-rank
+    /// update of the same site is added to it.
     pub replacement: Option<T>,
-    /// Replaces rows of the base layer's weight, at the embedding and the output projection; never
-    /// beside a replacement of the whole.
+    /// Replaces rows of the base layer's weight, at the embedding and `lm_head`; never together with
+    /// `replacement`.
     pub rows: Option<TokenRows<T>>,
 }
 
@@ -76,7 +76,7 @@ impl<T> SiteWeights<T> {
         pair.chain(extras.flatten()).chain(weights)
     }
 
-    /// The same site of references to its tensors.
+    /// The same site with references to its tensors.
     pub fn as_ref(&self) -> SiteWeights<&T> {
         let low_rank = self.low_rank.as_ref().map(|low| LowRank {
             rank: low.rank,
@@ -96,17 +96,17 @@ impl<T> SiteWeights<T> {
         }
     }
 
-    /// The same site of other tensors.
+    /// Converts every tensor.
     pub fn map<U>(self, mut make: impl FnMut(T) -> U) -> SiteWeights<U> {
         match self.try_map(|tensor| Ok::<U, Infallible>(make(tensor))) {
             Ok(site) => site,
         }
     }
 
-    /// The same site of other tensors; fails with the first that cannot be made.
+    /// Converts every tensor, or fails with the first error.
     ///
     /// # Errors
-    /// Those of `make`.
+    /// The first error of `make`.
     pub fn try_map<U, E>(
         self,
         mut make: impl FnMut(T) -> Result<U, E>,
@@ -135,12 +135,11 @@ impl<T> SiteWeights<T> {
     }
 }
 
-/// Rows of the vocabulary that take the place of the base layer's, as PEFT's
-/// `trainable_token_indices` trains them.
+/// Rows of the vocabulary that replace the base layer's, as trained by PEFT's `trainable_token_indices`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TokenRows<T = HostTensor> {
     /// The tokens, ascending, each once.
     pub ids: Vec<u32>,
-    /// A row for each of them: `[ids, hidden]`.
+    /// One row for each: `[ids, hidden]`.
     pub values: T,
 }

@@ -246,7 +246,7 @@ pub trait Backend: Sized + 'static {
     /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
     fn qk_norm_rope_append(&self, q: &mut Self::Queue, args: QkvArgs<'_, Self>) -> Result<()>;
 
-    /// Room for plans of up to `rows` rows; a plan of no rows.
+    /// Budget for plans of up to `rows` rows; a plan of no rows.
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`].

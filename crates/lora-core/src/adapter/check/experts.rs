@@ -46,10 +46,10 @@ pub(super) fn check(
     }
 }
 
-/// Names by which a configuration can target routed experts.
+/// The names by which a configuration may target routed experts.
 ///
-/// A model may keep its experts as modules or as bare parameters, out of reach of `all-linear` and
-/// patterns, so a file without any is believed unless its configuration names them.
+/// A model may store its experts as modules or as bare parameters, which `all-linear` and patterns do not
+/// reach. So experts are expected in a file only if its configuration names them.
 pub(super) fn names(declaration: &Declaration, model: &ModelGeometry) -> Vec<(SiteKey, String)> {
     let modules = || TargetModule::all().filter(|module| module.is_routed_expert());
     let named = modules().any(|module| declaration.naming.contains_key(&module));
@@ -73,16 +73,16 @@ pub(super) fn names(declaration: &Declaration, model: &ModelGeometry) -> Vec<(Si
     names
 }
 
-/// What a file would call the modules of its routed experts that it does not have.
+/// Names for the routed-expert modules that a file does not have.
 struct Usual<'a> {
-    /// The path in front of the module's name.
+    /// The path before the module's name.
     block: &'a str,
     /// Names of the gate, up and down projection.
     names: [&'a str; 3],
 }
 
 impl<'a> Usual<'a> {
-    /// The names that go with the one of another module.
+    /// The names in the style of a module that the file has.
     fn beside(sibling: Option<&'a str>, declaration: &Declaration) -> Self {
         let parameters = !declaration.parameters.is_empty();
         let default = if parameters { "mlp.experts" } else { "mlp.experts.0" };

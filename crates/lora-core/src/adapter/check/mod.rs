@@ -1,4 +1,4 @@
-//! Whether an adapter fits a model and the limits of an engine.
+//! Checks an adapter against a model and the limits of an engine.
 
 use self::shapes::SiteDims;
 use self::targets::Differences;
@@ -16,8 +16,8 @@ mod targets;
 pub(crate) mod vocabulary;
 
 impl Adapter {
-    /// Every rule that the adapter breaks on this model under these limits; empty when it may be
-    /// served. Reads no device and changes nothing.
+    /// Every rule that the adapter breaks on this model under these limits; empty if it may be served. Needs no
+    /// device.
     pub fn check(&self, model: &ModelGeometry, config: &LoraConfig) -> Vec<Rejection> {
         let mut problems = Vec::new();
         self.check_modules(model, config, &mut problems);
@@ -44,15 +44,14 @@ impl Adapter {
         problems
     }
 
-    /// What a person should know about the adapter on this model, beside
-    /// [`AdapterInfo::warnings`](super::AdapterInfo::warnings): where its configuration and its
-    /// weights differ in a way that does not keep it from being served.
+    /// Warnings about the adapter on this model, beside [`AdapterInfo::warnings`](super::AdapterInfo::warnings):
+    /// harmless differences between its configuration and its weights.
     pub fn warnings(&self, model: &ModelGeometry) -> Vec<String> {
         let differences = self.declaration.as_ref().map(|d| Differences::find(self, d, model));
         differences.and_then(Result::ok).map_or_else(Vec::new, |found| found.warnings(model.layers))
     }
 
-    /// The part of [`Adapter::check`] that needs no model: ranks, and whether anything changes.
+    /// The part of [`Adapter::check`] that needs no model: ranks, and whether the adapter has any effect.
     pub fn check_limits(&self, config: &LoraConfig) -> Vec<Rejection> {
         let mut problems = Vec::new();
         self.check_ranks(config, &mut problems);
@@ -136,8 +135,8 @@ impl Adapter {
         }
     }
 
-    /// Whether the model has the module under the name that the file gives it: a last name that
-    /// happens to be known must not carry weights to another module.
+    /// Whether the model has the module under the file's name for it. It is not enough that the last component
+    /// maps to a module of the model, as weights could then be applied to the wrong one.
     fn model_has(&self, module: TargetModule, model: &ModelGeometry) -> bool {
         let naming = self.declaration.as_ref().and_then(|d| d.naming.get(&module));
         model.dims(module).is_some()
@@ -172,7 +171,7 @@ impl Adapter {
         }
     }
 
-    /// A bias that the adapter replaces must be one that the model has.
+    /// A replaced bias must exist in the model.
     fn check_biases(&self, model: &ModelGeometry, problems: &mut Vec<Rejection>) {
         let biased = |key: &SiteKey| {
             key.module().is_some_and(|module| model.biased_modules.contains(&module))
@@ -191,7 +190,7 @@ impl Adapter {
         }
     }
 
-    /// Where PEFT keeps tied embeddings tied, it saves the pairs of both.
+    /// If PEFT keeps tied embeddings tied, it saves the pairs of both, which must agree.
     fn check_tying(
         &self,
         declaration: &Declaration,
@@ -219,7 +218,7 @@ impl Adapter {
     }
 }
 
-/// Whether the update of an output projection is that of the embedding, transposed.
+/// Whether the update of `lm_head` is the transpose of the embedding's.
 fn is_transpose(embed: &LowRank, head: &LowRank) -> bool {
     let same = |one: &HostTensor, other: &HostTensor| {
         let (&[rows, cols], &[other_rows, other_cols]) = (one.shape(), other.shape()) else {
@@ -234,14 +233,14 @@ fn is_transpose(embed: &LowRank, head: &LowRank) -> bool {
     same(&embed.a, &head.b) && same(&embed.b, &head.a)
 }
 
-/// Paths that mean the same module in all releases of transformers.
+/// Whether two paths mean the same module in different releases of transformers.
 fn same_path(model: &str, file: &str) -> bool {
     let block = |path: &str| path.replace("block_sparse_moe.", "mlp.");
     block(model) == block(file)
 }
 
-/// Whether a site leaves the model's results as they are. A replacement, a bias or a DoRA
-/// magnitude counts as a change: only the model could tell otherwise.
+/// Whether a site has no effect. A replacement, a bias or a DoRA magnitude counts as an effect, since only a
+/// comparison with the model could show otherwise.
 fn changes_nothing(site: &SiteWeights) -> bool {
     let idle = |low: &LowRank| {
         let no_bias = low.b_bias.as_ref().is_none_or(HostTensor::is_zero);

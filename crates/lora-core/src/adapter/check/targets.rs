@@ -1,7 +1,7 @@
-//! What the configuration targets, held against the tensors that are there.
+//! Compares the targets of the configuration with the tensors of the file.
 //!
-//! `target_modules` records an intent, and the tensors say what came of it: a target without tensors
-//! is worth a warning. Tensors without a target would be left out by PEFT, so they are refused.
+//! A target without tensors is a warning only, as configurations often target more than was trained. Tensors
+//! without a target would be dropped by PEFT without notice, so they are refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,26 +13,26 @@ use crate::ids::LayerIdx;
 use crate::modules::{ModuleMap, SiteKey, TargetModule};
 use crate::rules::{Code, Rejection, listed};
 
-/// Where targets and tensors differ.
+/// Differences between targets and tensors.
 #[derive(Default)]
 pub(super) struct Differences {
-    /// Whether PEFT trains the head along with the embedding, although nothing targets it.
+    /// Whether PEFT trains `lm_head` along with the embedding, although it is not targeted.
     kept_tied: bool,
-    /// Targets without tensors, with PEFT's names of them.
+    /// Targets without tensors, with their names in PEFT.
     missing: BTreeMap<SiteKey, String>,
-    /// Entries of `target_modules` that the model has no module for.
+    /// Entries of `target_modules` that match no module of the model.
     unknown: Vec<String>,
-    /// Tensors that nothing targets.
+    /// Tensors without a target.
     stray: Vec<SiteKey>,
-    /// Tensors of embedding and head beside `all-linear`, which targets neither.
+    /// Tensors of the embedding and `lm_head` beside `all-linear`, which targets neither.
     beside_all_linear: Vec<SiteKey>,
 }
 
 impl Differences {
-    /// Those of an adapter on a model.
+    /// Finds the differences of an adapter on a model.
     ///
     /// # Errors
-    /// Patterns that cannot be read, or that take too long to match.
+    /// Invalid patterns, and patterns that take too long to match.
     pub(super) fn find(
         adapter: &Adapter,
         declaration: &Declaration,
@@ -51,7 +51,7 @@ impl Differences {
         Ok(found)
     }
 
-    /// Gives a site its place among the differences, if it has one.
+    /// Adds a site to the differences, if it is one.
     fn sort(
         &mut self,
         matcher: &TargetMatcher<'_>,
@@ -80,7 +80,7 @@ impl Differences {
         Ok(())
     }
 
-    /// What PEFT would leave out in silence.
+    /// The tensors that PEFT would drop.
     pub(super) fn rejection(&self) -> Option<Rejection> {
         (!self.stray.is_empty()).then(|| {
             Rejection::new(
@@ -93,7 +93,7 @@ impl Differences {
         })
     }
 
-    /// What is served all the same; `layers` are those of the model.
+    /// Differences that do not prevent serving; `layers` is the number of layers of the model.
     pub(super) fn warnings(&self, layers: usize) -> Vec<String> {
         let mut warnings = Vec::new();
         if !self.missing.is_empty() {
@@ -117,8 +117,8 @@ impl Differences {
         warnings
     }
 
-    /// The targets without tensors, layers put together: `mlp.up_proj`, or `mlp.up_proj of layers
-    /// 0, 2` if others have theirs.
+    /// The targets without tensors, grouped by module: `mlp.up_proj`, or `mlp.up_proj of layers 0, 2` if
+    /// other layers have tensors.
     fn missing_modules(&self, layers: usize) -> Vec<String> {
         let mut modules: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
         for (key, name) in &self.missing {
@@ -138,7 +138,8 @@ impl Differences {
     }
 }
 
-/// Entries that match no module. A model with routed experts may have more than are known here.
+/// Entries of `target_modules` that match no module. Empty for models with routed experts, not all of whose
+/// modules are known here.
 fn unknown(
     declaration: &Declaration,
     model: &ModelGeometry,
@@ -152,7 +153,7 @@ fn unknown(
     targets.iter().filter(idle).cloned().collect()
 }
 
-/// Every site of the model that can have a low-rank update, with PEFT's name for its module.
+/// Every site of the model that can have a low-rank update, with its name in PEFT.
 fn model_names(
     declaration: &Declaration,
     model: &ModelGeometry,
@@ -166,7 +167,7 @@ fn model_names(
     ]);
     for path in &model.hf_modules {
         let Some(module) = map.lookup(path).filter(|m| !m.is_routed_expert()) else { continue };
-        // Some releases of transformers keep the router as a bare parameter, out of PEFT's reach.
+        // In some releases of transformers the router is a bare parameter, which PEFT does not reach.
         let optional = module == TargetModule::MoeRouter;
         if optional && !present.iter().any(|key| key.module() == Some(module)) {
             continue;

@@ -1,4 +1,4 @@
-//! Adapters of a vocabulary that is not the model's.
+//! Adapters whose vocabulary size is not the model's.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +9,8 @@ use crate::geometry::ModelGeometry;
 use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection, listed};
 
-/// Rejects an adapter whose embedding or output layer would fit the model but for the size of the
-/// vocabulary. Returns the sites of which nothing more is to be said.
+/// Rejects an adapter whose embedding or `lm_head` fits the model except for the size of the vocabulary.
+/// Returns these sites, which need no further checks.
 pub(super) fn check(
     adapter: &Adapter,
     model: &ModelGeometry,
@@ -29,7 +29,7 @@ pub(super) fn check(
     sites.into_values().flatten().collect()
 }
 
-/// An adapter whose weights of `what` are those of `found` tokens, on a model of `model` tokens.
+/// The rejection of weights `what` for a vocabulary of `found` tokens on a model with `model` tokens.
 pub(crate) fn rejection(found: usize, model: usize, what: &str) -> Rejection {
     let remedy = if found > model {
         format!(
@@ -48,7 +48,7 @@ pub(crate) fn rejection(found: usize, model: usize, what: &str) -> Rejection {
     Rejection::new(Code::VocabularyMismatch, "vocab_size", found, allowed, remedy)
 }
 
-/// The vocabulary of a site, if nothing else keeps it from fitting the model.
+/// The vocabulary size of a site, if that is the only reason why it does not fit the model.
 fn other_vocabulary(key: SiteKey, site: &SiteWeights, model: &ModelGeometry) -> Option<usize> {
     let extent = |tensor: &HostTensor, axis: usize| tensor.shape().get(axis).copied();
     let low_rank = site.low_rank.as_ref();

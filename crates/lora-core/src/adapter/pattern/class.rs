@@ -5,7 +5,7 @@
 pub(super) struct Class(pub u128);
 
 impl Class {
-    /// Those of `\d`, `\s` and `\w`, and all others for the upper case.
+    /// The set of `\d`, `\s` or `\w`, or its complement for an upper-case letter.
     pub fn of_escape(escaped: char) -> Option<Self> {
         let mut class = Self::default();
         let ranges: &[(char, char)] = match escaped.to_ascii_lowercase() {
@@ -18,14 +18,14 @@ impl Class {
         Some(if escaped.is_ascii_uppercase() { Self(!class.0) } else { class })
     }
 
-    /// Adds the characters from `low` to `high`, as far as they are ASCII.
+    /// Adds the ASCII characters from `low` to `high`.
     pub fn insert(&mut self, low: char, high: char) {
         for character in u32::from(low)..=u32::from(high).min(127) {
             self.0 |= 1 << character;
         }
     }
 
-    /// The set, or all characters that are not in it, as a regular expression.
+    /// The set, or its complement, as a regular expression.
     pub fn text(self, negated: bool) -> String {
         let has = |character: &char| self.0 >> u32::from(*character) & 1 == 1;
         if self.0 == 0 {

@@ -1,4 +1,4 @@
-//! Patterns of a PEFT configuration: regular expressions of Python, matched within bounds.
+//! Patterns of a PEFT configuration: Python regular expressions, matched with bounded effort.
 
 use std::cell::Cell;
 
@@ -12,31 +12,31 @@ mod class;
 mod name;
 mod python;
 
-/// Atoms that the patterns of one field may come to, repetitions written out.
+/// Maximum number of atoms in all patterns of one field, with repetitions expanded.
 const MAX_ATOMS: usize = 100_000;
-/// What a pattern counts for beside its atoms.
+/// Atoms that each pattern counts for in addition to its own.
 const ATOMS_OF_PATTERN: usize = 100;
-/// Backtracks that matching one name against all patterns of a field may take.
+/// Maximum number of backtracks for matching one name against all patterns of a field.
 const MAX_STEPS: usize = 1_000_000;
-/// Patterns that share these, at least: more for one of them would not make it faster.
+/// The backtracks are divided among at least so many patterns; a single one does not need more.
 const MIN_SHARES: usize = 10;
-/// Bytes of one pattern.
+/// Maximum length of one pattern.
 const MAX_BYTES_OF_TEXT: usize = 4 * MAX_ATOMS;
-/// Bytes of one automaton that a pattern is compiled to.
+/// Maximum size of a compiled automaton.
 const MAX_BYTES: usize = 16 << 20;
 
-/// How much work the patterns of one field may be: neither the size of a configuration nor its
-/// cunning decides how long it is matched, or what memory that takes.
+/// Bounds the work for the patterns of one field, so that a large or malicious configuration cannot take
+/// unbounded time or memory.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct Budget {
     field: &'static str,
     atoms: usize,
-    /// Backtracks of one match.
+    /// Backtracks for one match.
     steps: usize,
 }
 
-impl Room {
-    /// Of a field with these patterns.
+impl Budget {
+    /// The budget of a field with these patterns.
     pub fn shared_by<'a>(
         field: &'static str,
         patterns: impl IntoIterator<Item = &'a String>,
@@ -62,31 +62,31 @@ impl Room {
 /// A compiled pattern.
 #[derive(Debug)]
 pub(crate) enum Pattern {
-    /// A module's name, or the end of one.
+    /// A literal name, or the end of one.
     Name(NamePattern),
     /// Anything else.
     Regex(PythonRegex),
 }
 
 impl Pattern {
-    /// A pattern that must match a whole name: `re.fullmatch(text, name)`.
-    pub fn full(text: &str, room: &mut Room) -> Result<Self, Rejection> {
+    /// A pattern that must match the whole name: `re.fullmatch(text, name)`.
+    pub fn full(text: &str, budget: &mut Budget) -> Result<Self, Rejection> {
         let syntax = Syntax { flags_at_start: true, ..Syntax::default() };
-        PythonRegex::new(text, syntax, |p| format!(r"\A(?:{p})\z"), room).map(Self::Regex)
+        PythonRegex::new(text, syntax, |p| format!(r"\A(?:{p})\z"), budget).map(Self::Regex)
     }
 
     /// A key of `rank_pattern` or `alpha_pattern`, which must match the end of a name, from a dot or
     /// from the start: `re.match(rf"(.*\.)?({key})$", name)`.
-    pub fn suffix(key: &str, room: &mut Room) -> Result<Self, Rejection> {
+    pub fn suffix(key: &str, budget: &mut Budget) -> Result<Self, Rejection> {
         if let Some(name) = NamePattern::parse(key) {
             return Ok(Self::Name(name));
         }
-        // PEFT's own groups count where the key refers to one by number.
+        // The groups of PEFT's pattern are kept, as back-references in the key count them.
         let wrap = |p: &str| format!(r"\A(?:(.*\.)?({p})$)");
-        PythonRegex::new(key, Syntax::default(), wrap, room).map(Self::Regex)
+        PythonRegex::new(key, Syntax::default(), wrap, budget).map(Self::Regex)
     }
 
-    /// Whether it matches; a rejection if that takes more steps than there are.
+    /// Whether it matches; a rejection if that takes too many steps.
     pub fn matches(&self, name: &str) -> Result<bool, Rejection> {
         match self {
             Self::Name(pattern) => Ok(pattern.matches(name)),
@@ -101,21 +101,20 @@ pub(crate) struct LayerPattern(PythonRegex);
 
 impl LayerPattern {
     /// `re.match(rf"(?:^|.*?\.){text}\.(?P<idx>\d+)\.", name)`.
-    pub fn named(text: &str, room: &mut Room) -> Result<Self, Rejection> {
+    pub fn named(text: &str, budget: &mut Budget) -> Result<Self, Rejection> {
         let syntax = Syntax { names: vec!["idx".to_owned()], ..Syntax::default() };
-        // Not in a group, as PEFT has it: the pattern's own alternatives divide the whole.
+        // Not in a group, as in PEFT: alternatives of the pattern extend over all of it.
         let wrap = |p: &str| format!(r"\A(?:(?:^|.*?\.){p}\.(?P<idx>[0-9]+)\.)");
-        PythonRegex::new(text, syntax, wrap, room).map(Self)
+        PythonRegex::new(text, syntax, wrap, budget).map(Self)
     }
 
     /// Any name of one component: `re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", name)`.
-    pub fn any(room: &mut Room) -> Result<Self, Rejection> {
+    pub fn any(budget: &mut Budget) -> Result<Self, Rejection> {
         let wrap = |p: &str| format!(r"\A(?:.*?\.{p}\.(?P<idx>[0-9]+)\.)");
-        PythonRegex::new(r"[^.]*", Syntax::default(), wrap, room).map(Self)
+        PythonRegex::new(r"[^.]*", Syntax::default(), wrap, budget).map(Self)
     }
 
-    /// Whether it matches, and the number that it found: `None` without a match, `Some(None)`
-    /// without a number.
+    /// The layer number in a name: `None` if the pattern does not match, `Some(None)` if it finds no number.
     pub fn layer_of(&self, name: &str) -> Result<Option<Option<u32>>, Rejection> {
         let number = |regex: &Regex, name: &str| {
             let number =
@@ -133,7 +132,7 @@ pub(crate) struct PythonRegex {
     text: String,
     regex: Regex,
     steps: usize,
-    /// Whether a match took too many steps. Others would, too.
+    /// Whether a match took too many steps; others would, too.
     exhausted: Cell<bool>,
 }
 
@@ -142,26 +141,26 @@ impl PythonRegex {
         text: &str,
         syntax: Syntax,
         wrap: impl Fn(&str) -> String,
-        room: &mut Room,
+        budget: &mut Budget,
     ) -> Result<Self, Rejection> {
-        // Longer ones are not even read.
+        // Longer patterns are not even parsed.
         if text.len() > MAX_BYTES_OF_TEXT {
-            return Err(room.too_large(text));
+            return Err(budget.too_large(text));
         }
-        let unreadable = |reason: String| invalid(room.field, text, &reason);
+        let unreadable = |reason: String| invalid(budget.field, text, &reason);
         let translated = python::translate(text, syntax).map_err(unreadable)?;
-        room.take(text, translated.atoms)?;
+        budget.take(text, translated.atoms)?;
         let built = RegexBuilder::new(&wrap(&translated.text))
-            .backtrack_limit(room.steps)
+            .backtrack_limit(budget.steps)
             .delegate_size_limit(MAX_BYTES)
             .build();
-        let regex = built.map_err(|error| invalid(room.field, text, &reason(&error)))?;
-        let (field, steps, text) = (room.field, room.steps, text.to_owned());
+        let regex = built.map_err(|error| invalid(budget.field, text, &reason(&error)))?;
+        let (field, steps, text) = (budget.field, budget.steps, text.to_owned());
         Ok(Self { field, text, regex, steps, exhausted: Cell::new(false) })
     }
 
-    /// Runs it on a name. `None` for a name in which Python's classes of characters and ours could
-    /// differ; no module of a model has one.
+    /// Runs it on a name. `None` for a name with characters for which Python's character classes might differ
+    /// from ours; module names have none.
     fn run<T>(
         &self,
         name: &str,
@@ -208,17 +207,17 @@ fn too_complex(field: &str, found: String, allowed: &str) -> Rejection {
     Rejection::new(Code::PatternTooComplex, field, found, allowed, remedy)
 }
 
-/// What is wrong, without positions in the translation.
+/// The error message, without positions, which would be those of the translated pattern.
 fn reason(error: &Error) -> String {
     let text = match error {
         Error::ParseError(_, problem) => problem.to_string(),
         other => other.to_string(),
     };
-    // The lines before the last show where.
+    // The lines before the last one show the position.
     text.lines().last().unwrap_or_default().trim().to_owned()
 }
 
-/// A pattern for a message, cut to a readable length.
+/// A pattern for a message, truncated.
 fn shown(pattern: &str) -> String {
     const LONGEST: usize = 200;
     match pattern.char_indices().nth(LONGEST) {

@@ -1,18 +1,18 @@
-//! Keys that are names: machines write one for each module, thousands at times, and they need no
-//! regular expression.
+//! Keys that are plain names. Tools write one for each module, up to thousands, and matching them as regular
+//! expressions would be slow.
 
-/// A key of letters, digits, `_`, `-` and dots, perhaps between `^` and `$`. It matches what the
-/// pattern of the same text does.
+/// A key of letters, digits, `_`, `-` and dots, possibly with `^` and `$`. It matches the same names as the
+/// pattern of the same text.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct NamePattern {
-    /// Whether it starts where the name does.
+    /// Whether it must match from the start of the name.
     whole: bool,
-    /// Its characters; `None` is any (a dot without a backslash).
+    /// Its characters; `None` matches any (an unescaped dot).
     elements: Vec<Option<char>>,
 }
 
 impl NamePattern {
-    /// Reads a key; `None` if it has anything else in it.
+    /// Parses a key; `None` if it is not a plain name.
     pub fn parse(key: &str) -> Option<Self> {
         let (whole, key) = match key.strip_prefix('^') {
             Some(rest) => (true, rest),
@@ -32,7 +32,7 @@ impl NamePattern {
         Some(Self { whole, elements })
     }
 
-    /// Whether it matches the end of the name, from a dot or from the start.
+    /// Whether it matches the end of the name, after a dot or from the start.
     pub fn matches(&self, name: &str) -> bool {
         let mut rest = name.chars();
         let fits = self.elements.iter().rev().all(|element| match (rest.next_back(), element) {

@@ -4,12 +4,12 @@ use super::*;
 
 fn full(pattern: &str) -> Result<Pattern, Rejection> {
     let pattern = pattern.to_owned();
-    Pattern::full(&pattern, &mut Room::shared_by("target_modules", [&pattern]))
+    Pattern::full(&pattern, &mut Budget::shared_by("target_modules", [&pattern]))
 }
 
 fn suffix(key: &str) -> Result<Pattern, Rejection> {
     let key = key.to_owned();
-    Pattern::suffix(&key, &mut Room::shared_by("rank_pattern", [&key]))
+    Pattern::suffix(&key, &mut Budget::shared_by("rank_pattern", [&key]))
 }
 
 fn code<T>(result: Result<T, Rejection>) -> Option<Code> {
@@ -23,7 +23,7 @@ const NAMES: [&str; 4] = [
     "layers.3.mlp.experts.7.up_proj",
 ];
 
-/// Patterns and which of the names `re.fullmatch` of Python 3.11 finds.
+/// Patterns, and which of the names Python 3.11's `re.fullmatch` matches.
 #[rustfmt::skip]
 const BY_PYTHON: &[(&str, [bool; 4])] = &[
     (r".*\.(q|v)_proj\Z", [true, false, false, false]),
@@ -117,7 +117,7 @@ fn what_python_cannot_read_is_refused() {
         assert_eq!(problem.setting, "target_modules");
         assert!(problem.found.contains(bad), "{problem}");
     }
-    // What Python reads, and this crate does not.
+    // Patterns that Python supports and this crate does not.
     for refused in [r"(a)?(?(1)b|c)", r"\012", r"[\1]", r"\0", r"(?x) a b"] {
         assert_eq!(code(full(refused)), Some(Code::InvalidPattern), "{refused}");
     }
@@ -203,13 +203,13 @@ fn the_size_of_patterns_is_bounded() {
 #[test]
 fn many_patterns_share_the_room_of_a_field() {
     let keys: Vec<String> = (0..5000).map(|n| format!(r"layers\.{n}\.(?!x).*")).collect();
-    let mut room = Room::shared_by("rank_pattern", &keys);
-    let refused = keys.iter().find_map(|key| Pattern::suffix(key, &mut room).err());
+    let mut budget = Budget::shared_by("rank_pattern", &keys);
+    let refused = keys.iter().find_map(|key| Pattern::suffix(key, &mut budget).err());
     assert_eq!(refused.unwrap().code, Code::PatternTooComplex);
     // Names are no such patterns.
     let keys: Vec<String> = (0..5000).map(|n| format!("^model.layers.{n}.mlp.up_proj$")).collect();
-    let mut room = Room::shared_by("rank_pattern", &keys);
-    assert!(keys.iter().all(|key| Pattern::suffix(key, &mut room).is_ok()));
+    let mut budget = Budget::shared_by("rank_pattern", &keys);
+    assert!(keys.iter().all(|key| Pattern::suffix(key, &mut budget).is_ok()));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Kinds of files, by their first bytes.
+//! Recognises files by their first bytes.
 
 use std::io::Read;
 use std::path::Path;
@@ -6,33 +6,33 @@ use std::path::Path;
 use crate::files;
 use crate::formats::{AdapterError, Found, Source, io_error};
 
-/// Bytes that are looked at: enough for the metadata of a GGUF file that say it is an adapter.
+/// Number of bytes to look at: enough for the GGUF metadata that mark an adapter.
 const START: usize = 4096;
 
-/// A kind of file that is met in place of an adapter or its weights.
+/// A kind of file that users pass in place of an adapter or its weights.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum FileKind {
-    /// The text that git-lfs leaves where a file was not fetched.
+    /// A git-lfs pointer, whose file was not fetched.
     GitLfsPointer,
     /// A LoRA adapter of llama.cpp.
     GgufAdapter,
     /// Another GGUF file.
     Gguf,
-    /// HTML, as a download that failed or needs a login leaves it.
+    /// HTML, usually from a download that failed or needs a login.
     WebPage,
     /// Safetensors.
     Safetensors,
     /// A zip file: torch's, or an archive.
     Zip,
-    /// A pickle by itself, as torch wrote before release 1.6.
+    /// A bare pickle, as torch wrote before release 1.6.
     Pickle,
     /// A tar file, or a compressed file.
     Archive,
 }
 
 impl FileKind {
-    /// The kind of a regular file; `None` if it cannot be read or is of no kind that is known.
+    /// The kind of a regular file; `None` if it is unknown or cannot be read.
     pub fn of_file(path: &Path) -> Option<Self> {
         let mut start = Vec::with_capacity(START);
         let file = files::open_regular(path).ok()?;
@@ -40,7 +40,7 @@ impl FileKind {
         Self::of_start(&start)
     }
 
-    /// The kind of a file that begins with these bytes.
+    /// The kind of a file with these first bytes.
     fn of_start(start: &[u8]) -> Option<Self> {
         let has = |part: &[u8]| start.windows(part.len()).any(|window| window == part);
         let text = start.trim_ascii_start();
@@ -48,8 +48,8 @@ impl FileKind {
             text.get(..tag.len()).is_some_and(|word| word.eq_ignore_ascii_case(tag.as_bytes()))
         };
         match start {
-            // The length of the header, below 4 GiB, and its first byte. This comes first, as the
-            // length may have the bytes of any of the marks below.
+            // The length of the header, below 4 GiB, and its first byte. Tested first, as the length
+            // may have the bytes of any of the magic numbers below.
             [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Some(Self::Safetensors),
             [b'G', b'G', b'U', b'F', ..] if has(b"adapter.type") => Some(Self::GgufAdapter),
             [b'G', b'G', b'U', b'F', ..] => Some(Self::Gguf),
@@ -96,8 +96,7 @@ impl FileKind {
     }
 }
 
-/// Fails for a weight file that shows to be of another kind than those in `expected`, before its
-/// bytes are taken for those.
+/// Fails if a weight file is recognisably of another kind than those in `expected`.
 pub(in crate::formats) fn refuse_others(
     file: &Source,
     expected: &[FileKind],

@@ -1,4 +1,4 @@
-//! Kinds of folders, by the names in them.
+//! Recognises folders by the names in them.
 
 use std::path::{Path, PathBuf};
 
@@ -15,19 +15,19 @@ const WEIGHTS: [&str; 4] = [
 ];
 const CHECKPOINT: &str = "checkpoint-";
 
-/// Most folders below that are looked into.
+/// Maximum number of subfolders to look into.
 const MAX_PROBES: usize = 256;
 
-/// Longest text of a commit's hash in `refs/main`.
+/// Maximum size of `refs/main`, which holds a commit hash.
 const MAX_REF: u64 = 4096;
 
-/// What a folder is in place of an adapter.
+/// The kind of a folder that is not an adapter.
 pub(super) fn recognise(dir: &Path) -> Option<(PathBuf, Found)> {
     let listing = Listing::of(dir)?;
     if let Some(placeholder) = placeholder(&listing) {
         return Some(placeholder);
     }
-    // With weights under PEFT's name it is an adapter, whatever else it holds.
+    // With weights under PEFT's name it is an adapter, whatever else it contains.
     if WEIGHTS.iter().any(|name| listing.has(name)) {
         return None;
     }
@@ -38,7 +38,7 @@ pub(super) fn recognise(dir: &Path) -> Option<(PathBuf, Found)> {
     rules.iter().find_map(|rule| rule(&listing)).map(|found| (dir.to_owned(), found))
 }
 
-/// A pointer or web page in place of one of the files of an adapter.
+/// A git-lfs pointer or web page in place of a file of an adapter.
 fn placeholder(listing: &Listing) -> Option<(PathBuf, Found)> {
     let names = [CONFIG].into_iter().chain(WEIGHTS).filter(|name| listing.has(name));
     names.map(|name| listing.dir.join(name)).find_map(|path| {
@@ -101,7 +101,7 @@ fn is_adapter(listing: &Listing, folder: &str) -> bool {
     listing.dir.join(folder).join(CONFIG).is_file()
 }
 
-/// What trainers write to go on from, which is not meant to be served.
+/// Training states, which are not meant for serving.
 fn training_state(listing: &Listing) -> Option<Found> {
     let Listing { files, folders, .. } = listing;
     if listing.has("zero_to_fp32.py") || Listing::numbered(folders, "global_step") {
@@ -116,7 +116,7 @@ fn training_state(listing: &Listing) -> Option<Found> {
     sharded.then_some(Found::Distributed)
 }
 
-/// Weights that are whole, in a form that is not PEFT's.
+/// Complete weights in another form than PEFT's.
 fn other_format(listing: &Listing) -> Option<Found> {
     let torchtune = |name: &&String| {
         name.strip_suffix(".pt").is_some_and(|stem| number_after(stem, "adapter_").is_some())
@@ -206,7 +206,7 @@ mod tests {
         let names =
             ["checkpoint-900/adapter_config.json", "checkpoint-1000/adapter_config.json", "runs/"];
         assert_eq!(newest(&names), "checkpoint-1000");
-        // The last one may have been cut short.
+        // The last name may have been truncated.
         let names = ["checkpoint-9/adapter_config.json", "checkpoint-10/optimizer.pt"];
         assert_eq!(newest(&names), "checkpoint-9");
         assert_eq!(newest(&["checkpoint-9/", "checkpoint-10/", "checkpoint-x/"]), "checkpoint-10");

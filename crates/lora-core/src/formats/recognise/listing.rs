@@ -1,18 +1,18 @@
-//! The names in a folder, up to a limit.
+//! Lists a folder, up to a limit.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Most entries that are looked at; folders of training runs have some hundred.
+/// Maximum number of entries to look at; folders of training runs have some hundred.
 const MAX_ENTRIES: usize = 10_000;
 
-/// Names in a folder. Of a folder with more entries than the limit, the names of some.
+/// Names in a folder; only some of them if it has more entries than the limit.
 pub(super) struct Listing {
     pub dir: PathBuf,
-    /// Regular files, through links.
+    /// Regular files; links are followed.
     pub files: BTreeSet<String>,
-    /// Folders, through links.
+    /// Folders; links are followed.
     pub folders: BTreeSet<String>,
 }
 
@@ -32,12 +32,12 @@ impl Listing {
         Some(Self { dir: dir.to_owned(), files, folders })
     }
 
-    /// Whether a file has this name.
+    /// Whether a file of this name exists.
     pub fn has(&self, name: &str) -> bool {
         self.files.contains(name)
     }
 
-    /// Whether a file or folder is named by this prefix and a number.
+    /// Whether the name of a file or folder is this prefix and a number.
     pub fn numbered(names: &BTreeSet<String>, prefix: &str) -> bool {
         names.iter().any(|name| number_after(name, prefix).is_some())
     }

@@ -1,7 +1,7 @@
-//! What a file or folder is that is no adapter, so that an error can say what to do with it.
+//! Recognises files and folders that are not adapters, so that an error can say what to do with them.
 //!
-//! This answers the question after a reader has failed; it never makes an adapter of anything. It
-//! lists a bounded number of names and looks at the first bytes of files.
+//! This is used after a reader has failed, and never loads anything. It lists a bounded number of names
+//! and looks at the first bytes of files.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,26 +16,25 @@ mod listing;
 pub use file::FileKind;
 pub(super) use file::refuse_others;
 
-/// What was found in place of an adapter.
+/// Something that was found in place of an adapter.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Found {
-    /// A file that is not a weight file of PEFT, or not that alone.
+    /// A file that is not an adapter.
     File(FileKind),
     /// A folder without files.
     Empty,
     /// The folder of a repository in Hugging Face's cache.
     HubCache {
-        /// The folder below it that holds the files, `snapshots/HASH`, where there is only one or
-        /// `refs/main` names it.
+        /// The folder with the files, `snapshots/HASH`, if it is the only one or `refs/main` names it.
         snapshot: Option<String>,
     },
-    /// A trainer's output folder, whose adapters are in `checkpoint-N` below.
+    /// The output folder of a trainer, with adapters in subfolders `checkpoint-N`.
     RunFolder {
-        /// The checkpoint with the largest number, among those with an adapter where there is any.
+        /// The latest checkpoint, if possible one with an adapter.
         newest: String,
     },
-    /// Folders below it hold adapters.
+    /// A folder whose subfolders are adapters.
     AdaptersBelow {
         /// Their names.
         folders: Vec<String>,
@@ -48,16 +47,16 @@ pub enum Found {
     Distributed,
     /// A training state of Megatron.
     Megatron,
-    /// An adapter under torchtune's own names.
+    /// An adapter with torchtune's own tensor names.
     Torchtune {
         /// The weight file.
         file: String,
     },
     /// A LoRA of an image model.
     Diffusers,
-    /// A whole model.
+    /// A complete model.
     Model,
-    /// A configuration of PEFT beside weights that are not named as PEFT names them.
+    /// A PEFT configuration beside weights whose file name is not PEFT's.
     OtherName {
         /// The weight file.
         file: String,
@@ -65,7 +64,7 @@ pub enum Found {
 }
 
 impl Found {
-    /// What it is, as the predicate of a sentence about its path.
+    /// A description, as the predicate of a sentence about the path.
     pub fn what(&self) -> String {
         match self {
             Self::File(kind) => kind.what().to_owned(),
@@ -95,7 +94,7 @@ impl Found {
         }
     }
 
-    /// What to do about it.
+    /// The remedy.
     fn remedy(&self) -> String {
         match self {
             Self::File(kind) => kind.remedy().to_owned(),
@@ -147,8 +146,8 @@ fn named(names: &[String]) -> String {
     listed(&names.iter().map(|name| name.escape_debug().to_string()).collect::<Vec<_>>())
 }
 
-/// What the file or folder at `path` is, where it is something that people give in place of an
-/// adapter: the path of what gave it away, and what it is.
+/// Recognises the file or folder at `path`, if users commonly pass such a thing in place of an adapter.
+/// Returns the path that it was recognised by, which may be a file in the folder.
 pub fn recognise(path: &Path) -> Option<(PathBuf, Found)> {
     if path.is_dir() {
         return folder::recognise(path);
@@ -156,7 +155,8 @@ pub fn recognise(path: &Path) -> Option<(PathBuf, Found)> {
     FileKind::of_file(path).map(|kind| (path.to_owned(), Found::File(kind)))
 }
 
-/// The error of a reader that failed at `path`, or a better one that says what is there.
+/// Replaces the error of a reader that failed at `path` by one that says what the path holds, if that is
+/// recognised.
 pub(super) fn explain(path: &Path, error: AdapterError) -> AdapterError {
     let unexplained = match &error {
         AdapterError::Missing { .. } | AdapterError::Io { .. } | AdapterError::Json { .. } => true,

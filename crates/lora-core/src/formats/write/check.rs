@@ -1,14 +1,14 @@
-//! What every writer asks of an adapter.
+//! Checks that every writer makes before it writes.
 
 use super::{WriteError, inexpressible};
 use crate::adapter::{Adapter, LowRank};
 use crate::modules::{SiteKey, TargetModule};
 
-/// Whether every pair of the adapter is what its fields say: A `[rank, in]`, B `[out, rank]`, with
-/// the experts in front on routed experts, of one floating-point type, and with a finite scale.
+/// Checks that every pair is consistent: A `[rank, in]` and B `[out, rank]` (with a leading axis of experts
+/// on routed experts), of the same float type, with a finite scale.
 ///
 /// # Errors
-/// The first pair that is not.
+/// The first inconsistent pair.
 pub(super) fn consistent(adapter: &Adapter) -> Result<(), WriteError> {
     for (key, low) in adapter.low_ranks() {
         if !fits(key, low) {

@@ -1,4 +1,4 @@
-//! `adapter_config.json` for the tensors of a PEFT directory.
+//! Writes `adapter_config.json` for the tensors of a PEFT directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,16 +11,16 @@ use crate::adapter::{Adapter, Declaration, Selector, SiteWeights};
 use crate::config::ExpertLayout;
 use crate::modules::{SiteKey, TargetModule};
 
-/// The release of PEFT whose names and layouts are written.
+/// The PEFT release whose names and layouts are written.
 const RELEASE: &str = "0.21.2";
 
-/// The last release but one that swapped the roles of A and B in `target_parameters`.
+/// A release that swaps the roles of A and B in `target_parameters`, for the layout that does so.
 const SWAPPING_RELEASE: &str = "0.18.1";
 
 /// The configuration.
 ///
 /// # Errors
-/// Extras that PEFT turns on for all modules at once, on only some of them.
+/// Extras on only some modules, as PEFT enables them for all modules or none.
 pub(super) fn config(
     adapter: &Adapter,
     layout: ExpertLayout,
@@ -41,7 +41,7 @@ pub(super) fn config(
         "bias": biases(adapter)?,
     });
     let Some(fields) = config.as_object_mut() else { return Ok(config) };
-    // Fields that came late are left out where they say nothing, for the sake of older releases.
+    // Newer fields are left out if they are not needed, so that older releases can read the file.
     if variant(adapter, Extra::OutputBias)? {
         fields.insert("lora_bias".to_owned(), true.into());
     }
@@ -57,9 +57,9 @@ pub(super) fn config(
     Ok(config)
 }
 
-/// Which modules have whole weights, and which have rows of tokens.
+/// `modules_to_save` and `trainable_token_indices`.
 fn whole_weights(adapter: &Adapter, names: &Names) -> Map<String, Value> {
-    // By their short names, the embedding and the output projection are found in any model.
+    // These short names match the embedding and `lm_head` in every model.
     let name = |key: SiteKey| match key {
         SiteKey::Embed | SiteKey::Head => key.to_string(),
         _ => names.module(key),
@@ -79,20 +79,20 @@ fn whole_weights(adapter: &Adapter, names: &Names) -> Map<String, Value> {
     fields
 }
 
-/// Whether a site's weight is one of `modules_to_save`; beside a low-rank update, PEFT saves it as
-/// the weight of the base layer.
+/// Whether a site's full weight belongs in `modules_to_save`. If the site also has a low-rank update, PEFT
+/// saves the weight as that of the base layer instead.
 pub(super) fn is_saved(site: &SiteWeights) -> bool {
     site.replacement.is_some() && site.low_rank.is_none()
 }
 
-/// What a low-rank update can have besides A and B.
+/// An extra of a low-rank update, beside A and B.
 #[derive(Clone, Copy)]
 enum Extra {
     Magnitude,
     OutputBias,
 }
 
-/// Whether the updates have an extra; PEFT asks it of all of them or of none.
+/// Whether the updates have an extra, which must be true of all of them or of none.
 fn variant(adapter: &Adapter, extra: Extra) -> Result<bool, WriteError> {
     let (field, other) = match extra {
         Extra::Magnitude => ("use_dora", Extra::OutputBias),
@@ -132,7 +132,7 @@ fn routed(key: SiteKey) -> bool {
     key.module().is_some_and(TargetModule::is_routed_expert)
 }
 
-/// The value of `bias`: which replaced biases the file may have.
+/// The value of `bias`, which declares the base biases of the file.
 fn biases(adapter: &Adapter) -> Result<&'static str, WriteError> {
     let with = || adapter.sites.iter().filter(|(_, site)| site.base_bias.is_some());
     let modules: BTreeSet<TargetModule> = with().filter_map(|(key, _)| key.module()).collect();
@@ -154,10 +154,10 @@ fn biases(adapter: &Adapter) -> Result<&'static str, WriteError> {
     })
 }
 
-/// `r` and `lora_alpha` of the commonest update, and patterns for the others.
+/// `r` and `lora_alpha` for the most frequent rank and scale, and patterns for the other modules.
 ///
-/// With `use_rslora` false a scale is alpha / rank. A scale is a binary32 and a rank a small
-/// integer, so alpha = scale * rank is exact in binary64, and the quotient is the scale again.
+/// Without `use_rslora`, a scale is alpha / rank. As a scale is an f32 and a rank is a small integer,
+/// alpha = scale * rank is exact in f64, and alpha / rank gives exactly the scale.
 fn scales(updates: &[Update]) -> Map<String, Value> {
     let mut counts: BTreeMap<(usize, u32), usize> = BTreeMap::new();
     for update in updates {
@@ -189,14 +189,14 @@ fn alpha(rank: usize, scale: f32) -> f64 {
     f64::from(scale) * rank as f64
 }
 
-/// A whole number without a point, as PEFT writes it.
+/// A number; integers without a decimal point, as PEFT writes them.
 fn number(value: f64) -> Value {
     let whole = value as i64;
     if whole as f64 == value { whole.into() } else { value.into() }
 }
 
-/// The declaration of the file that the adapter came from, if it says the same of the new one: the
-/// names of the modules are the same, and routed experts are selected in the same way.
+/// The declaration of the file that the adapter was read from, if it also describes the new file: that is,
+/// if module names do not change and routed experts have a layout of the same family.
 fn reusable<'a>(
     adapter: &'a Adapter,
     layout: ExpertLayout,
@@ -242,7 +242,7 @@ fn as_declared(declared: &Declaration) -> Map<String, Value> {
     fields
 }
 
-/// A selection of exactly the modules and parameters of the file.
+/// Fields that target exactly the modules and parameters of the file.
 fn selection(names: &Names, contents: &Contents) -> Map<String, Value> {
     let mut fields = target_modules(names, &contents.targets);
     if !contents.parameters.is_empty() {
@@ -263,8 +263,8 @@ fn target_modules(names: &Names, targets: &[Target]) -> Map<String, Value> {
     }
     let mut sets = layers.values();
     let first = sets.next().cloned().unwrap_or_default();
-    // `layers_pattern` finds the layer's number only behind a root, and not by itself: without it,
-    // an expert's number would be taken for the layer's.
+    // `layers_pattern` matches only after a root. Without a pattern, PEFT might take the number of an expert
+    // for that of the layer.
     let alike = sets.all(|set| *set == first) && !names.root().is_empty() && !first.is_empty();
     if !alike {
         let full = targets.iter().map(|target| match target.layer {
@@ -282,8 +282,8 @@ fn target_modules(names: &Names, targets: &[Target]) -> Map<String, Value> {
     ])
 }
 
-/// The parameters of all layers by their common names, if the layers have the same ones and none
-/// is left out; else by their whole names, as `layers_to_transform` does not narrow parameters.
+/// Names of the parameters: without layers if all layers have the same ones, else full names, as
+/// `layers_to_transform` does not apply to parameters.
 fn target_parameters(names: &Names, parameters: &[(u32, &'static str)]) -> Value {
     let mut layers: BTreeMap<&str, BTreeSet<u32>> = BTreeMap::new();
     for (layer, path) in parameters {
@@ -293,7 +293,7 @@ fn target_parameters(names: &Names, parameters: &[(u32, &'static str)]) -> Value
     let mut sets = layers.values();
     let first = sets.next().cloned().unwrap_or_default();
     if all(&first) && sets.all(|set| *set == first) {
-        // In the order in which PEFT wraps them.
+        // PEFT wraps them in this order.
         let mut paths: Vec<&str> = parameters.iter().map(|(_, path)| *path).collect();
         paths.truncate(layers.len());
         return json!(paths);

@@ -1,24 +1,24 @@
-//! Routed experts: from one stack of matrices for each module to a layout of files.
+//! Writes routed experts in a layout of files, from one pair of stacks for each module.
 
 use std::collections::BTreeMap;
 
 use super::contents::{Contents, Target, Update};
 use super::fuse::{Member, Pair, fuse};
 use super::names::{GATE_UP, Names};
-use super::stack::{Laid, Rows};
+use super::stack::{LazyTensor, Rows};
 use super::{WriteError, inexpressible};
 use crate::adapter::{Adapter, LowRank};
 use crate::config::ExpertLayout;
 use crate::ids::LayerIdx;
 use crate::modules::{SiteKey, TargetModule};
 
-/// What PEFT calls the parameters of routed experts, in every model that has them as parameters.
+/// The path of routed experts in every model that stores them as parameters.
 const PARAMETERS: [&str; 2] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
 
-/// Adds the tensors of all routed experts, laid out as `layout` says.
+/// Adds the tensors of all routed experts in the given layout.
 ///
 /// # Errors
-/// An adapter that the layout cannot hold.
+/// An adapter that the layout cannot represent.
 pub(super) fn add(
     adapter: &Adapter,
     layout: ExpertLayout,
@@ -48,21 +48,21 @@ pub(super) fn add(
 /// Routed experts of one layer.
 struct Layer<'a> {
     number: u32,
-    /// How many there are; 1 if nothing in the adapter tells.
+    /// Number of experts; 1 if all matrices are shared, so that the adapter does not show it.
     experts: usize,
     modules: BTreeMap<TargetModule, &'a LowRank>,
 }
 
-/// How many experts a module has weights for; 1 stands for any number.
+/// The number of experts that a module has weights for; 1 if all of them share its matrices.
 fn experts(low: &LowRank) -> usize {
     let extent = |shape: &[usize]| shape.first().copied().unwrap_or(1);
     extent(low.a.shape()).max(extent(low.b.shape()))
 }
 
-/// The layers with routed experts, in rising order.
+/// The layers with routed experts, in ascending order.
 ///
 /// # Errors
-/// Modules of one layer with unequal numbers of experts.
+/// Modules of one layer with different numbers of experts.
 fn layers(adapter: &Adapter) -> Result<Vec<Layer<'_>>, WriteError> {
     let mut layers: BTreeMap<u32, BTreeMap<TargetModule, &LowRank>> = BTreeMap::new();
     let mut most = 1;
@@ -93,7 +93,8 @@ fn layers(adapter: &Adapter) -> Result<Vec<Layer<'_>>, WriteError> {
     Ok(all)
 }
 
-/// A file without what is particular to a layout would be one of [`ExpertLayout::Stacked`].
+/// Refuses a file that would be detected as [`ExpertLayout::Stacked`], as nothing in it is specific to the
+/// requested layout.
 fn require_distinct(layers: &[Layer<'_>], layout: ExpertLayout) -> Result<(), WriteError> {
     let mut modules = layers.iter().flat_map(|layer| &layer.modules);
     let (found, allowed) = match layout {
@@ -123,7 +124,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// A pair of matrices for each expert.
+    /// Writes a pair of matrices for each expert.
     fn each(&mut self, layer: &Layer<'_>) -> Result<(), WriteError> {
         if layer.experts == 1 {
             return Err(inexpressible(
@@ -152,12 +153,12 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// A pair of stacks for each module, in which a shared side is there once if the layout says so.
+    /// Writes a pair of stacks for each module; a shared matrix is stored once if the layout allows it.
     fn modules(&mut self, layer: &Layer<'_>) {
         for (module, low) in &layer.modules {
             let path = format!("{}.{}", self.names.block(), self.names.expert(*module));
             let pair = Pair::of(low);
-            // Of a pair that is shared whole, B is written out: the file must show the experts.
+            // If both matrices are shared, B is still written for each expert, as the file must show their number.
             let pair = match self.layout {
                 ExpertLayout::SharedOuter if experts(low) > 1 => pair,
                 ExpertLayout::SharedOuter => Pair { b: pair.b.for_experts(layer.experts), ..pair },
@@ -167,7 +168,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Gate and up as one pair of stacks.
+    /// Writes gate and up as one pair of stacks.
     fn fused(&mut self, layer: &Layer<'_>) -> Result<(), WriteError> {
         let interleaved = self.layout == ExpertLayout::FusedInterleaved;
         if let Some(pair) = gate_and_up(layer, interleaved)? {
@@ -190,7 +191,7 @@ impl Writer<'_> {
         self.contents.targets.push(Target { layer: Some(layer), path });
     }
 
-    /// PEFT's `target_parameters`: the experts of a parameter flattened into one pair of matrices.
+    /// Writes PEFT's `target_parameters`: the experts of a parameter, flattened into one pair of matrices.
     fn parameters(&mut self, layer: &Layer<'_>) -> Result<(), WriteError> {
         let interleaved = self.layout == ExpertLayout::TargetParametersInterleaved;
         let down = layer.modules.get(&TargetModule::Moe4hToH);
@@ -199,7 +200,7 @@ impl Writer<'_> {
         let both = pairs.iter().all(Option::is_some);
         for (parameter, pair) in PARAMETERS.into_iter().zip(pairs) {
             let Some(pair) = pair else { continue };
-            // PEFT wraps the module once for each parameter; the first is inside the second.
+            // PEFT wraps the module once for each parameter; the first wrapper is inside of the second.
             let wrapped = both && parameter == PARAMETERS[0];
             let path = if wrapped { "mlp.experts.base_layer" } else { "mlp.experts" };
             let key = self.names.in_layer(layer.number, parameter);
@@ -213,7 +214,7 @@ impl Writer<'_> {
     }
 }
 
-/// Gate and up of a layer as one update, gate rows first or in turn; an absent one is zero rows.
+/// Gate and up of a layer as one update, with rows concatenated or interleaved; zeros for an absent one.
 fn gate_and_up(layer: &Layer<'_>, interleaved: bool) -> Result<Option<Pair>, WriteError> {
     let sides = [TargetModule::MoeHTo4h, TargetModule::MoeGate];
     let rows = |low: &&LowRank| low.b.shape().get(1).copied().unwrap_or(0);
@@ -242,20 +243,20 @@ fn gate_and_up(layer: &Layer<'_>, interleaved: bool) -> Result<Option<Pair>, Wri
     fuse(&members.collect::<Vec<_>>(), layer.experts, 2 * width)
 }
 
-/// A and B of a flattened pair. With E experts of rank r: A `[E r, in]` has the rows of an expert
-/// together, B `[out, r E]` its columns E apart, or together where the layout says so. Swapped
-/// roles store the transpose, `(B A)^T = A^T B^T`.
-fn flatten(Pair { a, b, rank, .. }: Pair, layout: ExpertLayout) -> [Laid; 2] {
+/// A and B of a flattened pair. For E experts of rank r, the rows of A `[E r, in]` are ordered by expert,
+/// then rank; the columns of B `[out, r E]` by rank, then expert, or the other way round in one layout.
+/// With swapped roles the transpose is stored, `(B A)^T = A^T B^T`.
+fn flatten(Pair { a, b, rank, .. }: Pair, layout: ExpertLayout) -> [LazyTensor; 2] {
     let ([experts, _, input], [_, output, _]) = (a.extents(), b.extents());
     let flat = experts * rank;
     match layout {
         ExpertLayout::TargetParametersSwapped => [
-            b.laid([flat, output], [rank * output, 1, output]),
-            a.laid([input, flat], [1, experts, flat]),
+            b.with_strides([flat, output], [rank * output, 1, output]),
+            a.with_strides([input, flat], [1, experts, flat]),
         ],
         ExpertLayout::UnslothExpertSlowest => {
-            [a.dense([flat, input]), b.laid([output, flat], [rank, flat, 1])]
+            [a.dense([flat, input]), b.with_strides([output, flat], [rank, flat, 1])]
         }
-        _ => [a.dense([flat, input]), b.laid([output, flat], [1, flat, experts])],
+        _ => [a.dense([flat, input]), b.with_strides([output, flat], [1, flat, experts])],
     }
 }

@@ -1,11 +1,12 @@
-//! Several low-rank updates over one input as one.
+//! Merges several low-rank updates of the same input into one.
 
 use super::stack::{Rows, Stack};
 use super::{WriteError, inexpressible};
 use crate::adapter::LowRank;
 use crate::modules::SiteKey;
 
-/// A low-rank update that is not made yet: A `[experts, rank, in]`, B `[experts, out, rank]`.
+/// A low-rank update whose matrices are built when they are written: A `[experts, rank, in]`,
+/// B `[experts, out, rank]`.
 #[derive(Clone, Debug)]
 pub(super) struct Pair {
     pub rank: usize,
@@ -15,32 +16,32 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// An update as it is.
+    /// An update, unchanged.
     pub fn of(low: &LowRank) -> Self {
         Self { rank: low.rank, scale: low.scale, a: Stack::of(&low.a), b: Stack::of(&low.b) }
     }
 
-    /// The same update of `count` experts, where a side is shared by all of them.
+    /// Repeats shared matrices for each of `count` experts.
     pub fn for_experts(self, count: usize) -> Self {
         Self { a: self.a.for_experts(count), b: self.b.for_experts(count), ..self }
     }
 }
 
-/// A module that becomes some of the rows of a fused one.
+/// A module that contributes rows to a fused one.
 pub(super) struct Member<'a> {
     pub key: SiteKey,
     pub low: &'a LowRank,
-    /// Where the rows of its B go.
+    /// The places of B's rows in the fused B.
     pub rows: Vec<Rows>,
 }
 
-/// One update with the rows of all members; rows of B that no member has are zero.
+/// The fused update of all members; rows of B that no member has are zero.
 ///
-/// Members with equal A share it. Otherwise their ranks are stacked,
-/// `[B1 0; 0 B2] [A1; A2] = [B1 A1; B2 A2]`, which changes no product.
+/// If all members have the same A, it is shared. Otherwise their ranks are stacked, which does not change the
+/// products: `[B1 0; 0 B2] [A1; A2] = [B1 A1; B2 A2]`.
 ///
 /// # Errors
-/// Members of unequal scale or element type, or over inputs of unequal size.
+/// Members with different scales, element types or input sizes.
 pub(super) fn fuse(
     members: &[Member<'_>],
     experts: usize,

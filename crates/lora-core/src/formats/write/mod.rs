@@ -1,7 +1,7 @@
-//! Writers of adapter files: the same change of the model in another container or layout.
+//! Writers of adapter files, which convert an adapter to another container or layout.
 //!
-//! A writer holds at most one rearranged tensor in memory besides the adapter: where elements go is
-//! described first, and the bytes are made when their turn in the file comes.
+//! Besides the adapter, a writer holds at most one rearranged tensor in memory: tensors are described
+//! first, and each is built when it is written.
 
 use std::path::{Path, PathBuf};
 
@@ -20,11 +20,11 @@ mod stack;
 pub use nemo::nemo;
 pub use peft::peft;
 
-/// Why an adapter could not be written; nothing is left behind then.
+/// Why an adapter could not be written. No files are left behind.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// Something is there already, and is left as it is.
+    /// The path exists already; it is not changed.
     #[error("{}: exists already; name a path where nothing is yet", path.display())]
     Exists {
         /// The path.
@@ -38,21 +38,21 @@ pub enum WriteError {
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// The adapter has something that the target cannot say.
+    /// The target format cannot represent the adapter.
     #[error("{subject}: found {found}, allowed is {allowed}; {remedy}")]
     Inexpressible {
         /// The sites, or the setting.
         subject: String,
-        /// What the adapter has.
+        /// The value that the adapter has.
         found: String,
-        /// What the target can hold.
+        /// The values that the target can represent.
         allowed: String,
-        /// What to do about it.
+        /// The remedy.
         remedy: String,
     },
 }
 
-/// An adapter that the target cannot hold.
+/// A [`WriteError::Inexpressible`].
 fn inexpressible(
     subject: &(impl ToString + ?Sized),
     found: impl Into<String>,

@@ -1,4 +1,4 @@
-//! What the modules of an adapter are called in a PEFT file.
+//! Module names of an adapter in a PEFT file.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,13 +6,13 @@ use super::{WriteError, inexpressible};
 use crate::adapter::Adapter;
 use crate::modules::{SiteKey, TargetModule};
 
-/// What stands before `layers` in most models.
+/// The part before `layers` in most models.
 const ROOT: &str = "model.";
 
-/// The name of gate and up as one module of routed experts.
+/// The fused gate and up module of routed experts.
 pub(super) const GATE_UP: &str = "gate_up_proj";
 
-/// Names of an adapter's modules: those of the file that it came from, else the usual ones of
+/// Names of an adapter's modules: those of the file that it was read from, or else the usual names of
 /// Hugging Face models.
 pub(super) struct Names {
     root: String,
@@ -20,7 +20,7 @@ pub(super) struct Names {
     /// The path up to `experts`.
     block: String,
     experts: BTreeMap<TargetModule, String>,
-    /// Whether a dense module has another name than in the file that it came from.
+    /// Whether a dense module has another name than in the file that it was read from.
     pub renamed: bool,
 }
 
@@ -28,7 +28,7 @@ impl Names {
     /// The names for an adapter.
     ///
     /// # Errors
-    /// A module that has no usual name, if the adapter came without names.
+    /// A module without a usual name, if the adapter has no names either.
     pub fn of(adapter: &Adapter) -> Result<Self, WriteError> {
         let declared = adapter.declaration.as_ref();
         let path = |module: TargetModule| {
@@ -37,7 +37,7 @@ impl Names {
         let modules = adapter.modules();
         let (routed, dense): (Vec<_>, Vec<_>) =
             modules.iter().copied().partition(|module| module.is_routed_expert());
-        // Parts that were cut out of a fused module have its name.
+        // Parts that were split from a fused module still have its name.
         let mut once = BTreeSet::new();
         let known = dense.iter().filter_map(|module| path(*module));
         let shared: BTreeSet<&str> = known.filter(|path| !once.insert(*path)).collect();
@@ -76,14 +76,14 @@ impl Names {
         };
         self.experts.insert(module, name.to_owned());
         if let Some((block, _)) = known {
-            // A pair for each expert has the expert's number in its path.
+            // With a pair for each expert, the path contains the expert number.
             let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
             let numberless = block.rsplit_once('.').filter(|(_, last)| digits(last));
             numberless.map_or(block, |(block, _)| block).clone_into(&mut self.block);
         }
     }
 
-    /// The whole name of a dense module or norm, as the configuration's patterns see it.
+    /// The full name of a dense module or norm, which patterns of the configuration match.
     pub fn module(&self, key: SiteKey) -> String {
         let path = key.module().map(|module| self.path(module));
         key.hf_name(&self.root, path).unwrap_or_default()
@@ -94,12 +94,12 @@ impl Names {
         self.dense.get(&module).map_or("", String::as_str)
     }
 
-    /// The whole name of a path inside a layer.
+    /// The full name for a path inside a layer.
     pub fn in_layer(&self, layer: u32, path: &str) -> String {
         format!("{}layers.{layer}.{path}", self.root)
     }
 
-    /// What stands before `layers`: `model.` or nothing.
+    /// The part before `layers`: `model.` or nothing.
     pub fn root(&self) -> &str {
         &self.root
     }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::config::{config, is_saved};
 use super::contents::{Contents, Target, Update};
 use super::names::Names;
-use super::stack::Laid;
+use super::stack::LazyTensor;
 use super::{WriteError, check, experts, inexpressible, io_error};
 use crate::adapter::{Adapter, LowRank, RowOrder, SiteWeights};
 use crate::config::ExpertLayout;
@@ -22,18 +22,17 @@ use crate::modules::{SiteKey, TargetModule};
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
 
-/// Writes the adapter into the directory `dir`, as PEFT 0.21.2 does, with routed experts laid out
-/// as `layout` says.
+/// Writes the adapter into the directory `dir` as PEFT 0.21.2 does, with routed experts in `layout`.
 ///
-/// Reading it again gives the same sites, ranks and scales, bit for bit, but for what the layout
-/// asks of routed experts: a side that all of them share is written out for each (except in
-/// [`ExpertLayout::SharedOuter`]), and gate and up become one update where they are one module,
-/// with ranks stacked if they have different A. None of it changes a product. Modules are named
-/// as in the file that the adapter came from; parts of a fused module are written apart.
+/// Reading it again gives the same sites, ranks and scales, bit for bit, except that some layouts change
+/// the form of routed experts, though not their products: a matrix that all experts share is repeated
+/// for each (except in [`ExpertLayout::SharedOuter`]), and if gate and up are one module, they become one
+/// update, with stacked ranks if their A differ. Modules are named as in the file that the adapter was
+/// read from; parts of a fused module are written separately.
 ///
 /// # Errors
-/// A directory with something in it; an adapter that PEFT or the layout cannot hold; those of the
-/// file system. Nothing is left behind then.
+/// A directory that is not empty; an adapter that PEFT or the layout cannot represent; errors of the file
+/// system. No files are left behind.
 pub fn peft(dir: &Path, adapter: &Adapter, layout: ExpertLayout) -> Result<(), WriteError> {
     check::consistent(adapter)?;
     let names = Names::of(adapter)?;
@@ -50,7 +49,7 @@ pub fn peft(dir: &Path, adapter: &Adapter, layout: ExpertLayout) -> Result<(), W
     Directory::create(dir)?.write(contents.tensors, &config)
 }
 
-/// Adds everything that a dense site has.
+/// Adds all tensors of a dense site.
 fn add_dense(
     key: SiteKey,
     site: &SiteWeights,
@@ -66,18 +65,22 @@ fn add_dense(
         };
         contents.targets.push(Target { layer, path });
     }
-    // Where PEFT wraps a module, the weights of the model's own layer are inside.
+    // In a module that PEFT wraps, the model's own layer is `base_layer`.
     let wrapped = site.low_rank.is_some();
     if let Some(bias) = &site.base_bias {
         let kind = if wrapped { "base_layer.bias" } else { "bias" };
-        contents.add(&module, kind, Laid::whole(bias));
+        contents.add(&module, kind, LazyTensor::whole(bias));
     }
     if let Some(weight) = &site.replacement {
         let kind = if is_saved(site) { "weight" } else { "base_layer.weight" };
-        contents.add(&module, kind, Laid::whole(weight));
+        contents.add(&module, kind, LazyTensor::whole(weight));
     }
     if let Some(rows) = &site.rows {
-        contents.add(&module, "token_adapter.trainable_tokens_delta", Laid::whole(&rows.values));
+        contents.add(
+            &module,
+            "token_adapter.trainable_tokens_delta",
+            LazyTensor::whole(&rows.values),
+        );
     }
     Ok(())
 }
@@ -96,7 +99,8 @@ fn add_low_rank(
             "read the adapter for its model, which cuts them apart (--model)",
         ));
     }
-    let mut add = |kind: &str, tensor: &HostTensor| contents.add(module, kind, Laid::whole(tensor));
+    let mut add =
+        |kind: &str, tensor: &HostTensor| contents.add(module, kind, LazyTensor::whole(tensor));
     let [a, b] = match key {
         SiteKey::Embed => ["lora_embedding_A", "lora_embedding_B"],
         _ => ["lora_A.weight", "lora_B.weight"],
@@ -123,12 +127,12 @@ fn whole_expert(key: SiteKey) -> WriteError {
     )
 }
 
-/// A directory that is being written; what is in it is removed again if it is not finished.
+/// A directory that is being written. Unless it is finished, its files are removed on drop.
 struct Directory {
     dir: PathBuf,
-    /// Whether the directory was made here.
+    /// Whether the writer created the directory.
     made: bool,
-    /// Files that are there under names that no reader looks for.
+    /// Files with temporary names, which no reader looks for.
     unfinished: Vec<PathBuf>,
 }
 
@@ -149,7 +153,11 @@ impl Directory {
         Ok(Self { dir: dir.to_owned(), made, unfinished: Vec::new() })
     }
 
-    fn write(mut self, tensors: Vec<(String, Laid)>, config: &Value) -> Result<(), WriteError> {
+    fn write(
+        mut self,
+        tensors: Vec<(String, LazyTensor)>,
+        config: &Value,
+    ) -> Result<(), WriteError> {
         let path = self.unfinished(CONFIG);
         let text = format!("{config:#}\n");
         fs::write(&path, text).map_err(|error| io_error(&path, error))?;
@@ -159,9 +167,9 @@ impl Directory {
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         serialize_to_file(tensors, Some(metadata), &path)
             .map_err(|error| io_error(&path, as_io(error)))?;
-        // The file was made for its owner alone, as temporary files are.
+        // Temporary files are created with permissions for the owner only.
         fs::set_permissions(&path, permissions).map_err(|error| io_error(&path, error))?;
-        // The configuration comes last: without it, nothing in the directory is an adapter.
+        // The configuration is renamed last: without it, the directory is not an adapter.
         for name in [WEIGHTS, CONFIG] {
             let path = self.dir.join(name);
             fs::rename(unfinished(&path), &path).map_err(|error| io_error(&path, error))?;
@@ -172,7 +180,7 @@ impl Directory {
         Ok(())
     }
 
-    /// A name for a file of this name until it is finished.
+    /// The temporary name of a file.
     fn unfinished(&mut self, name: &str) -> PathBuf {
         let path = unfinished(&self.dir.join(name));
         self.unfinished.push(path.clone());
@@ -182,7 +190,7 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // The error that led here matters more than one of tidying up.
+        // The original error matters more than one of the clean-up.
         for path in &self.unfinished {
             let _ = fs::remove_file(path);
         }

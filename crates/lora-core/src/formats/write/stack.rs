@@ -1,4 +1,4 @@
-//! Tensors that are described now and made when they are written.
+//! Tensors that are described first and built when they are written.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -7,8 +7,7 @@ use safetensors::tensor::{Dtype, View};
 
 use crate::device::{DType, HostTensor};
 
-/// A stack of matrices `[experts, rows, columns]` put together of tensors. What none of them
-/// covers is zero.
+/// A stack of matrices `[experts, rows, columns]` that is assembled from rows of tensors. The rest is zero.
 #[derive(Clone, Debug)]
 pub(super) struct Stack {
     dtype: DType,
@@ -16,35 +15,35 @@ pub(super) struct Stack {
     patches: Vec<Patch>,
 }
 
-/// Where rows of a tensor go in a stack.
+/// The place of a tensor's rows in a stack.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Rows {
     /// The rows of the tensor.
     pub taken: Range<usize>,
-    /// The row of the stack that the first of them becomes.
+    /// Row of the stack for the first of them.
     pub first: usize,
-    /// How many rows further each next one goes.
+    /// Rows of the stack from one of them to the next.
     pub step: usize,
 }
 
 impl Rows {
-    /// All of `count` rows together, from row `first` of the stack on.
+    /// All `count` rows of a tensor, contiguous from row `first` of the stack.
     pub fn together(count: usize, first: usize) -> Self {
         Self { taken: 0..count, first, step: 1 }
     }
 }
 
-/// Rows of one tensor in their place; a tensor of one matrix stands for every expert.
+/// Rows of one tensor and their place. A tensor of one matrix applies to every expert.
 #[derive(Clone, Debug)]
 struct Patch {
     tensor: HostTensor,
-    /// The expert of the tensor that is the stack's first.
+    /// The expert of the tensor that is the first of the stack.
     expert: usize,
     rows: Rows,
     column: usize,
 }
 
-/// Extents of a tensor as a stack: a matrix is one expert, a vector one row.
+/// Extents of a tensor seen as a stack: a matrix is one expert, a vector is one row.
 fn extents(tensor: &HostTensor) -> [usize; 3] {
     match *tensor.shape() {
         [experts, rows, columns] => [experts, rows, columns],
@@ -59,7 +58,7 @@ impl Stack {
         Self { dtype, extents, patches: Vec::new() }
     }
 
-    /// The tensor as it is.
+    /// The tensor, unchanged.
     pub fn of(tensor: &HostTensor) -> Self {
         let extents = extents(tensor);
         let mut stack = Self::zeros(tensor.dtype(), extents);
@@ -67,13 +66,13 @@ impl Stack {
         stack
     }
 
-    /// Puts rows of a tensor into the stack, from `column` on. The tensor has the stack's element
-    /// type, and one matrix or as many as the stack.
+    /// Places rows of a tensor, starting at `column`. The tensor must have the element type of the stack, and
+    /// one matrix or as many as the stack.
     pub fn place(&mut self, tensor: &HostTensor, rows: Rows, column: usize) {
         self.patches.push(Patch { tensor: tensor.clone(), expert: 0, rows, column });
     }
 
-    /// The same matrices for `count` experts, where the stack has one for all of them.
+    /// Repeats the matrix of a stack with one expert for each of `count` experts.
     pub fn for_experts(mut self, count: usize) -> Self {
         if self.extents[0] == 1 {
             self.extents[0] = count;
@@ -94,31 +93,31 @@ impl Stack {
         self.extents
     }
 
-    /// The stack in its own order, under a shape of as many elements.
-    pub fn dense(self, shape: impl Into<Vec<usize>>) -> Laid {
+    /// The stack in row-major order, reshaped.
+    pub fn dense(self, shape: impl Into<Vec<usize>>) -> LazyTensor {
         let [_, rows, columns] = self.extents;
-        self.laid(shape, [rows * columns, columns, 1])
+        self.with_strides(shape, [rows * columns, columns, 1])
     }
 
-    /// The stack as a tensor of `shape` in which neighbouring experts, rows and columns are
-    /// `strides` elements apart.
-    pub fn laid(self, shape: impl Into<Vec<usize>>, strides: [usize; 3]) -> Laid {
+    /// The stack as a tensor of `shape` in which consecutive experts, rows and columns are `strides` elements
+    /// apart.
+    pub fn with_strides(self, shape: impl Into<Vec<usize>>, strides: [usize; 3]) -> LazyTensor {
         let shape = shape.into();
         debug_assert_eq!(shape.iter().product::<usize>(), self.extents.iter().product::<usize>());
-        Laid { stack: self, shape, strides }
+        LazyTensor { stack: self, shape, strides }
     }
 }
 
-/// A tensor of a file whose bytes are made when they are asked for.
+/// A tensor of a file whose bytes are built on demand.
 #[derive(Clone, Debug)]
-pub(super) struct Laid {
+pub(super) struct LazyTensor {
     stack: Stack,
     shape: Vec<usize>,
     strides: [usize; 3],
 }
 
-impl Laid {
-    /// A tensor as it is.
+impl LazyTensor {
+    /// A tensor, unchanged.
     pub fn whole(tensor: &HostTensor) -> Self {
         Stack::of(tensor).dense(tensor.shape())
     }
@@ -138,7 +137,7 @@ impl Laid {
         self.shape.iter().product::<usize>() * self.stack.dtype.size()
     }
 
-    /// The elements, little-endian; no copy of a tensor that stays as it is.
+    /// The elements, little-endian; not copied if the tensor is unchanged.
     pub fn bytes(&self) -> Cow<'_, [u8]> {
         if let Some(tensor) = self.unchanged() {
             return Cow::Borrowed(tensor.bytes());
@@ -153,7 +152,7 @@ impl Laid {
         Cow::Owned(bytes)
     }
 
-    /// The only tensor, if its elements stay where they are.
+    /// The only tensor of the stack, if its elements are not rearranged.
     fn unchanged(&self) -> Option<&HostTensor> {
         let [patch] = &self.stack.patches[..] else { return None };
         let [_, rows, columns] = self.stack.extents;
@@ -185,7 +184,7 @@ impl Laid {
     }
 }
 
-impl View for Laid {
+impl View for LazyTensor {
     fn dtype(&self) -> Dtype {
         match self.element() {
             DType::F32 => Dtype::F32,
@@ -219,16 +218,16 @@ mod tests {
         HostTensor::from_f32(DType::F16, shape.to_vec(), &values).unwrap()
     }
 
-    fn values(laid: &Laid) -> Vec<f32> {
-        let bytes = laid.bytes().into_owned();
-        HostTensor::new(laid.element(), laid.extents().to_vec(), bytes).unwrap().to_f32()
+    fn values(tensor: &LazyTensor) -> Vec<f32> {
+        let bytes = tensor.bytes().into_owned();
+        HostTensor::new(tensor.element(), tensor.extents().to_vec(), bytes).unwrap().to_f32()
     }
 
     #[test]
     fn a_tensor_that_stays_as_it_is_is_not_copied() {
         let tensor = counted(&[2, 3, 2]);
-        assert!(matches!(Laid::whole(&tensor).bytes(), Cow::Borrowed(_)));
-        assert!(matches!(Laid::whole(&counted(&[3])).bytes(), Cow::Borrowed(_)));
+        assert!(matches!(LazyTensor::whole(&tensor).bytes(), Cow::Borrowed(_)));
+        assert!(matches!(LazyTensor::whole(&counted(&[3])).bytes(), Cow::Borrowed(_)));
         assert!(matches!(Stack::of(&tensor).expert(1).dense([3, 2]).bytes(), Cow::Owned(_)));
     }
 
@@ -236,7 +235,7 @@ mod tests {
     fn axes_go_where_the_strides_say() {
         let stack = || Stack::of(&counted(&[2, 2, 3]));
         assert_eq!(values(&stack().expert(1).dense([2, 3])), [7., 8., 9., 10., 11., 12.]);
-        let experts_fastest = stack().laid([2, 6], [1, 6, 2]);
+        let experts_fastest = stack().with_strides([2, 6], [1, 6, 2]);
         assert_eq!(values(&experts_fastest), [1., 7., 2., 8., 3., 9., 4., 10., 5., 11., 6., 12.]);
         let shared = Stack::of(&counted(&[1, 1, 2])).for_experts(2).dense([2, 1, 2]);
         assert_eq!(values(&shared), [1., 2., 1., 2.]);

@@ -1,4 +1,4 @@
-//! Groups, and what else begins with a parenthesis.
+//! Groups, look-around, flags, and other syntax that begins with a parenthesis.
 
 use super::{Frame, Reader};
 
@@ -60,7 +60,7 @@ impl Reader<'_> {
         Ok(name.to_owned())
     }
 
-    /// `(?flags)` at the start of the whole; whether there was one.
+    /// Parses `(?flags)` at the start of the pattern; whether it was there.
     pub(super) fn global_flags(&mut self) -> bool {
         let group = self.rest.strip_prefix("(?").and_then(|rest| rest.split_once(')'));
         let Some((flags, rest)) = group.filter(|(flags, _)| {
@@ -77,7 +77,7 @@ impl Reader<'_> {
         true
     }
 
-    /// `(?flags:` of a group.
+    /// Parses `(?flags:` of a group.
     fn flags(&mut self) -> Result<(), String> {
         let length = self.rest.find([')', ':']).ok_or("unknown extension of a group")?;
         let flags = &self.rest[..length];
@@ -95,7 +95,7 @@ impl Reader<'_> {
     }
 }
 
-/// Flags without those of alphabets, which say nothing about ASCII.
+/// The flags, without `a`, `u` and `L`, which do not matter for ASCII.
 fn kept_flags(flags: &str) -> String {
     flags.chars().filter(|flag| !matches!(flag, 'a' | 'u')).collect()
 }

@@ -1,9 +1,9 @@
-//! From the syntax of Python's `re` to that of `fancy_regex`, where the two differ.
+//! Translates Python's `re` syntax to that of `fancy_regex`.
 //!
-//! What both read alike is kept: groups, look-around, alternatives, repetitions. Escapes and sets of
-//! characters are written anew, as ASCII (names of modules are), since `\Z`, `\<`, `&&` and `[` in a
-//! set mean something else over there. What Python refuses is refused, too; so are octal escapes,
-//! conditional groups and verbose patterns, which Python does read.
+//! Syntax that means the same in both is kept: groups, look-around, alternatives, repetitions. Escapes and
+//! character sets are rewritten for ASCII (as module names are), since `\Z`, `\<`, `&&` and `[` in a set
+//! have another meaning in `fancy_regex`. Patterns that Python refuses are refused, and so are octal
+//! escapes, conditional groups and verbose patterns, which Python supports.
 
 use super::class::Class;
 
@@ -12,12 +12,12 @@ mod groups;
 const OCTAL: &str = "octal escapes are not read";
 const BAD_RANGE: &str = "bad character range";
 
-/// What stands around a pattern.
+/// The context of a pattern.
 #[derive(Default, Debug)]
 pub(super) struct Syntax {
-    /// Whether flags such as `(?i)` may stand at its start.
+    /// Whether it may begin with flags such as `(?i)`.
     pub flags_at_start: bool,
-    /// Names of groups that are taken.
+    /// Group names that are used already.
     pub names: Vec<String>,
 }
 
@@ -25,11 +25,11 @@ pub(super) struct Syntax {
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct Translated {
     pub text: String,
-    /// Atoms, each as often as it is repeated at most.
+    /// Number of atoms, with repetitions expanded to their maximum.
     pub atoms: usize,
 }
 
-/// Translates a pattern; the error says what cannot be read, and where.
+/// Translates a pattern; the error says what is not supported, and where.
 pub(super) fn translate(pattern: &str, syntax: Syntax) -> Result<Translated, String> {
     let out = String::with_capacity(pattern.len());
     let mut reader = Reader { rest: pattern, out, frames: vec![Frame::default()], syntax };
@@ -39,14 +39,14 @@ pub(super) fn translate(pattern: &str, syntax: Syntax) -> Result<Translated, Str
     })
 }
 
-/// A group that is open, or the whole pattern.
+/// An open group, or the whole pattern.
 #[derive(Default, Debug)]
 struct Frame {
     atoms: usize,
     last: Last,
 }
 
-/// What a repetition would repeat.
+/// The item before a repetition.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 enum Last {
     /// Nothing, or an anchor.
@@ -103,7 +103,7 @@ impl Reader<'_> {
         next
     }
 
-    /// Takes a text if it comes next.
+    /// Consumes a text if it comes next.
     fn eat(&mut self, text: &str) -> bool {
         let rest = self.rest.strip_prefix(text);
         self.rest = rest.unwrap_or(self.rest);
@@ -143,7 +143,7 @@ impl Reader<'_> {
         self.add(1);
     }
 
-    /// What follows a repetition's own sign, `?` or `+`; it repeats up to `times`.
+    /// The suffix of a repetition, `?` or `+`; it repeats up to `times`.
     fn repeat(&mut self, times: usize) -> Result<(), String> {
         for suffix in ["?", "+"] {
             if self.eat(suffix) {
@@ -163,7 +163,7 @@ impl Reader<'_> {
         }
     }
 
-    /// `{m}`, `{m,}`, `{,n}` or `{m,n}`; anything else is the character itself.
+    /// `{m}`, `{m,}`, `{,n}` or `{m,n}`; any other `{` is a literal.
     fn brace(&mut self) -> Result<(), String> {
         let bounds = self.rest.split_once('}').and_then(|(bounds, rest)| {
             let (least, most) = bounds.split_once(',').unwrap_or((bounds, bounds));
@@ -176,7 +176,7 @@ impl Reader<'_> {
             return Ok(());
         };
         self.rest = rest;
-        // Counts that do not fit are too large in any case.
+        // Counts that overflow are too large in any case.
         let count = |text: &str| text.parse().unwrap_or(usize::MAX);
         let least = if least.is_empty() { 0 } else { count(least) };
         let times = if most.is_empty() { least } else { count(most) };
@@ -210,7 +210,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// A group of one or two digits.
+    /// A back-reference of one or two digits.
     fn back_reference(&mut self, first: char) -> Result<(), String> {
         let digits = self.rest.bytes().take_while(u8::is_ascii_digit).count();
         if digits > 1 {
@@ -222,7 +222,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The character that an escape stands for, in a set or outside of one.
+    /// The character of an escape, inside or outside of a set.
     fn escaped_character(&mut self, escaped: char) -> Result<char, String> {
         let digits = match escaped {
             'a' => return Ok('\x07'),
@@ -295,7 +295,7 @@ impl Reader<'_> {
     }
 }
 
-/// What stands in a set.
+/// An item of a set.
 enum Member {
     One(char),
     Class(Class),

@@ -5,16 +5,16 @@ use tar::{Archive, Entry, EntryType};
 use crate::formats::read::bounded::Bounded;
 use crate::formats::{AdapterError, Source, SourceReader};
 
-/// Most bytes of headers: 512 for each member, and long names.
+/// Maximum size of all headers: 512 bytes for each member, and long names.
 const MAX_HEADERS: u64 = 16 << 20;
 
-/// Largest `model_config.yaml`.
+/// Maximum size of `model_config.yaml`.
 const MAX_CONFIG: u64 = 1 << 20;
 
 const WEIGHTS: &str = "model_weights.ckpt";
 const CONFIG: &str = "model_config.yaml";
 
-/// Files of tokenizers, which NeMo packs along under a prefix of its own.
+/// Tokenizer files, which NeMo adds to archives with a prefix.
 const TOKENIZER_FILES: [&str; 10] = [
     "tokenizer.model",
     "tokenizer.json",
@@ -28,18 +28,18 @@ const TOKENIZER_FILES: [&str; 10] = [
     "sentencepiece.bpe.model",
 ];
 
-/// What an adapter is made of.
+/// The members that make up an adapter.
 #[derive(Debug)]
 pub(super) struct Members {
     /// `model_weights.ckpt`.
     pub weights: Source,
-    /// `model_config.yaml`, of a size that may be read into memory.
+    /// `model_config.yaml`, whose size is bounded.
     pub config: Source,
-    /// Other members, which were passed over.
+    /// Warnings about other members, which are ignored.
     pub warnings: Vec<String>,
 }
 
-/// Finds the members of a tar file; every member has to be known.
+/// Finds the members of a tar file; an unknown member is an error.
 pub(super) fn members(tar: &Source) -> Result<Members, AdapterError> {
     let invalid =
         |problem: String| AdapterError::InvalidNemo { path: tar.path().to_owned(), problem };
@@ -82,9 +82,8 @@ pub(super) fn members(tar: &Source) -> Result<Members, AdapterError> {
     Ok(Members { weights, config, warnings })
 }
 
-/// The name of a member without `./` in front; `None` for a folder. Whatever is neither a file nor
-/// a folder, and whatever would lie outside the archive's folder, is refused: nothing is unpacked
-/// here, but an archive with such members is not one that NeMo made.
+/// The name of a member, without a leading `./`; `None` for a folder. Links, devices and paths that lead out
+/// of the archive are refused: nothing is unpacked here, but NeMo never writes them.
 fn plain_file(entry: &mut Entry<'_, Bounded<SourceReader>>) -> Result<Option<String>, String> {
     let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
     let kind = entry.header().entry_type();
@@ -109,8 +108,8 @@ fn plain_file(entry: &mut Entry<'_, Bounded<SourceReader>>) -> Result<Option<Str
     }
 }
 
-/// Whether the data of a member are not one run of bytes: by GNU's old format, or by its keywords
-/// in an extended header.
+/// Whether a member is sparse, so that its data are not contiguous: in GNU's old format, or by keywords of an
+/// extended header.
 fn is_sparse(
     entry: &mut Entry<'_, Bounded<SourceReader>>,
     kind: EntryType,

@@ -1,4 +1,4 @@
-//! `model_config.yaml`: what NeMo was told about LoRA, among the settings of the base model.
+//! `model_config.yaml`: the LoRA settings, which are among those of the base model.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::rules::{Code, Rejection};
 
 pub(super) const CONFIG: &str = "model_config.yaml";
 
-/// Fields of `peft`. Settings of other schemes stand beside those of LoRA in every file.
+/// Fields of `peft`. Every file also has settings of other schemes than LoRA.
 const PEFT: &[(&str, Policy)] = &[
     ("peft_scheme", Applied),
     ("lora_tuning", Applied),
@@ -49,8 +49,8 @@ const LORA_TUNING: &[(&str, Policy)] = &[
 
 use TargetModule::{AttnDense, AttnQkv, Mlp4hToH, MlpGateUp};
 
-/// NeMo's names of target modules. The first layer of the MLP is gated in every model that is
-/// served here, so it is gate and up in one.
+/// NeMo's names of target modules. All supported models have gated MLPs, so the first layer of the MLP is
+/// the fused gate and up projection.
 const TARGETS: [(&str, &[TargetModule]); 7] = [
     ("attention_qkv", &[AttnQkv]),
     ("attention_dense", &[AttnDense]),
@@ -61,27 +61,27 @@ const TARGETS: [(&str, &[TargetModule]); 7] = [
     ("all", &[AttnQkv, AttnDense, MlpGateUp, Mlp4hToH]),
 ];
 
-/// What the configuration says about the adapter.
+/// The LoRA settings of an archive.
 #[derive(Default, Debug)]
 pub(super) struct LoraTuning {
     /// `adapter_dim`.
     pub rank: Option<usize>,
-    /// `alpha`; without one the scale is 1.
+    /// `alpha`; the scale is 1 without it.
     pub alpha: Option<f64>,
-    /// Modules of `target_modules`; `None` where the file says nothing about LoRA.
+    /// Modules of `target_modules`; `None` if the file has no LoRA settings.
     pub targets: Option<BTreeSet<TargetModule>>,
-    /// Layers of `layer_selection`, counted from zero; `None`: all.
+    /// Layers of `layer_selection`, zero-based; `None` for all.
     pub layers: Option<BTreeSet<LayerIdx>>,
     pub warnings: Vec<String>,
 }
 
-/// The value of `peft`; nothing else in the file is about the adapter.
+/// Parses the value of `peft`, the only part of the file that concerns the adapter.
 pub(super) fn parse(file: &Source) -> Result<Option<Value>, AdapterError> {
     #[derive(Deserialize)]
     struct Document {
         peft: Option<Value>,
     }
-    // A configuration has hundreds of nodes and hardly an alias.
+    // Real configurations have hundreds of nodes, and hardly any aliases.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_nodes: 50_000,
@@ -90,7 +90,7 @@ pub(super) fn parse(file: &Source) -> Result<Option<Value>, AdapterError> {
             max_documents: 1,
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 10_000 },
-        // A number that JSON does not have becomes its text, which no field takes for a number.
+        // Numbers that JSON lacks (infinity, NaN) become strings, which no field accepts as numbers.
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
         with_snippet: false,
     };
@@ -109,7 +109,7 @@ impl LoraTuning {
         let Some(peft) = peft else { return Ok(none()) };
         let map = object("peft", &peft)?;
         let mut fields = Fields { map, file: CONFIG, problems: Vec::new() };
-        // Other schemes have other fields: one message says it all.
+        // Another scheme has other fields: one message instead of one for each of them.
         check_scheme(&mut fields);
         if !fields.problems.is_empty() {
             return Err(fields.problems);
@@ -183,7 +183,7 @@ fn check_scheme(fields: &mut Fields<'_>) {
     }
 }
 
-/// The modules that `target_modules` names; NeMo takes `attention_qkv` where it is absent.
+/// The modules of `target_modules`, which defaults to `attention_qkv` in NeMo.
 fn read_targets(fields: &mut Fields<'_>) -> BTreeSet<TargetModule> {
     let allowed = TARGETS.map(|(name, _)| name).join(", ");
     let names = fields.typed("target_modules", "a list of module names", as_names);
@@ -198,8 +198,8 @@ fn read_targets(fields: &mut Fields<'_>) -> BTreeSet<TargetModule> {
     targets
 }
 
-/// The layers of `layer_selection`, which counts from one, by Megatron's `layer_number`; an empty
-/// list selects all, as in NeMo.
+/// The layers of `layer_selection`, which is one-based like Megatron's `layer_number`. As in NeMo, an empty
+/// list selects all layers.
 fn read_layers(fields: &mut Fields<'_>) -> Option<BTreeSet<LayerIdx>> {
     let as_layer = |value: &Value| {
         let number = value.as_u64()?.checked_sub(1)?;

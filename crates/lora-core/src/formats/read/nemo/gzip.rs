@@ -1,4 +1,4 @@
-//! Archives that are compressed as a whole.
+//! Compressed archives.
 
 use std::io::{self, BufReader, Read};
 
@@ -6,17 +6,17 @@ use flate2::read::MultiGzDecoder;
 
 use crate::formats::{AdapterError, Source, io_error};
 
-/// How many times its own size an archive may become, and what it may become in any case. Weights
-/// hardly compress, so what grows more than this is made to fill a disk.
+/// Maximum ratio of decompressed to compressed size, and the decompressed size that is always allowed.
+/// Weights hardly compress, so a larger ratio means a decompression bomb.
 const MAX_GROWTH: u64 = 32;
 const ALWAYS_ALLOWED: u64 = 64 << 20;
 
-/// Formats that are told by their first bytes and not read: those bytes, and how to undo them.
+/// Other compressed formats, which are not read: their first bytes, and how to decompress them.
 const OTHERS: [(&[u8], &str); 3] =
     [(b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")];
 
-/// The archive itself, or what it decompresses to, in a temporary file that has no name and goes
-/// away with its last tensor.
+/// The archive itself, or its decompressed content in an unnamed temporary file, which exists until its last
+/// tensor is dropped.
 pub(super) fn plain(archive: &Source) -> Result<Source, AdapterError> {
     let path = archive.path();
     let failed = |error| io_error(path, error);
@@ -33,7 +33,7 @@ pub(super) fn plain(archive: &Source) -> Result<Source, AdapterError> {
     let limit = archive.len().saturating_mul(MAX_GROWTH).saturating_add(ALWAYS_ALLOWED);
     let decoder = MultiGzDecoder::new(BufReader::new(archive.reader()));
     let mut file = tempfile::tempfile().map_err(failed)?;
-    // One byte more than allowed tells a larger archive from one of just this size.
+    // One byte more than the limit, to notice when it is exceeded.
     let written = io::copy(&mut decoder.take(limit.saturating_add(1)), &mut file);
     let written = written.map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {

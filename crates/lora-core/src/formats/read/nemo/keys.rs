@@ -10,7 +10,7 @@
 use crate::ids::{LayerIdx, number};
 use crate::modules::TargetModule;
 
-/// What stands for each module that NeMo adapts.
+/// NeMo's adapter names, and the target modules.
 const ADAPTERS: [(&str, TargetModule); 4] = [
     ("self_attention.adapter_layer.lora_kqv_adapter", TargetModule::AttnQkv),
     ("self_attention.adapter_layer.lora_dense_attention_adapter", TargetModule::AttnDense),
@@ -18,7 +18,7 @@ const ADAPTERS: [(&str, TargetModule); 4] = [
     ("mlp.adapter_layer.lora_4htoh_adapter", TargetModule::Mlp4hToH),
 ];
 
-/// Which matrix of a pair a tensor is.
+/// A matrix of a pair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Half {
     /// `linear_in`, A.
@@ -27,10 +27,10 @@ pub(super) enum Half {
     Out,
 }
 
-/// A name in its parts.
+/// A parsed name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Key<'a> {
-    /// What stands in front of the layer's number.
+    /// The part before the layer number.
     pub prefix: &'a str,
     pub layer: LayerIdx,
     pub module: TargetModule,

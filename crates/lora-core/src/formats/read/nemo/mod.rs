@@ -1,9 +1,9 @@
 //! NeMo archives: a tar file, compressed or not, of `model_weights.ckpt` (a torch file) and
 //! `model_config.yaml`.
 //!
-//! NeMo calls the update of Megatron's fused query, key and value projection `lora_kqv_adapter`; its
-//! rows are in Megatron's order unless [`NemoQkvLayout`](crate::NemoQkvLayout) says otherwise. The
-//! scale is `alpha / adapter_dim`, by `ParallelLinearAdapter.forward` of NeMo.
+//! `lora_kqv_adapter` is the update of Megatron's fused query, key and value projection. Its rows are in
+//! Megatron's order unless [`NemoQkvLayout`](crate::NemoQkvLayout) says otherwise. The scale is
+//! `alpha / adapter_dim`, as in NeMo's `ParallelLinearAdapter.forward`.
 
 use std::path::{Path, PathBuf};
 
@@ -42,8 +42,8 @@ pub fn probe(path: &Path) -> Result<(), AdapterError> {
     Source::open(&find(path)?).map(drop)
 }
 
-/// Reads a NeMo archive. Nothing is unpacked: the tensors are read from where they lie in it, or,
-/// if it is compressed, from a temporary file without a name.
+/// Reads a NeMo archive. Nothing is unpacked: tensors are read in place or, if the archive is compressed,
+/// from an unnamed temporary file.
 ///
 /// # Errors
 /// See [`AdapterError`].
@@ -75,7 +75,7 @@ pub fn read_archive(archive: &Source, options: &ReadOptions) -> Result<Adapter, 
     assemble::read(path, planned, None)
 }
 
-/// The archive that a path names.
+/// The archive at a path.
 fn find(path: &Path) -> Result<PathBuf, AdapterError> {
     if !path.is_dir() {
         return Ok(path.to_owned());

@@ -1,4 +1,4 @@
-//! In place of the reader of NeMo archives, where it is not compiled in.
+//! Stands in for the reader of NeMo archives without the feature `nemo`.
 
 use std::path::Path;
 

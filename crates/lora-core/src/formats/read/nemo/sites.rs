@@ -1,4 +1,4 @@
-//! Makes sites of a NeMo file's tensors, under the rules of its configuration.
+//! Builds the sites of an adapter from the tensors of a NeMo file and its configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,16 +18,16 @@ use crate::ids::LayerIdx;
 use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection, listed};
 
-/// The matrices of a pair, as far as they were found.
+/// The matrices of a pair, as far as the file has them.
 #[derive(Default)]
 struct Halves {
     a: Option<View>,
     b: Option<View>,
-    /// Whether one of them cannot be used, so that nothing more is to be said.
+    /// Whether one of them is unusable, which was reported.
     broken: bool,
 }
 
-/// Turns tensors into sites that are still to be read; all problems are returned together.
+/// Plans the sites; all problems are returned together.
 pub(super) fn plan(
     tensors: BTreeMap<String, RawTensor>,
     tuning: &LoraTuning,
@@ -48,7 +48,7 @@ pub(super) fn plan(
     if problems.is_empty() { Ok(sites) } else { Err(problems) }
 }
 
-/// Gives every tensor its place; a tensor without one is a rejection.
+/// Assigns every tensor to a site; a tensor of unknown meaning is a rejection.
 fn collect(
     tensors: BTreeMap<String, RawTensor>,
     problems: &mut Vec<Rejection>,
@@ -81,8 +81,9 @@ fn collect(
     pairs
 }
 
-/// Rows of the fused projection are Megatron's, unless the user says that they are not. Its gated
-/// MLP splits gate from up in the middle, gate first (`glu` in `megatron/core/transformer/mlp.py`).
+/// The order of B's rows. Fused query, key and value rows are in Megatron's order unless the user says
+/// otherwise. In Megatron's gated MLP the first half is the gate (`glu` in
+/// `megatron/core/transformer/mlp.py`).
 fn row_order(key: SiteKey, options: &ReadOptions) -> RowOrder {
     match (key.module(), options.nemo_qkv_layout) {
         (Some(TargetModule::AttnQkv), NemoQkvLayout::Interleaved) => RowOrder::ByKvHead,
@@ -122,8 +123,8 @@ fn low_rank(
     Some(LowRank { rank, scale, a, b, magnitude: None, b_bias: None, rows })
 }
 
-/// The layers and modules that the configuration names must be those that have weights. Without a
-/// selection of layers these are all layers of the model, or of the file where there is no model.
+/// Checks that exactly the layers and modules of the configuration have weights. Without a selection of
+/// layers these are all layers of the model or, if it is not known, of the file.
 fn check_targets(
     pairs: &BTreeMap<SiteKey, Halves>,
     tuning: &LoraTuning,

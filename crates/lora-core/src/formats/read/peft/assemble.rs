@@ -1,4 +1,4 @@
-//! Makes sites of a file's tensors, under the rules of the configuration.
+//! Builds the sites of an adapter from the tensors of a file and its configuration.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -15,8 +15,8 @@ use crate::formats::read::view::View;
 use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection};
 
-/// Builds every site; whatever is missing, undeclared or contradictory is a rejection. Full weights are
-/// not among the sites: only their content tells what they do.
+/// Builds every site; missing, undeclared and contradictory tensors are rejections. Full weights are left
+/// to [`Wrapping::full_weights`], since their effect depends on their content.
 pub(super) fn assemble(wrapping: &Wrapping<'_>, problems: &mut Vec<Rejection>) -> PlannedSites {
     let (file, config) = (wrapping.file, wrapping.config);
     let mut sites = PlannedSites::new();
@@ -91,7 +91,7 @@ impl<'a> Site<'a> {
         Some(LowRank { rank, scale, a, b, magnitude, b_bias, rows: RowOrder::ByPart })
     }
 
-    /// PEFT's name of the module or of its parameter, by which patterns know it.
+    /// PEFT's name of the module, or of the parameter if that is the target. Patterns match this name.
     fn trained(&self) -> Cow<'a, str> {
         self.config.declaration.trained(&self.parts.module)
     }
@@ -100,7 +100,7 @@ impl<'a> Site<'a> {
         result.map_err(|problem| self.problems.push(problem)).ok()
     }
 
-    /// PEFT writes no bias for B of an embedding.
+    /// Whether `lora_bias` applies to the embedding, for which PEFT saves no bias.
     fn has_biased_embedding(&self) -> bool {
         self.key == SiteKey::Embed && self.config.variant == Variant::OutputBias
     }
@@ -116,7 +116,7 @@ impl<'a> Site<'a> {
         Some(rank)
     }
 
-    /// A magnitude or a bias of B: there exactly when the variant asks for it.
+    /// A magnitude or a bias of B, which must be present exactly if the variant has it.
     fn extra(&mut self, kind: Kind, variant: Variant, has_pair: bool) -> Option<Plan> {
         let (field, tensor) = match kind {
             Kind::Magnitude => ("use_dora", "lora_magnitude_vector"),
@@ -188,8 +188,8 @@ impl<'a> Site<'a> {
     }
 }
 
-/// All layers of a model have a bias on a kind of module, or none has: a file with some of the
-/// biases has lost the others.
+/// Rejects a file with a base bias of a module in some layers only: either all layers of a model have
+/// that bias or none has it, so the others were lost.
 fn require_biases(
     sites: &PlannedSites,
     file: &Collected,

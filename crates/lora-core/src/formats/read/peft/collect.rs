@@ -1,4 +1,4 @@
-//! Sorts the tensors of a file by the site that they belong to.
+//! Groups the tensors of a file by site.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,25 +15,25 @@ use crate::rules::{Code, Rejection};
 /// The tensors of one site.
 #[derive(Debug)]
 pub(super) struct Parts {
-    /// PEFT's name of the module.
+    /// Name of the module in PEFT.
     pub module: String,
     pub tensors: BTreeMap<Kind, View>,
 }
 
-/// A file's tensors by site, and what the file calls things.
+/// A file's tensors by site, and the names that it uses.
 #[derive(Default, Debug)]
 pub(super) struct Collected {
     pub sites: BTreeMap<SiteKey, Parts>,
     pub experts: ExpertTensors,
-    /// `model.` or nothing.
+    /// Prefix of module names: `model.` or nothing.
     pub root: &'static str,
     pub naming: BTreeMap<TargetModule, ModuleNaming>,
-    /// Sites with a tensor that cannot be used, about which nothing more is to be said.
+    /// Sites with an unusable tensor, which was reported; their other tensors are not checked.
     pub broken: BTreeSet<SiteKey>,
     pub bytes: u64,
 }
 
-/// Gives every tensor its place; a tensor without one is a rejection.
+/// Assigns every tensor to a site; a tensor of unknown meaning is a rejection.
 pub(super) fn collect(
     tensors: BTreeMap<String, RawTensor>,
     map: &ModuleMap,
@@ -64,7 +64,7 @@ pub(super) fn collect(
             continue;
         };
         adapters.extend(key.adapter.map(str::to_owned));
-        // The output projection stands outside the root that the others share.
+        // `lm_head` is outside of `model.`, which the other modules share.
         if key.place != Place::Head {
             prefixes.insert(key.prefix.to_owned());
         }
@@ -89,7 +89,7 @@ impl Collected {
         }
     }
 
-    /// The site that a name belongs to; a module without one is a rejection.
+    /// The site of a tensor's name; an unknown module is a rejection.
     fn site(
         &mut self,
         name: &str,
@@ -128,7 +128,7 @@ impl Collected {
         let parts =
             self.sites.entry(site).or_insert_with(|| Parts { module, tensors: BTreeMap::new() });
         match parts.tensors.get(&key.kind) {
-            // PEFT writes magnitudes of tied embeddings under both of their names.
+            // PEFT writes the magnitudes of tied embeddings under both names.
             Some(other) if other.equals(&tensor) => {}
             Some(other) => problems.push(duplicate(tensor.name(), other.name())),
             None => drop(parts.tensors.insert(key.kind, tensor)),

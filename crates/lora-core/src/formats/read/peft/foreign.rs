@@ -1,13 +1,13 @@
-//! Tensor names that show where a file comes from, and that it is no adapter as PEFT saves it.
+//! Recognises files of other programs by their tensor names.
 //!
-//! Whole files are named alike, so a kind is told once, with the number of its tensors.
+//! All names of such a file follow one scheme, so each origin is reported once, with a count.
 
 use std::collections::BTreeMap;
 
 use crate::formats::RawTensor;
 use crate::rules::{Code, Rejection};
 
-/// Modules that wrap a model, and what puts them there.
+/// Wrapper modules, and their origin.
 const WRAPPERS: [(&str, &str); 7] = [
     ("_orig_mod", "a model that torch.compile wrapped"),
     ("module", "a model that DistributedDataParallel, DataParallel or DeepSpeed wrapped"),
@@ -18,7 +18,7 @@ const WRAPPERS: [(&str, &str); 7] = [
     ("_forward_module", "a model that Lightning wrapped"),
 ];
 
-/// Parts of a multimodal model, of which the text model is one.
+/// Parts of multimodal models.
 const MULTIMODAL: [&str; 9] = [
     "language_model",
     "vision_tower",
@@ -34,7 +34,7 @@ const MULTIMODAL: [&str; 9] = [
 /// Megatron's linear layers.
 const MEGATRON: [&str; 4] = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"];
 
-/// Parts of names in files of kohya and diffusers.
+/// Parts of names that kohya and diffusers use.
 const IMAGE_MODEL: [&str; 6] =
     [".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", "lora_unet_", "unet."];
 
@@ -42,23 +42,23 @@ const PEFT_ROOT: &str = "base_model.model.";
 const ALLOWED: &str = "names as PEFT writes them, such as \
                        base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 
-/// Where a name comes from, if not from PEFT's `save_pretrained` of a language model.
+/// Origin of a name other than PEFT's `save_pretrained` of a language model.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Origin<'a> {
-    /// A prefix, with its dot, that a wrapper put before a name or into it.
+    /// A wrapper: its prefix with the dot, and its description.
     Wrapper(String, &'static str),
     /// A part of a multimodal model.
     Multimodal(&'a str),
     /// MLX: `lora_a` is `[in, rank]`.
     Mlx,
     Torchtune,
-    /// Megatron's modules, as Megatron-Bridge and NeMo 2 name them.
+    /// Modules of Megatron, as in files of Megatron-Bridge and NeMo 2.
     Megatron,
-    /// kohya's and diffusers' names of image models.
+    /// A LoRA of an image model (kohya, diffusers).
     ImageModel,
 }
 
-/// One rejection for each origin of names that is not PEFT's.
+/// One rejection for each foreign origin.
 pub(super) fn check(tensors: &BTreeMap<String, RawTensor>) -> Vec<Rejection> {
     let mut found: BTreeMap<Origin<'_>, (&str, usize)> = BTreeMap::new();
     for name in tensors.keys() {
@@ -86,7 +86,7 @@ fn origin(name: &str) -> Option<Origin<'_>> {
     })
 }
 
-/// The name of a tensor's module: what stands after it may be the name of an adapter, which is free.
+/// The module part of a name. What follows may contain the name of the adapter, which is arbitrary.
 fn place(name: &str) -> &str {
     let kinds = [".lora_", ".modules_to_save", ".original_module"];
     let end = kinds.iter().filter_map(|kind| name.find(kind)).min();
@@ -146,7 +146,7 @@ impl Origin<'_> {
     }
 }
 
-/// DeepSpeed ZeRO stage 3 leaves empty tensors where parameters were not gathered.
+/// Without gathering parameters, DeepSpeed ZeRO stage 3 saves empty tensors.
 fn partitioned(tensors: &BTreeMap<String, RawTensor>) -> Option<Rejection> {
     let (first, _) = tensors.first_key_value()?;
     let empty = |tensor: &RawTensor| tensor.shape().contains(&0);

@@ -1,9 +1,8 @@
-//! Which weight of the model each full weight of a file is, as PEFT loads it.
+//! Assigns each full weight of a file to the parameter that PEFT would load it into.
 //!
-//! PEFT writes full weights under five names, declared or not: after a vocabulary was resized, beside
-//! LoRA on an embedding, and for `modules_to_save`. What a name means depends on how PEFT wraps the
-//! module, so each is assigned to the parameter that PEFT would load it into; equal parameters of tied
-//! embeddings are one.
+//! PEFT writes full weights under five names, declared or not: after the vocabulary was resized, beside
+//! LoRA on an embedding, and for `modules_to_save`. The meaning of a name depends on how PEFT wraps the
+//! module. Tied embeddings share one parameter.
 
 use std::collections::BTreeMap;
 
@@ -16,11 +15,11 @@ use crate::modules::SiteKey;
 /// A parameter of the model that PEFT builds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Parameter {
-    /// The base layer's.
+    /// The weight of the base layer.
     Base(SiteKey),
-    /// The copy that `modules_to_save` trains.
+    /// The copy trained by `modules_to_save`.
     Trained(SiteKey),
-    /// None: the name fits no parameter of the wrapped module.
+    /// None: the wrapped module has no parameter of that name.
     Dropped(SiteKey),
 }
 
@@ -34,7 +33,7 @@ impl Wrapping<'_> {
         Parameter::Trained(if tied { SiteKey::Embed } else { site })
     }
 
-    /// The parameter that a full weight is loaded into.
+    /// The parameter that PEFT loads a full weight into.
     fn parameter(&self, site: SiteKey, name: FullName) -> Parameter {
         let saved = self.is_saved(site);
         let tokens = self.trained_tokens(site).is_some();
@@ -48,7 +47,7 @@ impl Wrapping<'_> {
         }
     }
 
-    /// The sites whose module computes with a parameter.
+    /// The sites that compute with a parameter.
     fn users(&self, parameter: Parameter) -> Vec<SiteKey> {
         let (Parameter::Base(site) | Parameter::Trained(site) | Parameter::Dropped(site)) =
             parameter;

@@ -15,7 +15,7 @@
 pub(super) use crate::ids::number;
 use crate::modules::NormKind;
 
-/// What a tensor is to its module.
+/// The role of a tensor in its module.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Kind {
     /// `lora_A`, or `lora_embedding_A` of an embedding.
@@ -28,15 +28,15 @@ pub(super) enum Kind {
     Magnitude,
     /// Bias of the base layer, or of the copy that `modules_to_save` trains.
     BaseBias,
-    /// Bias of the module that `modules_to_save` has a copy of, which is not used.
+    /// Bias of a module that `modules_to_save` replaces by a trained copy; unused.
     OriginalBias,
-    /// A whole weight.
+    /// A full weight.
     Full(FullName),
     /// Trained rows of the vocabulary.
     TokenRows,
 }
 
-/// What stands before `weight` in the name of a whole weight; see [`super::full`] for what it means.
+/// The part of a full weight's name before `weight`; see [`super::full`] for its meaning.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum FullName {
     /// Nothing.
@@ -51,7 +51,7 @@ pub(super) enum FullName {
     TokenBaseLayer,
 }
 
-/// Where a tensor belongs.
+/// The module that a tensor belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Place<'a> {
     Embed,
@@ -64,7 +64,7 @@ pub(super) enum Place<'a> {
 /// A parsed name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Key<'a> {
-    /// What stands before the place: `base_model.model.` or nothing, then the root.
+    /// The prefix before the place: `base_model.model.` or nothing, then the root.
     pub prefix: &'a str,
     /// `model.` or nothing.
     pub root: &'static str,
@@ -72,7 +72,7 @@ pub(super) struct Key<'a> {
     pub module: &'a str,
     pub place: Place<'a>,
     pub kind: Kind,
-    /// PEFT's internal name of the adapter, where the file has it.
+    /// PEFT's internal name of the adapter, if the file has it.
     pub adapter: Option<&'a str>,
 }
 
@@ -95,12 +95,12 @@ pub(super) fn parse(name: &str) -> Option<Key<'_>> {
     Some(Key { prefix, root, module, place, kind, adapter })
 }
 
-/// Whether a name speaks of routed experts.
+/// Whether a name belongs to routed experts.
 pub(super) fn is_routed_expert(name: &str) -> bool {
     name.split('.').any(|part| part == "experts")
 }
 
-/// Cuts a name before its kind.
+/// Splits a name into module and kind.
 fn split(name: &str) -> Option<(&str, &str)> {
     const STARTS: [&str; 11] = [
         ".lora_A",
@@ -140,7 +140,7 @@ fn parse_place<'a>(place: &'a str, root: &str) -> Option<Place<'a>> {
     path.split('.').all(plain).then_some(Place::Layer { index, path })
 }
 
-/// The number of a layer and what stands after it.
+/// The layer number, and the path after it.
 pub(super) fn split_layer(place: &str) -> Option<(u32, &str)> {
     let (digits, path) = place.strip_prefix("layers.")?.split_once('.')?;
     Some((number(digits)?, path))

@@ -1,7 +1,7 @@
 //! Adapters as Hugging Face PEFT writes them: `adapter_config.json` beside `adapter_model.*`.
 //!
-//! Every tensor is consumed exactly once or named in an error; every field of the configuration
-//! has a policy.
+//! Every tensor is either used exactly once or named in an error, and every field of the configuration has
+//! a policy.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -31,7 +31,7 @@ use wrapping::Wrapping;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model";
-/// Extensions of torch files, in the order in which they are looked for.
+/// Extensions of torch files, in order of preference.
 const PICKLES: [&str; 2] = ["bin", "pth"];
 
 /// The tensors of an adapter, whose values may still be in their files.
@@ -49,7 +49,7 @@ pub fn read(dir: &Path, options: &ReadOptions) -> Result<Adapter, AdapterError> 
     assemble_adapter(dir, config, weights, options)
 }
 
-/// The configuration in a directory, and its tensors, whose values are still in their files.
+/// Reads the configuration of a directory, and the headers of its tensors.
 fn open(dir: &Path, options: &ReadOptions) -> Result<(PeftConfig, Weights), AdapterError> {
     if !dir.is_dir() {
         let what = "an adapter directory".to_owned();
@@ -59,7 +59,7 @@ fn open(dir: &Path, options: &ReadOptions) -> Result<(PeftConfig, Weights), Adap
     Ok((config, read_weights(dir)?))
 }
 
-/// As [`read`], but the values of the tensors are left in their files.
+/// As [`read`], without reading the values of tensors.
 ///
 /// # Errors
 /// See [`AdapterError`].
@@ -69,8 +69,8 @@ pub fn probe(dir: &Path, options: &ReadOptions) -> Result<(), AdapterError> {
     planned.map(drop).map_err(|problems| rejected(dir, problems))
 }
 
-/// Makes an adapter of the text of an `adapter_config.json` and of tensors; `dir` is what messages
-/// call its directory.
+/// Makes an adapter from the text of an `adapter_config.json` and tensors in memory; `dir` is for
+/// messages.
 ///
 /// # Errors
 /// See [`AdapterError`].
@@ -122,7 +122,7 @@ fn assemble_adapter(
     super::assemble::read(dir, planned, options.base.as_ref())
 }
 
-/// Finds and reads the weight files of a directory: safetensors where there are any, as PEFT does.
+/// Opens the weight files of a directory. As in PEFT, safetensors take precedence.
 fn read_weights(dir: &Path) -> Result<Weights, AdapterError> {
     let missing = match safetensors::read_folder(dir, WEIGHTS, Residence::File) {
         Err(missing @ AdapterError::Missing { .. }) => missing,
@@ -138,7 +138,7 @@ fn read_weights(dir: &Path) -> Result<Weights, AdapterError> {
     }
 }
 
-/// Turns tensors and configuration into an adapter that is still to be read; all problems are reported
+/// Plans an adapter from the configuration and the headers of tensors; all problems are reported
 /// together.
 fn plan(
     raw: RawTensors,
@@ -176,7 +176,7 @@ fn plan(
         fused::cut(&mut sites, &mut file.naming, model, &mut problems);
     }
     if !problems.is_empty() {
-        // One pattern may be of no use to every module.
+        // A pattern that is too complex is reported for every module.
         problems.dedup();
         return Err(problems);
     }

@@ -1,4 +1,4 @@
-//! `modules_to_save`: what it names must be there.
+//! Checks that `modules_to_save` and the full weights of a file agree.
 
 use std::collections::BTreeSet;
 
@@ -9,16 +9,16 @@ use crate::geometry::ModelGeometry;
 use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection, listed};
 
-/// What was found of `modules_to_save`.
+/// The outcome of the check.
 pub(super) struct Saved {
-    /// Sites of which the file has a trained weight.
+    /// Sites for which the file has a trained weight.
     pub sites: BTreeSet<SiteKey>,
-    /// Names that no module has, which PEFT ignores.
+    /// Entries that match no module, which PEFT ignores.
     pub warnings: Vec<String>,
 }
 
-/// Holds the names against the file and, where it is known, against the model. A module that is named and
-/// has no weight is a rejection: PEFT would not load the file either.
+/// Compares the entries with the file and, if it is known, with the model. A named module without a weight
+/// is a rejection: PEFT would not load the file either.
 pub(super) fn check(
     wrapping: &Wrapping<'_>,
     model: Option<&ModelGeometry>,
@@ -54,8 +54,8 @@ pub(super) fn check(
     Saved { sites, warnings: strangers.map(warning).collect() }
 }
 
-/// The sites that may have full weights, with the names of their modules: those of the model where it is
-/// known, else those of the file, the embedding and the output projection.
+/// The sites that may have full weights, with their module names: those of the file, the embedding and
+/// `lm_head`, and all of the model if it is known.
 fn site_names(wrapping: &Wrapping<'_>, model: Option<&ModelGeometry>) -> Vec<(SiteKey, String)> {
     let of_file = wrapping.file.sites.iter().map(|(site, parts)| (*site, parts.module.clone()));
     let mut names: Vec<(SiteKey, String)> = of_file.collect();

@@ -1,4 +1,4 @@
-//! `trainable_token_indices`: rows of the vocabulary that were trained by themselves.
+//! Trained rows of the vocabulary (`trainable_token_indices`).
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::formats::read::view::View;
 use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection};
 
-/// The trained rows of a site; whatever PEFT could not load is a rejection.
+/// The trained rows of a site. What PEFT could not load is a rejection.
 pub(super) fn rows(
     wrapping: &Wrapping<'_>,
     site: SiteKey,
@@ -47,7 +47,7 @@ pub(super) fn rows(
     Some(sorted(ids, view))
 }
 
-/// What PEFT does not combine with trained rows.
+/// Why a site cannot have trained rows: PEFT does not combine them with other training of the module.
 fn contradiction(wrapping: &Wrapping<'_>, site: SiteKey) -> Option<String> {
     let has_pair = wrapping.has_pair(site);
     let shared = wrapping.trained_tokens(site).is_some_and(|tokens| tokens.owner != site);
@@ -62,7 +62,7 @@ fn contradiction(wrapping: &Wrapping<'_>, site: SiteKey) -> Option<String> {
     }
 }
 
-/// Copies of the rows that tied weights share, which must agree.
+/// The copies of trained rows that tied weights have under both names; they must agree.
 pub(super) fn copies(wrapping: &Wrapping<'_>) -> Option<FullWeight> {
     let tensor = |site: SiteKey| wrapping.tensor(site, Kind::TokenRows);
     let TrainedTokens { owner, .. } = wrapping.trained_tokens(SiteKey::Head)?;
@@ -75,7 +75,7 @@ pub(super) fn copies(wrapping: &Wrapping<'_>) -> Option<FullWeight> {
     })
 }
 
-/// The rows in the order of their tokens.
+/// The rows, sorted by token.
 fn sorted(ids: &[u32], view: &View) -> TokenRows<Plan> {
     if ids.is_sorted() {
         return TokenRows { ids: ids.to_vec(), values: view.clone().into() };

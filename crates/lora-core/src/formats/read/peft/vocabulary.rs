@@ -1,4 +1,4 @@
-//! Whole weights of a vocabulary that is not the model's, however the file names and declares them.
+//! Full weights of a vocabulary whose size is not the model's.
 
 use super::collect::Collected;
 use super::keys::Kind;
@@ -7,8 +7,9 @@ use crate::geometry::ModelGeometry;
 use crate::modules::SiteKey;
 use crate::rules::{Rejection, listed};
 
-/// The rejection of a file with an embedding or output layer of the model's width and another
-/// vocabulary. PEFT writes both by itself when it was resized, so nothing else about them matters.
+/// Rejects a file with an embedding or `lm_head` that has the model's width and another number of rows.
+/// PEFT saves both, declared or not, once the vocabulary was resized, so this is checked before anything
+/// else about them.
 pub(super) fn check(file: &Collected, model: &ModelGeometry) -> Option<Rejection> {
     let mut found = None;
     let mut names = Vec::new();

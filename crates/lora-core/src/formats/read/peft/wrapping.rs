@@ -16,14 +16,14 @@ pub(super) struct Wrapping<'a> {
 }
 
 impl<'a> Wrapping<'a> {
-    /// Whether `modules_to_save` trains a copy of a site's module.
+    /// Whether `modules_to_save` names a site's module, so that a copy of it is trained.
     pub fn is_saved(&self, site: SiteKey) -> bool {
         let named = |site: SiteKey| self.config.declaration.saves(&self.name(site));
-        // Kept tied, the output projection is wrapped along with the embedding.
+        // If PEFT keeps them tied, `lm_head` is wrapped along with the embedding.
         named(site) || (site == SiteKey::Head && self.keeps_tied() && named(SiteKey::Embed))
     }
 
-    /// Whether PEFT keeps the embeddings of the adapter tied.
+    /// Whether PEFT keeps the adapter's embedding and `lm_head` tied.
     pub fn keeps_tied(&self) -> bool {
         self.tied && self.config.declaration.ensure_weight_tying
     }
@@ -45,7 +45,7 @@ impl<'a> Wrapping<'a> {
         self.file.sites.get(&site)?.tensors.get(&kind)
     }
 
-    /// A and B of a site, as they are in PEFT's model.
+    /// A and B of a site, as PEFT's model has them after loading.
     pub fn pair(&self, site: SiteKey) -> [Option<View>; 2] {
         match self.tied_pair() {
             Some(pair) if site == SiteKey::Embed => pair.map(Some),
@@ -53,9 +53,9 @@ impl<'a> Wrapping<'a> {
         }
     }
 
-    /// A and B of an embedding that is kept tied to the output projection. Both share one storage, into
-    /// which PEFT loads the embedding's first, then the output projection's, which stay. `None` where
-    /// one pair is missing, or fits no storage of the other.
+    /// A and B of an embedding that is kept tied to `lm_head`. The two share storage: PEFT loads the tensors
+    /// of the embedding first and overwrites them with those of `lm_head`, transposed. `None` if either
+    /// pair is missing, or if their shapes differ.
     fn tied_pair(&self) -> Option<[View; 2]> {
         if !self.keeps_tied() {
             return None;
@@ -71,7 +71,7 @@ impl<'a> Wrapping<'a> {
         fits.then_some(pair)
     }
 
-    /// What a person should know of pairs that are kept tied.
+    /// A note for the user if the pairs of tied embeddings were merged.
     pub fn tying_note(&self) -> Option<String> {
         self.tied_pair().map(|_| {
             "ensure_weight_tying: the LoRA of embed_tokens is that of lm_head, transposed, as PEFT loads \

@@ -1,4 +1,4 @@
-//! The zip file around a torch pickle.
+//! The zip container of a torch file.
 
 use std::io::BufReader;
 
@@ -9,19 +9,19 @@ use super::invalid;
 use crate::formats::read::bounded::Bounded;
 use crate::formats::{AdapterError, Source, SourceReader, io_error};
 
-/// Largest pickle: some hundred bytes for each tensor of the largest adapters.
+/// Maximum size of a pickle. The largest adapters take a few hundred bytes for each tensor.
 const MAX_PICKLE: u64 = 64 << 20;
 
-/// Most bytes of directory and headers.
+/// Maximum size of the directory and headers.
 const MAX_DIRECTORY: u64 = 64 << 20;
 
-/// Most entries; each storage is one.
+/// Maximum number of entries; each storage is one.
 const MAX_ENTRIES: usize = 1 << 18;
 
-/// Headers are small and far apart: a larger buffer would read the tensors between them.
+/// Buffer size. Headers are small and far apart, and a larger buffer would read the tensors between them.
 const BUFFER: usize = 256;
 
-/// A torch file whose entries are ranges of the file.
+/// A torch file, whose entries are byte ranges of it.
 pub(super) struct Archive {
     zip: ZipArchive<BufReader<Bounded<SourceReader>>>,
     file: Source,
@@ -54,12 +54,12 @@ impl Archive {
         Ok(archive)
     }
 
-    /// The file that the entries are ranges of.
+    /// The whole file.
     pub fn file(&self) -> &Source {
         &self.file
     }
 
-    /// The pickle, of a size that may be read into memory.
+    /// The pickle, whose size is bounded.
     pub fn pickle(&mut self) -> Result<Source, AdapterError> {
         let pickle = self.entry("data.pkl")?;
         let pickle = pickle.ok_or_else(|| invalid(&self.file, "it has no entry data.pkl"))?;
@@ -71,8 +71,8 @@ impl Archive {
         Ok(pickle)
     }
 
-    /// The entry of this name in the archive's folder, which must be stored as it is; `None` if
-    /// there is none.
+    /// The entry of this name in the archive's folder, which must be stored uncompressed; `None` if it does
+    /// not exist.
     pub fn entry(&mut self, name: &str) -> Result<Option<Source>, AdapterError> {
         let path = format!("{}/{name}", self.folder);
         let Some(index) = self.zip.index_for_name(&path) else { return Ok(None) };
@@ -96,7 +96,7 @@ impl Archive {
         slice.map(Some).ok_or_else(cut)
     }
 
-    /// Refuses what has the same container and another content.
+    /// Refuses TorchScript programs, which are zip files, too, and big-endian files.
     fn check_kind(&mut self) -> Result<(), AdapterError> {
         if self.entry("constants.pkl")?.is_some() {
             return Err(invalid(&self.file, "it is a TorchScript program"));
@@ -110,10 +110,10 @@ impl Archive {
     }
 }
 
-/// Tells a zip file from what torch wrote before it wrote zip files.
+/// Checks that a file begins like a zip file; torch wrote another format before release 1.6.
 fn recognise(file: &Source) -> Result<(), AdapterError> {
     const ZIP: &[u8] = b"PK\x03\x04";
-    // A pickle of the number 0x1950a86a20f9469cfc6c.
+    // The old format begins with a pickle of the number 0x1950a86a20f9469cfc6c.
     const BEFORE_1_6: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
     let mut start = [0; BEFORE_1_6.len()];
     let start = &mut start[..BEFORE_1_6.len().min(file.len() as usize)];
@@ -131,7 +131,7 @@ fn recognise(file: &Source) -> Result<(), AdapterError> {
     ))
 }
 
-/// The one folder of a torch file, which is named after the file.
+/// The only folder of a torch file, which has the name of the file.
 fn folder<R>(zip: &ZipArchive<R>, file: &Source) -> Result<String, AdapterError>
 where
     R: std::io::Read + std::io::Seek,

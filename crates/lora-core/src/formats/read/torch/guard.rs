@@ -1,30 +1,30 @@
-//! What running a pickle would cost, followed beside its run.
+//! Bounds on the time and memory of running a pickle.
 
 use std::collections::HashMap;
 
 use super::opcodes::{Effect, Op};
 
-/// Deepest nesting of values; a parameter in a state dict takes nine. Values are dropped and copied
-/// recursively, so this bounds the machine's own stack.
+/// Maximum nesting of values; a parameter in a state dict needs nine. Values are dropped and copied
+/// recursively, so this bounds the use of the call stack.
 const MAX_DEPTH: usize = 32;
 
-/// Bytes that a value takes besides its text.
+/// Size that is counted for a value, besides its text.
 const VALUE: u64 = 64;
 
-/// Bytes of values that a program may make for each of its own, and for all: a tensor takes some
-/// fifteen for each byte that describes it.
+/// Bytes of values that a program may create for each of its own bytes, and a constant allowance. A tensor
+/// takes some fifteen for each byte that describes it.
 const BYTES_FOR_EACH: u64 = 32;
 const BYTES_FOR_ALL: u64 = 1 << 20;
 
-/// Depth and size of a value on the stack or in the memo.
+/// Nesting depth and size of a value on the stack or in the memo.
 #[derive(Clone, Copy)]
 struct Shadow {
     depth: usize,
     bytes: u64,
 }
 
-/// The stack and the memo of the machine, by depths and sizes alone. candle's memo copies what it
-/// takes and gives, so a few bytes could otherwise ask for exponentially many values.
+/// Mirrors the stack and the memo of the pickle machine, tracking only depths and sizes. candle's memo copies
+/// values when they are stored and loaded, so a short program could otherwise create exponentially many.
 pub(super) struct Guard {
     stack: Vec<Shadow>,
     marks: Vec<usize>,
@@ -33,7 +33,7 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// The guard of a program of this many bytes.
+    /// A guard for a program of this many bytes.
     pub fn new(program: usize) -> Self {
         Self {
             stack: Vec::new(),
@@ -43,7 +43,7 @@ impl Guard {
         }
     }
 
-    /// Follows an instruction that is about to be run; says why it must not be.
+    /// Applies the effect of the next instruction; an error if it must not be run.
     pub fn follow(&mut self, op: &Op<'_>) -> Result<(), String> {
         match op.effect {
             Effect::Nothing | Effect::Stop => Ok(()),
@@ -87,13 +87,13 @@ impl Guard {
         Ok(())
     }
 
-    /// Number of values above the last mark, which is taken away.
+    /// The number of values above the last mark; removes the mark.
     fn marked(&mut self) -> Result<usize, String> {
         let mark = self.marks.pop().ok_or("its pickle goes back to a mark that is not there")?;
         Ok(self.stack.len() - mark)
     }
 
-    /// Takes values off the stack; marks are no values.
+    /// Pops values, which must not be marks.
     fn pop(&mut self, count: usize) -> Result<Shadow, String> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let start = self.stack.len().checked_sub(count).filter(|start| *start >= floor);

@@ -1,9 +1,9 @@
-//! Torch's zip files (`.bin`, `.pth`, `.pt`, `.ckpt`): a pickle that says which tensors there are,
-//! and an entry of plain numbers for each storage.
+//! Torch's zip files (`.bin`, `.pth`, `.pt`, `.ckpt`): a pickle that describes the tensors, and an entry
+//! with the elements of each storage.
 //!
-//! A pickle is a program. [`parse`] looks through all of it before any of it is run, and refuses one
-//! that names anything but torch's builders of tensors. What is then run is candle's pickle machine,
-//! which only makes data: no name is ever resolved or called.
+//! A pickle is a program. [`parse`] scans all of it before running any of it, and refuses it if it names
+//! any global but the functions by which torch rebuilds tensors. It is then run by candle's pickle
+//! machine, which only creates data: nothing is ever imported or called.
 
 use crate::formats::recognise::refuse_others;
 use crate::formats::{AdapterError, FileKind, RawTensors, Source};
@@ -20,14 +20,14 @@ mod tests;
 
 use archive::Archive;
 
-/// The state dict of a torch file: a flat dict from names to tensors. Only its directory and its
-/// pickle are read; the tensors are ranges of `file`.
+/// The state dict of a torch file, a flat dict from names to tensors. Only the directory and the pickle are
+/// read; tensors are byte ranges of `file`.
 ///
 /// # Errors
-/// [`AdapterError::InvalidTorch`] for what is no such file, [`AdapterError::ForbiddenGlobal`] for a
-/// pickle that asks for more than tensors, and those of the file system.
+/// [`AdapterError::InvalidTorch`] if the file is something else, [`AdapterError::ForbiddenGlobal`] if its
+/// pickle names another global, and errors of the file system.
 pub fn parse(file: &Source) -> Result<RawTensors, AdapterError> {
-    // What is no zip file at all, the archive says in torch's own terms.
+    // These kinds are accepted here because `Archive::open` has better errors for them.
     refuse_others(file, &[FileKind::Zip, FileKind::Pickle, FileKind::Archive])?;
     let mut archive = Archive::open(file)?;
     let program = archive.pickle()?.bytes()?;
@@ -39,9 +39,9 @@ pub fn parse(file: &Source) -> Result<RawTensors, AdapterError> {
 /// Why a file or its pickle is refused.
 #[derive(PartialEq, Debug)]
 enum Problem {
-    /// It is not what torch writes for a state dict.
+    /// It is not a state dict as torch writes it.
     Invalid(String),
-    /// It names something that is no builder of tensors.
+    /// It names a global that does not build tensors.
     Forbidden(String),
 }
 

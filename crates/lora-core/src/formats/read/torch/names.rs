@@ -1,18 +1,18 @@
-//! What the pickle of a state dict names: classes of storages, and an attribute.
+//! Names that occur in the pickle of a state dict: storage classes and an attribute.
 
 use crate::device::DType;
 use crate::formats::ElementType;
 
-/// The attribute of a state dict that has the versions of its modules.
+/// The attribute of a state dict that holds module versions.
 pub(super) const METADATA: &str = "_metadata";
 
-/// A class of storages in the module `torch`.
+/// A storage class of the Python module `torch`.
 #[derive(Debug)]
 pub(super) struct StorageClass {
     pub name: &'static str,
     /// Bytes of an element.
     pub size: u64,
-    /// The type of the elements, if tensors of it are read.
+    /// Element type; `None` if tensors of it are not supported.
     pub element: Option<ElementType>,
 }
 
@@ -36,7 +36,7 @@ const fn storage(name: &'static str, size: u64, element: Option<ElementType>) ->
 }
 
 impl StorageClass {
-    /// The class `torch.NAME`; `None` if that is no class of storages.
+    /// The storage class `torch.NAME`, if it is one.
     pub fn named(name: &str) -> Option<&'static Self> {
         STORAGES.iter().find(|class| class.name == name)
     }

@@ -1,8 +1,8 @@
-//! In place of the reader of torch files, where it is not compiled in.
+//! Stands in for the reader of torch files without the feature `torch`.
 
 use crate::formats::{AdapterError, RawTensors, Source};
 
-/// Says that torch files are not read.
+/// Fails, as torch files cannot be read.
 ///
 /// # Errors
 /// Always [`AdapterError::NotCompiledIn`].

@@ -1,42 +1,42 @@
-//! The instructions of a pickle, told apart without running them.
+//! Decodes the instructions of a pickle without running them.
 
 use super::Problem;
 
-/// What an instruction does to the stack, as far as [`super::guard`] follows it.
+/// The effect of an instruction on the stack and the memo, as [`super::guard`] tracks it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Effect {
     /// Nothing.
     Nothing,
-    /// Pushes a value that holds no other.
+    /// Pushes a value that contains no others.
     Leaf,
-    /// Makes one value of so many.
+    /// Pops so many values and pushes one.
     Join(usize),
-    /// Makes one value of all values up to the mark.
+    /// Pops all values above the mark, and the mark, and pushes one.
     JoinMarked,
-    /// Puts so many values into the one below them.
+    /// Pops so many values and adds them to the one below.
     Fold(usize),
-    /// Puts all values up to the mark into the one below it.
+    /// Pops all values above the mark, and the mark, and adds them to the one below.
     FoldMarked,
     /// Pushes a mark.
     Mark,
-    /// Notes the top of the stack under a number.
+    /// Stores the top of the stack in the memo.
     Put,
-    /// Pushes what was noted under a number.
+    /// Pushes a value from the memo.
     Get,
     /// Ends the program.
     Stop,
-    /// Something that state dicts do not need; the text is its name.
+    /// Not supported, as state dicts do not need it; the text is its name.
     Unused(&'static str),
 }
 
-/// What follows the instruction's code.
+/// The argument that follows an opcode.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Argument {
-    /// So many bytes.
+    /// A fixed number of bytes.
     Bytes(usize),
-    /// A text behind its length in so many bytes.
+    /// A text, after its length in so many bytes.
     Counted(usize),
-    /// Two lines: a module and a name in it.
+    /// Two lines: module and name.
     Global,
 }
 
@@ -49,10 +49,10 @@ pub(super) const REDUCE: u8 = b'R';
 pub(super) const BUILD: u8 = b'b';
 pub(super) const LONG1: u8 = 0x8a;
 
-/// The instructions that torch writes (protocol 2), and those of other protocols that must be
-/// passed over to find every global behind them.
+/// The instructions that torch writes (protocol 2), and those of other protocols that are decoded only to
+/// find every global after them.
 ///
-/// `d` (DICT) is among the latter because candle runs it as EMPTY_DICT and would lose the items.
+/// `d` (DICT) is not supported because candle runs it as EMPTY_DICT and would lose the items.
 const TABLE: &[(u8, Argument, Effect)] = &[
     (0x80, Bytes(1), Nothing),
     (GLOBAL, Global, Leaf),
@@ -104,23 +104,23 @@ const TABLE: &[(u8, Argument, Effect)] = &[
 pub(super) struct Op<'a> {
     /// Its code.
     pub code: u8,
-    /// What it does to the stack.
+    /// Its effect on the stack.
     pub effect: Effect,
-    /// What follows the code, without a length.
+    /// The argument, without a length prefix.
     pub argument: &'a [u8],
-    /// Code and argument as they stand in the program.
+    /// The encoded instruction.
     pub bytes: &'a [u8],
 }
 
 impl<'a> Op<'a> {
-    /// The number that a value is noted under.
+    /// The memo index of a PUT or GET.
     pub fn memo(&self) -> u32 {
         let mut number = [0; 4];
         number.iter_mut().zip(self.argument).for_each(|(to, from)| *to = *from);
         u32::from_le_bytes(number)
     }
 
-    /// The module and the name that the instruction spells out.
+    /// Module and name of a GLOBAL.
     pub fn global(&self) -> Option<(&'a str, &'a str)> {
         if !matches!(self.code, GLOBAL | b'i') {
             return None;
@@ -137,7 +137,7 @@ impl<'a> Op<'a> {
     }
 }
 
-/// The instructions of a program up to its end.
+/// Iterator over the instructions of a program, up to STOP.
 pub(super) struct Ops<'a> {
     program: &'a [u8],
     at: usize,
@@ -168,7 +168,7 @@ impl<'a> Ops<'a> {
     }
 }
 
-/// Bytes in front of an argument and of the argument, if they are all there.
+/// The lengths of an argument's prefix and of the argument; `None` if the program ends before.
 fn extent(argument: Argument, after: &[u8]) -> Option<(usize, usize)> {
     let (skipped, length) = match argument {
         Bytes(count) => (0, count),

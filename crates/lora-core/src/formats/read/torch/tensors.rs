@@ -1,4 +1,4 @@
-//! From unpickled values to tensors.
+//! Converts unpickled values to tensors.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,10 +9,11 @@ use super::invalid;
 use super::names::{METADATA, StorageClass};
 use crate::formats::{AdapterError, ElementType, RawTensor, Source};
 
-/// Most dimensions of a tensor; routed experts have three.
+/// Maximum number of dimensions of a tensor; routed experts have three.
 const MAX_DIMENSIONS: usize = 8;
 
-/// How often the bytes of a file may be used, by tensors that share a storage.
+/// Total size of all tensors, as a multiple of the file's size: tensors may share a storage, which would
+/// otherwise let a small file describe any amount of memory.
 const MAX_SHARING: u64 = 16;
 
 /// The tensors of a state dict, by name.
@@ -49,14 +50,14 @@ pub(super) fn collect(
     Ok(tensors)
 }
 
-/// The storages that were met, so that the header of each is read once.
+/// The storages of an archive; the header of each is read once.
 struct Storages<'a> {
     archive: &'a mut Archive,
     known: HashMap<String, Source>,
 }
 
 impl Storages<'_> {
-    /// A tensor; the inner error says what it is instead, to follow its name.
+    /// A tensor. The inner error completes a sentence that begins with the tensor's name.
     fn tensor(&mut self, value: &Object) -> Result<Result<RawTensor, String>, AdapterError> {
         let layout = match Layout::of(value) {
             Ok(layout) => layout,
@@ -77,21 +78,20 @@ impl Storages<'_> {
     }
 }
 
-/// Where a tensor lies in its storage, as the pickle says.
+/// Position and shape of a tensor in its storage.
 struct Layout<'a> {
     storage: &'a str,
     element: &'static StorageClass,
-    /// Elements of the storage.
+    /// Number of elements of the storage.
     count: u64,
-    /// Its first element.
+    /// Index of the first element.
     start: u64,
     shape: Vec<usize>,
 }
 
 impl<'a> Layout<'a> {
-    /// Reads the arguments of `torch._utils._rebuild_tensor_v2(storage, offset, size, stride,
-    /// requires_grad, backward_hooks)`, which `_rebuild_parameter(tensor, requires_grad,
-    /// backward_hooks)` may wrap.
+    /// Parses a call of `torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad,
+    /// backward_hooks)`, possibly inside `_rebuild_parameter(tensor, requires_grad, backward_hooks)`.
     fn of(value: &'a Object) -> Result<Self, String> {
         let not_a_tensor =
             || format!("is {}, not a tensor: save the state dict alone", kind(value));
@@ -118,7 +118,7 @@ impl<'a> Layout<'a> {
         Ok(Self { storage, element, count, start, shape })
     }
 
-    /// The tensor as a range of its storage.
+    /// The tensor, as a byte range of its storage.
     fn cut(self, storage: &Source) -> Result<RawTensor, String> {
         let Self { storage: name, element, count, start, shape } = self;
         let StorageClass { name: class, size, element: known } = element;
@@ -146,7 +146,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// Name of a builder in `torch._utils`, and its arguments.
+/// Name and arguments of a call to a function in `torch._utils`.
 fn call(value: &Object) -> Option<(&str, &[Object])> {
     let Object::Reduce { callable, args } = value else { return None };
     match (&**callable, &**args) {
@@ -159,7 +159,7 @@ fn call(value: &Object) -> Option<(&str, &[Object])> {
     }
 }
 
-/// Key, class and number of elements of `("storage", torch.FloatStorage, key, location, count)`.
+/// Parses `("storage", torch.FloatStorage, key, location, count)` to key, class and count.
 fn read_storage(value: &Object) -> Option<(&str, &'static StorageClass, u64)> {
     let Object::PersistentLoad(id) = value else { return None };
     let Object::Tuple(id) = &**id else { return None };
@@ -189,8 +189,7 @@ fn extents(size: &[Object]) -> Option<Vec<usize>> {
     size.iter().map(|extent| count_of(extent).and_then(|n| usize::try_from(n).ok())).collect()
 }
 
-/// The elements must lie without gaps, the last axis innermost; the stride of an axis with one
-/// element says nothing.
+/// Checks that a tensor is contiguous in row-major order. The stride of an axis of extent 1 is arbitrary.
 fn check_row_major(shape: &[usize], strides: &[Object]) -> Result<(), String> {
     let strides: Option<Vec<u64>> = strides.iter().map(count_of).collect();
     let strides = strides.filter(|strides| strides.len() == shape.len());
@@ -218,7 +217,7 @@ fn count_of(value: &Object) -> Option<u64> {
     }
 }
 
-/// Whether a value, whose depth is bounded, has no tensor in it.
+/// Whether a value contains no tensor. (Its depth is bounded, so recursion is safe.)
 fn holds_plain_values(value: &Object) -> bool {
     match value {
         Object::Dict(items) => {
@@ -231,7 +230,7 @@ fn holds_plain_values(value: &Object) -> bool {
     }
 }
 
-/// What a value is, for a message.
+/// The kind of a value, for a message.
 fn kind(value: &Object) -> &'static str {
     match value {
         Object::Class { .. } => "a class",

@@ -1,4 +1,4 @@
-//! Programs that torch writes, and programs that it does not.
+//! Pickles that torch writes, and pickles that it does not write.
 
 use candle_core::pickle::Object;
 use proptest::prelude::*;
@@ -51,7 +51,7 @@ fn a_forbidden_global_is_named_wherever_the_program_hides_it() {
     for program in programs {
         assert_eq!(forbidden(program), "os.system", "{program:?}");
     }
-    // The codes behind one that is not known cannot be told, so nothing of it is run either.
+    // After an unknown opcode the rest cannot be decoded, so none of it is run.
     assert!(problem(b"\x80\x02S'os'\n.").contains("0x53"));
     assert_eq!(forbidden(b"\x80\x02ctorch\nload\n."), "torch.load");
     assert_eq!(forbidden(b"\x80\x02c\xff\n\xff\n."), "(not a text).(not a text)");
@@ -80,7 +80,7 @@ fn what_candle_runs_otherwise_than_python_is_refused() {
 fn programs_that_would_exhaust_the_machine_are_stopped() {
     let deep = [&b"\x80\x02N"[..], &[0x85; 1 << 20], b"."].concat();
     assert!(problem(&deep).contains("deep"));
-    // Each pair holds the one before it twice.
+    // Each pair contains the one before it twice.
     let mut doubling = b"\x80\x02N".to_vec();
     for number in 0..30u8 {
         doubling.extend([b'q', number, b'h', number, 0x86]);

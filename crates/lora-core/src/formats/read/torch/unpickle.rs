@@ -1,4 +1,4 @@
-//! From a pickle to the values that it describes.
+//! Runs a pickle and returns the value that it describes.
 
 use std::collections::HashSet;
 
@@ -9,21 +9,21 @@ use super::guard::Guard;
 use super::names::{METADATA, StorageClass};
 use super::opcodes::{BUILD, Effect, LONG1, Op, Ops, REDUCE, STACK_GLOBAL};
 
-/// Runs a pickle that names nothing but builders of tensors.
+/// Runs a pickle if all globals that it names are allowed.
 pub(super) fn unpickle(program: &[u8]) -> Result<Object, Problem> {
     let recalled = scan(program)?;
     run(program, &recalled).map_err(Problem::Invalid)
 }
 
-/// Looks at every instruction before one is run: all globals that the program names must be
-/// allowed, whether or not they end up in its result. Returns the memo numbers that it recalls.
+/// Checks all globals that the program names, whether or not they end up in the result. Returns the memo
+/// indices that it loads.
 fn scan(program: &[u8]) -> Result<HashSet<u32>, Problem> {
     let mut recalled = HashSet::new();
     let mut texts = ["", ""];
     for op in Ops::of(program) {
         let op = op?;
         let named = match op.code {
-            // Takes the two texts on top of the stack, as a rule the last two of the program.
+            // Takes the two strings on top of the stack, which are normally the last two of the program.
             STACK_GLOBAL => Some((texts[0], texts[1])),
             _ => op.global(),
         };
@@ -53,7 +53,7 @@ fn run(program: &[u8], recalled: &HashSet<u32>) -> Result<Object, String> {
     let mut guard = Guard::new(program.len());
     let mut machine = Stack::empty();
     for op in Ops::of(program).map_while(Result::ok) {
-        // Python notes every value that it writes; a copy that nobody recalls is not worth making.
+        // Python memoises every value that it writes. A copy that is never loaded is not worth making.
         if op.effect == Effect::Put && !recalled.contains(&op.memo()) {
             continue;
         }
@@ -65,7 +65,7 @@ fn run(program: &[u8], recalled: &HashSet<u32>) -> Result<Object, String> {
             let line: String = message.lines().next().unwrap_or("").chars().take(120).collect();
             format!("its pickle is malformed ({line})")
         })?;
-        // candle's memo holds a copy: in Python a dict that is filled later is filled there too.
+        // candle's memo holds a copy, whereas in Python later changes to the object show there, too.
         let recalls = op.effect == Effect::Get;
         if recalls && matches!(machine.stack().last(), Some(Object::Dict(_) | Object::List(_))) {
             return Err("its pickle uses one dict or list in two places".to_owned());
@@ -77,7 +77,7 @@ fn run(program: &[u8], recalled: &HashSet<u32>) -> Result<Object, String> {
     }
 }
 
-/// Refuses what candle runs otherwise than Python does.
+/// Refuses instructions that candle runs differently from Python.
 fn check_meaning(op: &Op<'_>, stack: &[Object]) -> Result<(), String> {
     match (op.code, stack) {
         // candle drops the arguments of an OrderedDict.
@@ -86,11 +86,11 @@ fn check_meaning(op: &Op<'_>, stack: &[Object]) -> Result<(), String> {
         {
             Err("its pickle makes an OrderedDict from arguments".to_owned())
         }
-        // candle makes items of attributes. A state dict has one, the versions of its modules.
+        // candle turns attributes into items. A state dict has one attribute, the module versions.
         (BUILD, [.., state]) if !is_metadata(state) => {
             Err("its pickle sets attributes other than a state dict's _metadata".to_owned())
         }
-        // candle reads all numbers as positive.
+        // candle reads all numbers as unsigned.
         (LONG1, _) if op.argument.len() > 8 || op.argument.last().is_some_and(|b| *b >= 0x80) => {
             Err("its pickle has a number that is negative or too large".to_owned())
         }

@@ -1,4 +1,4 @@
-//! The tar around a checkpoint and its configuration.
+//! The tar file with a checkpoint and its configuration.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek};
@@ -9,7 +9,7 @@ use tar::{Builder, Header};
 use super::super::{WriteError, io_error};
 use super::{Tensors, checkpoint};
 
-/// Writes the archive under another name first, and removes it again if that fails.
+/// Writes the archive under a temporary name, renames it, and removes it on failure.
 pub(super) fn write(path: &Path, config: &str, tensors: &Tensors) -> Result<(), WriteError> {
     if path.symlink_metadata().is_ok() {
         return Err(WriteError::Exists { path: path.to_owned() });
@@ -18,14 +18,14 @@ pub(super) fn write(path: &Path, config: &str, tensors: &Tensors) -> Result<(), 
     let file = File::create_new(&partial).map_err(|error| io_error(&partial, error))?;
     let written = fill(file, &partial, config, tensors).and_then(|()| fs::rename(&partial, path));
     written.map_err(|error| {
-        // The error that led here matters more than one of tidying up.
+        // The original error matters more than one of the clean-up.
         let _ = fs::remove_file(&partial);
         io_error(path, error)
     })
 }
 
 fn fill(file: File, path: &Path, config: &str, tensors: &Tensors) -> io::Result<()> {
-    // A tar says how long a file is before it begins: the checkpoint is made beside it first.
+    // A tar header states the length of its file, so the checkpoint is first written beside the archive.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut made = tempfile::tempfile_in(folder.unwrap_or(Path::new(".")))?;
     checkpoint::write(BufWriter::new(&made), tensors)?;
@@ -44,7 +44,7 @@ fn append(
     length: u64,
 ) -> io::Result<()> {
     let mut header = Header::new_gnu();
-    // `set_path` would take the leading `./` away, by which NeMo finds its files.
+    // `set_path` would remove the leading `./`, which NeMo expects.
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
     header.set_size(length);
     header.set_mode(0o644);

@@ -1,4 +1,4 @@
-//! A torch checkpoint: a zip of a pickle and one stored file for each tensor.
+//! A torch checkpoint: a zip file with a pickle and one uncompressed entry for each tensor.
 
 use std::io::{self, Seek, Write};
 
@@ -9,13 +9,13 @@ use zip::{CompressionMethod, DateTime};
 use super::Tensors;
 use super::pickle::{Described, state_dict};
 
-/// Where torch puts the bytes of a tensor, so that they can be mapped.
+/// Alignment of tensors in the file, as in torch, so that they can be memory-mapped.
 const ALIGNMENT: u16 = 64;
 
-/// Files of this size and above have 64-bit sizes in a zip.
+/// Zip entries of this size or larger need 64-bit sizes.
 const LARGE: usize = u32::MAX as usize;
 
-/// Writes the checkpoint; one tensor at a time is made.
+/// Writes the checkpoint, building one tensor at a time.
 pub(super) fn write(out: impl Write + Seek, tensors: &Tensors) -> io::Result<()> {
     let described: Vec<Described<'_>> = tensors
         .iter()

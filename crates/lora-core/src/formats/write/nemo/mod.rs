@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::fuse::{Pair, fuse};
-use super::stack::Laid;
+use super::stack::LazyTensor;
 use super::{WriteError, check, inexpressible};
 use crate::adapter::{Adapter, LowRank};
 use crate::config::NemoQkvLayout;
@@ -22,14 +22,14 @@ use rows::Shape;
 
 /// Writes the adapter as the NeMo archive `path`, which must end in `.nemo`.
 ///
-/// NeMo has query, key and value as one module, and gate and up. Parts with equal A share it;
-/// others have their ranks stacked, and absent ones rows of zeros, none of which changes a
-/// product. For zero rows, and to order rows by KV head, the sizes of the `model` are needed.
+/// In NeMo, query, key and value are one module, and so are gate and up. Parts with the same A share it;
+/// otherwise their ranks are stacked. Absent parts become rows of zeros. Neither changes the products. For
+/// rows of zeros, and to order rows by KV head, the sizes of `model` are needed.
 ///
 /// # Errors
-/// What NeMo cannot hold: routed experts, DoRA, biases, the embedding, `lm_head`, whole weights;
-/// more than one rank or scale, or modules that differ between layers. Also a path that is taken,
-/// or that does not end in `.nemo`, and errors of the file system. Nothing is left behind then.
+/// An adapter that NeMo cannot represent: with routed experts, DoRA, biases, an update of the embedding or
+/// `lm_head`, full weights, several ranks or scales, or modules that differ between layers. Also a path
+/// that exists or does not end in `.nemo`, and errors of the file system. No files are left behind.
 pub fn nemo(
     path: &Path,
     adapter: &Adapter,
@@ -98,7 +98,7 @@ impl Slot {
         }
     }
 
-    /// The module that is the slot, and the modules that together make it up.
+    /// The fused module of the slot, and its parts.
     fn modules(self) -> (TargetModule, &'static [TargetModule]) {
         use TargetModule::*;
         match self {
@@ -131,7 +131,7 @@ impl Layer<'_> {
         SiteKey::Layer(LayerIdx(self.number), module)
     }
 
-    /// The update of a slot, of the module itself or of its parts; `None` if it has neither.
+    /// The update of a slot, from the fused module or from its parts; `None` if the layer has neither.
     fn pair(&self, slot: Slot, shape: &Shape<'_>) -> Result<Option<Pair>, WriteError> {
         let (whole, parts) = slot.modules();
         let present: Vec<&TargetModule> =
@@ -157,7 +157,7 @@ impl Layer<'_> {
     }
 }
 
-/// NeMo has nothing but low-rank updates of four linear modules of a layer.
+/// Refuses everything but low-rank updates of the four linear modules that NeMo adapts.
 fn refuse_extras(adapter: &Adapter) -> Result<(), WriteError> {
     let refuse = |found: &str, sites: Vec<SiteKey>| {
         if sites.is_empty() {
@@ -204,7 +204,7 @@ struct Update {
     scale: f32,
 }
 
-/// The rank and scale of all updates: an archive has one of each.
+/// The rank and scale of all updates, which must be the same, as an archive states only one of each.
 fn common_update(pairs: &[(u32, Slot, Pair)]) -> Result<Update, WriteError> {
     let Some((layer, slot, first)) = pairs.first() else {
         return Err(inexpressible(
@@ -230,10 +230,10 @@ fn common_update(pairs: &[(u32, Slot, Pair)]) -> Result<Update, WriteError> {
     ))
 }
 
-/// `model_config.yaml`, for a model of so many layers, if that is known.
+/// The text of `model_config.yaml`; `of_model` is the number of layers of the model, if it is known.
 ///
 /// # Errors
-/// Modules that are changed in other layers than the others.
+/// Modules that are not changed in the same layers.
 fn configuration(
     pairs: &[(u32, Slot, Pair)],
     update: Update,
@@ -260,12 +260,12 @@ fn configuration(
         "peft:\n  peft_scheme: lora\n  lora_tuning:\n    target_modules: [{}]\n    \
          adapter_dim: {rank}\n    alpha: {}\n",
         names.join(", "),
-        // Exact: see the configuration of PEFT.
+        // Exact, as explained for PEFT's configuration.
         f64::from(scale) * rank as f64,
     );
     let all = of_model.is_some_and(|layers| common.iter().copied().eq(0..layers as u32));
     if !all {
-        // NeMo counts layers from one here.
+        // One-based in NeMo.
         let numbers: Vec<String> = common.iter().map(|layer| (layer + 1).to_string()).collect();
         yaml += &format!("    layer_selection: [{}]\n", numbers.join(", "));
     }
@@ -273,4 +273,4 @@ fn configuration(
 }
 
 /// A checkpoint's tensors, by name.
-type Tensors = [(String, Laid)];
+type Tensors = [(String, LazyTensor)];

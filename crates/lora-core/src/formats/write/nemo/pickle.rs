@@ -1,16 +1,16 @@
-//! The pickle of a state dict, as `torch.save` writes it: protocol 2, tensors by reference to
-//! storages that are files of their own.
+//! The pickle of a state dict as `torch.save` writes it: protocol 2, with references to storages, which are
+//! separate entries of the zip file.
 
 use crate::device::DType;
 
-/// A tensor of the state dict, whose storage is the one of its position.
+/// A tensor of the state dict. Its storage has the number of its position.
 pub(super) struct Described<'a> {
     pub name: &'a str,
     pub dtype: DType,
     pub shape: &'a [usize],
 }
 
-// Opcodes of Python's pickle machine, by the names that `pickletools` gives them.
+// Opcodes of Python's pickle machine, with their names in `pickletools`.
 const PROTO: u8 = 0x80;
 const MARK: u8 = b'(';
 const STOP: u8 = b'.';
@@ -26,7 +26,7 @@ const EMPTY_DICT: u8 = b'}';
 const SETITEMS: u8 = b'u';
 const NEWFALSE: u8 = 0x89;
 
-/// The program that builds a dict of these tensors.
+/// A program that builds a dict of these tensors.
 pub(super) fn state_dict(tensors: &[Described<'_>]) -> Vec<u8> {
     let mut program = Program(vec![PROTO, 2, EMPTY_DICT, MARK]);
     for (storage, tensor) in tensors.iter().enumerate() {
@@ -96,7 +96,7 @@ impl Program {
                 self.0.extend(value.to_le_bytes());
             }
             Err(_) => {
-                // One byte more than the value has, so that its sign bit is clear.
+                // One byte more than the value needs, so that its sign bit is clear.
                 self.0.extend([LONG1, 9]);
                 self.0.extend((value as u64).to_le_bytes());
                 self.0.push(0);

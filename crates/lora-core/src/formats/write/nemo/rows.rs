@@ -8,25 +8,25 @@ use crate::config::NemoQkvLayout;
 use crate::geometry::ModelGeometry;
 use crate::modules::SiteKey;
 
-/// What decides where rows go.
+/// The model and row order of the archive, which determine the places of rows.
 pub(super) struct Shape<'a> {
     pub model: Option<&'a ModelGeometry>,
     pub rows: NemoQkvLayout,
 }
 
-/// Rows of one part that stay together, in both orders of a fused module.
+/// A run of rows of one part, which stays contiguous in both row orders of a fused module.
 struct Block {
     part: usize,
     len: usize,
-    /// The first of them among the rows of their part.
+    /// Its first row in the part.
     in_part: usize,
-    /// ... in the order of the parts.
+    /// Its first row in a fused module that is ordered by part.
     by_part: usize,
-    /// ... in the order of the KV heads.
+    /// Its first row in a fused module that is ordered by KV head.
     by_head: usize,
 }
 
-/// The rows of parts of these widths, each of which is divided among `groups` KV heads.
+/// The blocks of parts of these widths, each divided among `groups` KV heads.
 fn blocks(widths: &[usize], groups: usize) -> Vec<Block> {
     let total: usize = widths.iter().sum();
     let mut blocks = Vec::with_capacity(groups * widths.len());
@@ -42,8 +42,8 @@ fn blocks(widths: &[usize], groups: usize) -> Vec<Block> {
 }
 
 impl<'a> Shape<'a> {
-    /// The parts of a fused module that are there, with their rows in place, and the rows of the
-    /// whole.
+    /// The present parts of a fused module with the places of their rows, and the number of rows of the fused
+    /// module.
     pub fn members(
         &self,
         qkv: bool,
@@ -74,7 +74,7 @@ impl<'a> Shape<'a> {
         Ok((members.collect(), widths.iter().sum()))
     }
 
-    /// A fused query, key and value, its rows brought into the order that is written.
+    /// A fused query, key and value update, its rows reordered for the archive.
     pub fn reordered(&self, key: SiteKey, low: &LowRank) -> Result<Pair, WriteError> {
         let from = low.rows;
         let to = match self.rows {
@@ -101,7 +101,7 @@ impl<'a> Shape<'a> {
         Ok(Pair { b, ..pair })
     }
 
-    /// The number of KV heads, which divides all widths.
+    /// The number of KV heads, which must divide all widths.
     fn groups(&self, keys: &[SiteKey], widths: &[usize]) -> Result<usize, WriteError> {
         let key = keys.first().copied().unwrap_or(SiteKey::Head);
         let groups = self.model.ok_or_else(|| unknown_model(key))?.kv_heads;
@@ -117,7 +117,7 @@ impl<'a> Shape<'a> {
     }
 }
 
-/// The rows of a part: its own, which must be those of the model if one is known.
+/// The number of rows of a part: that of its update, which must agree with the model if it is known.
 fn width(key: SiteKey, low: Option<&LowRank>, known: Option<usize>) -> Result<usize, WriteError> {
     let own = low.and_then(|low| low.b.shape().first().copied());
     match (own, known) {
@@ -200,7 +200,7 @@ mod tests {
         product(pair.rank, &values(pair.a), &values(pair.b))
     }
 
-    /// Where a row of the fused module is found: part, and row of the part.
+    /// Part and row of the part, for a row of the fused module.
     fn origin(row: usize, model: &ModelGeometry, order: NemoQkvLayout) -> (usize, usize) {
         let (group_heads, dim) = (model.heads / model.kv_heads, model.head_dim);
         let (head, within) = (row / dim, row % dim);

@@ -1,13 +1,13 @@
-//! What is done with each field of `adapter_config.json`.
+//! The policy for each field of `adapter_config.json`.
 
 use crate::formats::read::fields::Policy::{self, Applied, Harmless, Irrelevant, MustBeEmpty};
 
 const PLAIN: &str = "train or convert the adapter as plain LoRA";
 
-/// Every field that PEFT has written for LoRA up to release 0.21.
+/// Every field that PEFT writes for LoRA, up to release 0.21.
 ///
-/// The configurations of initialisation methods (`corda_config` and its like) are only read by
-/// the method that `init_lora_weights` names, and that field is judged by itself.
+/// Configurations of initialisation methods (`corda_config` and the like) are irrelevant: they take effect
+/// only through `init_lora_weights`, which is checked.
 pub(super) const FIELDS: &[(&str, Policy)] = &[
     ("peft_type", Applied),
     ("task_type", Applied),

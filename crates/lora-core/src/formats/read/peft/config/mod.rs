@@ -21,7 +21,7 @@ use scale::{Patterned, Scaling};
 pub(super) use token_indices::TOKEN_INDICES;
 use token_indices::TokenIndices;
 
-/// What the update has besides A and B; PEFT does not combine the two extras.
+/// Extras beside A and B, which PEFT does not combine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Variant {
     /// Nothing.
@@ -40,7 +40,7 @@ pub(super) enum Biases {
     All,
 }
 
-/// The configuration, checked and in the terms of this crate.
+/// The checked configuration.
 pub(super) struct PeftConfig {
     pub ranks: Patterned<usize>,
     pub alphas: Patterned<f64>,
@@ -49,7 +49,7 @@ pub(super) struct PeftConfig {
     pub biases: Biases,
     /// `trainable_token_indices`.
     pub token_indices: TokenIndices,
-    /// What is targeted; the parts that only the tensors can tell are still empty.
+    /// The targets. What depends on the tensors is filled in later.
     pub declaration: Declaration,
     pub base_model_name: Option<String>,
     pub peft_version: Option<String>,
@@ -66,7 +66,7 @@ impl PeftConfig {
             fields.invalid("adapter_config.json", json, "an object");
             return Err(fields.problems);
         }
-        // Configurations of other kinds have other fields: one message says it all.
+        // Another `peft_type` has other fields: one message instead of one for each of them.
         check_kind(&mut fields);
         if !fields.problems.is_empty() {
             return Err(fields.problems);
@@ -138,11 +138,11 @@ fn check_task(fields: &mut Fields<'_>) {
     }
 }
 
-/// Methods of initialisation that leave the base weights alone: what is saved is a plain pair.
+/// Initialisations that do not change the base weights, so that the saved pair is plain LoRA.
 const HARMLESS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
-/// Refuses methods of initialisation that change the base weights during training: their A and B
-/// fit weights that nobody has but the one who trained.
+/// Refuses initialisations that change the base weights (PiSSA, OLoRA, ...): A and B are trained against
+/// weights that differ from those of the base model.
 fn check_initialisation(fields: &mut Fields<'_>) {
     let harmless = |value: &Value| match value {
         Value::Bool(_) => true,
@@ -218,7 +218,7 @@ fn read_declaration(fields: &mut Fields<'_>) -> Option<Declaration> {
     })
 }
 
-/// `target_parameters`, of which those of routed experts and routers are understood.
+/// `target_parameters`; only parameters of routed experts and of routers are supported.
 fn read_parameters(fields: &mut Fields<'_>) -> Vec<String> {
     let allowed = "a list of parameter names";
     let names = fields.typed("target_parameters", allowed, as_names).unwrap_or_default();
@@ -263,7 +263,7 @@ fn read_layers(fields: &mut Fields<'_>, targets: Option<&Selector>) -> Option<La
     let patterns = fields.typed("layers_pattern", "a name or a list of names", as_patterns);
     let layers: BTreeSet<u32> = layers.unwrap_or_default();
     let patterns = patterns.unwrap_or_default();
-    // PEFT raises for both of these when the configuration is made.
+    // PEFT raises an error for both of these, too.
     if layers.is_empty() && !patterns.is_empty() {
         let value = fields.get("layers_pattern").filter(|value| !is_empty(value));
         fields.invalid("layers_pattern", value?, "no value without layers_to_transform");

@@ -1,10 +1,10 @@
-//! Ranks and alphas of modules: a default and exceptions by pattern.
+//! Ranks and alphas of modules: a default, and exceptions by pattern.
 
 use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
-use crate::adapter::pattern::{Pattern, Room};
+use crate::adapter::pattern::{Budget, Pattern};
 use crate::formats::read::fields::Fields;
 use crate::rules::Rejection;
 
@@ -18,7 +18,7 @@ pub(in super::super) struct Patterned<T> {
 }
 
 impl<T: Copy> Patterned<T> {
-    /// Reads the exceptions of `field`; wrong values and patterns are recorded.
+    /// Reads the exceptions of `field`; wrong values and patterns are problems.
     pub fn read(
         fields: &mut Fields<'_>,
         field: &'static str,
@@ -29,13 +29,13 @@ impl<T: Copy> Patterned<T> {
         let none = Map::new();
         let map = fields.typed(field, "an object", Value::as_object).unwrap_or(&none);
         let mut exceptions = Vec::new();
-        let mut room = Room::shared_by(field, map.keys());
+        let mut budget = Budget::shared_by(field, map.keys());
         for (key, value) in map {
             let Some(converted) = convert(value) else {
                 fields.invalid(&format!("{field}.{key}"), value, allowed);
                 continue;
             };
-            match Pattern::suffix(key, &mut room) {
+            match Pattern::suffix(key, &mut budget) {
                 Ok(pattern) => exceptions.push((pattern, key.clone(), converted)),
                 Err(problem) => fields.problems.push(problem),
             }
@@ -43,8 +43,8 @@ impl<T: Copy> Patterned<T> {
         Self { field, default, exceptions }
     }
 
-    /// The value for a module: that of the first pattern, in the file's order, that matches; a
-    /// rejection if one takes too long to tell.
+    /// The value for a module: that of the first pattern in the file that matches. A rejection if matching
+    /// takes too long.
     pub fn of(&self, module: &str) -> Result<T, Rejection> {
         for (pattern, _, value) in &self.exceptions {
             if pattern.matches(module)? {
@@ -54,7 +54,7 @@ impl<T: Copy> Patterned<T> {
         Ok(self.default)
     }
 
-    /// A warning for each pattern that matches none of the file's modules.
+    /// A warning for each pattern that matches no module of the file.
     pub fn unused(&self, modules: &[Cow<'_, str>]) -> Result<Vec<String>, Rejection> {
         let mut warnings = Vec::new();
         for (pattern, key, _) in &self.exceptions {
@@ -70,7 +70,7 @@ impl<T: Copy> Patterned<T> {
     }
 }
 
-/// How alpha and rank make a scale.
+/// How the scale follows from alpha and rank.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in super::super) enum Scaling {
     /// `alpha / rank`.

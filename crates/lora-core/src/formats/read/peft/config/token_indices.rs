@@ -8,10 +8,10 @@ use crate::formats::read::fields::Fields;
 
 pub(in super::super) const TOKEN_INDICES: &str = "trainable_token_indices";
 
-/// The tokens of each module, by the name that the configuration has for it.
+/// Token ids by module name.
 pub(in super::super) type TokenIndices = BTreeMap<String, Vec<u32>>;
 
-/// Reads the field: a list means the embedding.
+/// Reads the field; a plain list is for the embedding.
 pub(super) fn read(fields: &mut Fields<'_>) -> TokenIndices {
     let allowed = "token numbers, each once, or an object of such lists by module name";
     let read = |value: &Value| match value.as_object() {

@@ -1,4 +1,4 @@
-//! Sorts routed-expert tensors by layer, form and module.
+//! Groups the tensors of routed experts by layer, form and module.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::rules::{Code, Rejection};
 pub struct ExpertTensors {
     /// By layer.
     pub layers: BTreeMap<u32, LayerTensors>,
-    /// Tensors that are there and cannot be used: they were named already.
+    /// Whether a tensor is unusable, which was reported.
     pub broken: bool,
 }
 
@@ -26,13 +26,13 @@ pub struct LayerTensors {
     pub each: BTreeMap<String, BTreeMap<u32, Halves>>,
     /// By module.
     pub modules: BTreeMap<String, Halves>,
-    /// The first of two target parameters.
+    /// Pair of the first of two target parameters.
     pub inner: Halves,
-    /// The second of two target parameters, or the only one.
+    /// Pair of the second target parameter, or of the only one.
     pub outer: Halves,
 }
 
-/// `lora_A` and `lora_B` of a pair, as far as they were met.
+/// `lora_A` and `lora_B` of a pair, as far as the file has them.
 #[derive(Default, Debug)]
 pub struct Halves {
     pub a: Option<View>,
@@ -40,12 +40,12 @@ pub struct Halves {
 }
 
 impl Halves {
-    /// Whether neither half is there.
+    /// Whether neither is present.
     pub fn is_empty(&self) -> bool {
         self.a.is_none() && self.b.is_none()
     }
 
-    /// Both halves; a missing one is a rejection.
+    /// Both matrices; only one of them is a rejection.
     pub fn pair(&self, problems: &mut Vec<Rejection>) -> Option<(&View, &View)> {
         match (&self.a, &self.b) {
             (Some(a), Some(b)) => Some((a, b)),
@@ -59,7 +59,7 @@ impl Halves {
 }
 
 impl ExpertTensors {
-    /// Gives a tensor its place.
+    /// Adds a tensor.
     pub fn insert(&mut self, key: &ExpertKey<'_>, tensor: View, problems: &mut Vec<Rejection>) {
         let layer = self.layers.entry(key.layer).or_default();
         if layer.block.is_empty() {

@@ -1,4 +1,4 @@
-//! A pair of matrices for each expert.
+//! Layout with a pair of matrices for each expert.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ impl Planner<'_> {
         Some(layout)
     }
 
-    /// Stacks the experts of one module by their numbers.
+    /// Stacks the experts of one module by expert number.
     fn stack(
         &mut self,
         layer: u32,
@@ -29,7 +29,7 @@ impl Planner<'_> {
         experts: &BTreeMap<u32, Halves>,
     ) -> Option<()> {
         let module = self.module(block, name)?;
-        // PEFT's selectors see one module for each expert; the first stands for all of them.
+        // PEFT's selectors see one module for each expert; the first represents all of them.
         self.name(module, &format!("{block}.0.{name}"));
         let stack = format!("layer {layer} {block}.{name}");
         let count = self.count(experts);
@@ -57,7 +57,7 @@ impl Planner<'_> {
         Some(())
     }
 
-    /// The rank and the scale that all experts of a stack have; `path` is PEFT's name of one.
+    /// The rank and scale that all experts of a stack must share; `path` gives PEFT's name of an expert.
     fn common_update(
         &mut self,
         stack: &str,
@@ -82,10 +82,10 @@ impl Planner<'_> {
         common
     }
 
-    /// How many experts there must be: those of the model, and at least those of the file.
+    /// The required number of experts: that of the model, but no less than the file has.
     fn count(&self, experts: &BTreeMap<u32, Halves>) -> usize {
         let last = experts.keys().next_back().map_or(0, |last| *last as usize);
-        // A lone expert has others beside it: a stack of one would mean that all share it.
+        // At least two, as a stack of one matrix is one that all experts share.
         let model = self.options.model.as_ref().map_or(2, |model| model.num_experts);
         model.max(last + 1)
     }
@@ -96,7 +96,7 @@ impl Planner<'_> {
         experts: &BTreeMap<u32, Halves>,
         count: usize,
     ) -> Option<()> {
-        // No model has more; and a number in a name must not decide how much memory is taken.
+        // No model has more experts, and a number in a tensor name must not determine how much is allocated.
         const MOST: usize = 1 << 16;
         let missing = count.saturating_sub(experts.len());
         if missing == 0 || (self.options.allow_missing_experts && count <= MOST) {

@@ -11,7 +11,7 @@ use super::super::keys::{self, Kind, MODEL};
 /// A parsed name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ExpertKey<'a> {
-    /// What stands before `layers`.
+    /// The part before `layers`.
     pub prefix: &'a str,
     /// `model.` or nothing.
     pub root: &'static str,
@@ -20,18 +20,18 @@ pub struct ExpertKey<'a> {
     pub block: &'a str,
     pub form: Form<'a>,
     pub kind: Kind,
-    /// PEFT's internal name of the adapter, where the file has it.
+    /// PEFT's internal name of the adapter, if the file has it.
     pub adapter: Option<&'a str>,
 }
 
-/// How a pair of matrices stands under `experts`.
+/// The form of a name under `experts`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Form<'a> {
-    /// Under an expert and a module of it.
+    /// `experts.{expert}.{module}`.
     Each { expert: u32, module: &'a str },
-    /// Under a module.
+    /// `experts.{module}`.
     Module(&'a str),
-    /// Under no name: `base_layer` tells the first parameter (inner) from the second.
+    /// `experts.base_layer` (inner, the first of two target parameters) or `experts`.
     Parameter { inner: bool },
 }
 
@@ -72,7 +72,7 @@ fn parse_form(rest: &str) -> Option<(Form<'_>, &str)> {
     }
 }
 
-/// Stacks are parameters rather than layers in some exports, and then have no `.weight`.
+/// Some exports store stacks as parameters rather than layers, without `.weight`.
 fn parse_kind(tail: &str) -> Option<(Kind, Option<&str>)> {
     match tail {
         "lora_A" => Some((Kind::A, None)),

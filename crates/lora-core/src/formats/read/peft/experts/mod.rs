@@ -1,8 +1,8 @@
-//! Routed experts: from the layout of a file to one stack of matrices for each module,
+//! Routed experts: converts the layout of a file to one pair of stacks for each module,
 //! A `[experts, rank, in]` and B `[experts, out, rank]`.
 //!
-//! The layout is detected, never guessed: names tell the families apart, shapes and the release of
-//! PEFT the members of a family, and what they leave open is refused.
+//! The layout is detected and never guessed. Tensor names determine its family; shapes and the PEFT release
+//! distinguish the layouts of a family. An ambiguous file is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,17 +27,17 @@ pub(super) use keys::parse;
 
 use planner::Planner;
 
-/// What the routed-expert tensors of a file come to.
+/// The sites made from the routed-expert tensors of a file.
 pub(super) struct PlannedExperts {
     pub sites: PlannedSites,
     pub layout: ExpertLayout,
     pub naming: BTreeMap<TargetModule, ModuleNaming>,
-    /// PEFT's names of the modules and parameters that were met.
+    /// PEFT's names of the modules and parameters in the file.
     pub names: Vec<String>,
 }
 
-/// Makes sites of the tensors; `None` if there are none, or if they cannot be understood. About
-/// tensors beside one that cannot be used, nothing more is said.
+/// Makes sites from the tensors; `None` if there are none, or if they are refused. If a tensor is unusable,
+/// which was reported, the others are not looked at.
 pub(super) fn plan(
     tensors: &ExpertTensors,
     root: &str,
@@ -63,7 +63,7 @@ pub(super) fn plan(
     Some(PlannedExperts { sites, layout, naming, names })
 }
 
-/// PEFT combines routed experts with neither of the extras.
+/// PEFT supports neither DoRA nor `lora_bias` on routed experts.
 fn check_variant(config: &PeftConfig, problems: &mut Vec<Rejection>) {
     let (code, field) = match config.variant {
         Variant::Plain => return,
@@ -79,7 +79,7 @@ fn check_variant(config: &PeftConfig, problems: &mut Vec<Rejection>) {
     ));
 }
 
-/// Layouts whose tensors have the same kind of names.
+/// Layouts whose tensors are named alike.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Family {
     Each,
@@ -97,7 +97,7 @@ impl Planner<'_> {
         }
     }
 
-    /// The family of all tensors; more than one in a file is a rejection.
+    /// The family of the file; more than one is a rejection.
     fn family(&mut self, tensors: &ExpertTensors) -> Option<Family> {
         let mut families = BTreeSet::new();
         for layer in tensors.layers.values() {

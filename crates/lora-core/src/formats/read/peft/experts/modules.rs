@@ -1,4 +1,4 @@
-//! One pair of stacks for each module, or one for gate and up together.
+//! Layouts with a pair of stacks for each module, or with one for gate and up together.
 
 use super::super::keys::GATE_UP;
 use super::collect::{ExpertTensors, Halves};
@@ -9,7 +9,7 @@ use crate::formats::read::view::View;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection};
 
-/// A pair of stacks with its extents.
+/// A pair of stacks and its rank.
 struct Stacks {
     a: View,
     b: View,
@@ -54,7 +54,7 @@ impl Planner<'_> {
             self.insert(layer, module, update, [a.into(), b.into()]);
             return Some(());
         }
-        // Both halves share one A.
+        // Gate and up share A.
         let (a, [gate, up]) = (Plan::from(a), self.gate_and_up(b, layout)?);
         for (module, b) in [(TargetModule::MoeHTo4h, gate), (TargetModule::MoeGate, up)] {
             self.name(module, &path);
@@ -115,7 +115,7 @@ impl Planner<'_> {
     }
 }
 
-/// Whether one side of a pair is there once and the other for each expert.
+/// Whether A or B is shared by all experts while the other is not.
 fn is_shared(halves: &Halves) -> bool {
     let experts = |view: &Option<View>| match view.as_ref().map(View::shape) {
         Some(&[experts, _, _]) => Some(experts),

@@ -11,7 +11,7 @@ use crate::formats::read::view::View;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection, listed};
 
-/// A parameter that experts have.
+/// A parameter of routed experts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Parameter {
     GateUp,
@@ -71,7 +71,7 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// The ways to give the pairs to parameters.
+    /// The possible assignments of parameters to the pairs.
     fn assignments(&self) -> Vec<Vec<Parameter>> {
         match self.pairs.len() {
             2 => vec![
@@ -109,7 +109,7 @@ impl Planner<'_> {
         Some(layout)
     }
 
-    /// The pairs of a layer, if there are as many as the configuration declares.
+    /// The pairs of a layer; a rejection if the configuration declares another number of them.
     fn found<'a>(&mut self, layer: u32, tensors: &'a LayerTensors) -> Option<Found<'a>> {
         let block = &tensors.block;
         let mut pairs = Vec::new();
@@ -159,8 +159,8 @@ impl Planner<'_> {
         format!("{}layers.{layer}.{block}.{}", self.root, parameter.name())
     }
 
-    /// The roles that the shapes of all layers allow; where they allow both, those of the release
-    /// of PEFT that wrote the file.
+    /// The roles that fit the shapes of all layers. If both fit, the PEFT release that wrote the file
+    /// decides.
     fn roles(&mut self, layers: &[Found<'_>]) -> Option<Roles> {
         let possible: Vec<Roles> = [Roles::Plain, Roles::Swapped]
             .into_iter()
@@ -209,8 +209,8 @@ impl Planner<'_> {
         None
     }
 
-    /// Whether the pairs of a layer can be these parameters in these roles: gate and up have twice
-    /// the rows that down has columns, and the model's sizes where a model is known.
+    /// Whether the pairs of a layer can be these parameters in these roles: gate and up must have twice as many
+    /// rows as down has columns, and the sizes must be those of the model, if it is known.
     fn fits(&self, found: &Found<'_>, assignment: &[Parameter], roles: Roles) -> bool {
         let (mut hidden, mut inner) = (None, None);
         let agree = |known: &mut Option<usize>, size: usize| *known.get_or_insert(size) == size;
@@ -248,7 +248,7 @@ impl Planner<'_> {
         )
     }
 
-    /// Makes stacks of a flattened pair and adds them.
+    /// Adds the sites of a flattened pair.
     fn parameter(
         &mut self,
         found: &Found<'_>,
@@ -283,7 +283,7 @@ impl Planner<'_> {
             self.insert(layer, TargetModule::Moe4hToH, update, [a.into(), b.into()]);
             return Some(());
         }
-        // Both halves share one A.
+        // Gate and up share A.
         let (a, [gate, up]) = (Plan::from(a), self.gate_and_up(b, order.layout)?);
         for (module, b) in [(TargetModule::MoeHTo4h, gate), (TargetModule::MoeGate, up)] {
             self.name(module, path);
@@ -295,15 +295,15 @@ impl Planner<'_> {
 
 /// A `[experts, rank, in]` and B `[experts, out, rank]` of a flattened pair.
 fn unflatten(pair: Pair<'_>, experts: usize, rank: usize, order: Order) -> [View; 2] {
-    // Rows of the first matrix have the experts outermost, columns of the second innermost,
-    // except in the files that have them outermost there, too.
+    // The rows of the first matrix are ordered by expert, then rank; the columns of the second by rank, then
+    // expert, except in one layout, which orders them by expert, too.
     let first = pair.a.clone().split(0, experts);
     let second = pair.b.clone();
     let second = match order.layout {
         ExpertLayout::UnslothExpertSlowest => second.split(1, experts).permute([1, 0, 2]),
         _ => second.split(1, rank).permute([2, 0, 1]),
     };
-    // A delta of swapped roles is the transpose of its product, (B A)^T = A^T B^T.
+    // With swapped roles the update is the transpose, (B A)^T = A^T B^T.
     match order.roles {
         Roles::Plain => [first, second],
         Roles::Swapped => [second.permute([0, 2, 1]), first.permute([0, 2, 1])],

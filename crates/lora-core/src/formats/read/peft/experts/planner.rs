@@ -1,4 +1,4 @@
-//! What all layouts of routed experts need to make sites: names, ranks, scales and their problems.
+//! Helpers for all layouts of routed experts: module names, ranks, scales, and rejections.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::ids::LayerIdx;
 use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection, listed};
 
-/// The sites that are made of a file's routed experts, while they are made.
+/// Collects the sites of a file's routed experts.
 pub(super) struct Planner<'a> {
     pub root: &'a str,
     pub config: &'a PeftConfig,
@@ -30,8 +30,8 @@ pub(super) struct Update {
 }
 
 impl Planner<'_> {
-    /// The layout, given the ones of the family that `moe_layout` may choose, of which the first is
-    /// the one that was found.
+    /// The layout: the first of `possible`, which was detected, or the one that `moe_layout` chooses among
+    /// them.
     pub fn settle(&mut self, possible: &[ExpertLayout]) -> Option<ExpertLayout> {
         let found = *possible.first()?;
         let Some(asked) = self.options.moe_layout else {
@@ -50,7 +50,7 @@ impl Planner<'_> {
         Some(asked)
     }
 
-    /// gpt-oss has gate and up rows in turn; nothing in a file's tensors shows it.
+    /// gpt-oss interleaves gate and up rows, which the tensors of a file do not show.
     pub fn refuse_unmarked_interleaving(
         &mut self,
         interleaved: ExpertLayout,
@@ -69,7 +69,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Notes what the file calls a module; another name in another layer is a rejection.
+    /// Notes the file's name of a module; different names in different layers are a rejection.
     pub fn name(&mut self, module: TargetModule, path: &str) {
         let naming = ModuleNaming { path: path.to_owned(), mapped_exactly: false };
         let known = self.naming.entry(module).or_insert(naming);
@@ -84,7 +84,7 @@ impl Planner<'_> {
         }
     }
 
-    /// The module that a name under `experts` stands for; an unknown one is a rejection.
+    /// The target module of a name under `experts`; an unknown name is a rejection.
     pub fn module(&mut self, block: &str, name: &str) -> Option<TargetModule> {
         let path = format!("{block}.{name}");
         let module = self.options.modules.lookup(&path).filter(|m| m.is_routed_expert());
@@ -117,8 +117,8 @@ impl Planner<'_> {
         }
     }
 
-    /// The rank that the configuration states for a module, which must be the one `found`, and the
-    /// scale of the pair.
+    /// Rank and scale of a module by the configuration; a rejection if the rank is not the one `found` in
+    /// the tensors.
     pub fn update(&mut self, module: &str, tensor: &str, found: usize) -> Option<Update> {
         self.names.push(module.to_owned());
         let stated = self.told(self.config.ranks.of(module))?;

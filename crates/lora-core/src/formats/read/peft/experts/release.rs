@@ -5,11 +5,11 @@
 pub struct Release([u32; 3]);
 
 impl Release {
-    /// The first one that writes `target_parameters` with the inputs in A also for models that
+    /// The first release in which A has the inputs of `target_parameters` for all models, also for those that
     /// store experts as `[E, out, in]`.
     pub const ROLES_CHANGED: Self = Self([0, 19, 1]);
 
-    /// Reads `0.19.1`, also with more behind it, such as `0.19.2.dev0`; `None` for anything else.
+    /// Parses `0.19.1`, also with a suffix as in `0.19.2.dev0`; `None` for anything else.
     pub fn parse(version: &str) -> Option<Self> {
         let mut numbers = version.trim().splitn(4, '.').map(|part| {
             let digits = part.bytes().take_while(u8::is_ascii_digit).count();
