@@ -1,35 +1,35 @@
-//! Reading the files of a user's folder.
+//! Reads files that users give.
 //!
-//! Every file whose path a user gives goes through this module. It opens regular files only, so that
-//! a FIFO cannot block the caller and a device cannot feed it for ever, and it reads small files up to
-//! a limit, so that nobody's memory depends on the size of a file.
+//! All files whose paths come from users are opened here. Only regular files are opened, as a FIFO could block
+//! and a device could be endless. Configurations are read up to a limit, so that memory does not depend on
+//! the size of a file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Most bytes of a configuration, such as `adapter_config.json` or `config.json`.
+/// Maximum size of a configuration, such as `adapter_config.json` or `config.json`.
 pub const MAX_CONFIG: u64 = 8 << 20;
 
-/// Most bytes of a `tokenizer.json`; the largest vocabularies in use take about 35 MB.
+/// Maximum size of a `tokenizer.json`; the largest vocabularies in use take about 35 MB.
 pub const MAX_TOKENIZER: u64 = 512 << 20;
 
-/// Most bytes of a line that is too long, before its end is not looked for any more.
+/// How far the end of an overlong line is looked for.
 const MAX_SKIPPED: u64 = 1 << 30;
 
-/// Whether there is something at `path`, of whatever kind. A FIFO, or a link that leads nowhere, is
-/// something: where it stands in the place of a file that may be left out, the file was not left out.
+/// Whether `path` exists, as a file of any kind, even a dangling link. An optional file is only treated as
+/// absent if nothing at all has its name.
 pub fn is_present(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Opens a regular file, through links.
+/// Opens a regular file; links are followed.
 ///
 /// # Errors
-/// That of the system; [`ErrorKind::InvalidInput`] for a folder, a FIFO, a socket or a device.
+/// Errors of the system; [`ErrorKind::InvalidInput`] for a folder, a FIFO, a socket or a device.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    // Without this flag, opening a FIFO waits for somebody who writes to it.
+    // Without this flag, opening a FIFO would wait for a writer.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if file.metadata()?.is_file() {
         Ok(file)
@@ -41,7 +41,7 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 /// Reads a regular file of up to `limit` bytes.
 ///
 /// # Errors
-/// Those of [`open_regular`]; [`ErrorKind::FileTooLarge`] with the limit for a larger file.
+/// As [`open_regular`]; [`ErrorKind::FileTooLarge`] with the limit for a larger file.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open_regular(path)?;
     let size = file.metadata()?.len();
@@ -54,10 +54,10 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit { Err(too_large(limit, "more")) } else { Ok(bytes) }
 }
 
-/// As [`read`], for text in UTF-8.
+/// As [`read`], for UTF-8 text.
 ///
 /// # Errors
-/// Those of [`read`]; [`ErrorKind::InvalidData`] for bytes that are no UTF-8.
+/// As [`read`]; [`ErrorKind::InvalidData`] if it is not UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     String::from_utf8(read(path, limit)?).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -65,10 +65,10 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     })
 }
 
-/// As [`read`], for a file that may be left out.
+/// As [`read`], for an optional file.
 ///
 /// # Errors
-/// Those of [`read`], but where there is nothing at `path`.
+/// As [`read`], unless nothing exists at `path`.
 pub fn read_optional(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     is_present(path).then(|| read(path, limit)).transpose()
 }
@@ -78,16 +78,16 @@ pub fn read_optional(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
 pub enum Line {
     /// Its bytes, without the line break.
     Whole(Vec<u8>),
-    /// It is longer than the limit, and was passed over.
+    /// It is longer than the limit, and was skipped.
     TooLong,
 }
 
-/// Reads the next line of a stream, of up to `limit` bytes; `None` at the end of the stream. No more
-/// than about `limit` bytes are held at a time, however long the line is.
+/// Reads the next line of a stream, up to `limit` bytes; `None` at the end of the stream. Never holds much more
+/// than `limit` bytes, however long the line is.
 ///
 /// # Errors
-/// That of the stream; [`ErrorKind::FileTooLarge`] for a line of more than a gibibyte, such as those of
-/// a device without an end.
+/// Errors of the stream; [`ErrorKind::FileTooLarge`] for a line of more than a gibibyte, as from an endless
+/// device.
 pub fn read_line_bounded(reader: &mut dyn BufRead, limit: u64) -> io::Result<Option<Line>> {
     let mut line = Vec::new();
     let read = (&mut *reader).take(limit.saturating_add(1)).read_until(b'\n', &mut line)?;
@@ -103,7 +103,7 @@ pub fn read_line_bounded(reader: &mut dyn BufRead, limit: u64) -> io::Result<Opt
     Ok(Some(Line::TooLong))
 }
 
-/// Passes over the rest of a line.
+/// Skips the rest of a line.
 fn skip_line(reader: &mut dyn BufRead) -> io::Result<()> {
     let mut skipped = 0;
     while skipped <= MAX_SKIPPED {

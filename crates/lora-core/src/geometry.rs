@@ -1,11 +1,11 @@
-//! The dimensions of a base model, as far as adapters meet them.
+//! The dimensions of a base model that matter for adapters.
 
 use std::collections::BTreeSet;
 
 use crate::ids::LayerIdx;
 use crate::modules::{ModuleMap, NormKind, SiteKey, TargetModule};
 
-/// Sizes of a decoder model, in elements, and which modules its layers have.
+/// Dimensions of a decoder model, and the modules of its layers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ModelGeometry {
     /// Width of the residual stream.
@@ -22,18 +22,18 @@ pub struct ModelGeometry {
     pub head_dim: usize,
     /// Rows of the embedding and of the output projection.
     pub vocab: usize,
-    /// Routed experts a layer has; 0 for a dense model.
+    /// Routed experts of a layer; 0 for a dense model.
     pub num_experts: usize,
     /// Inner width of one routed expert; 0 for a dense model.
     pub moe_intermediate: usize,
-    /// Whether heads of queries and keys are normalised.
+    /// Whether heads of queries and keys are normalised (QK norms).
     pub qk_norms: bool,
     /// Whether the output projection shares the embedding's weights.
     pub tied_embeddings: bool,
     /// Paths of the linear modules inside a layer, by their usual Hugging Face names:
     /// `self_attn.q_proj`, …, `mlp.down_proj`.
     pub hf_modules: Vec<String>,
-    /// Modules whose linear layer has a bias, which an adapter may replace.
+    /// Linear modules with a bias, which an adapter may replace.
     pub biased_modules: BTreeSet<TargetModule>,
 }
 
@@ -69,7 +69,7 @@ impl ModelGeometry {
             .find(|path| map.lookup(path) == Some(module) && !module.is_routed_expert())
     }
 
-    /// Width of a norm's weight; `None` for what is no norm of this model.
+    /// Width of a norm's weight; `None` if the site is not a norm of this model.
     pub fn norm_width(&self, site: SiteKey) -> Option<usize> {
         match site {
             SiteKey::Norm(_, kind) if kind.is_of_heads() => self.qk_norms.then_some(self.head_dim),
@@ -78,7 +78,7 @@ impl ModelGeometry {
         }
     }
 
-    /// Every site of which an adapter may have a full weight.
+    /// Every site for which an adapter may have a full weight.
     pub fn full_weight_sites(&self) -> Vec<SiteKey> {
         let modules: Vec<TargetModule> =
             self.modules().into_iter().filter(|module| !module.is_routed_expert()).collect();
@@ -91,8 +91,8 @@ impl ModelGeometry {
         sites
     }
 
-    /// Input and output features of a module (of one expert, for routed experts); `None` when the
-    /// model has no such module or its size is not described here.
+    /// Input and output features of a module (of one expert, for routed experts); `None` if the model has no
+    /// such module, or if its size is not known here.
     pub fn dims(&self, module: TargetModule) -> Option<(usize, usize)> {
         use TargetModule::*;
         if !self.modules().contains(&module) {

@@ -1,8 +1,8 @@
-//! Small types for things that would otherwise all be integers.
+//! Identifier types.
 
 use std::fmt;
 
-/// Index of a decoder layer, counted from zero.
+/// Zero-based index of a decoder layer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct LayerIdx(pub u32);
 
@@ -12,7 +12,7 @@ impl fmt::Display for LayerIdx {
     }
 }
 
-/// A number in the one way in which names of tensors have it.
+/// Parses a number in a tensor name, which has no sign and no leading zeros.
 #[cfg(feature = "formats")]
 pub(crate) fn number(digits: &str) -> Option<u32> {
     let canonical = digits == "0" || !digits.starts_with('0');
@@ -20,11 +20,11 @@ pub(crate) fn number(digits: &str) -> Option<u32> {
     digits.parse().ok().filter(|_| canonical && plain)
 }
 
-/// Identity of an adapter: the BLAKE3 hash of what it computes with.
+/// Identity of an adapter: the BLAKE3 hash of its content.
 ///
-/// Two adapters with the same weights, scales and layout have the same generation wherever they
-/// were read from; a changed weight changes it. Caches are keyed by it, so that an adapter that is
-/// reloaded under an old name can never meet state of its predecessor.
+/// Adapters with the same weights, scales and row order have the same generation, wherever they were read
+/// from. Caches are keyed by it, so that an adapter that is reloaded under an old name never uses state of
+/// its predecessor.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub [u8; 32]);
 

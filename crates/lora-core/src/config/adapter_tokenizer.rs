@@ -1,16 +1,17 @@
-//! Whose text an adapter's requests are made of.
+//! Use of a tokenizer beside an adapter.
 
 use serde::{Deserialize, Serialize};
 
-/// What is taken of a tokenizer, chat template and `generation_config.json` beside an adapter's weights.
+/// How a tokenizer, chat template and `generation_config.json` beside an adapter's weights are used.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdapterTokenizer {
-    /// What differs from the model's. A tokenizer whose vocabulary contradicts the model's is refused.
+    /// Use them where they differ from the model's. A tokenizer that contradicts the model's vocabulary is
+    /// refused.
     #[default]
     Auto,
-    /// Nothing: the files are not read.
+    /// Ignore them; they are not read.
     Base,
-    /// What differs from the model's, whatever the vocabulary.
+    /// Use them where they differ from the model's, whatever the vocabulary.
     Adapter,
 }

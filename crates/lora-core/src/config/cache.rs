@@ -1,4 +1,4 @@
-//! Sizes and workers of the adapter cache.
+//! Sizes and threads of the adapter cache.
 
 use std::path::PathBuf;
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 use super::{MAX_RANK, counted};
 use crate::rules::{Code, Rejection};
 
-/// How much memory adapters may occupy, under TensorRT-LLM's field names and defaults.
+/// Memory limits and threads of the adapter cache, with TensorRT-LLM's field names and defaults.
 ///
-/// `max_loras` and `max_cpu_loras` of [`crate::LoraConfig`], when set, override the sizes here.
-/// Adapters take the bytes of their true ranks, so the page geometry of TensorRT-LLM
-/// (`optimal_adapter_size`, `max_pages_per_block_*`) is accepted and has no effect.
+/// `max_loras` and `max_cpu_loras` of [`crate::LoraConfig`] override the sizes here, if set. Adapters occupy
+/// memory for their true ranks, so TensorRT-LLM's page sizes (`optimal_adapter_size`,
+/// `max_pages_per_block_*`) are accepted and have no effect.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PeftCacheConfig {
-    /// When above 0: the host tier holds this many units of one layer, one module, rank 1.
+    /// If above 0: capacity of the host tier, in units of one layer, one module and rank 1.
     pub num_host_module_layer: usize,
-    /// When above 0: the same for the device tier.
+    /// If above 0: capacity of the device tier, in the same units.
     pub num_device_module_layer: usize,
-    /// The rank that TensorRT-LLM's pages are tuned for.
+    /// The rank for which TensorRT-LLM's pages are optimised; no effect.
     pub optimal_adapter_size: usize,
     /// The largest rank that the cache must be able to hold.
     pub max_adapter_size: usize,
@@ -29,19 +29,19 @@ pub struct PeftCacheConfig {
     pub num_ensure_workers: usize,
     /// Device streams for those copies.
     pub num_copy_streams: usize,
-    /// Pages of one allocation of TensorRT-LLM's host tier.
+    /// Pages of one allocation of TensorRT-LLM's host tier; no effect.
     pub max_pages_per_block_host: usize,
-    /// Pages of one allocation of TensorRT-LLM's device tier.
+    /// Pages of one allocation of TensorRT-LLM's device tier; no effect.
     pub max_pages_per_block_device: usize,
-    /// Share of the device memory that is free after the model is loaded, above 0 and up to 1.
+    /// Fraction of the device memory that is free after loading the model, above 0 and up to 1.
     pub device_cache_percent: f64,
     /// Size of the host tier in bytes.
     pub host_cache_size: u64,
-    /// Must stay unset: adapters are not read ahead from a directory.
+    /// Not supported: adapters are not prefetched from a directory.
     pub lora_prefetch_dir: Option<PathBuf>,
 }
 
-/// Most threads or streams of one kind: more readers than this wait for the disk, not for each other.
+/// Maximum number of threads or streams of one kind. More readers than this only wait for the disk.
 const MAX_WORKERS: usize = 256;
 
 impl Default for PeftCacheConfig {
@@ -64,7 +64,7 @@ impl Default for PeftCacheConfig {
 }
 
 impl PeftCacheConfig {
-    /// Every rule that the values break by themselves; empty when all is well.
+    /// The rules that the values break, irrespective of a model; empty if they are valid.
     pub fn validate(&self) -> Vec<Rejection> {
         let counts = [
             ("optimal_adapter_size", self.optimal_adapter_size, MAX_RANK),
@@ -72,7 +72,7 @@ impl PeftCacheConfig {
             ("num_put_workers", self.num_put_workers, MAX_WORKERS),
             ("num_ensure_workers", self.num_ensure_workers, MAX_WORKERS),
             ("num_copy_streams", self.num_copy_streams, MAX_WORKERS),
-            // Of no effect, so of no cost.
+            // These have no effect, so any value is harmless.
             ("max_pages_per_block_host", self.max_pages_per_block_host, usize::MAX),
             ("max_pages_per_block_device", self.max_pages_per_block_device, usize::MAX),
         ];

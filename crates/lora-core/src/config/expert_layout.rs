@@ -1,41 +1,40 @@
-//! How the weights of routed experts lie in a file.
+//! Layouts of routed-expert weights in files.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A layout of routed-expert weights on disk. In memory all of them are one stack for each module:
+/// A layout of routed-expert weights in a file. In memory, there is one pair of stacks for each module:
 /// A `[experts, rank, in]` and B `[experts, out, rank]`.
 ///
 /// E experts, rank r, hidden size H, inner size I of one expert.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExpertLayout {
-    /// A pair of matrices for each expert, `experts.{e}.gate_proj.lora_A.weight`: A `[r, in]`,
-    /// B `[out, r]`.
+    /// One pair for each expert, `experts.{e}.gate_proj.lora_A.weight`: A `[r, in]`, B `[out, r]`.
     PerExpert,
-    /// A pair for each module, `experts.gate_proj.lora_A.weight`: A `[E, r, in]`, B `[E, out, r]`.
+    /// One pair for each module, `experts.gate_proj.lora_A.weight`: A `[E, r, in]`, B `[E, out, r]`.
     Stacked,
-    /// [`ExpertLayout::Stacked`] with one side shared by all experts, which is stored once:
-    /// `[r, in]` or `[1, r, in]` for A, `[out, r]` or `[1, out, r]` for B.
+    /// [`ExpertLayout::Stacked`] with one matrix shared by all experts and stored once: `[r, in]` or
+    /// `[1, r, in]` for A, `[out, r]` or `[1, out, r]` for B.
     SharedOuter,
-    /// [`ExpertLayout::Stacked`] with gate and up as one `experts.gate_up_proj`: B `[E, 2I, r]`,
-    /// the gate rows of an expert first.
+    /// [`ExpertLayout::Stacked`] with gate and up fused in `experts.gate_up_proj`: B `[E, 2I, r]`, the gate rows
+    /// of an expert before its up rows.
     Fused,
-    /// [`ExpertLayout::Fused`] with gate and up rows alternating, as gpt-oss stores them.
+    /// [`ExpertLayout::Fused`] with interleaved gate and up rows, as in gpt-oss.
     FusedInterleaved,
-    /// PEFT's `target_parameters` from release 0.19.1 on. `experts.base_layer.lora_*` is the first
-    /// parameter of the model's module (gate_up_proj), `experts.lora_*` the second (down_proj); a
-    /// single target is always `experts.lora_*`. A `[E r, in]` has the rows of an expert together,
-    /// B `[out, r E]` has the experts fastest.
+    /// PEFT's `target_parameters` since release 0.19.1. `experts.base_layer.lora_*` is the first parameter of
+    /// the model's module (gate_up_proj), `experts.lora_*` the second (down_proj); a single target is always
+    /// `experts.lora_*`. The rows of A `[E r, in]` are ordered by expert, then rank; the columns of
+    /// B `[out, r E]` by rank, then expert.
     TargetParameters,
-    /// The same up to PEFT 0.19.0, for models that store experts as `[E, out, in]`: `in` and `out`
-    /// change places, A `[E r, out]` and B `[in, r E]`.
+    /// The same up to PEFT 0.19.0, for models that store experts as `[E, out, in]`: `in` and `out` are swapped,
+    /// A `[E r, out]` and B `[in, r E]`.
     TargetParametersSwapped,
-    /// [`ExpertLayout::TargetParameters`] with gate and up rows alternating, as gpt-oss has them.
+    /// [`ExpertLayout::TargetParameters`] with interleaved gate and up rows, as in gpt-oss.
     TargetParametersInterleaved,
-    /// [`ExpertLayout::TargetParameters`] with the columns of an expert together in B
-    /// (`[out, E r]`), as Unsloth wrote it until September 2026.
+    /// [`ExpertLayout::TargetParameters`] with the columns of B (`[out, E r]`) ordered by expert, then rank, as
+    /// Unsloth wrote it until September 2026.
     UnslothExpertSlowest,
 }
 

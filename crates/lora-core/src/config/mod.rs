@@ -1,4 +1,4 @@
-//! Configuration of LoRA, under TensorRT-LLM's field names.
+//! LoRA configuration, with TensorRT-LLM's field names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -21,61 +21,60 @@ pub use expert_layout::ExpertLayout;
 pub use quant::{QuantAlgo, QuantConfig};
 pub use request::{CkptSource, LoraRequest, validate_adapter_name};
 
-/// Order of the rows of a NeMo adapter's fused query/key/value output.
+/// Row order of the fused query/key/value projection in a NeMo adapter.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NemoQkvLayout {
-    /// Megatron's: for each KV group its query heads, its key head, its value head.
+    /// Megatron's order: for each KV head its query heads, the key head, the value head.
     #[default]
     Interleaved,
     /// All query heads, then all key heads, then all value heads.
     Concatenated,
 }
 
-/// Which adapters an engine serves, and within what limits.
+/// Limits and options for the adapters of an engine.
 ///
-/// Fields up to `cuda_graph_specialize_lora` carry TensorRT-LLM's names, defaults and meaning;
-/// the rest are this project's own. Unknown fields are refused.
+/// Fields up to `cuda_graph_specialize_lora` have TensorRT-LLM's names, defaults and meaning; the others are
+/// this project's. Unknown fields are refused.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
-    /// At most one adapter directory: its tensors decide the target modules when
-    /// `lora_target_modules` is empty. It does not register the adapter for use.
+    /// At most one adapter directory. If `lora_target_modules` is empty, the modules of this adapter are the
+    /// targets. The adapter is not registered by this.
     pub lora_dir: Vec<PathBuf>,
     /// Format of `lora_dir`.
     pub lora_ckpt_source: CkptSource,
     /// Largest rank that any module of an adapter may have.
     pub max_lora_rank: usize,
-    /// Names of the [`TargetModule`]s that adapters may change; empty: see
+    /// Names of the [`TargetModule`]s that adapters may change; for an empty list see
     /// [`LoraConfig::effective_targets`].
     pub lora_target_modules: Vec<String>,
-    /// Replaces the default [`ModuleMap`] when not empty.
+    /// Replaces the default [`ModuleMap`] if it is not empty.
     pub trtllm_modules_to_hf_modules: BTreeMap<String, HfNames>,
-    /// Sizes the device tier for this many largest adapters; overrides [`PeftCacheConfig`].
+    /// Capacity of the device tier, in adapters of maximum size; overrides [`PeftCacheConfig`].
     pub max_loras: Option<usize>,
-    /// Sizes the host tier for this many largest adapters; overrides [`PeftCacheConfig`].
+    /// Capacity of the host tier, in adapters of maximum size; overrides [`PeftCacheConfig`].
     pub max_cpu_loras: Option<usize>,
-    /// Whether a fused `gate_up_proj` has its gate rows first, as files of Hugging Face models
-    /// do; false: its up rows first, as those of Phi-4-multimodal do.
+    /// Whether the gate rows of a fused `gate_up_proj` come first, as in most Hugging Face models; if false, the
+    /// up rows do, as in Phi-4-multimodal.
     pub swap_gate_up_proj_lora_b_weight: bool,
-    /// Hint that LoRA may run beside the base layer; never changes results.
+    /// Hint that LoRA may run concurrently with the base layer; does not affect results.
     pub overlap_lora_and_base: bool,
-    /// Hint that batches without LoRA may have CUDA graphs of their own; never changes results.
+    /// Hint that batches without LoRA may have separate CUDA graphs; does not affect results.
     pub cuda_graph_specialize_lora: bool,
-    /// Tolerate fields of `adapter_config.json` that are not known.
+    /// Ignore unknown fields of `adapter_config.json` instead of refusing them.
     pub allow_unknown_fields: bool,
-    /// Tolerate an adapter that changes nothing.
+    /// Accept adapters that have no effect.
     pub allow_noop_adapter: bool,
-    /// Treat an expert without weights as unchanged, instead of refusing its adapter.
+    /// Treat experts without weights as unchanged instead of refusing the adapter.
     pub allow_missing_experts: bool,
-    /// The layout of routed-expert tensors; `None`: the one that the file shows.
+    /// Layout of routed-expert tensors; detected if `None`.
     pub moe_layout: Option<ExpertLayout>,
-    /// Order of fused query/key/value rows in NeMo adapters.
+    /// Row order of fused query/key/value projections in NeMo adapters.
     pub nemo_qkv_layout: NemoQkvLayout,
-    /// Whose tokenizer, chat template and end tokens the requests for an adapter use, where its folder
-    /// has some.
+    /// Whether requests for an adapter use the tokenizer, chat template and end tokens in its folder.
     pub adapter_tokenizer: AdapterTokenizer,
-    /// How many later requests of resident adapters may be admitted before a waiting adapter's.
+    /// How many later requests for resident adapters may overtake a request that waits for its adapter.
     pub adapter_fairness_window: usize,
 }
 
@@ -103,14 +102,14 @@ impl Default for LoraConfig {
     }
 }
 
-/// Groups whose members are served together: one of them targeted targets them all.
+/// Query, key and value are targeted together: if one of them is a target, all are.
 const TRIOS: [[TargetModule; 3]; 2] = [
     [TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV],
     [TargetModule::CrossAttnQ, TargetModule::CrossAttnK, TargetModule::CrossAttnV],
 ];
 
 impl LoraConfig {
-    /// Every rule that the values break by themselves; empty when all is well.
+    /// The rules that the values break, irrespective of a model; empty if they are valid.
     pub fn validate(&self) -> Vec<Rejection> {
         let mut problems: Vec<Rejection> = self
             .lora_target_modules
@@ -135,9 +134,9 @@ impl LoraConfig {
 
     /// The modules that adapters may change on this model.
     ///
-    /// The given list, with the missing ones of a query/key/value trio added and a fused module
-    /// standing also for its parts where the model keeps them apart; every module that the model
-    /// has when no list is given. Names that do not exist are left to [`LoraConfig::validate`].
+    /// With an empty list, these are all modules of the model. Otherwise they are the listed modules, query, key
+    /// and value together if one of them is listed, and the parts of a fused module that the model does not
+    /// fuse. Unknown names are ignored here; [`LoraConfig::validate`] reports them.
     pub fn effective_targets(&self, model: &ModelGeometry) -> BTreeSet<TargetModule> {
         let present = model.modules();
         if self.lora_target_modules.is_empty() {
@@ -159,17 +158,17 @@ impl LoraConfig {
     }
 }
 
-/// Largest rank limit. The widest layers in use have fewer outputs, and a rank above that is of no use.
+/// Maximum of `max_lora_rank`. Layers have fewer outputs, and a higher rank would be useless.
 const MAX_RANK: usize = 1 << 16;
 
-/// Most slots of the device tier. Each takes memory at every site whether it is used or not; what a
-/// machine has room for is checked when its memory is known.
+/// Maximum number of device slots. Each takes memory at every site, used or not. Whether they fit into the
+/// memory of the machine is checked later.
 const MAX_SLOTS: usize = 1 << 16;
 
-/// Most adapters of the host tier. Bookkeeping of so many takes some hundred megabytes.
+/// Maximum number of adapters in the host tier. The bookkeeping for so many takes some hundred megabytes.
 const MAX_HOST_ADAPTERS: usize = 1 << 20;
 
-/// The rejection of a count outside 1 to `most`.
+/// The rejection of a count that is not in 1 to `most`.
 fn counted(setting: &str, count: usize, most: usize) -> Option<Rejection> {
     let remedy = match count {
         0 => "raise it or leave it out",

@@ -1,4 +1,4 @@
-//! Quantisation of base weights and of the KV cache, under TensorRT-LLM's names.
+//! Quantisation of base weights and the KV cache, with TensorRT-LLM's names.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::rules::{Code, Rejection};
 
-/// An algorithm of quantisation, under the name that TensorRT-LLM gives it.
+/// A quantisation algorithm, with TensorRT-LLM's name.
 ///
-/// Names give bits of weights (`W`) and activations (`A`). Not every algorithm is one for weights,
-/// nor for the KV cache: see [`QuantConfig::validate`].
+/// Names state the bits of weights (`W`) and activations (`A`). Some algorithms are only for weights, others
+/// only for the KV cache; see [`QuantConfig::validate`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum QuantAlgo {
@@ -47,7 +47,7 @@ pub enum QuantAlgo {
     Fp8BlockScales,
     /// 8-bit integers; for the KV cache only.
     Int8,
-    /// An algorithm for each layer.
+    /// Different algorithms for different layers.
     MixedPrecision,
     /// 4-bit floats in groups of 16.
     Nvfp4,
@@ -65,7 +65,7 @@ pub enum QuantAlgo {
     W4A16Mxfp4,
     /// 8-bit floats of the MX formats.
     Mxfp8,
-    /// None: the same as no algorithm.
+    /// No quantisation.
     NoQuant,
 }
 
@@ -100,17 +100,17 @@ const TABLE: [(QuantAlgo, &str); 27] = [
     (QuantAlgo::NoQuant, "NO_QUANT"),
 ];
 
-/// Algorithms that a KV cache may have.
+/// Algorithms for the KV cache.
 const FOR_KV_CACHE: [QuantAlgo; 3] = [QuantAlgo::Fp8, QuantAlgo::Int8, QuantAlgo::Nvfp4];
 
 impl QuantAlgo {
-    /// The name that configurations use.
+    /// Its name in configurations.
     pub fn name(self) -> &'static str {
         // The table has one row per variant, in order: see the test below.
         TABLE[self as usize].1
     }
 
-    /// The algorithm of a name; `None` for a name that is not in the table.
+    /// The algorithm of a name; `None` if the name is unknown.
     pub fn from_name(name: &str) -> Option<Self> {
         TABLE.iter().find(|row| row.1 == name).map(|row| row.0)
     }
@@ -143,16 +143,16 @@ impl<'de> Deserialize<'de> for QuantAlgo {
     }
 }
 
-/// How base weights and the KV cache are quantised, under TensorRT-LLM's field names and defaults.
-/// Adapters are never quantised. Unknown fields are refused.
+/// Quantisation of base weights and the KV cache, with TensorRT-LLM's field names and defaults. Adapters are
+/// never quantised. Unknown fields are refused.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuantConfig {
     /// Algorithm of the base weights; see [`QuantConfig::weights`].
     pub quant_algo: Option<QuantAlgo>,
-    /// Algorithm of the KV cache: FP8, INT8 or NVFP4; `None`: the model's own type.
+    /// Algorithm of the KV cache: FP8, INT8 or NVFP4; the model's dtype if `None`.
     pub kv_cache_quant_algo: Option<QuantAlgo>,
-    /// Weights that share a scale, for the algorithms with groups.
+    /// Weights that share a scale, for algorithms with groups.
     pub group_size: usize,
     /// SmoothQuant's alpha, from 0 to 1: how much of the activations' range moves to the weights.
     pub smoothquant_val: f64,
@@ -164,7 +164,7 @@ pub struct QuantConfig {
     pub has_zero_point: bool,
     /// Whether activations are scaled before they are quantised.
     pub pre_quant_scale: bool,
-    /// Glob patterns of modules that stay as they are.
+    /// Glob patterns of modules that are not quantised.
     pub exclude_modules: Option<Vec<String>>,
     /// Element type of the state of Mamba layers.
     pub mamba_ssm_cache_dtype: Option<String>,
@@ -188,12 +188,12 @@ impl Default for QuantConfig {
 }
 
 impl QuantConfig {
-    /// The algorithm of the base weights; `None` where they stay in 16 bits, also by `NO_QUANT`.
+    /// The algorithm of the base weights; `None` if they stay in 16 bits, also for `NO_QUANT`.
     pub fn weights(&self) -> Option<QuantAlgo> {
         self.quant_algo.filter(|algo| *algo != QuantAlgo::NoQuant)
     }
 
-    /// Every rule that the values break by themselves; empty when all is well.
+    /// The rules that the values break, irrespective of a model; empty if they are valid.
     pub fn validate(&self) -> Vec<Rejection> {
         let mut problems = Vec::new();
         if self.quant_algo == Some(QuantAlgo::Int8) {

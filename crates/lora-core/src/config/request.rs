@@ -1,4 +1,4 @@
-//! The adapter that a request asks for.
+//! The adapter of a request.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::rules::{Code, Rejection};
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CkptSource {
-    /// A directory that Hugging Face PEFT wrote.
+    /// A Hugging Face PEFT directory.
     #[default]
     Hf,
     /// A NeMo archive.
@@ -21,9 +21,9 @@ pub enum CkptSource {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraRequest {
-    /// Name for people, metrics and URLs; see [`validate_adapter_name`].
+    /// Name in messages, metrics and URLs; see [`validate_adapter_name`].
     pub lora_name: String,
-    /// The caller's number for the adapter; 0 is legal.
+    /// The caller's id of the adapter; 0 is valid.
     pub lora_int_id: i64,
     /// Directory or file of the adapter.
     #[serde(default)]
@@ -51,7 +51,7 @@ impl LoraRequest {
         self
     }
 
-    /// Every rule that the request breaks by itself; looks whether the path exists.
+    /// The rules that the request breaks; includes whether the path exists.
     pub fn validate(&self) -> Vec<Rejection> {
         let mut problems = Vec::new();
         if let Err(problem) = validate_adapter_name(&self.lora_name) {
@@ -76,7 +76,7 @@ impl LoraRequest {
     }
 }
 
-/// Checks that a name can be carried by metric labels, comma-separated lists and URLs.
+/// Checks that a name can be used in metric labels, comma-separated lists and URLs.
 ///
 /// # Errors
 /// An empty name; a comma, a control character, or a leading `/`.

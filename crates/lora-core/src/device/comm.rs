@@ -1,22 +1,22 @@
-//! Collective operations of devices that hold parts of one model.
+//! Collective operations among the ranks of a tensor-parallel model.
 
 use super::{Backend, Error, Result, ViewMut};
 
-/// Collective operations of one rank with its peers; every rank must issue them in one order. The only rank of
-/// its group has nothing to do in any of them.
+/// Collective operations of one rank with its peers. All ranks must issue them in the same order. In a group of
+/// one rank, they do nothing.
 ///
-/// All ranks get the same bits: what follows on each of them must not drift apart.
+/// All ranks get bitwise equal results, so that their computations do not diverge.
 pub trait Comm<B: Backend>: Sized {
-    /// What a rank joins its group with, on its own thread.
+    /// A handle with which a rank joins its group on its own thread.
     type Seat: Send + 'static;
 
-    /// The seats of a group of `world` ranks, in the order of their numbers.
+    /// The handles for a group of `world` ranks, in rank order.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`] if the backend has no groups of that size.
     fn seats(world: usize) -> Result<Vec<Self::Seat>>;
 
-    /// Joins the group. Returns once all ranks have, where the backend needs that.
+    /// Joins the group; may wait until all ranks have joined.
     ///
     /// # Errors
     /// [`crate::Error::Peer`] if a peer failed.
@@ -28,31 +28,30 @@ pub trait Comm<B: Backend>: Sized {
     /// Number of ranks.
     fn world(&self) -> usize;
 
-    /// Replaces `t` on every rank by the sum over the ranks.
+    /// All-reduce: replaces `t` on every rank by the sum over the ranks.
     ///
     /// # Errors
     /// [`crate::Error::Peer`] if a peer failed.
     fn all_reduce_sum(&self, be: &B, q: &mut B::Queue, t: ViewMut<'_, B>) -> Result<()>;
 
-    /// Completes `t`, of whose columns each rank has computed its share: as many as any other, in the order of
-    /// the ranks.
+    /// All-gather along columns: completes `t`, of which each rank has computed an equal share of the columns, in
+    /// rank order.
     ///
     /// # Errors
-    /// [`crate::Error::Peer`] if a peer failed, [`crate::Error::Shape`] unless the columns can be shared
-    /// evenly.
+    /// [`crate::Error::Peer`] if a peer failed, [`crate::Error::Shape`] if the columns cannot be divided evenly.
     fn all_gather_cols(&self, be: &B, q: &mut B::Queue, t: ViewMut<'_, B>) -> Result<()>;
 
-    /// The sum over the ranks of numbers in host memory. For what is done when a model or an adapter is loaded.
+    /// All-reduce of numbers in host memory, for use while a model or an adapter is loaded.
     ///
     /// # Errors
     /// [`crate::Error::Peer`] if a peer failed.
     fn sum_on_host(&self, values: Vec<f32>) -> Result<Vec<f32>>;
 
-    /// Says that this rank cannot go on, so that no peer waits for it: their operations fail from then on.
+    /// Aborts the group after a failure of this rank: operations of its peers fail instead of waiting for it.
     fn abort(&self);
 }
 
-/// The only rank of its group, of any backend.
+/// A group of one rank, for any backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OneRank;
 

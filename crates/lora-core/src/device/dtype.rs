@@ -1,4 +1,4 @@
-//! Element types of tensors on the host and on a device.
+//! Element types of tensors, on the host and on devices.
 
 use std::fmt;
 
@@ -28,16 +28,15 @@ impl DType {
         }
     }
 
-    /// Whether elements are floating-point numbers by themselves; those of 8 bits mean something
-    /// only with a scale.
+    /// Whether elements are floats that need no scale, which excludes e4m3.
     pub const fn is_float(self) -> bool {
         matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
 
     /// Whether every element of a little-endian array is a finite number.
     pub(crate) fn all_finite(self, elements: &[u8]) -> bool {
-        // A float is finite unless all bits of its exponent are set; without an early exit the
-        // loops below are vectorised.
+        // A float is finite unless all bits of its exponent are set. The loops below have no early exit, so
+        // that they are vectorised.
         const fn infinite16(bits: [u8; 2], exponent: u16) -> bool {
             u16::from_le_bytes(bits) & exponent == exponent
         }

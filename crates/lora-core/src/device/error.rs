@@ -1,13 +1,13 @@
-//! What a backend's ops can fail with.
+//! Errors of a backend.
 
 use thiserror::Error;
 
 use super::{DType, Pool};
 
-/// A misused op, or a device that failed.
+/// A wrong call of an op, or a failure of the device.
 ///
-/// Ops check shapes and dtypes before they start work, so an error other than
-/// [`Error::Device`] leaves every output as it was.
+/// Ops check shapes and dtypes before they start work, so after an error other than [`Error::Device`] and
+/// [`Error::Peer`] all outputs are unchanged.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,10 +20,24 @@ pub enum Error {
         what: &'static str,
         /// Its value.
         found: usize,
-        /// The value that the other operands ask for.
+        /// The value that the other operands require.
         expected: usize,
     },
-    /// An operand has an element type that the op does not take.
+    /// An extent is not a multiple of another.
+    #[error("{op}: {found} {what} cannot be divided by {divisor} {by}")]
+    Indivisible {
+        /// The op that was called.
+        op: &'static str,
+        /// The extent that must be a multiple.
+        what: &'static str,
+        /// Its value.
+        found: usize,
+        /// The other extent.
+        by: &'static str,
+        /// Its value.
+        divisor: usize,
+    },
+    /// An operand has a dtype that the op does not support.
     #[error("{op}: {what} has dtype {found}; allowed: {allowed}")]
     DType {
         /// The op that was called.
@@ -32,50 +46,50 @@ pub enum Error {
         what: &'static str,
         /// Its dtype.
         found: DType,
-        /// The dtypes that the op takes.
+        /// The supported dtypes.
         allowed: &'static str,
     },
-    /// An index points outside its table.
+    /// An index is out of range.
     #[error("{op}: {what} {found} is outside 0..{limit}")]
     OutOfRange {
         /// The op that was called.
         op: &'static str,
-        /// What the index counts.
+        /// The kind of index.
         what: &'static str,
         /// The index.
         found: i64,
         /// The number of entries.
         limit: usize,
     },
-    /// A pool of device memory is exhausted.
+    /// Device memory is exhausted.
     #[error("{pool:?} pool: {requested} bytes asked for; {}", free_bytes(*available))]
     OutOfMemory {
         /// The pool.
         pool: Pool,
         /// Bytes asked for.
         requested: usize,
-        /// Bytes left, where they are known.
+        /// Free bytes, if known.
         available: Option<usize>,
     },
-    /// The backend does not implement what was asked for.
+    /// The backend does not support the call.
     #[error("{op}: the {backend} backend does not support {what}")]
     Unsupported {
         /// The op that was called.
         op: &'static str,
         /// The backend's name.
         backend: &'static str,
-        /// What is missing.
+        /// The unsupported feature.
         what: String,
     },
-    /// The device or its driver failed; the backend must not be used any more.
+    /// The device or its driver failed. The backend must not be used any more.
     #[error("device failure: {0}")]
     Device(String),
-    /// A device that holds another part of the same model failed, and said why by itself.
+    /// Another rank of the group failed; it reports the reason itself.
     #[error("another device of the group failed")]
     Peer,
 }
 
-/// How much memory is free, for a message.
+/// The amount of free memory, for a message.
 pub fn free_bytes(available: Option<usize>) -> String {
     match available {
         Some(bytes) => format!("{bytes} are free"),

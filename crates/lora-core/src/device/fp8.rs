@@ -1,4 +1,4 @@
-//! 8-bit floats of the format e4m3 (Micikevicius et al., 2022), which mean something with a scale.
+//! 8-bit floats in the format e4m3 (Micikevicius et al., 2022), which are used with a scale.
 
 use float8::F8E4M3;
 use rayon::prelude::*;
@@ -33,11 +33,11 @@ pub fn encode(value: f32) -> u8 {
 /// The scale at which the largest of `values` fills the format; 1 where all are zero.
 pub fn scale_of(values: impl IntoIterator<Item = f32>) -> f32 {
     let largest = values.into_iter().fold(0f32, |most, value| most.max(value.abs()));
-    // Numbers too small to be divided by 448 are as good as zero.
+    // Numbers too small to be divided by 448 count as zero.
     Some(largest / MAX).filter(|scale| scale.is_normal()).unwrap_or(1.0)
 }
 
-/// A tensor in e4m3 and its scale, which is that of its largest element; `None` for integers.
+/// Quantises a tensor to e4m3 with one scale, by its largest element; `None` for integers.
 pub fn quantise(tensor: &HostTensor) -> Option<(HostTensor, f32)> {
     let dtype = tensor.dtype();
     if !dtype.is_float() {
@@ -64,31 +64,31 @@ pub fn quantise(tensor: &HostTensor) -> Option<(HostTensor, f32)> {
     Some((HostTensor::new(DType::F8E4m3, tensor.shape().to_vec(), codes)?, scale))
 }
 
-/// Elements that a thread takes at a time.
+/// Elements of one task.
 const PART: usize = 1 << 16;
 
-/// The code of every number of a 16-bit dtype, by its bits: to look one up is quicker than to round.
+/// The code for each bit pattern of a 16-bit dtype; a lookup is faster than rounding.
 fn codes_of_all(dtype: DType, scale: f32) -> Option<Vec<u8>> {
     let bits: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let all = HostTensor::new(dtype, vec![bits.len() / 2], bits)?;
     Some(all.iter_f32().map(|value| encode(value / scale)).collect())
 }
 
-/// Scales of a weight matrix in e4m3 whose parts are stacked by rows.
+/// Scales of an e4m3 weight matrix whose parts are stacked by rows.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Fp8Scales {
-    /// What each part's elements are multiplied by; positive.
+    /// Scale of each part, by which its elements are multiplied; positive.
     pub parts: Vec<f32>,
-    /// What the input is divided by before it is rounded to e4m3.
+    /// Scale by which the input is divided before it is rounded to e4m3.
     pub input: InputScale,
 }
 
-/// Scale of the activations that a matrix in e4m3 is multiplied with.
+/// Scale of the activations for an e4m3 matrix.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum InputScale {
-    /// Known beforehand; positive.
+    /// Fixed; positive.
     Static(f32),
-    /// That of the row's largest element, by [`scale_of`]: a row's result depends on no other.
+    /// [`scale_of`] each row, so that a row's result does not depend on others.
     Dynamic,
 }
 

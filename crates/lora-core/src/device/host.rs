@@ -1,4 +1,4 @@
-//! Tensors in host memory: what files hold before a device sees them.
+//! Tensors in host memory.
 
 use std::fmt;
 use std::ops::Range;
@@ -20,7 +20,7 @@ pub struct HostTensor {
 }
 
 impl fmt::Debug for HostTensor {
-    /// Type and shape; elements would drown whatever is told with them.
+    /// Shows dtype and shape only, not the elements.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{:?}", self.dtype, self.shape)
     }
@@ -80,7 +80,7 @@ impl HostTensor {
         }
     }
 
-    /// Element `i` in row-major order as `f32`; zero behind the end.
+    /// Element `i` in row-major order as `f32`; zero beyond the end.
     pub fn get_f32(&self, i: usize) -> f32 {
         let at = |n: usize| self.data.get(i * n..(i + 1) * n);
         match self.dtype {
@@ -120,7 +120,7 @@ impl HostTensor {
         }
     }
 
-    /// The same values rounded to `dtype`; no copy when it is the dtype already.
+    /// The same values rounded to `dtype`; no copy if that is the dtype already.
     pub fn cast(&self, dtype: DType) -> Option<Self> {
         if dtype == self.dtype {
             return Some(self.clone());
@@ -128,7 +128,7 @@ impl HostTensor {
         Self::from_f32(dtype, self.shape.clone(), &self.to_f32())
     }
 
-    /// Some of the outermost parts: elements of a vector, rows of a matrix. No copy.
+    /// A range along the first axis: elements of a vector, rows of a matrix. No copy.
     ///
     /// # Panics
     /// If the range leaves the tensor: the caller's sizes are inconsistent, which is a bug.
@@ -146,7 +146,7 @@ impl HostTensor {
     /// Some columns of a matrix, copied.
     ///
     /// # Panics
-    /// As [`HostTensor::slice_rows`]; also for what is no matrix.
+    /// As [`HostTensor::slice_rows`]; also if it is not a matrix.
     #[must_use]
     pub fn slice_cols(&self, cols: Range<usize>) -> Self {
         let &[rows, all] = &self.shape[..] else { panic!("columns of {self:?}") };

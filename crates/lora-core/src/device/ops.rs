@@ -1,11 +1,11 @@
-//! Named arguments of the ops that take many.
+//! Argument structs of ops with many operands.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::lora::LoraSite;
 use super::{Backend, View, ViewMut};
 
-/// Extents of an attention layer.
+/// Head counts and size of an attention layer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HeadDims {
     /// Query heads.
@@ -28,12 +28,11 @@ impl HeadDims {
     }
 }
 
-/// The weight of an RMS norm. Rows whose adapter has a weight of its own for this norm are scaled by
-/// that one.
+/// The weight of an RMS norm. If a row's adapter has its own weight for this norm, that is used instead.
 pub struct NormWeight<'a, B: Backend> {
-    /// The base model's: `[1, cols]` f32.
+    /// Weight of the base model: `[1, cols]` f32.
     pub base: View<'a, B>,
-    /// Weights of adapters, by slot, and the slot of each row; `None` where no row has an adapter.
+    /// Weights of adapters by slot, and the slot of each row; `None` if no row has an adapter.
     pub lora: Option<(&'a LoraSite<B>, &'a B::LoraPlan)>,
 }
 
@@ -52,38 +51,38 @@ impl<'a, B: Backend> From<View<'a, B>> for NormWeight<'a, B> {
     }
 }
 
-/// Scales of a layer's KV cache: it holds keys and values divided by them.
+/// Scales of a layer's KV cache, which holds keys and values divided by them.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct KvScales {
-    /// Of the keys; positive.
+    /// Scale of the keys; positive.
     pub k: f32,
-    /// Of the values; positive.
+    /// Scale of the values; positive.
     pub v: f32,
 }
 
 impl KvScales {
-    /// Keys and values as they are.
+    /// Keys and values are stored unscaled.
     pub const ONE: Self = Self { k: 1.0, v: 1.0 };
 }
 
 /// Arguments of [`Backend::qk_norm_rope_append`].
 ///
-/// For each row of `qkv` (`[rows, q_cols + 2 kv_cols]`): each head of q and k is RMS-normalised
-/// (where the model has such norms), then rotated by its position (half-split form of Su et al.,
-/// 2021) and stored back in place; then k and v go to the row's KV slot, divided by their scale and
-/// rounded to the caches' dtype, a float or e4m3 (which saturates).
+/// For each row of `qkv` (`[rows, q_cols + 2 kv_cols]`): each head of q and k is RMS-normalised (if the model
+/// has QK norms), rotated by its position (RoPE in the half-split form, Su et al., 2021) and stored in
+/// place. Then k and v are written to the row's KV slot, divided by their scale and rounded to the dtype of
+/// the caches, a float or e4m3 (saturating).
 pub struct QkvArgs<'a, B: Backend> {
-    /// Output of the fused projection; its q and k parts are replaced.
+    /// Output of the fused projection; q and k are replaced.
     pub qkv: ViewMut<'a, B>,
     /// Extents.
     pub dims: HeadDims,
-    /// RMS-norm weights of q heads and k heads, each of `head_dim` columns, and their epsilon.
+    /// QK norms: weights for heads of q and of k, each of `head_dim` columns, and the epsilon.
     pub norms: Option<(NormWeight<'a, B>, NormWeight<'a, B>, f32)>,
     /// Position of each row: `[1, rows]` i32.
     pub positions: View<'a, B>,
     /// `[max positions, head_dim]` f32: cosines of the half-dimensions, then their sines.
     pub cos_sin_table: View<'a, B>,
-    /// Row of the caches that each row's k and v go to: `[1, rows]` i32; -1 stores nothing.
+    /// Row of the caches that k and v of each row are written to: `[1, rows]` i32; -1 for none.
     pub kv_slots: View<'a, B>,
     /// Key cache of this layer: `[blocks * tokens_per_block, kv_cols]`.
     pub k_cache: ViewMut<'a, B>,
@@ -93,23 +92,22 @@ pub struct QkvArgs<'a, B: Backend> {
     pub kv_scales: KvScales,
 }
 
-/// The rows of a step as the host knows them, for [`Backend::plan_attention`].
+/// The rows of a step in host memory, for [`Backend::plan_attention`].
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionRows<'a> {
     /// [`AttentionArgs::sequence_of_row`].
     pub sequences: &'a [i32],
-    /// [`AttentionArgs::positions`], as many.
+    /// [`AttentionArgs::positions`]; as many.
     pub positions: &'a [i32],
-    /// Entries from one block table to the next.
+    /// Entries of one block table.
     pub table_stride: usize,
 }
 
 /// Arguments of [`Backend::attention`].
 ///
-/// Row `i` belongs to sequence `sequence_of_row[i]` and stands at `positions[i]`; it attends to
-/// that sequence's positions `0..=positions[i]`, or to the last `window` of them. Position `p` of a
-/// sequence lies in row `block_tables[s][p / tokens_per_block] * tokens_per_block +
-/// p % tokens_per_block` of the caches.
+/// Row `i` belongs to sequence `sequence_of_row[i]` at `positions[i]`. It attends to the positions
+/// `0..=positions[i]` of that sequence, or to the last `window` of them. Position `p` of sequence `s` is
+/// row `block_tables[s][p / tokens_per_block] * tokens_per_block + p % tokens_per_block` of the caches.
 pub struct AttentionArgs<'a, B: Backend> {
     /// Queries: `[rows, heads * head_dim]`.
     pub queries: View<'a, B>,
@@ -119,7 +117,7 @@ pub struct AttentionArgs<'a, B: Backend> {
     pub k_cache: View<'a, B>,
     /// Value cache, of the same shape.
     pub v_cache: View<'a, B>,
-    /// Scales of the two: what they hold is multiplied by them.
+    /// Scales of the two, by which cached keys and values are multiplied.
     pub kv_scales: KvScales,
     /// Sequence of each row: `[1, rows]` i32.
     pub sequence_of_row: View<'a, B>,
@@ -129,46 +127,46 @@ pub struct AttentionArgs<'a, B: Backend> {
     pub block_tables: View<'a, B>,
     /// Tokens of one KV block.
     pub tokens_per_block: usize,
-    /// Factor of the scores, `1 / sqrt(head_dim)` as a rule.
+    /// Scale of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
-    /// Sliding window in tokens, the row itself included.
+    /// Sliding window in tokens, including the row itself.
     pub window: Option<usize>,
-    /// What [`Backend::plan_attention`] made of these rows; without it, the host knows nothing of them.
+    /// The plan that [`Backend::plan_attention`] made for these rows, if they were planned.
     pub plan: Option<&'a B::AttentionPlan>,
 }
 
-/// How to draw one row's token; the wire form of a request's sampling parameters.
+/// Sampling parameters of one row, as they are uploaded.
 ///
-/// Order of application: bias, repetition, presence and frequency penalty, bans and mask, temperature,
-/// top-k, top-p, min-p. A token that is banned or masked out is never drawn, whatever the filters
-/// are, and does not count for them; where bans and mask together leave none, some token of the
-/// vocabulary is drawn. `temperature == 0` or `top_k == 1` takes the likeliest token, the lowest id among
-/// equals. Otherwise the draw is the upper 24 bits of word 0 of Philox4x32-10 (Salmon et al., 2011)
-/// with key `seed` and counter (`position`, `stream`, 0, 0), as a fraction of the kept tokens' sum,
-/// walked in order of descending probability, lower ids first among equals. So a request's tokens do
-/// not depend on the batch it shares.
+/// Order of application: bias, repetition, presence and frequency penalties, bans and mask, temperature,
+/// top-k, top-p, min-p. A banned or masked token is never sampled and is ignored by the filters; if bans and
+/// mask leave no token, some token of the vocabulary is sampled. `temperature == 0` or `top_k == 1` is
+/// greedy, with the lowest id among equals. Otherwise the random number is the upper 24 bits of word 0 of
+/// Philox4x32-10 (Salmon et al., 2011) with key `seed` and counter (`position`, `stream`, 0, 0). It selects
+/// from the cumulative sum of the remaining probabilities in descending order, lower ids first among
+/// equals. So the tokens of a request do not depend on the batch.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Debug, Pod, Zeroable)]
 pub struct SampleRow {
-    /// Divides the logits.
+    /// Temperature, by which logits are divided.
     pub temperature: f32,
-    /// Keep the smallest set of likeliest tokens whose probabilities reach this sum; 1 keeps all.
+    /// Top-p: the smallest set of most likely tokens whose probabilities reach this sum; 1 disables it.
     pub top_p: f32,
-    /// Keep tokens with at least this fraction of the likeliest token's probability; 0 keeps all.
+    /// Min-p: tokens with at least this fraction of the highest probability; 0 disables it.
     pub min_p: f32,
-    /// Keep this many likeliest tokens; 0 keeps all.
+    /// Top-k: this many most likely tokens; 0 disables it.
     pub top_k: u32,
-    /// Key of the random numbers, low and high word.
+    /// Philox key, low and high word.
     pub seed: [u32; 2],
-    /// Tokens of the sequence so far.
+    /// Length of the sequence so far.
     pub position: u32,
     /// Number of this output among the request's `n`.
     pub stream: u32,
-    /// Positive logits of seen tokens are divided by it, negative ones multiplied (Keskar et al., 2019).
+    /// Repetition penalty: positive logits of seen tokens are divided by it, negative ones multiplied (Keskar
+    /// et al., 2019).
     pub repetition_penalty: f32,
-    /// Taken once from the logit of a token that counts.
+    /// Presence penalty: subtracted once from the logit of a token that occurred.
     pub presence_penalty: f32,
-    /// Taken from the logit for each time that the token counts.
+    /// Frequency penalty: subtracted from the logit for each occurrence of the token.
     pub frequency_penalty: f32,
     /// First entry and number of entries of this row in [`SampleArgs::history`].
     pub history: [u32; 2],
@@ -176,7 +174,7 @@ pub struct SampleRow {
     pub banned: [u32; 2],
     /// First entry and number of entries of this row in [`SampleArgs::bias`].
     pub bias: [u32; 2],
-    /// Row of [`SampleArgs::masks`] that says which tokens may be drawn; -1 for all.
+    /// Row of [`SampleArgs::masks`] with the allowed tokens; -1 for all.
     pub mask: i32,
 }
 
@@ -184,10 +182,10 @@ impl SampleRow {
     /// Number of 32-bit words of a row.
     pub const WORDS: usize = size_of::<Self>() / 4;
 
-    /// The [`Self::mask`] of a row that may draw any token.
+    /// The [`Self::mask`] of a row without a mask.
     pub const UNMASKED: i32 = -1;
 
-    /// Takes the likeliest token of the raw logits.
+    /// Greedy sampling from the raw logits.
     pub const GREEDY: Self = Self {
         temperature: 0.0,
         top_p: 1.0,
@@ -212,19 +210,19 @@ pub struct SampleArgs<'a, B: Backend> {
     pub logits: View<'a, B>,
     /// A [`SampleRow`] for each row: `[rows, SampleRow::WORDS]` i32.
     pub params: View<'a, B>,
-    /// Seen tokens with how often they count for presence and frequency: `[entries, 2]` i32.
+    /// Seen tokens, and how often they count for presence and frequency: `[entries, 2]` i32.
     pub history: View<'a, B>,
-    /// Tokens that must not be drawn: `[1, entries]` i32.
+    /// Banned tokens: `[1, entries]` i32.
     pub banned: View<'a, B>,
-    /// Tokens with what is added to their logits, as the bits of an f32: `[entries, 2]` i32. A row has
-    /// at most one entry for a token.
+    /// Tokens, and the bits of the f32 that is added to their logits: `[entries, 2]` i32. A row has at most one
+    /// entry for a token.
     pub bias: View<'a, B>,
-    /// Sets of tokens that rows point at: `[masks, mask_words(vocab)]` i32. Token `t` is in a set if
-    /// bit `t % 32` of word `t / 32` is 1; bits behind the vocabulary mean nothing.
+    /// Bit sets of allowed tokens: `[masks, mask_words(vocab)]` i32. Token `t` is allowed if bit `t % 32` of
+    /// word `t / 32` is 1; bits beyond the vocabulary are ignored.
     pub masks: View<'a, B>,
 }
 
-/// Columns of [`SampleArgs::masks`] for a vocabulary of `vocab` tokens.
+/// Words of a mask for a vocabulary of `vocab` tokens.
 pub const fn mask_words(vocab: usize) -> usize {
     vocab.div_ceil(32)
 }
@@ -233,7 +231,7 @@ pub const fn mask_words(vocab: usize) -> usize {
 pub struct LogprobArgs<'a, B: Backend> {
     /// `[rows, vocab]` f32.
     pub logits: View<'a, B>,
-    /// The token of each row to report: `[1, rows]` i32.
+    /// The token of each row whose log-probability is asked for: `[1, rows]` i32.
     pub targets: View<'a, B>,
 }
 
@@ -241,9 +239,9 @@ pub struct LogprobArgs<'a, B: Backend> {
 pub struct LogprobOut<'a, B: Backend> {
     /// Log-probability of the target: `[1, rows]` f32.
     pub target: ViewMut<'a, B>,
-    /// 1 + number of tokens likelier than the target: `[1, rows]` i32.
+    /// 1 + number of tokens more likely than the target: `[1, rows]` i32.
     pub rank: ViewMut<'a, B>,
-    /// The likeliest tokens, best first, lower ids first among equals: `[rows, k]` i32.
+    /// The most likely tokens, best first, lower ids first among equals: `[rows, k]` i32.
     pub top_ids: ViewMut<'a, B>,
     /// Their log-probabilities: `[rows, k]` f32.
     pub top: ViewMut<'a, B>,

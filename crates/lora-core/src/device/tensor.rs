@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Backend, DType, Error, Pool, Result};
 
-/// Geometry of a row-major matrix inside a buffer; all extents count elements.
+/// Layout of a row-major matrix inside a buffer, in elements.
 ///
 /// `row_stride >= cols`, so that a packed projection (q, k and v side by side) can be sliced by
 /// column without a copy.
@@ -48,7 +48,7 @@ impl MatLayout {
         Self { cols: range.len(), offset: self.offset + range.start, ..self }
     }
 
-    /// Elements of the buffer that the matrix spans, gaps included, from `offset` on.
+    /// Elements from the first to the last one of the matrix, including gaps.
     pub fn span(&self) -> usize {
         if self.rows == 0 { 0 } else { (self.rows - 1) * self.row_stride + self.cols }
     }
@@ -72,7 +72,7 @@ impl<B: Backend> Tensor<B> {
         Ok(Self { buf, layout: MatLayout::dense(rows, cols, dtype) })
     }
 
-    /// Geometry of the whole matrix.
+    /// Layout of the whole matrix.
     pub fn layout(&self) -> MatLayout {
         self.layout
     }
@@ -101,7 +101,7 @@ impl<B: Backend> Tensor<B> {
 
 /// A matrix to read.
 pub struct View<'a, B: Backend> {
-    /// The memory it lies in.
+    /// Its memory.
     pub buf: &'a B::Buf,
     /// Where it lies.
     pub layout: MatLayout,

@@ -1,4 +1,4 @@
-//! Which Hugging Face module name stands for which target module.
+//! Maps Hugging Face module names to target modules.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::TargetModule;
 use crate::rules::{Code, Rejection, Rejections};
 
-/// A value of `trtllm_modules_to_hf_modules`: one name or several alternatives.
+/// A value of `trtllm_modules_to_hf_modules`: one name, or several alternatives.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum HfNames {
@@ -54,16 +54,16 @@ const DEFAULT: [(TargetModule, &str); 24] = [
     (TargetModule::MambaOutProj, "out_proj"),
     (TargetModule::MoeLatentFc1, "fc1_latent_proj"),
     (TargetModule::MoeLatentFc2, "fc2_latent_proj"),
-    // The name of families with several shared experts, which are one projection in the model.
+    // Model families with several shared experts, which are one projection.
     (TargetModule::SharedExpertHTo4h, "shared_experts.gate_proj"),
     (TargetModule::SharedExpert4hToH, "shared_experts.down_proj"),
     (TargetModule::SharedExpertGate, "shared_experts.up_proj"),
-    // Mixtral's router under the name of the block that holds it.
+    // Mixtral's router.
     (TargetModule::MoeRouter, "block_sparse_moe.gate"),
 ];
 
 impl Default for ModuleMap {
-    /// The names that decoder models of the Llama, Mistral and Qwen families use.
+    /// The names in decoder models of the Llama, Mistral and Qwen families.
     fn default() -> Self {
         let mut map = Self { by_hf: BTreeMap::new(), by_module: BTreeMap::new() };
         for (module, name) in DEFAULT {
@@ -75,11 +75,11 @@ impl Default for ModuleMap {
 }
 
 impl ModuleMap {
-    /// The map that `trtllm_modules_to_hf_modules` describes: it replaces the default one whole,
-    /// or is the default one when `user` is empty.
+    /// The map of `trtllm_modules_to_hf_modules`, which replaces the default map completely; the default if
+    /// `user` is empty.
     ///
     /// # Errors
-    /// Unknown target modules, empty names, and one name under two modules; all of them.
+    /// Unknown target modules, empty names, and names of two modules, all together.
     pub fn from_user(user: &BTreeMap<String, HfNames>) -> Result<Self, Rejections> {
         if user.is_empty() {
             return Ok(Self::default());
@@ -124,9 +124,9 @@ impl ModuleMap {
     /// The target module of a path inside a layer, such as `self_attn.q_proj` or
     /// `mlp.experts.3.up_proj`.
     ///
-    /// Tried in turn: the whole path (expert numbers left out), the path without its first
-    /// component, the last component. Under `experts` the last name alone means a routed expert,
-    /// never a dense MLP; the last name of a shared expert means nothing by itself.
+    /// Tried in turn: the whole path (without expert numbers), the path without its first component, the last
+    /// component. Under `experts`, the last component can only name a routed expert, never a dense MLP; that
+    /// of a shared expert is not looked up.
     pub fn lookup(&self, path: &str) -> Option<TargetModule> {
         let parts: Vec<&str> = path.split('.').filter(|part| !is_number(part)).collect();
         let (last, parents) = parts.split_last()?;
@@ -134,7 +134,7 @@ impl ModuleMap {
         let whole = parts.join(".");
         let tail = whole.split_once('.').map_or("", |(_, rest)| rest);
         let exact = |name: &str| self.by_hf.get(name).copied();
-        // A bare name of the map speaks of dense modules unless it is a routed expert's.
+        // A single component in the map names a dense module, unless it is a routed expert's.
         let bare = exact(last).filter(|module| !experts || module.is_routed_expert());
         let shared = parents.iter().any(|part| part.starts_with("shared_expert"));
         let bare = bare.filter(|_| !shared);
@@ -144,12 +144,12 @@ impl ModuleMap {
             .or_else(|| if experts { routed_expert(last) } else { None })
     }
 
-    /// Whether the map names this whole path, not only its end.
+    /// Whether the map has exactly this path, not only its end.
     pub fn names_exactly(&self, path: &str) -> bool {
         self.by_hf.contains_key(path)
     }
 
-    /// The names that stand for a module, the usual one first; none for a module without a name.
+    /// The names of a module, the usual one first; possibly none.
     pub fn hf_names(&self, module: TargetModule) -> &[String] {
         self.by_module.get(&module).map_or(&[], Vec::as_slice)
     }
@@ -168,7 +168,7 @@ fn routed_expert(name: &str) -> Option<TargetModule> {
     }
 }
 
-/// The rejection of a target module's name that the table does not have.
+/// The rejection of an unknown target module.
 pub(crate) fn unknown_target(setting: &str, name: &str) -> Rejection {
     let names: Vec<&str> = TargetModule::all().map(TargetModule::name).collect();
     Rejection::new(

@@ -1,5 +1,4 @@
-//! The modules that may carry LoRA: their ids, names, how tensor parallelism splits them, and where
-//! they stand in a model.
+//! The modules that LoRA may target: ids, names, tensor-parallel split, and the sites of a model.
 
 use std::fmt;
 
@@ -12,18 +11,18 @@ pub(crate) use map::unknown_target;
 pub use map::{HfNames, ModuleMap};
 pub use site::{NormKind, SiteKey};
 
-/// How tensor parallelism divides a module's weights.
+/// How tensor parallelism splits a module's weights.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Split {
-    /// Output features are divided: B `[out, r]` is cut along `out`, A is replicated.
+    /// Column parallel: output features are split. B `[out, r]` is split along `out`, A is replicated.
     Column,
-    /// Input features are divided: A `[r, in]` is cut along `in`, B is replicated.
+    /// Row parallel: input features are split. A `[r, in]` is split along `in`, B is replicated.
     Row,
     /// Every rank holds the whole module.
     None,
 }
 
-/// A kind of module that may carry LoRA, under the name and id that TensorRT-LLM gives it.
+/// A kind of module that LoRA may target, with TensorRT-LLM's name and id.
 ///
 /// The discriminant is the id. `mlp_h_to_4h` and `moe_h_to_4h` are the SiLU (gate) side of a gated
 /// MLP; `mlp_gate` and `moe_gate` are its linear (up) side.
@@ -86,13 +85,13 @@ pub enum TargetModule {
 
 struct Row(TargetModule, &'static str, Split);
 
-/// Fused modules and the parts that stand for them in a model that does not fuse them.
+/// Fused modules, and their parts in a model that does not fuse them.
 pub(crate) const FUSED: [(TargetModule, &[TargetModule]); 2] = [
     (TargetModule::AttnQkv, &[TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV]),
     (TargetModule::MlpGateUp, &[TargetModule::MlpHTo4h, TargetModule::MlpGate]),
 ];
 
-/// One row per module, in the order of the ids.
+/// One row per module, in the order of ids.
 const TABLE: [Row; 26] = [
     Row(TargetModule::AttnQkv, "attn_qkv", Split::Column),
     Row(TargetModule::AttnQ, "attn_q", Split::Column),
@@ -133,12 +132,12 @@ impl TargetModule {
         self as u8
     }
 
-    /// The name that `lora_target_modules` uses.
+    /// Its name in `lora_target_modules`.
     pub fn name(self) -> &'static str {
         self.row().1
     }
 
-    /// How tensor parallelism divides the module.
+    /// How tensor parallelism splits the module.
     pub fn split(self) -> Split {
         self.row().2
     }
@@ -153,7 +152,7 @@ impl TargetModule {
         TABLE.get(usize::from(id)).map(|row| row.0)
     }
 
-    /// Every module, in the order of the ids.
+    /// Every module, in the order of ids.
     pub fn all() -> impl ExactSizeIterator<Item = Self> {
         TABLE.iter().map(|row| row.0)
     }

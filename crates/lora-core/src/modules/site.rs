@@ -14,14 +14,14 @@ pub enum SiteKey {
     Layer(LayerIdx, TargetModule),
     /// A norm of a decoder layer.
     Norm(LayerIdx, NormKind),
-    /// The norm behind the last layer.
+    /// The norm after the last layer.
     FinalNorm,
     /// The output projection (`lm_head`).
     Head,
 }
 
 impl SiteKey {
-    /// The target module of a layer's site.
+    /// The target module of a linear site in a layer.
     pub const fn module(self) -> Option<TargetModule> {
         match self {
             Self::Layer(_, module) => Some(module),
@@ -37,8 +37,8 @@ impl SiteKey {
         }
     }
 
-    /// The name of its module in Hugging Face models: `root` stands before `layers`, `path` is that of a
-    /// linear module inside its layer; `None` for such a module without a path.
+    /// The name of its module in Hugging Face models. `root` is the part before `layers`; `path` is the path of a
+    /// linear module inside its layer, without which the name of such a module is `None`.
     pub fn hf_name(self, root: &str, path: Option<&str>) -> Option<String> {
         Some(match self {
             Self::Embed => format!("{root}embed_tokens"),
@@ -74,14 +74,14 @@ pub enum NormKind {
     Input,
     /// Before the MLP.
     PostAttention,
-    /// Of the heads of queries.
+    /// Of query heads.
     Query,
-    /// Of the heads of keys.
+    /// Of key heads.
     Key,
 }
 
 impl NormKind {
-    /// Every kind, in the order of their numbers.
+    /// Every kind, in the order of the discriminants.
     pub const ALL: [Self; 4] = [Self::Input, Self::PostAttention, Self::Query, Self::Key];
 
     /// Its path inside a layer, as Hugging Face names it.
@@ -94,12 +94,12 @@ impl NormKind {
         }
     }
 
-    /// The norm of a path inside a layer.
+    /// The norm with this path inside a layer.
     pub fn from_hf_path(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.hf_path() == path)
     }
 
-    /// Whether it normalises heads rather than the residual stream.
+    /// Whether it is a QK norm, which normalises heads rather than the residual stream.
     pub const fn is_of_heads(self) -> bool {
         matches!(self, Self::Query | Self::Key)
     }

@@ -1,4 +1,4 @@
-//! Names of the rules.
+//! Codes of the rules.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use serde::{Serialize, Serializer};
 
 use super::{Rule, Stage};
 
-/// The rule that was broken. The strings of [`Code::as_str`] are stable across releases.
+/// A rule. The strings of [`Code::as_str`] are stable across releases.
 ///
-/// What a code means and what to do about it stands in the tables of `rules/`, one for each
-/// [`Stage`], from which `docs/errors.md` is written.
+/// The tables in `rules/`, one for each [`Stage`], have the meaning and remedy of each code. `docs/errors.md`
+/// is generated from them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[cfg_attr(test, derive(strum::VariantArray))]
 #[non_exhaustive]
@@ -135,7 +135,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// Every code, stage after stage, in the order of the tables.
+    /// Every code, by stage and in the order of the tables.
     pub fn all() -> impl Iterator<Item = Self> {
         Stage::ALL.into_iter().flat_map(Stage::rules).map(|rule| rule.code)
     }
@@ -145,18 +145,17 @@ impl Code {
         self.row().1.name
     }
 
-    /// When the rule is checked.
+    /// The stage at which the rule is checked.
     pub fn stage(self) -> Stage {
         self.row().0
     }
 
-    /// What is refused and why, in one or two sentences.
+    /// The meaning: what is refused and why, in one or two sentences.
     pub fn meaning(self) -> &'static str {
         self.row().1.meaning
     }
 
-    /// What the user does about it, in one or two sentences; [`crate::Rejection::remedy`] says it
-    /// for the case at hand.
+    /// The remedy in general, in one or two sentences; [`crate::Rejection::remedy`] is specific to a case.
     pub fn remedy(self) -> &'static str {
         self.row().1.remedy
     }

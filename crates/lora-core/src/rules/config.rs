@@ -1,4 +1,4 @@
-//! Rules about configuration values by themselves.
+//! Rules about single configuration values.
 
 use super::{Code, Rule};
 

@@ -1,4 +1,4 @@
-//! Rules about the configuration and the model together, when an engine is built.
+//! Rules about the configuration and the model, checked when an engine is built.
 
 use super::{Code, Rule};
 

@@ -1,4 +1,4 @@
-//! Rules about adapters, when they are loaded.
+//! Rules about adapters, checked when they are loaded.
 
 use super::{Code, Rule};
 

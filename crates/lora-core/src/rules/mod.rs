@@ -1,4 +1,4 @@
-//! Why something was refused, in a form that a person can act on and a program can match.
+//! Rejections: why something was refused, readable for people and matchable by programs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,12 +13,12 @@ mod runtime;
 
 pub use code::Code;
 
-/// When a rule is checked, in the order of an engine's life.
+/// The stage at which a rule is checked.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Stage {
-    /// A configuration value by itself, before a model or adapter is read.
+    /// A configuration value, before a model or adapter is read.
     Config,
-    /// Configuration against the model, when the engine is built.
+    /// The configuration with the model, when the engine is built.
     Construction,
     /// An adapter, when it is loaded.
     Load,
@@ -30,7 +30,7 @@ impl Stage {
     /// Every stage, in order.
     pub const ALL: [Self; 4] = [Self::Config, Self::Construction, Self::Load, Self::Runtime];
 
-    /// Its name, as the documentation has it.
+    /// Its name in the documentation.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Config => "config",
@@ -40,7 +40,7 @@ impl Stage {
         }
     }
 
-    /// The rules that are checked at this stage: each [`Code`] is in exactly one of the tables.
+    /// The rules that are checked at this stage. Each [`Code`] is in exactly one table.
     const fn rules(self) -> &'static [Rule] {
         match self {
             Self::Config => config::RULES,
@@ -57,14 +57,14 @@ impl fmt::Display for Stage {
     }
 }
 
-/// A row of a stage's table: all that is known of a rule before something breaks it.
+/// The description of a rule.
 struct Rule {
     code: Code,
     /// Stable name, in kebab case.
     name: &'static str,
-    /// What is refused, and why.
+    /// Meaning: what is refused, and why.
     meaning: &'static str,
-    /// What the user does about it.
+    /// Remedy: what the user can do.
     remedy: &'static str,
 }
 
@@ -73,18 +73,18 @@ struct Rule {
 pub struct Rejection {
     /// The rule.
     pub code: Code,
-    /// The setting, tensor, module or file that breaks it.
+    /// The setting, tensor, module or file that breaks the rule.
     pub setting: String,
-    /// What was found there.
+    /// The value that was found.
     pub found: String,
-    /// What is allowed there.
+    /// The allowed values.
     pub allowed: String,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: String,
 }
 
 impl Rejection {
-    /// A rejection of `setting`, from its four phrases; none of them ends with a full stop.
+    /// A rejection, from four phrases without full stops.
     pub fn new(
         code: Code,
         setting: impl Into<String>,
@@ -109,17 +109,17 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// All rules that one thing breaks, in the order in which they were found.
+/// All rules that something breaks, in the order in which they were found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rejections(pub Vec<Rejection>);
 
 impl Rejections {
-    /// `Ok` when nothing is broken.
+    /// `Ok` if it is empty.
     pub fn into_result(self) -> Result<(), Self> {
         if self.0.is_empty() { Ok(()) } else { Err(self) }
     }
 
-    /// Whether one of them is of this code.
+    /// Whether one of them has this code.
     pub fn has(&self, code: Code) -> bool {
         self.0.iter().any(|r| r.code == code)
     }
@@ -127,7 +127,7 @@ impl Rejections {
 
 impl fmt::Display for Rejections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A rule that is broken in one layer is often broken in all of them.
+        // A rule that is broken in one layer is often broken in all layers.
         const SHOWN: usize = 3;
         let mut by_code: BTreeMap<Code, Vec<&Rejection>> = BTreeMap::new();
         for rejection in &self.0 {
@@ -149,7 +149,7 @@ impl fmt::Display for Rejections {
 
 impl std::error::Error for Rejections {}
 
-/// The first few of `names` and how many more there are: messages stay readable on deep models.
+/// The first few of `names` and the number of others, so that messages on deep models stay readable.
 #[cfg(feature = "formats")]
 pub(crate) fn listed<S: fmt::Display>(names: &[S]) -> String {
     const SHOWN: usize = 8;

@@ -1,4 +1,4 @@
-//! Rules about requests and steps.
+//! Rules about requests and steps, checked as they run.
 
 use super::{Code, Rule};
 

@@ -1,4 +1,4 @@
-//! Adapters made of random numbers, written as PEFT writes them.
+//! Random adapters, in memory and as PEFT files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -13,24 +13,23 @@ use crate::{
     SiteKey,
 };
 
-/// What a synthetic adapter looks like.
+/// Parameters of a synthetic adapter.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe {
     /// Rank of every module.
     pub rank: usize,
     /// `lora_alpha`.
     pub alpha: f64,
-    /// Largest magnitude of any element.
+    /// Maximum magnitude of the elements.
     pub limit: f32,
-    /// Adapters of different seeds differ in every tensor.
+    /// Random seed; different seeds give different tensors.
     pub seed: u64,
 }
 
-/// Writes an adapter on every linear module of every layer of `model`, in bf16, as
-/// `adapter_config.json` and `adapter_model.safetensors` in `dir`, which is created.
+/// Writes a bf16 adapter for every linear module of every layer of `model` to `dir`, which is created.
 ///
 /// # Errors
-/// Those of the file system.
+/// Errors of the file system.
 pub fn write_peft(dir: &Path, model: &ModelGeometry, recipe: Recipe) -> io::Result<()> {
     let map = ModuleMap::default();
     let mut numbers = Numbers { state: recipe.seed, limit: recipe.limit };
@@ -66,7 +65,7 @@ pub fn write_peft(dir: &Path, model: &ModelGeometry, recipe: Recipe) -> io::Resu
     std::fs::write(dir.join("adapter_config.json"), config.to_string())
 }
 
-/// An adapter on every module of every layer of `model`, routed experts included, in bf16.
+/// A bf16 adapter for every module of every layer of `model`, including routed experts.
 pub fn random_adapter(model: &ModelGeometry, recipe: Recipe) -> Adapter {
     let mut sites = BTreeMap::new();
     let mut numbers = Numbers { state: recipe.seed, limit: recipe.limit };

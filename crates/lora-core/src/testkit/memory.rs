@@ -1,19 +1,19 @@
-//! Memory that is only counted.
+//! Simulated memory, of which only the size is tracked.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{Error, Pool, Result};
 
-/// Memory of a size, of which nothing is there but the number of bytes taken. Clones are the same
-/// memory, so that a test can look on while an engine takes from it.
+/// A memory of a given size that only counts allocated bytes. Clones share the count, so that a test can
+/// observe the allocations of an engine.
 #[derive(Clone, Debug)]
 pub struct CountedMemory {
     size: usize,
     taken: Arc<AtomicUsize>,
 }
 
-/// A block of [`CountedMemory`]; dropping it gives it back.
+/// A block of [`CountedMemory`], which is freed on drop.
 #[derive(Debug)]
 pub struct CountedBlock {
     bytes: usize,
@@ -31,10 +31,10 @@ impl CountedMemory {
         self.size.saturating_sub(self.taken.load(Ordering::Relaxed))
     }
 
-    /// Takes a block.
+    /// Allocates a block.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] if it is larger than what is free.
+    /// [`Error::OutOfMemory`] if not enough is free.
     pub fn take(&self, pool: Pool, bytes: usize) -> Result<CountedBlock> {
         let available = self.free();
         if bytes > available {

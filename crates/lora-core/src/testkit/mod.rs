@@ -1,4 +1,4 @@
-//! Synthetic adapters, and a device that computes nothing: for tests and benchmarks.
+//! Synthetic adapters, and a backend that computes nothing, for tests and benchmarks.
 
 mod make;
 mod memory;

@@ -1,4 +1,4 @@
-//! Attention and its KV cache.
+//! Checks of attention and its KV cache.
 
 use super::{dtype, float, id_row, ids, index, norm::norm_weights};
 use crate::device::ops::{AttentionArgs, QkvArgs};
@@ -64,8 +64,10 @@ pub fn attention<B: Backend>(args: &AttentionArgs<'_, B>, out: MatLayout) -> Res
     float(OP, "queries", args.queries.layout.dtype)?;
     cache(OP, "k_cache", args.k_cache.layout.dtype)?;
     float(OP, "out", out.dtype)?;
-    let left_over = dims.heads.checked_rem(dims.kv_heads).unwrap_or(dims.heads.max(1));
-    check_extent(OP, "heads that kv_heads do not divide", left_over, 0)?;
+    if dims.kv_heads == 0 || !dims.heads.is_multiple_of(dims.kv_heads) {
+        let (found, divisor) = (dims.heads, dims.kv_heads);
+        return Err(Error::Indivisible { op: OP, what: "heads", found, by: "kv_heads", divisor });
+    }
     for (what, given) in [("window", args.window), ("block", Some(args.tokens_per_block))] {
         if given == Some(0) {
             return Err(Error::Shape { op: OP, what, found: 0, expected: 1 });
@@ -88,8 +90,8 @@ pub fn attention<B: Backend>(args: &AttentionArgs<'_, B>, out: MatLayout) -> Res
     check_extent(OP, "sequence_of_row", sequences, rows)
 }
 
-/// Checks positions, sequences and the KV blocks that are read in [`Backend::attention`]; `table`
-/// gives the blocks of a sequence.
+/// Checks positions, sequences and the KV blocks that [`Backend::attention`] reads; `table` gives the blocks
+/// of a sequence.
 ///
 /// # Errors
 /// [`Error::OutOfRange`].

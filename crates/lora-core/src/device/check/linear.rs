@@ -1,4 +1,4 @@
-//! Products with weight matrices.
+//! Checks of linear layers.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use super::float;
 use crate::device::fp8::Fp8Scales;
 use crate::device::{DType, Error, HostTensor, MatLayout, Result, check_extent};
 
-/// Checks [`Backend::linear`] by a matrix `[n, k]`.
+/// Checks [`Backend::linear`] with a weight matrix `[n, k]`.
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`].
@@ -22,7 +22,7 @@ pub fn linear(x: MatLayout, [n, k]: [usize; 2], out: MatLayout) -> Result<()> {
 /// Checks the parts of a weight matrix, stacked by rows, and returns its `[n, k]`.
 ///
 /// # Errors
-/// [`Error::Shape`], or [`Error::DType`] where parts differ in dtype or `allow` refuses it.
+/// [`Error::Shape`]; [`Error::DType`] if parts differ in dtype or `allow` refuses it.
 pub fn weight_parts(
     op: &'static str,
     parts: &[HostTensor],

@@ -1,4 +1,4 @@
-//! What ops check about their operands before any work, the same on every backend.
+//! Checks of operands that every backend makes before an op starts work.
 //!
 //! Functions that are named after an op check shapes and dtypes. Those that end in `_ids` check
 //! indices (tokens, positions, slots, blocks), wherever a backend has them in host memory.
@@ -39,7 +39,7 @@ fn dtype(op: &'static str, what: &'static str, found: DType, wanted: DType) -> R
     Err(Error::DType { op, what, found, allowed })
 }
 
-/// Checks that `index` is one of `limit` entries.
+/// Checks that `index` is in `0..limit`, and returns it.
 ///
 /// # Errors
 /// [`Error::OutOfRange`].
@@ -49,10 +49,10 @@ pub fn index(op: &'static str, what: &'static str, index: i32, limit: usize) -> 
     inside.ok_or(Error::OutOfRange { op, what, found, limit })
 }
 
-/// Checks that every number is one of `limit` entries.
+/// Checks that every index is below `limit`.
 ///
 /// # Errors
-/// [`Error::OutOfRange`] naming the first that is not.
+/// [`Error::OutOfRange`] with the first that is not.
 pub fn ids(op: &'static str, what: &'static str, ids: &[i32], limit: usize) -> Result<()> {
     ids.iter().try_for_each(|id| index(op, what, *id, limit).map(drop))
 }
@@ -67,7 +67,7 @@ pub fn id_row(op: &'static str, what: &'static str, layout: MatLayout) -> Result
     Ok(layout.cols)
 }
 
-/// Checks that a matrix has so many bytes and no gaps between its rows.
+/// Checks that a matrix has `host` bytes, and no gaps between its rows.
 ///
 /// # Errors
 /// [`Error::Shape`].

@@ -1,4 +1,4 @@
-//! Norms, and the activation between them.
+//! Checks of norms and of the activation.
 
 use super::{dtype, float, slots::site_kind};
 use crate::device::lora::{LoraPlan, SiteKind};

@@ -1,4 +1,4 @@
-//! Rows that are moved: copies, gathers, and the embedding.
+//! Checks of copies, gathers and the embedding.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Sampling and log-probabilities.
+//! Checks of sampling and log-probabilities.
 
 use super::{dtype, id_row, index};
 use crate::device::ops::{LogprobArgs, LogprobOut, SampleArgs, SampleRow, mask_words};
@@ -32,8 +32,8 @@ pub fn sample<B: Backend>(args: &SampleArgs<'_, B>, out: MatLayout) -> Result<()
     id_row(OP, "banned", args.banned.layout).map(drop)
 }
 
-/// Checks where a row of [`Backend::sample`] points, and its seen and biased tokens; `seen` and
-/// `biased` give the token of an entry.
+/// Checks the ranges of a row of [`Backend::sample`] in the other operands, and the tokens in its history and
+/// bias; `seen` and `biased` give the token of an entry.
 ///
 /// # Errors
 /// [`Error::OutOfRange`].

@@ -1,4 +1,4 @@
-//! Sites of adapters, and what is written to their slots.
+//! Checks of LoRA sites and of the slices that are written to their slots.
 
 use super::{dtype, float, index};
 use crate::device::lora::{SiteKind, SiteSpec, SlotRows, SlotSlice};
@@ -16,7 +16,7 @@ pub fn plan_room(op: &'static str, rows: usize, capacity: usize) -> Result<()> {
     Err(Error::Shape { op, what, found: rows, expected: capacity })
 }
 
-/// Checks what is written to a slot of a site, slice by slice.
+/// Checks [`Backend::write_slot`].
 ///
 /// # Errors
 /// [`Error::DType`], [`Error::Shape`], and [`Error::OutOfRange`] for the slot.
@@ -83,7 +83,7 @@ fn slot_slice(op: &'static str, spec: &SiteSpec, slice: &SlotSlice, out: usize) 
     Ok(())
 }
 
-/// Checks that tokens are ascending and of a vocabulary.
+/// Checks that tokens are ascending and in the vocabulary.
 fn token_ids(op: &'static str, ids: &[u32], vocab: usize) -> Result<()> {
     let what = "token";
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
@@ -98,7 +98,7 @@ fn token_ids(op: &'static str, ids: &[u32], vocab: usize) -> Result<()> {
     }
 }
 
-/// Checks what an adapter does to a norm: it has a weight of its own, and nothing else.
+/// Checks the slice of a norm, which may only have a replacement.
 fn norm_slice(op: &'static str, slice: &SlotSlice, cols: usize) -> Result<()> {
     let SlotSlice { low_rank, gain, shift, replacement, rows } = slice;
     let others = usize::from(low_rank.is_some())
@@ -124,7 +124,7 @@ pub(super) fn site_kind<B: Backend>(
     Err(Error::Unsupported { op, backend: B::NAME, what })
 }
 
-/// Checks that a site is of `kind`, and an output of it.
+/// Checks that a site is of `kind`, and that `out` fits it.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a site of another kind; [`Error::DType`], [`Error::Shape`].

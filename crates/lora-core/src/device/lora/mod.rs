@@ -1,4 +1,4 @@
-//! LoRA as an argument of an op: sites of a model, slots of adapters, rows of a step.
+//! LoRA as an argument of ops: sites of a model, slots for adapters, and the adapter of each row of a batch.
 
 mod plan;
 mod site;

@@ -1,36 +1,36 @@
-//! A site: one base projection, and what each resident adapter does to it.
+//! A site: one base projection, and the adapters that are resident for it.
 
 use std::ops::Range;
 
 use crate::device::{Backend, HostTensor};
 
-/// What the base layer of a site does with its input.
+/// The kind of a site's base layer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SiteKind {
-    /// Multiplies it by a matrix `[out, in]`.
+    /// A linear layer `[out, in]`.
     Linear,
-    /// Looks a row up in a table `[in, out]`; the input is the one-hot row of a token id.
+    /// A token embedding, a table `[in, out]`; the input is the one-hot row of a token id.
     Embedding,
-    /// Scales by the weight of an RMS norm, `[in]`; an adapter can only replace it.
+    /// An RMS norm with a weight `[in]`, which an adapter can only replace.
     Norm,
 }
 
-/// Kind and extents of a site.
+/// Kind and dimensions of a site.
 ///
-/// A fused projection (q, k, v; gate, up) is one site with several slices, so that one op serves
-/// the modules that share an input.
+/// A fused projection (qkv; gate and up) is one site with several slices, so that one op handles all modules
+/// that share an input.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SiteSpec {
-    /// What the base layer does.
+    /// Kind of the base layer.
     pub kind: SiteKind,
     /// Columns of the input; the vocabulary for an embedding.
     pub in_dim: usize,
-    /// Columns of the output that each module owns, in order and without gaps.
+    /// Output columns of each module, in order and without gaps.
     pub slices: Vec<Range<usize>>,
 }
 
 impl SiteSpec {
-    /// A projection whose modules have these output widths, side by side.
+    /// A projection with modules of these output widths, side by side.
     pub fn linear(in_dim: usize, widths: &[usize]) -> Self {
         let mut end = 0;
         let slices = widths
@@ -63,11 +63,10 @@ impl SiteSpec {
 
 /// One base projection and the adapters resident for it.
 ///
-/// For a row `x` whose adapter sits in slot `s`, each slice of the base output `y` becomes
-/// `gain * (y + scale * B (A x)) + shift`; where the adapter replaces the matrix, `W x` stands for
-/// `y`, and where it replaces rows of the vocabulary, so do they for the tokens that they belong to.
-/// The parts an adapter does not have drop out: no `gain` (DoRA) means 1, no `shift` (biases)
-/// means 0, no low rank means no product. `scale` is kept apart from `B`.
+/// For a row `x` with an adapter, each slice of the base output `y` becomes
+/// `gain * (y + scale * B (A x)) + shift`. If the adapter replaces the matrix, `y` is `W x` instead; if it
+/// replaces rows of the vocabulary, it is that for their tokens. Without `gain` (DoRA) it is 1, without
+/// `shift` (biases) it is 0. `scale` is not folded into `B`.
 pub struct LoraSite<B: Backend> {
     /// Extents.
     pub spec: SiteSpec,
@@ -75,40 +74,38 @@ pub struct LoraSite<B: Backend> {
     pub table: B::LoraTable,
 }
 
-/// The low-rank product of one adapter at one slice.
+/// The low-rank factors of one adapter for one slice.
 #[derive(Clone, Debug)]
 pub struct SlotLowRank {
     /// `A`: `[rank, in]`, float.
     pub a: HostTensor,
     /// `B`: `[out, rank]`, float.
     pub b: HostTensor,
-    /// Factor of the product, `alpha / rank` or `alpha / sqrt(rank)`.
+    /// Scale of the product, `alpha / rank` or `alpha / sqrt(rank)`.
     pub scale: f32,
 }
 
-/// Rows of an adapter's own for some tokens of the vocabulary: rows of an embedding's table, or of a
-/// matrix whose outputs are logits.
+/// An adapter's own rows for some tokens, in place of rows of the embedding or of `lm_head`.
 #[derive(Clone, Debug)]
 pub struct SlotRows {
     /// The tokens, ascending, each once.
     pub ids: Vec<u32>,
-    /// A row for each of them, float: `[ids, out]` for an embedding, else `[ids, in]`.
+    /// One row for each, float: `[ids, out]` for an embedding, else `[ids, in]`.
     pub values: HostTensor,
 }
 
-/// What one adapter does to one slice of a site; see [`LoraSite`] for the formula.
+/// The part of an adapter for one slice of a site; see [`LoraSite`] for the formula.
 #[derive(Clone, Debug, Default)]
 pub struct SlotSlice {
     /// The low-rank product.
     pub low_rank: Option<SlotLowRank>,
-    /// Factor of each output, `[out]`.
+    /// Multiplies each output, `[out]`.
     pub gain: Option<Vec<f32>>,
-    /// Summand of each output, `[out]`.
+    /// Added to each output, `[out]`.
     pub shift: Option<Vec<f32>>,
-    /// What takes the base layer's place: a matrix `[out, in]`, for an embedding a table `[in, out]`,
-    /// for a norm a weight `[in]` in f32.
+    /// Replaces the weight of the base layer: a matrix `[out, in]`, for an embedding a table `[in, out]`, for a
+    /// norm a weight `[in]` in f32.
     pub replacement: Option<HostTensor>,
-    /// Rows that take the place of the base layer's; only at sites of one slice, and not beside a
-    /// replacement.
+    /// Replaces rows of the base layer; only at sites with one slice, and not together with a replacement.
     pub rows: Option<SlotRows>,
 }

@@ -95,7 +95,7 @@ impl Reader<'_> {
     }
 }
 
-/// The flags, without `a`, `u` and `L`, which do not matter for ASCII.
+/// The flags, without `a` and `u`, which do not matter for ASCII.
 fn kept_flags(flags: &str) -> String {
     flags.chars().filter(|flag| !matches!(flag, 'a' | 'u')).collect()
 }

@@ -135,7 +135,7 @@ impl Reader<'_> {
     }
 
     fn literal(&mut self, literal: char) {
-        // `\<` and `\>` would be edges of words.
+        // In `fancy_regex`, `\<` and `\>` are word boundaries.
         if literal.is_ascii_punctuation() && !matches!(literal, '<' | '>' | '_') {
             self.out.push('\\');
         }
