@@ -1,4 +1,4 @@
-//! The files of a PEFT adapter, to be damaged and written again.
+//! The files of a PEFT adapter in memory, for tests that change them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::fixtures::adapter_path;
 
-/// A tensor as it lies in a file.
+/// A tensor of a file.
 #[derive(Clone, PartialEq, Debug)]
 pub struct FileTensor {
     /// Element type.
@@ -45,7 +45,7 @@ pub struct AdapterFiles {
 }
 
 impl AdapterFiles {
-    /// Those of a fixture adapter.
+    /// Reads a fixture adapter.
     ///
     /// # Panics
     /// If they cannot be read: the checkout is broken.
@@ -53,7 +53,7 @@ impl AdapterFiles {
         Self::read(&adapter_path(adapter))
     }
 
-    /// Those in a directory.
+    /// Reads a directory.
     ///
     /// # Panics
     /// If they cannot be read: the checkout is broken.

@@ -1,4 +1,4 @@
-//! What the demo model and its four adapters answer, by transformers and PEFT.
+//! Expected answers of the demo model and its four adapters, from transformers and PEFT.
 
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,9 @@ use crate::{assert_greedy, fixtures_dir};
 pub struct DemoCase {
     /// Folder under `demo/adapters`; `None` is the base model.
     pub adapter: Option<String>,
-    /// What was asked.
+    /// The prompt.
     pub user: String,
-    /// The same in the chat template, as token ids.
+    /// Token ids of the prompt in the chat template.
     pub prompt_ids: Vec<u32>,
     /// The greedy answer.
     pub greedy: Vec<u32>,
@@ -52,11 +52,11 @@ impl DemoCase {
         }
     }
 
-    /// Checks the tokens up to the first step whose margin is below `tie`, and the text where there is
-    /// none.
+    /// Checks the tokens up to the first step whose margin is below `tie`, and the text if there is no such
+    /// step.
     ///
     /// # Panics
-    /// If they are others.
+    /// If they differ.
     pub fn check(&self, answer: &RequestOutput, tie: f32) {
         let name = format!("{:?}: {}", self.adapter, self.user);
         let output = &answer.outputs[0];

@@ -1,5 +1,5 @@
-//! Faults of a device and what an engine makes of them, for any device with memory of its own: one
-//! whose memory is only counted, or a GPU. Each takes the device for itself while it runs.
+//! Tests of an engine on a device without free memory. They run on any backend with its own memory, simulated or
+//! a GPU, and need the device exclusively.
 
 use std::fs;
 
@@ -16,16 +16,16 @@ use crate::settle::{
     ask, assert_names, assert_nothing_held, builder, greedy, lora, refused, tiers,
 };
 
-/// Makes the device, on the thread that is to drive it.
+/// Creates the device on the thread that uses it.
 pub trait Make<B>: Fn() -> Result<B> + Clone + Send + 'static {}
 
 impl<B, F: Fn() -> Result<B> + Clone + Send + 'static> Make<B> for F {}
 
-/// Memory that others hold.
+/// Memory that is occupied by others.
 pub struct Held<B: Backend>(Vec<B::Buf>);
 
-/// Pieces in which memory is held: large ones, so that they are few, down to the smallest that a GPU
-/// gives out by itself.
+/// Block sizes for occupying memory: large ones first, so that there are few blocks, down to the allocation
+/// granularity of a GPU.
 const PIECES: [usize; 10] = {
     let mut pieces = [1 << 30; 10];
     let mut i = 1;
@@ -37,10 +37,10 @@ const PIECES: [usize; 10] = {
 };
 
 impl<B: Backend> Held<B> {
-    /// Takes all memory of a device but about `room` bytes.
+    /// Occupies the memory of a device, except for about `room` bytes.
     ///
     /// # Panics
-    /// If the device does not know what is free, or fails otherwise than by being full.
+    /// If the device does not report free memory, or fails for another reason than being full.
     pub fn all_but(be: &B, room: usize) -> Self {
         let free = || be.free_memory().unwrap().expect("a device with memory of its own");
         let mut blocks = Vec::new();
@@ -56,28 +56,28 @@ impl<B: Backend> Held<B> {
         Self(blocks)
     }
 
-    /// Gives it back.
+    /// Frees it.
     pub fn release(self) {
         drop(self.0);
     }
 }
 
-/// Bytes in which a device can be made, but none of the engines that must not fit.
+/// Free bytes that suffice to create a device, but not for the engines that must not fit.
 const ROOM: usize = 160 << 20;
 
-/// Bytes in which a running engine goes on, but an adapter of [`Wide`] does not fit.
+/// Free bytes that suffice for a running engine, but not for an adapter of [`Wide`].
 const ADAPTER_ROOM: usize = 16 << 20;
 
-/// Of what follows it here, no token is nearer to the next best than rounding can bring it.
+/// A prompt whose continuation has no near ties, so that it does not depend on rounding.
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];
 
-/// The small Llama with small steps, so that all of it takes few megabytes.
+/// The small Llama with small steps, which needs few megabytes.
 fn small() -> LlmBuilder {
     builder(tiers(2, 2)).max_batch_size(4).max_num_tokens(16).max_seq_len(64)
 }
 
-/// Greedy past any end token; only tokens are asked for, as other bits depend on the batch on some
-/// devices.
+/// A greedy request without end tokens. Only tokens are compared, as on some devices other bits depend on the
+/// batch.
 fn tokens(count: usize) -> SamplingParams {
     SamplingParams { return_generation_logits: false, ..greedy(count) }
 }
@@ -93,7 +93,7 @@ fn answers(llm: &Llm) -> Vec<std::result::Result<Vec<u32>, LlmError>> {
     answers.map(|answer| Ok(answer?.outputs.remove(0).token_ids)).collect()
 }
 
-/// What an engine answers that must answer.
+/// The answers of an engine, which must not fail.
 fn served(llm: &Llm) -> Vec<Vec<u32>> {
     answers(llm).into_iter().map(|answer| answer.unwrap_or_else(|e| panic!("{e}"))).collect()
 }
@@ -102,7 +102,7 @@ fn start<B: Backend>(builder: LlmBuilder, make: &impl Make<B>) -> Llm {
     builder.build(make.clone()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Why an engine does not start while others hold all but `room` bytes.
+/// The error of an engine that starts with only `room` bytes free.
 fn refusal<B: Backend>(
     builder: LlmBuilder,
     device: &B,
@@ -115,8 +115,8 @@ fn refusal<B: Backend>(
     error
 }
 
-/// A start on a full device says what did not fit and what to do; once there is room again, the same
-/// engines start and answer as ever.
+/// A start on a full device fails with an error that says what did not fit and what to do. Once memory is free
+/// again, the same engines start and answer correctly.
 ///
 /// # Panics
 /// If they do not.
@@ -143,18 +143,18 @@ pub fn a_full_device_refuses_engines_until_there_is_room<B: Backend>(make: &impl
     }
 }
 
-/// Whether an engine has not started for want of memory.
+/// Whether an error means that memory was exhausted.
 fn is_full(error: &LlmError) -> bool {
     let by_driver = matches!(error, LlmError::Model(ModelError::Device(Error::Device(_))));
     let by_size = matches!(error, LlmError::OutOfMemory { .. } | LlmError::NoRoomForKv { .. });
     let text = error.to_string();
-    // cuBLASLt does not always say why it does not start.
+    // cuBLASLt does not always report the reason.
     let named = text.contains("the device is full") || text.contains("free memory on the device");
     by_size || (by_driver && named)
 }
 
-/// However little memory is left, an engine says at its start what did not fit, or each answer is right
-/// or an error.
+/// However little memory is free, either an engine fails to start with an error that says what did not fit, or
+/// each of its answers is correct or an error.
 ///
 /// # Panics
 /// If it is not so, or if even a gigabyte is too little.
@@ -185,8 +185,8 @@ fn assert_right_or_failed(llm: &Llm, expected: &[Vec<u32>], room: usize) {
     assert_nothing_held(llm);
 }
 
-/// A start without room for one block of keys and values names the share that they were given; once
-/// there is room again, an engine starts and answers as ever.
+/// A start without memory for one KV block fails with an error that names the configured fraction. Once memory is
+/// free again, an engine starts and answers correctly.
 ///
 /// # Panics
 /// If it does not.
@@ -205,8 +205,8 @@ pub fn keys_and_values_without_room_are_refused<B: Backend>(make: &impl Make<B>)
     assert_eq!(served(&start(small(), make)), expected);
 }
 
-/// An adapter larger than the tier of the device fails alone, while another request runs; a smaller one
-/// is served afterwards.
+/// A request for an adapter that exceeds the device tier fails without affecting a running request; a smaller
+/// adapter is served afterwards.
 ///
 /// # Panics
 /// If it is not so.
@@ -228,8 +228,8 @@ pub fn an_adapter_larger_than_its_tier_fails_alone<B: Backend>(make: &impl Make<
     assert_nothing_held(&llm);
 }
 
-/// An adapter that fits its tier and finds the device full fails alone, while another request runs; a
-/// smaller one is copied to the device and served before and after there is room again.
+/// A request for an adapter that fits its tier, but not the free memory of the device, fails without affecting a
+/// running request. A smaller adapter is served before and after memory is free again.
 ///
 /// # Panics
 /// If it is not so.
@@ -241,14 +241,14 @@ pub fn an_adapter_that_finds_the_device_full_fails_alone<B: Backend>(make: &impl
     let of = |lora: &LoraRequest| ask(&PROMPT, tokens(40), Some(lora.clone()));
     let answer = || {
         let answer = llm.generate_each(vec![of(&small)], &mut |_| ()).remove(0);
-        // So that it is read and copied again the next time.
+        // So that it is read and copied again next time.
         llm.unload_adapter("small").unwrap();
         answer.unwrap_or_else(|error| panic!("{error}")).outputs
     };
-    // What steps need besides buffers is there once such steps have run.
+    // Runs such steps once, so that later ones allocate nothing.
     llm.generate_each(vec![base.clone(), of(&small), base.clone()], &mut |_| ());
     let expected = answer();
-    // It waits in the host's memory, so that it comes while the others run.
+    // It is in host memory already, so that it is copied while the others run.
     llm.load_adapter(&large, false).unwrap();
 
     let device = make().unwrap();
@@ -264,8 +264,8 @@ pub fn an_adapter_that_finds_the_device_full_fails_alone<B: Backend>(make: &impl
     assert_nothing_held(&llm);
 }
 
-/// A model of random weights that is wider than the fixtures, so that it and its adapters are too large
-/// for a little memory: 240 MiB, and 360 KiB for each rank of an adapter.
+/// A model with random weights that is wider than the fixtures: 240 MiB, and 360 KiB for each rank of an adapter,
+/// which is too large for little memory.
 struct Wide(TempDir);
 
 impl Wide {
@@ -289,7 +289,7 @@ impl Wide {
         builder.max_batch_size(4).max_num_tokens(16).max_seq_len(64)
     }
 
-    /// An adapter of a rank on every module, small enough to leave the model sense.
+    /// An adapter of a rank on every module, with elements small enough not to dominate the model.
     fn adapter(&self, llm: &Llm, name: &str, rank: usize) -> LoraRequest {
         let dir = self.0.path().join(name);
         let recipe = Recipe { rank, alpha: rank as f64, limit: 0.02, seed: rank as u64 };

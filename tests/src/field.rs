@@ -1,4 +1,4 @@
-//! Adapters as trainers save them, with what PEFT answers; see `tests/fixtures/field/README.md`.
+//! Adapters as trainers save them, and PEFT's answers; see `tests/fixtures/field/README.md`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ pub struct FieldCase {
     /// Prompt, continuation and margins.
     #[serde(flatten)]
     pub case: Case,
-    /// What is asked; see the README.
+    /// The request; see the README.
     pub kind: String,
-    /// The likeliest tokens and their log-probabilities, after each token of the prompt.
+    /// The most likely tokens and their log-probabilities, after each token of the prompt.
     pub top: Vec<Vec<(u32, f32)>>,
-    /// What a request in words should lead to.
+    /// The expected result of a request with text.
     #[serde(default)]
     pub note: Option<Value>,
 }
@@ -30,7 +30,7 @@ pub fn field_dir() -> PathBuf {
     fixtures_dir().join("field")
 }
 
-/// The folder of a model, which is there or among the other fixtures.
+/// The folder of a model, either here or among the other fixtures.
 pub fn field_model(name: &str) -> PathBuf {
     let own = field_dir().join("models").join(name);
     if own.is_dir() { own } else { model_path(name) }
@@ -45,7 +45,7 @@ pub fn field_cases() -> Vec<FieldCase> {
     serde_json::from_slice(&text).expect("field/cases.json")
 }
 
-/// Cases on models without routed experts, by model, but for those in words, which `field_text` has.
+/// Cases on dense models by model, without those for requests with text, which `field_text` tests.
 pub fn dense_field_cases() -> BTreeMap<String, Vec<FieldCase>> {
     let mut by_model: BTreeMap<String, Vec<FieldCase>> = BTreeMap::new();
     let served = field_cases().into_iter().filter(|case| case.kind != "moe");
@@ -57,11 +57,11 @@ pub fn dense_field_cases() -> BTreeMap<String, Vec<FieldCase>> {
 
 /// The answers to a case, alone and in one batch with the other cases of its model.
 pub struct FieldAnswers {
-    /// What is asked.
+    /// The case.
     pub case: FieldCase,
     /// The answer to the case alone.
     pub alone: Result<RequestOutput, LlmError>,
-    /// The answer among all.
+    /// The answer in the batch.
     pub mixed: Result<RequestOutput, LlmError>,
 }
 
@@ -76,7 +76,7 @@ impl FieldAnswers {
         answers.map(|((case, alone), mixed)| Self { case, alone, mixed }).collect()
     }
 
-    /// What is not as PEFT has it, alone or in the batch.
+    /// The differences from PEFT, alone or in the batch.
     pub fn faults(&self) -> Vec<String> {
         let fault = |answer: &Result<RequestOutput, LlmError>| match answer {
             Ok(output) => self.case.difference(output),
@@ -90,7 +90,7 @@ impl FieldAnswers {
             .collect()
     }
 
-    /// Whether both answers are the same to the last bit.
+    /// Whether both answers are bitwise equal.
     pub fn is_batch_invariant(&self) -> bool {
         match (&self.alone, &self.mixed) {
             (Ok(alone), Ok(mixed)) => {
@@ -119,8 +119,8 @@ impl FieldCase {
         cases.iter().map(|case| case.request(id(case).unwrap_or(0) as i64)).collect()
     }
 
-    /// How an answer differs from what PEFT gives, if it does: log-probabilities by more than 2e-3 of
-    /// their size, or tokens where the best is ahead by more than 0.01.
+    /// The difference of an answer from PEFT's, if there is one: log-probabilities that differ by more than 2e-3
+    /// of their size, or tokens that differ although the margin is above 0.01.
     pub fn difference(&self, output: &RequestOutput) -> Option<String> {
         self.other_logits(output).or_else(|| self.other_tokens(output))
     }
@@ -146,7 +146,7 @@ impl FieldCase {
         let steps = found.iter().zip(greedy).zip(margin);
         for (step, ((found, expected), margin)) in steps.enumerate() {
             if found != expected {
-                // Behind a near tie another continuation is as good.
+                // After a near tie, another continuation is as good.
                 return (*margin > 0.01).then(|| format!("step {step}: {found}, not {expected}"));
             }
         }

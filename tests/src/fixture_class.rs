@@ -1,17 +1,17 @@
-//! What answers to the fixtures must reach, on any backend.
+//! Required accuracy for the fixtures, on any backend.
 
 use lora_core::DType;
 use loramux_engine::RequestOutput;
 
 use crate::{Case, Fixtures, relative_error};
 
-/// What a dtype has to reach.
+/// The required accuracy for a dtype.
 pub struct Class {
-    /// Of the activations.
+    /// Dtype of the activations.
     pub dtype: DType,
     /// Bound of the logits' relative error.
     pub logits: f32,
-    /// Margin below which either token may be taken.
+    /// Margin below which either token is accepted.
     pub tie: f32,
 }
 

@@ -12,7 +12,7 @@ use loramux_engine::{GenerateRequest, Llm, LlmBuilder, Prompt, RequestOutput, Sa
 use serde::Deserialize;
 use serde_json::Value;
 
-/// One row of `cases.json`: a prompt and what must come of it.
+/// One row of `cases.json`: a prompt and the expected result.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Case {
     /// Unique name, `model/adapter/number`.
@@ -21,7 +21,7 @@ pub struct Case {
     pub model: String,
     /// Folder under `adapters/`; `None` is the base model.
     pub adapter: Option<String>,
-    /// The case that has the same logits, where the adapter is the same in another container.
+    /// The case with the same logits, if the adapter is another one in a different container.
     #[serde(default)]
     pub logits_of: Option<String>,
     /// Token ids.
@@ -39,8 +39,8 @@ pub struct Fixtures {
     logits: Vec<u8>,
 }
 
-/// The folder of the fixtures: that of the checkout, unless `LORAMUX_FIXTURES` names another, as
-/// where a packed test runs.
+/// The folder of the fixtures: that of the checkout, unless `LORAMUX_FIXTURES` names another, for test binaries
+/// that run elsewhere.
 pub fn fixtures_dir() -> PathBuf {
     let checkout = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     std::env::var_os("LORAMUX_FIXTURES").map_or_else(checkout, PathBuf::from)
@@ -74,7 +74,7 @@ pub fn geometry(model: &str) -> ModelGeometry {
     let experts = known("num_experts").or(known("num_local_experts")).unwrap_or(0);
     let modules = match experts {
         0 => ModelGeometry::DENSE_MODULES.to_vec(),
-        // Attention, and what stands before the experts.
+        // The modules of attention; routed experts are described by their number and size.
         _ => [&ModelGeometry::DENSE_MODULES[..4], &["mlp.gate"]].concat(),
     };
     ModelGeometry {

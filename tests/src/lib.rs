@@ -1,4 +1,5 @@
-//! What the suites share: the fixtures, and engines over them.
+//! The provider suite for backends ([`suite`]), and what the other tests share: fixtures and engines over
+//! them.
 #![warn(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

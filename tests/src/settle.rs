@@ -1,4 +1,4 @@
-//! Engines and requests that the tests of serving share, and what must hold once they are done.
+//! Engines and requests for the tests of serving, and checks for when they are done.
 
 use std::time::{Duration, Instant};
 
@@ -56,10 +56,10 @@ pub fn lora(name: &str, id: i64) -> LoraRequest {
     LoraRequest::new(name, id, adapter_path(name))
 }
 
-/// What the engine says once nothing runs any more.
+/// The statistics of the engine once nothing runs any more.
 ///
 /// # Panics
-/// If something runs for a minute.
+/// If something still runs after a minute.
 pub fn settled(llm: &Llm) -> EngineStats {
     let begin = Instant::now();
     loop {
@@ -72,10 +72,10 @@ pub fn settled(llm: &Llm) -> EngineStats {
     }
 }
 
-/// Nothing is held once nothing runs.
+/// Checks that no blocks and slots are in use once nothing runs.
 ///
 /// # Panics
-/// If something is.
+/// If something is still in use.
 pub fn assert_nothing_held(llm: &Llm) {
     let stats = settled(llm);
     assert_eq!((stats.kv.held, stats.adapters.in_use), (0, 0), "{stats:?}");
@@ -84,11 +84,10 @@ pub fn assert_nothing_held(llm: &Llm) {
     }
 }
 
-/// Asks for what cannot be served between two requests that can, which must not notice. Returns why it
-/// was refused.
+/// Sends a request that must be refused between two valid ones, which must not be affected. Returns the error.
 ///
 /// # Panics
-/// If the others do notice, or nothing is refused.
+/// If the others are affected, or if nothing is refused.
 pub fn refused(llm: &Llm, good: &GenerateRequest, bad: GenerateRequest) -> LlmError {
     let alone = llm.generate_each(vec![good.clone()], &mut |_| ()).remove(0).unwrap();
     let answers = llm.generate_each(vec![good.clone(), bad, good.clone()], &mut |_| ());
@@ -100,7 +99,7 @@ pub fn refused(llm: &Llm, good: &GenerateRequest, bad: GenerateRequest) -> LlmEr
     refused.unwrap_err()
 }
 
-/// An error says these words.
+/// Checks that an error contains these words.
 ///
 /// # Panics
 /// If one is missing.

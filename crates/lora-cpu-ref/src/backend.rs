@@ -1,4 +1,4 @@
-//! [`CpuRef`]: memory, transfers, and the way from the trait to the ops.
+//! [`CpuRef`]: memory, transfers, and delegation of the trait's methods to [`crate::ops`].
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -17,28 +17,28 @@ use crate::memory;
 use crate::ops::{activation, attention, embed, linear, logprobs, lora, norm, rope, sample};
 use crate::{CpuBuf, CpuLinear, CpuLoraPlan, CpuLoraTable, ThreadComm, View, ViewMut};
 
-/// Bytes of a block for which the system is not asked how much memory it has.
+/// Blocks smaller than this are allocated without asking the system how much memory is free.
 const SMALL: usize = 64 << 20;
 
-/// The CPU as a device. Queues hold nothing: every op is done when it returns.
+/// The CPU as a backend. Ops are complete when they return, so its queues have no state.
 pub struct CpuRef {
     isa: Isa,
-    /// Keeps the workers alive that the calling thread shares its work with.
+    /// Keeps the worker threads alive.
     _pool: Option<ThreadPool>,
 }
 
 impl CpuRef {
-    /// A device that works on the rayon pool of whichever thread calls it.
+    /// A backend that uses the rayon pool of the calling thread.
     pub fn new() -> Self {
         Self { isa: Isa::detect(), _pool: None }
     }
 
-    /// A device with `threads` threads of its own (all cores where `None`), the calling thread
-    /// being one of them; it must be the one that drives the device from now on.
+    /// A backend with its own pool of `threads` threads (one for each core if `None`), including the calling thread,
+    /// which must also be the one that uses the backend.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] above [`CpuRef::max_threads`]; [`Error::Device`] if the threads cannot be
-    /// made, or the calling one serves a pool already.
+    /// [`Error::OutOfRange`] above [`CpuRef::max_threads`]; [`Error::Device`] if threads cannot be created, or if the
+    /// calling thread belongs to another pool.
     pub fn with_threads(threads: Option<usize>) -> Result<Self> {
         let most = Self::max_threads();
         if let Some(threads) = threads.filter(|threads| *threads > most) {
@@ -53,8 +53,8 @@ impl CpuRef {
         Ok(Self { isa: Isa::detect(), _pool: Some(pool) })
     }
 
-    /// Most threads of a device on this machine: four for each core, as more only take turns, but no
-    /// less than 64, so that tests of the same results on any number of threads run everywhere.
+    /// Maximum number of threads on this machine: four for each core, as more would only take turns, but at least
+    /// 64, so that tests with many threads run everywhere.
     pub fn max_threads() -> usize {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         cores.saturating_mul(4).max(64)
@@ -64,8 +64,7 @@ impl CpuRef {
         self.isa
     }
 
-    /// The same device without the instructions above `level`, to reproduce another machine's
-    /// results.
+    /// The same backend without the instructions above `level`, to reproduce results of another machine.
     #[must_use]
     pub fn at_most(self, level: Level) -> Self {
         Self { isa: self.isa.at_most(level), ..self }
@@ -106,7 +105,7 @@ impl Backend for CpuRef {
 
     fn alloc(&self, pool: Pool, bytes: usize) -> Result<CpuBuf> {
         let refused = |available| Error::OutOfMemory { pool, requested: bytes, available };
-        // The system promises more than it has: blocks that it can never fill are refused here.
+        // Operating systems overcommit memory, so blocks that exceed the free memory are refused here.
         let available = if bytes < SMALL { None } else { memory::available() };
         if available.is_some_and(|free| bytes > free) {
             return Err(refused(available));

@@ -1,10 +1,10 @@
-//! Memory of the CPU backend.
+//! Buffers of the CPU backend.
 
 use bytemuck::{Pod, Zeroable};
 
-/// The unit of a buffer. It is no larger than the allocator's own alignment, because zeroed memory
-/// of a larger one would be written at once: a KV cache sized for the worst case must not take
-/// pages that no sequence touches.
+/// The unit of a buffer. Its alignment does not exceed the allocator's, as zeroed memory of a larger alignment
+/// would be written immediately. A KV cache sized for the worst case must not occupy pages that no sequence
+/// uses.
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Chunk([u8; 16]);
@@ -13,7 +13,7 @@ struct Chunk([u8; 16]);
 pub struct CpuBuf(Vec<Chunk>);
 
 impl CpuBuf {
-    /// A block of at least `bytes` zero bytes; `None` if there is no such memory.
+    /// A block of at least `bytes` zero bytes; `None` if the allocation fails.
     pub fn zeroed(bytes: usize) -> Option<Self> {
         bytemuck::allocation::try_zeroed_vec(bytes.div_ceil(size_of::<Chunk>())).ok().map(Self)
     }

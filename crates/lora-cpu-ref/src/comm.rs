@@ -1,4 +1,4 @@
-//! Ranks as threads: collective operations without devices.
+//! Ranks as threads of one process.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -13,20 +13,20 @@ pub struct ThreadComm {
     shared: Arc<Shared>,
 }
 
-/// Where the ranks of a group meet.
+/// State that the ranks of a group share.
 struct Shared {
     world: usize,
     meeting: Mutex<Meeting>,
     changed: Condvar,
 }
 
-/// One operation after the other: all ranks put their parts in, then all take them out.
+/// The current operation: all ranks put their parts in, then all take them out.
 #[derive(Default)]
 struct Meeting {
     parts: Vec<Option<Vec<f32>>>,
-    /// Ranks that have yet to take the parts of this operation.
+    /// Ranks that have not taken the parts of this operation yet.
     to_take: usize,
-    /// Whether a rank gave up.
+    /// Whether a rank has aborted.
     aborted: bool,
 }
 
@@ -43,7 +43,7 @@ impl ThreadComm {
     fn exchange(&self, mine: Vec<f32>) -> Result<Vec<Vec<f32>>> {
         let Shared { world, meeting, changed } = &*self.shared;
         let lock = meeting.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nobody may put in a part before all have taken those of the operation before.
+        // No part may be put in before all ranks have taken those of the previous operation.
         let between = |meeting: &mut Meeting| meeting.to_take > 0 && !meeting.aborted;
         let mut lock = changed.wait_while(lock, between).unwrap_or_else(PoisonError::into_inner);
         if lock.aborted {
@@ -56,7 +56,7 @@ impl ThreadComm {
         }
         let missing = |meeting: &mut Meeting| meeting.to_take == 0 && !meeting.aborted;
         let mut lock = changed.wait_while(lock, missing).unwrap_or_else(PoisonError::into_inner);
-        // Parts that all ranks put in are there even if one has gone since.
+        // Once all parts are in, the operation succeeds even if a rank has aborted since.
         if lock.to_take == 0 {
             return Err(Error::Peer);
         }
@@ -80,7 +80,7 @@ fn elements(be: &CpuRef, t: &ViewMut<'_>) -> Vec<f32> {
     all
 }
 
-/// Sums in the order of ranks, so that all of them get the same bits.
+/// Sums in rank order, so that all ranks get the same bits.
 fn sum(parts: &[Vec<f32>]) -> Vec<f32> {
     let count = parts.first().map_or(0, Vec::len);
     (0..count).map(|i| parts.iter().map(|part| part[i]).sum()).collect()
@@ -149,7 +149,7 @@ impl Comm<CpuRef> for ThreadComm {
     }
 }
 
-/// A rank that is gone takes part in nothing.
+/// A rank that is dropped aborts the group, so that no peer waits for it.
 impl Drop for ThreadComm {
     fn drop(&mut self) {
         self.abort();

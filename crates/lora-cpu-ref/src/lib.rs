@@ -1,12 +1,10 @@
-//! The [`lora_core::Backend`] of a machine without a GPU, and the oracle that other backends are
-//! tested against.
+//! The [`lora_core::Backend`] for CPUs, and the reference for other backends.
 //!
-//! Ops are plain loops in the order of their formula, one file a concept under `ops/`. The inner
-//! products alone are fast as well: [`inner`] has an obvious and a fast implementation, tested
-//! against each other. Everything is deterministic, and a row's result does not depend on the
-//! other rows of its batch, in any dtype.
+//! Ops are plain loops in the order of their formulas, in `ops/`. Only inner products are optimised:
+//! [`inner`] has a straightforward and a fast implementation, which are tested against each other. Results
+//! are deterministic, and those of a row do not depend on the other rows of its batch, in any dtype.
 //!
-//! A backend computes on tensors in memory of its own:
+//! A backend computes on tensors in its own memory:
 //!
 //! ```
 //! use lora_core::{Backend, DType, Pool, Tensor};

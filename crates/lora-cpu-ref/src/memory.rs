@@ -1,9 +1,9 @@
-//! How much memory the machine can still give.
+//! The available memory of the machine.
 
 use sysinfo::System;
 
-/// Bytes that programs can still take without swapping, within the limit of the container if there is
-/// one; `None` where the system does not tell.
+/// Bytes that can be allocated without swapping, within the limit of the container if there is one; `None` if
+/// the system does not report it.
 pub fn available() -> Option<usize> {
     let mut system = System::new();
     system.refresh_memory();
@@ -12,10 +12,10 @@ pub fn available() -> Option<usize> {
         return None;
     }
     let free = system.available_memory();
-    // What a container's page cache holds is given back on demand, so only `rss` counts as taken.
+    // The page cache of a container is reclaimed on demand, so only `rss` counts as used.
     let in_container =
         system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
     let free = in_container.map_or(free, |limit| limit.min(free));
-    // Zero where the system does not tell.
+    // Zero if the system does not report it.
     usize::try_from(free).ok().filter(|free| *free > 0)
 }

@@ -1,4 +1,4 @@
-//! Rows of views: decoded to `f32` to compute with, encoded when stored.
+//! Rows of views, which are decoded to `f32` and rounded when they are stored.
 
 use std::ops::Range;
 
@@ -10,11 +10,11 @@ use rayon::prelude::*;
 use crate::inner::{Float, Isa, narrow, widen};
 use crate::{View, ViewMut};
 
-/// Elements below which a loop over rows stays on the calling thread: handing work to another one
-/// costs a few microseconds, in which a core converts about this many.
+/// Outputs with fewer elements are computed on the calling thread. Handing work to another thread costs a few
+/// microseconds, in which a core converts about this many.
 const SERIAL_ELEMENTS: usize = 8 * 1024;
 
-/// Where row `r` lies, in elements of the buffer.
+/// The range of row `r` in the buffer, in elements.
 fn span(layout: lora_core::MatLayout, r: usize) -> Range<usize> {
     let start = layout.offset + r * layout.row_stride;
     start..start + layout.cols
@@ -34,7 +34,7 @@ pub fn indices<'a>(op: &'static str, what: &'static str, view: &View<'a>) -> Res
     Ok(typed_row(view, 0))
 }
 
-/// Decodes row `r` of a float view into `out`, which gets the view's number of columns.
+/// Decodes row `r` of a float view into `out`, which is resized.
 pub fn read_row(isa: Isa, view: &View<'_>, r: usize, out: &mut Vec<f32>) {
     out.resize(view.layout.cols, 0.0);
     match view.layout.dtype {
@@ -56,7 +56,7 @@ pub struct RowMut<'a> {
 }
 
 impl RowMut<'_> {
-    /// Decodes the row as it is.
+    /// Decodes the current contents of the row.
     pub fn read(&self, out: &mut Vec<f32>) {
         fn fill<T: Float>(isa: Isa, bytes: &[u8], out: &mut Vec<f32>) {
             let values: &[T] = bytemuck::cast_slice(bytes);
@@ -96,8 +96,8 @@ impl RowMut<'_> {
     }
 }
 
-/// The bytes from the first element of `out` to its last. A view of no rows has none, though it may
-/// start behind the end of its buffer.
+/// The bytes from the first to the last element of `out`; none for a view without rows, which may start beyond
+/// the end of its buffer.
 fn spanned_bytes<'a>(out: &'a mut ViewMut<'_>) -> &'a mut [u8] {
     let (layout, size) = (out.layout, out.layout.dtype.size());
     if layout.rows == 0 {
@@ -106,7 +106,7 @@ fn spanned_bytes<'a>(out: &'a mut ViewMut<'_>) -> &'a mut [u8] {
     &mut out.buf.as_mut_slice::<u8>()[layout.offset * size..(layout.offset + layout.span()) * size]
 }
 
-/// The rows of `out`, each as bytes that one closure call may write.
+/// The rows of `out` as disjoint byte slices.
 fn split_rows<'a>(
     isa: Isa,
     out: &'a mut ViewMut<'_>,
@@ -120,12 +120,12 @@ fn split_rows<'a>(
     })
 }
 
-/// Rows a thread must take at least so that small outputs stay on the calling thread.
+/// Minimum rows per thread, so that small outputs are computed on the calling thread.
 fn rows_at_least(layout: lora_core::MatLayout) -> usize {
     SERIAL_ELEMENTS.div_ceil(layout.cols.max(1))
 }
 
-/// Calls `f(row number, row, scratch)` for every row of `out`, in parallel where it pays.
+/// Calls `f(row number, row, scratch)` for every row of `out`, in parallel if it is large enough.
 pub fn for_rows(
     isa: Isa,
     out: &mut ViewMut<'_>,
@@ -138,7 +138,7 @@ pub fn for_rows(
         .for_each_init(Vec::new, |scratch, (r, row)| f(r, row, scratch));
 }
 
-/// As [`for_rows`] over the rows of two outputs in step.
+/// As [`for_rows`] for corresponding rows of two outputs.
 pub fn for_row_pairs(
     isa: Isa,
     a: &mut ViewMut<'_>,
@@ -160,8 +160,8 @@ pub fn row_mut<'a>(isa: Isa, out: &'a mut ViewMut<'_>, r: usize) -> RowMut<'a> {
     RowMut { bytes, dtype: out.layout.dtype, isa }
 }
 
-/// Calls `f(row number, piece number, piece, scratch)` for every `width` columns of a dense
-/// output, in parallel. `S` is what a thread keeps between its calls.
+/// Calls `f(row number, piece number, piece, scratch)` for every `width` columns of a dense output, in
+/// parallel. `S` is the scratch that a thread reuses between calls.
 pub fn for_pieces<S: Default + Send>(
     isa: Isa,
     out: &mut ViewMut<'_>,

@@ -1,4 +1,4 @@
-//! The ops in f32 against those of candle: somebody else's reading of the same formulas.
+//! Compares the ops in f32 with candle, an independent implementation.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use candle_core::{D, Device, IndexOp, Module, Tensor as Candle};

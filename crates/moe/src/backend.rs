@@ -1,4 +1,4 @@
-//! Kernels for the experts of a layer, by the names of TensorRT-LLM's `moe_backend`.
+//! Names of MoE backends, as in TensorRT-LLM's `moe_backend`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 
 /// A value of `moe_backend`, or of `backend` in `moe_config`.
 ///
-/// Names are read in any case and written in capitals.
+/// Parsing ignores case; names are written in upper case.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, Serialize, Deserialize)]
 #[serde(into = "&'static str", try_from = "String")]
 #[non_exhaustive]
 pub enum MoeBackendName {
-    /// The engine chooses: see [`MoeBackendName::resolve`].
+    /// Chosen by the engine; see [`MoeBackendName::resolve`].
     #[default]
     Auto,
-    /// Grouped products after CUTLASS; the only one that applies LoRA inside the experts.
+    /// CUTLASS grouped GEMM; the only backend with LoRA on routed experts.
     Cutlass,
     /// Kernels in CuTe DSL.
     Cutedsl,
@@ -23,9 +23,9 @@ pub enum MoeBackendName {
     Trtllm,
     /// DeepGEMM.
     Deepgemm,
-    /// All experts as dense products.
+    /// Dense computation of all experts.
     Densegemm,
-    /// Expert after expert, for reference.
+    /// One expert after another, as a reference.
     Vanilla,
     /// Kernels in Triton.
     Triton,
@@ -49,11 +49,11 @@ const TABLE: [(MoeBackendName, &str); 10] = [
     (MoeBackendName::Marlin, "MARLIN"),
 ];
 
-/// A text that names no backend.
+/// An unknown backend name.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("moe_backend: found `{0}`, allowed is one of {known}; use CUTLASS or AUTO", known = names())]
 pub struct UnknownMoeBackend(
-    /// What was given.
+    /// The unknown name.
     pub String,
 );
 
@@ -73,7 +73,7 @@ impl MoeBackendName {
         TABLE.iter().map(|row| row.0)
     }
 
-    /// The backend that is used: CUTLASS for `AUTO`, whatever the model and device.
+    /// The actual backend: CUTLASS for `AUTO`, whatever the model and device.
     #[must_use]
     pub fn resolve(self) -> Self {
         if self == Self::Auto { Self::Cutlass } else { self }

@@ -1,21 +1,21 @@
-//! Synthetic adapters in the layout that routed experts have in memory: one stack for each module,
-//! A `[experts, rank, in]` and B `[experts, out, rank]`, indexed by expert number.
+//! Synthetic adapters for routed experts, in the layout that they have in memory: one pair of stacks for each
+//! module, A `[experts, rank, in]` and B `[experts, out, rank]`, indexed by expert number.
 
 use lora_core::{DType, HostTensor, LowRank, RowOrder};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-/// The matrix of a pair that all experts share, which is stored once.
+/// A matrix that all experts share and that is stored once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum SharedSide {
-    /// A `[1, rank, in]`, as is usual on the projections in front of the activation.
+    /// A `[1, rank, in]`, as usual for gate and up projections.
     A,
-    /// B `[1, out, rank]`, as is usual on the down projection.
+    /// B `[1, out, rank]`, as usual for the down projection.
     B,
 }
 
-/// What a synthetic pair is made of.
+/// Parameters of a synthetic pair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PerExpertRecipe {
     /// Number of routed experts, at least 1.
@@ -28,13 +28,13 @@ pub struct PerExpertRecipe {
     pub out_dim: usize,
     /// Element type of both tensors: one of the floating-point types.
     pub dtype: DType,
-    /// The same seed gives the same numbers on every machine.
+    /// Random seed; the same seed gives the same numbers on every machine.
     pub seed: u64,
-    /// The side that all experts share; `None`: each expert has matrices of its own.
+    /// The matrix that all experts share, if any.
     pub shared_side: Option<SharedSide>,
 }
 
-/// Why a pair cannot be made.
+/// Why a pair could not be created.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LayoutError {
@@ -44,7 +44,7 @@ pub enum LayoutError {
         /// The size.
         setting: &'static str,
     },
-    /// The elements would be no floating-point numbers.
+    /// The dtype is not a float.
     #[error("dtype: found {found}, allowed is float32, float16 or bfloat16; choose one of them")]
     NotFloat {
         /// The type that was asked for.
@@ -66,10 +66,10 @@ pub struct PerExpertLora {
     b: HostTensor,
 }
 
-/// Makes A and B for `num_experts` experts, of independent standard normal numbers.
+/// Creates A and B for `num_experts` experts, with independent standard normal elements.
 ///
-/// An expert's matrices depend on `seed`, its number and their own size, not on how many other
-/// experts there are. B is not zero, as it would be in an adapter before its training.
+/// The matrices of an expert depend on `seed`, the expert number and their size, but not on the number of
+/// experts. B is not zero, unlike in an untrained adapter.
 ///
 /// ```
 /// use lora_core::DType;
@@ -95,8 +95,7 @@ pub fn make_per_expert_lora(
 }
 
 impl PerExpertRecipe {
-    /// Makes the pair; see [`make_per_expert_lora`]. A shared matrix is the one that expert 0 would
-    /// have had.
+    /// Creates the pair; see [`make_per_expert_lora`]. A shared matrix is that of expert 0.
     ///
     /// # Errors
     /// See [`LayoutError`].
@@ -136,7 +135,7 @@ impl PerExpertRecipe {
         HostTensor::from_f32(self.dtype, shape.to_vec(), &values).ok_or(too_large)
     }
 
-    /// The random numbers of one matrix, which no other matrix of the seed has.
+    /// The random numbers for one matrix; different matrices of a seed get different streams.
     fn stream(&self, side: SharedSide, expert: usize) -> ChaCha8Rng {
         let mut numbers = ChaCha8Rng::seed_from_u64(self.seed);
         let side = match side {
@@ -154,18 +153,18 @@ impl PerExpertLora {
         self.num_experts
     }
 
-    /// `[experts, rank, in]`; the first extent is 1 where all experts share it.
+    /// `[experts, rank, in]`; the first extent is 1 if all experts share it.
     pub fn a(&self) -> &HostTensor {
         &self.a
     }
 
-    /// `[experts, out, rank]`; the first extent is 1 where all experts share it.
+    /// `[experts, out, rank]`; the first extent is 1 if all experts share it.
     pub fn b(&self) -> &HostTensor {
         &self.b
     }
 
-    /// The change of one expert's weight, `scale * B A`, as `[out, in]` in row-major order: the
-    /// obvious loops, which add in f32 in the order of the rank. `None` from `num_experts` on.
+    /// The weight update of one expert, `scale * B A`, as `[out, in]` in row-major order. Straightforward loops, which
+    /// add in f32 along the rank. `None` if there is no such expert.
     pub fn delta(&self, expert: usize, scale: f32) -> Option<Vec<f32>> {
         if expert >= self.num_experts {
             return None;
@@ -185,7 +184,7 @@ impl PerExpertLora {
         Some(delta)
     }
 
-    /// The update of a site that is a stack of routed experts.
+    /// The pair as the update of a site.
     pub fn into_low_rank(self, scale: f32) -> LowRank {
         let rank = self.b.shape().last().copied().unwrap_or(0);
         let (a, b) = (self.a, self.b);

@@ -1,11 +1,10 @@
-//! What exists only in models with routed experts: layouts and rules of routed-expert LoRA.
+//! LoRA on routed experts: rules, and synthetic adapters.
 //!
-//! - [`rules`] says what routed-expert LoRA needs of an engine when it is built and at every step.
-//!   Its functions take plain values, so that any engine can ask them before it allocates.
-//! - [`layout`] makes synthetic adapters in the layout that routed experts have in memory.
+//! - [`rules`] checks the requirements of routed-expert LoRA when an engine is built and at every step. Its
+//!   functions take plain values, so that any engine can call them before it allocates memory.
+//! - [`layout`] creates synthetic adapters in the layout that routed experts have in memory.
 //!
-//! Files of adapters are read by `lora-core`, which also has the layouts on disk
-//! ([`ExpertLayout`]).
+//! `lora-core` reads adapter files; it also defines the layouts in files ([`ExpertLayout`]).
 #![warn(missing_docs)]
 
 mod backend;

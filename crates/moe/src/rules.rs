@@ -1,8 +1,8 @@
-//! What routed-expert LoRA needs of an engine: when it is built, and at every step.
+//! Requirements of routed-expert LoRA, when an engine is built and at every step.
 //!
-//! Nothing here is refused unless LoRA touches routed experts (`moe_h_to_4h`, `moe_gate`,
-//! `moe_4h_to_h`): adapters of attention or of shared experts go with any backend, quantised base
-//! weights and CUDA graphs. What concerns a single adapter is checked when it is loaded.
+//! The rules apply only if LoRA targets routed experts (`moe_h_to_4h`, `moe_gate`, `moe_4h_to_h`). Adapters of
+//! attention or of shared experts work with any MoE backend, quantised base weights and CUDA graphs. Rules
+//! about a single adapter are checked when it is loaded.
 
 use std::collections::BTreeSet;
 
@@ -10,41 +10,41 @@ use lora_core::{Code, QuantAlgo, Rejection, TargetModule};
 
 use crate::MoeBackendName;
 
-/// How the layers of a model are run.
+/// How the layers of a model are executed.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Execution {
     /// Op by op.
     #[default]
     Eager,
-    /// `register_to_config` with `torch.compile`: as compiled code that knows nothing of adapters.
+    /// `register_to_config` with `torch.compile`: compiled code, which does not support adapters.
     Compiled,
 }
 
-/// What an engine is built with, as far as routed-expert LoRA depends on it.
+/// The part of an engine's configuration that matters for routed-expert LoRA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MoeSetup<'a> {
     /// The modules that adapters may change: `LoraConfig::effective_targets`.
     pub targets: &'a BTreeSet<TargetModule>,
     /// `moe_backend` as it was set; `AUTO` is resolved here.
     pub backend: MoeBackendName,
-    /// Algorithm of the base weights, by the configuration or the checkpoint; `None` for 16-bit
-    /// weights. That of the KV cache is of no importance.
+    /// Quantisation of the base weights, by the configuration or the checkpoint; `None` for 16-bit weights. That of
+    /// the KV cache does not matter.
     pub weights: Option<QuantAlgo>,
-    /// How layers are run.
+    /// How layers are executed.
     pub execution: Execution,
 }
 
-/// Latency or throughput.
+/// Kernel choice of the experts: for throughput or for latency.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Schedule {
-    /// The experts' usual kernels.
+    /// The usual kernels.
     #[default]
     Throughput,
-    /// Min-latency mode: kernels for a few tokens that hold all experts' work in one launch.
+    /// Min-latency mode: kernels for few tokens, with the work of all experts in one launch.
     MinLatency,
 }
 
-/// Where the experts of a token are computed.
+/// Where a token's experts are computed.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Dispatch {
     /// On every rank that holds the token.
@@ -54,39 +54,39 @@ pub enum Dispatch {
     Alltoall,
 }
 
-/// Whether a step is recorded.
+/// Whether a step is captured.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Capture {
-    /// It is run, be it from a graph that was captured before.
+    /// It is executed, possibly by replaying a graph.
     #[default]
     Idle,
-    /// A CUDA graph is being captured from it.
+    /// It is being captured into a CUDA graph.
     InProgress,
 }
 
-/// One step of an engine, as far as routed-expert LoRA depends on it.
+/// The part of a step that matters for routed-expert LoRA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MoeStep<'a> {
-    /// The modules that the adapters of this step's rows change; empty for base rows only.
+    /// The modules that adapters of this step's rows change; empty without adapters.
     pub modules: &'a BTreeSet<TargetModule>,
     /// Min-latency mode or not.
     pub schedule: Schedule,
-    /// Whether tokens travel to their experts.
+    /// Whether tokens are sent to the ranks of their experts.
     pub dispatch: Dispatch,
     /// Whether the step is being captured.
     pub capture: Capture,
-    /// The setting of this name: true allows captures, which the kernels here can do.
+    /// The setting of this name, which allows captures; the kernels here support them.
     pub moe_lora_cuda_graph: bool,
 }
 
-/// What an engine is held to when it is built: each rule says what it refuses, if it does.
+/// The rules for building an engine; each returns a rejection if it is broken.
 const CONSTRUCTION: [fn(&MoeSetup<'_>) -> Option<Rejection>; 4] =
     [moe_backend, base_weights, modules, execution];
 
-/// What every step is held to.
+/// The rules for every step.
 const RUNTIME: [fn(&MoeStep<'_>) -> Option<Rejection>; 3] = [schedule, dispatch, capture];
 
-/// Every rule that this engine would break; empty when it may be built.
+/// Every rule that this engine would break; empty if it may be built.
 pub fn check_construction(setup: &MoeSetup<'_>) -> Vec<Rejection> {
     if !touch_experts(setup.targets) {
         return Vec::new();
@@ -94,7 +94,7 @@ pub fn check_construction(setup: &MoeSetup<'_>) -> Vec<Rejection> {
     CONSTRUCTION.iter().filter_map(|rule| rule(setup)).collect()
 }
 
-/// Every rule that this step would break; empty when it may run.
+/// Every rule that this step would break; empty if it may run.
 pub fn check_step(step: &MoeStep<'_>) -> Vec<Rejection> {
     if !touch_experts(step.modules) {
         return Vec::new();
@@ -129,8 +129,8 @@ fn base_weights(setup: &MoeSetup<'_>) -> Option<Rejection> {
     ))
 }
 
-/// A delta of the down projection alone, or of the projections in front of it alone, has no place
-/// in the fused kernel, which takes both of its products with LoRA or none.
+/// The fused kernel applies LoRA to both of its GEMMs or to neither, so the down projection and the gate and up
+/// projections cannot be targeted without each other.
 fn modules(setup: &MoeSetup<'_>) -> Option<Rejection> {
     use TargetModule::{Moe4hToH, MoeGate, MoeHTo4h};
     let has = |module| setup.targets.contains(&module);
@@ -198,7 +198,7 @@ fn capture(step: &MoeStep<'_>) -> Option<Rejection> {
     })
 }
 
-/// The routed-expert modules among some.
+/// The routed-expert modules among `modules`.
 fn experts(modules: &BTreeSet<TargetModule>) -> String {
     let experts = modules.iter().filter(|module| module.is_routed_expert());
     experts.map(|module| module.name()).collect::<Vec<_>>().join(", ")

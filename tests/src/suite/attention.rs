@@ -17,15 +17,14 @@ use super::{Types, for_all};
 #[derive(Clone, Debug)]
 struct Case {
     dims: HeadDims,
-    /// Tokens of each sequence, and how many of them are rows of this step: one when decoding,
-    /// more when prefilling.
+    /// Tokens of each sequence, and how many of them are rows of this step: one for decoding, more for prefill.
     sequences: Vec<(usize, usize)>,
     tokens_per_block: usize,
     window: Option<usize>,
     kv_scales: KvScales,
     gaps: Gaps,
     cache_gaps: Gaps,
-    /// Rows lie in the order of their positions, which the host knows.
+    /// Whether the step is planned, for which rows must be in the order of their positions.
     planned: bool,
     seed: u64,
 }
@@ -52,7 +51,7 @@ fn cases() -> impl Strategy<Value = Case> {
     cases_of((dims(), sequences, window), kv_scales(), (gaps(), outer_rows()), false)
 }
 
-/// Steps with prompts, whole ones and later parts, and sequences that decode beside them.
+/// Steps with whole prompts, later chunks of prompts, and decoding sequences.
 fn planned_cases() -> impl Strategy<Value = Case> {
     let sequence = prop_oneof![
         3 => (32usize..300).prop_map(|len| (len, len)),
@@ -62,7 +61,7 @@ fn planned_cases() -> impl Strategy<Value = Case> {
     ];
     let sequences = prop::collection::vec(sequence, 1..4);
     let window = prop::option::of(prop_oneof![1usize..40, 100usize..200]);
-    // Values are used as they are stored, mostly.
+    // Mostly without scales.
     let v = prop_oneof![4 => Just(1.0f32), 1 => Just(0.5)];
     let kv_scales = (prop::sample::select(vec![1.0, 1.7]), v).prop_map(|(k, v)| KvScales { k, v });
     let shape = (dims_of(&[64, 128, 256]), sequences, window);
@@ -104,8 +103,8 @@ impl Case {
         (self.dims.head_dim as f32).sqrt().recip()
     }
 
-    /// KV blocks in random places, and NaN in every cache row that no sequence has reached. Rows
-    /// of different sequences are interleaved, unless they are planned.
+    /// KV blocks in random places, with NaN in every cache row that no sequence uses. Rows of different sequences are
+    /// interleaved, unless they are planned.
     fn operands(&self, types: Types) -> Operands {
         let mut fill = Fill::new(self.seed);
         let tables = self.tables(&mut fill);
@@ -137,7 +136,7 @@ impl Case {
         }
     }
 
-    /// Shuffled blocks for every sequence; entries behind its last block are -1.
+    /// Shuffled blocks for every sequence; entries after its last block are -1.
     fn tables(&self, fill: &mut Fill) -> Matrix {
         let blocks = |len: usize| len.div_ceil(self.tokens_per_block);
         let most = self.sequences.iter().map(|(len, _)| blocks(*len)).max().unwrap_or(0) + 1;
@@ -154,7 +153,7 @@ impl Case {
         block as usize * self.tokens_per_block + p % self.tokens_per_block
     }
 
-    /// What the formula gives for every row.
+    /// The expected result of every row.
     fn expected(&self, operands: &Operands) -> Vec<Num> {
         let row = |r: usize| {
             let position = operands.positions[r] as usize;
@@ -216,13 +215,13 @@ fn attended<B: Backend>(
     out.read(rig)
 }
 
-/// Every row attends to its own sequence's positions up to its own, within the window, through the
-/// block table, each group of query heads to its key head; nothing else is read.
+/// Every row attends to the positions of its sequence up to its own, within the window, through the block table,
+/// each group of query heads to its KV head. Nothing else is read.
 pub fn attention_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 160, cases(), is_its_formula(types));
 }
 
-/// So it is where the host knows of prompts. A device that makes nothing of that needs few cases.
+/// The same with a plan. A backend that ignores plans is tested with few cases.
 pub fn planned_attention_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let cases = if size_of::<B::AttentionPlan>() == 0 { 4 } else { 96 };
     for_all(make, cases, planned_cases(), is_its_formula(types));
@@ -237,7 +236,7 @@ fn is_its_formula<B: Backend>(types: Types) -> impl Fn(&mut Rig<B>, &Case) -> Te
         let class = if rig.be.caps().batch_invariant {
             Class::Dot(terms)
         } else if case.planned {
-            // The more keys there are, the smaller are their weights.
+            // With many keys, weights may be too small for the dtype.
             Class::ThroughEach(terms, types.out)
         } else {
             Class::Through(terms, types.out)
@@ -269,7 +268,7 @@ pub fn a_row_attends_as_if_it_were_alone<B: Backend>(make: &dyn Fn() -> B, types
     });
 }
 
-/// Operands in the backend's memory, all of them right.
+/// Valid operands in the backend's memory.
 struct Right<B: Backend> {
     queries: Placed<B>,
     caches: [Placed<B>; 2],
@@ -298,7 +297,7 @@ impl<B: Backend> Right<B> {
     }
 }
 
-/// Tries a call with one thing changed by `spoil`.
+/// Checks that the call is refused after the change `spoil`.
 fn refused<B: Backend>(
     m: &mut Misuse<B>,
     right: &mut Right<B>,
@@ -326,7 +325,7 @@ fn refused<B: Backend>(
     });
 }
 
-/// A misuse of the op: what is wrong, and the change that makes it so.
+/// A misuse of the op: a description, and the change that makes operands invalid.
 type Spoil<B> = (&'static str, fn(&mut AttentionArgs<'_, B>));
 
 /// Wrong shapes and dtypes are errors, and nothing is written.
@@ -370,7 +369,7 @@ pub fn attention_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types)
     });
 }
 
-/// Sequences, positions and blocks outside their tables are errors, and nothing is written.
+/// Sequences, positions and blocks out of range are errors, and nothing is written.
 pub fn attention_refuses_ids_out_of_range<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     refusals(make, |m| {
         for bad in [2, -1, i32::MIN] {

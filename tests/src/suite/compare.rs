@@ -1,4 +1,4 @@
-//! How far a result may be from the formula.
+//! Tolerances for comparing results with formulas.
 
 use std::iter::Sum;
 use std::ops::{Add, Mul, Neg, Sub};
@@ -12,23 +12,21 @@ use super::rig::Matrix;
 /// Unit roundoff of `f32`, in which ops accumulate.
 const F32_ROUNDOFF: f64 = 1.0 / (1u64 << 24) as f64;
 
-/// Numbers below this may be lost: ops may take subnormal ones as zero, and so may what they divide
-/// by overflow.
+/// Numbers below this may be lost: ops may flush subnormal numbers to zero, and divisors may overflow.
 const TINY: f64 = 1e-34;
 
-/// A number that a formula gives, and the sum of the magnitudes of the terms it is made of: the
-/// rounding error of a sum is proportional to the latter (Higham, "Accuracy and Stability of
-/// Numerical Algorithms", 2002, section 3.1).
+/// An expected number, and the sum of the magnitudes of its terms, to which the rounding error of a sum is
+/// proportional (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1).
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Num {
-    /// The number.
+    /// The expected number.
     pub value: f64,
-    /// Magnitude of its terms.
+    /// Sum of the magnitudes of its terms.
     pub size: f64,
 }
 
 impl Num {
-    /// A number without terms that cancel.
+    /// A number without cancellation.
     pub fn of(value: f64) -> Self {
         Self { value, size: value.abs() }
     }
@@ -75,24 +73,24 @@ impl Sum for Num {
     }
 }
 
-/// Tolerance class of an op. Ids, copies and conversions are compared by [`exact`] instead.
+/// Tolerance class of an op. Integers, copies and conversions are compared by [`exact`] instead.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
     /// A few operations in `f32`, then one rounding to the output's dtype.
     Rounded,
     /// A sum of so many products in `f32`, in any order, then one rounding.
     Dot(usize),
-    /// As [`Class::Dot`], but made of parts that may have been rounded to this dtype before.
+    /// As [`Class::Dot`], of parts that may have been rounded to this dtype before.
     Through(usize, DType),
-    /// As [`Class::Through`], where each of the parts may be too small for the dtype.
+    /// As [`Class::Through`], of parts that may be too small for the dtype.
     ThroughEach(usize, DType),
 }
 
 impl Class {
-    /// How far an output of `dtype` may be from `expected`.
+    /// The allowed error of an output of `dtype`.
     ///
-    /// A sum of k terms errs by `sqrt(k)` roundings on average and k at worst; four times the
-    /// average is never seen, whereas a term that is missing or counted twice is far outside.
+    /// A sum of k terms has an error of `sqrt(k)` roundings on average and of k in the worst case. In practice it never
+    /// reaches four times the average, whereas a missing or duplicate term exceeds that by far.
     fn bound(self, dtype: DType, expected: Num) -> f64 {
         let (terms, before) = match self {
             Self::Rounded => (0, 0.0),
@@ -108,7 +106,7 @@ impl Class {
     }
 }
 
-/// The most that rounding to `dtype` changes a number of at most this magnitude.
+/// The maximum rounding error of numbers up to this magnitude in `dtype`.
 fn rounding(dtype: DType, size: f64) -> f64 {
     match dtype {
         DType::F16 => size / 2048.0 + 1.0 / (1u64 << 25) as f64,
@@ -118,7 +116,7 @@ fn rounding(dtype: DType, size: f64) -> f64 {
     }
 }
 
-/// Checks a result against a formula's, row by row.
+/// Compares a result with the expected one, row by row.
 ///
 /// # Errors
 /// With the op, the shape, the first bad element and both values.
@@ -134,7 +132,7 @@ pub fn close(op: &str, found: &Matrix, expected: &[Num], class: Class) -> TestCa
         for (c, wanted) in expected.iter().enumerate() {
             let (value, wanted_value) = (f64::from(found.at(r, c)), wanted.value);
             let bound = class.bound(found.dtype(), *wanted);
-            // Infinities equal each other but have no difference.
+            // Equal infinities have no difference.
             if value == wanted_value {
                 continue;
             }
@@ -156,7 +154,7 @@ pub fn close(op: &str, found: &Matrix, expected: &[Num], class: Class) -> TestCa
     Ok(())
 }
 
-/// Checks that a result has the expected bits.
+/// Checks that a result is bitwise equal to the expected one.
 ///
 /// # Errors
 /// With the op, the shape, the first bad element and both values.

@@ -1,4 +1,4 @@
-//! What cases are drawn from, and the numbers that fill their operands.
+//! Strategies for shapes of cases, and random numbers for their operands.
 
 use lora_core::DType;
 use lora_core::ops::KvScales;
@@ -6,12 +6,12 @@ use proptest::prelude::*;
 
 use super::rig::{Gaps, Matrix};
 
-/// A number of rows: none, one, few, and some behind the edges of blocks of 8, 16 and 32.
+/// A number of rows: none, one, few, and some around multiples of 8, 16 and 32.
 pub fn rows() -> impl Strategy<Value = usize> {
     prop_oneof![2 => 0usize..2, 4 => 2usize..12, 2 => prop::sample::select(vec![17usize, 33])]
 }
 
-/// A number of columns: small ones, and some around the edges of blocks of 16, 32, 64 and 128.
+/// A number of columns: small ones, and some around multiples of 16, 32, 64 and 128.
 pub fn cols() -> impl Strategy<Value = usize> {
     prop_oneof![
         4 => 1usize..=40,
@@ -19,7 +19,7 @@ pub fn cols() -> impl Strategy<Value = usize> {
     ]
 }
 
-/// Gaps around an operand; none as often as not.
+/// Gaps around an operand; none in half of the cases.
 pub fn gaps() -> impl Strategy<Value = Gaps> {
     let some = (0usize..3, 0usize..9, 0usize..9);
     let some = some.prop_map(|(outer_rows, left, right)| Gaps { outer_rows, left, right });
@@ -31,14 +31,13 @@ pub fn outer_rows() -> impl Strategy<Value = Gaps> {
     (0usize..3).prop_map(|outer_rows| Gaps { outer_rows, ..Gaps::default() })
 }
 
-/// Scales of a KV cache: none as often as not.
+/// Scales of a KV cache; none in half of the cases.
 pub fn kv_scales() -> impl Strategy<Value = KvScales> {
     let scale = || prop::sample::select(vec![1.0, 0.5, 0.03125, 0.3, 1.7]);
     prop_oneof![Just(KvScales::ONE), (scale(), scale()).prop_map(|(k, v)| KvScales { k, v })]
 }
 
-/// A source of numbers: the same seed gives the same ones everywhere (SplitMix64 of Steele, Lea &
-/// Flood, 2014).
+/// Random numbers, the same for a seed on every machine (SplitMix64; Steele, Lea & Flood, 2014).
 pub struct Fill(u64);
 
 impl Fill {

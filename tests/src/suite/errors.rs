@@ -1,7 +1,7 @@
-//! The largest errors of each op over a whole run, for whoever compares devices.
+//! The largest errors of each op in a run, for comparing devices.
 //!
-//! Where the environment variable [`REPORT_VARIABLE`] names a file, it is written anew after each
-//! property, as the harness of the tests does not tell when the last one has ended.
+//! If the environment variable [`REPORT_VARIABLE`] names a file, it is rewritten after each property, as the test
+//! harness does not signal when the last one has ended.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,39 +9,39 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-/// The environment variable that names the report.
+/// The environment variable with the path of the report.
 pub const REPORT_VARIABLE: &str = "LORAMUX_PARITY_REPORT";
 
-/// How far results were from a formula.
+/// The largest errors of an op.
 #[derive(Clone, Copy, PartialEq, Default, Debug, Serialize)]
 pub struct Largest {
-    /// `|found - expected|` over the largest magnitude that is expected in the same row.
+    /// `|found - expected|` relative to the largest expected magnitude of the row.
     pub relative: f64,
-    /// `|found - expected|` over what the op's tolerance class allows for the element.
+    /// `|found - expected|` relative to the tolerance for the element.
     pub of_allowed: f64,
-    /// Matrices that were compared.
+    /// Number of matrices that were compared.
     pub comparisons: u64,
 }
 
-/// A model whose logits were compared with those of transformers.
+/// The comparison of a model's logits with those of transformers.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct ModelErrors {
     /// Its name.
     pub model: String,
     /// Dtype of the activations.
     pub dtype: String,
-    /// Prompts.
+    /// Number of prompts.
     pub cases: usize,
     /// The largest relative error of a prompt's logits; `None`: only tokens were compared.
     pub worst_relative_logit_error: Option<f32>,
 }
 
-/// What a run has found so far.
+/// The results of a run so far.
 #[derive(Default, Serialize)]
 struct Report {
     /// By op and dtype of the result.
     ops: BTreeMap<String, BTreeMap<String, Largest>>,
-    /// Matrices that had to be the expected ones to the bit, and were, by what was compared.
+    /// Number of matrices that were bitwise equal as required, by comparison.
     exact: BTreeMap<String, u64>,
     models: Vec<ModelErrors>,
 }
@@ -61,17 +61,17 @@ impl Largest {
     }
 }
 
-/// What is compared, without the numbers of rows and slices.
+/// The name of a comparison, without row and slice numbers.
 fn name(op: &str) -> &str {
     op.split([',', '[']).next().unwrap_or(op).trim_end()
 }
 
 fn run() -> MutexGuard<'static, Report> {
-    // A test that failed leaves counts behind that are as good as any.
+    // Results of a failed test are still valid.
     RUN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Remembers the errors of one comparison.
+/// Records the errors of one comparison.
 pub(super) fn record(op: &str, dtype: &str, errors: Largest) {
     let mut run = run();
     let largest = run.ops.entry(name(op).to_owned()).or_default();
@@ -79,12 +79,12 @@ pub(super) fn record(op: &str, dtype: &str, errors: Largest) {
     *largest = largest.and(errors);
 }
 
-/// Remembers that a result had the expected bits.
+/// Records a result that was bitwise equal.
 pub(super) fn record_exact(what: &str) {
     *run().exact.entry(name(what).to_owned()).or_default() += 1;
 }
 
-/// Remembers how a model did, and writes the report.
+/// Records the comparison of a model, and writes the report.
 ///
 /// # Panics
 /// If the report cannot be written.
@@ -93,14 +93,14 @@ pub fn record_model(errors: ModelErrors) {
     write_report();
 }
 
-/// Writes the report, if one is asked for.
+/// Writes the report, if it is requested.
 ///
 /// # Panics
 /// If it cannot be written.
 pub fn write_report() {
     let Some(path) = std::env::var_os(REPORT_VARIABLE).map(PathBuf::from) else { return };
     let run = run();
-    // Beside its place and then moved there, so that it is whole whenever a run is ended.
+    // Written to a temporary file and renamed, so that it is complete even if the run is killed.
     let unfinished = path.with_extension("unfinished");
     write(&unfinished, &run)
         .and_then(|()| std::fs::rename(&unfinished, &path))

@@ -1,4 +1,4 @@
-//! Products with weight matrices in e4m3.
+//! Linear layers with e4m3 weights.
 
 use lora_core::fp8::{self, Fp8Scales, InputScale};
 use lora_core::{Backend, DType};
@@ -17,7 +17,7 @@ use super::{Types, for_all};
 struct Case {
     rows: usize,
     in_dim: usize,
-    /// Output width and scale of the matrices that are stacked.
+    /// Output width and scale of each stacked matrix.
     parts: Vec<(usize, f32)>,
     input: InputScale,
     bias: bool,
@@ -27,7 +27,7 @@ struct Case {
 
 fn cases(rows: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
     let scale = || prop::sample::select(vec![1.0f32, 0.5, 0.01, 0.037, 2.3]);
-    // Multiples of 16 are what kernels of 16 bytes take.
+    // Kernels with loads of 16 bytes need multiples of 16.
     let outputs = prop_oneof![cols(), prop::sample::select(vec![16usize, 48, 128])];
     let parts = prop::collection::vec((outputs, scale()), 1..4);
     let input = prop_oneof![Just(InputScale::Dynamic), scale().prop_map(InputScale::Static)];
@@ -67,7 +67,7 @@ impl Case {
         be.prepare_fp8_linear(&parts, &scales, operands.bias.as_deref())
     }
 
-    /// What the formula gives for every row.
+    /// The expected result of every row.
     fn expected(&self, operands: &Operands) -> Vec<Num> {
         let row = |r: usize| {
             let x: Vec<f32> = (0..self.in_dim).map(|c| operands.x.at(r, c)).collect();
@@ -92,7 +92,7 @@ impl Case {
     }
 }
 
-/// `out = e4m3(x / s) wᵀ * s * scale of the part + bias`, for a static scale and that of the row.
+/// `out = e4m3(x / s) wᵀ * s * scale of the part + bias`, with a static scale s and with that of the row.
 pub fn an_fp8_product_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 192, cases(rows()), |rig, case| {
         let operands = case.operands(types);
@@ -129,7 +129,7 @@ pub fn an_fp8_row_is_multiplied_as_if_it_were_alone<B: Backend>(
     });
 }
 
-/// `row_norms` are those of the weights as their scale makes them.
+/// `row_norms` are those of the scaled weights.
 pub fn row_norms_count_the_scales<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 48, cases(Just(0)), |rig, case| {
         let operands = case.operands(types);
@@ -153,7 +153,7 @@ pub fn row_norms_count_the_scales<B: Backend>(make: &dyn Fn() -> B, types: Types
     });
 }
 
-/// Parts that are not e4m3, scales that are too few, and tables of embeddings are errors.
+/// Parts that are not e4m3, too few scales, and use as an embedding are errors.
 pub fn fp8_products_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     refusals(make, |m| {
         let mut fill = Fill::new(4);

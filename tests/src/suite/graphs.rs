@@ -1,4 +1,4 @@
-//! Recorded steps, and ops one after another.
+//! Recorded steps, and the order of ops.
 
 use lora_core::lora::{LoraSite, SiteKind};
 use lora_core::{Backend, DType, Result};
@@ -9,12 +9,12 @@ use super::lora_case::{chained_cases, linear_cases, plan};
 use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::{Types, for_all};
 
-/// Times that a recording is tried.
+/// Attempts at recording.
 const ATTEMPTS: usize = 10;
 
-/// A product with its adapters, run eagerly, recorded, and replayed on another input with adapters on
-/// other rows, gives the same bits as if it had been run. Adapters that came after the recording are
-/// there, too, be they ones for which it is no longer good.
+/// A recorded linear layer with adapters, replayed with another input and other adapters on the rows, gives the same
+/// bits as running it. This includes adapters that were loaded after recording, for which the recording may
+/// have become invalid.
 pub fn a_replay_is_what_would_have_been_run<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let cases = (linear_cases(), any::<prop::sample::Index>());
     for_all(make, 96, cases, |rig: &mut Rig<B>, (case, rotation)| {
@@ -42,7 +42,7 @@ pub fn a_replay_is_what_would_have_been_run<B: Backend>(make: &dyn Fn() -> B, ty
         let mut record = || {
             be.capture(q, |q| be.linear_lora(q, x.view(), &w, Some((&site, &plan)), out.view_mut()))
         };
-        // Other tests of the process may be in the way of a recording.
+        // Other tests of the process may interfere with recording.
         let recorded = (0..ATTEMPTS).find_map(|_| record().transpose()).transpose()?;
         let Some(graph) = recorded else {
             return Err(TestCaseError::fail("what has run before was not recorded"));
@@ -63,18 +63,18 @@ pub fn a_replay_is_what_would_have_been_run<B: Backend>(make: &dyn Fn() -> B, ty
     });
 }
 
-/// Norms and products with adapters one after another, of which each reads what the one before wrote.
+/// A chain of norms and linear layers with adapters, each of which reads the output of the one before.
 struct Chain<'a, B: Backend> {
     norm: &'a Placed<B>,
     w: &'a B::Linear,
     lora: (&'a LoraSite<B>, &'a B::LoraPlan),
-    /// What products write and norms read, and what norms write and products read.
+    /// Outputs of linear layers and of norms.
     outputs: Placed<B>,
     inputs: Placed<B>,
 }
 
 impl<B: Backend> Chain<'_, B> {
-    /// Products of a chain.
+    /// Linear layers of a chain.
     const LENGTH: usize = 12;
 
     fn run(&mut self, be: &B, q: &mut B::Queue, waits: bool) -> Result<()> {
@@ -92,8 +92,8 @@ impl<B: Backend> Chain<'_, B> {
     }
 }
 
-/// Products with adapters, issued or replayed without a wait, give the bits that they give if each is waited
-/// for: none reads its input before that is there.
+/// A chain of linear layers with adapters, issued or replayed without waiting, gives the same bits as with a wait
+/// after each op: no op reads its input before it is complete.
 pub fn products_one_after_another_read_what_came_before<B: Backend>(
     make: &dyn Fn() -> B,
     types: Types,

@@ -1,4 +1,4 @@
-//! Products with weight matrices.
+//! Linear layers.
 
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ use super::{Types, for_all};
 struct Case {
     rows: usize,
     in_dim: usize,
-    /// Output widths of the matrices that are stacked.
+    /// Output widths of the stacked matrices.
     parts: Vec<usize>,
     bias: bool,
     gaps: [Gaps; 2],
@@ -26,9 +26,9 @@ struct Case {
 pub struct Operands {
     /// The input.
     pub x: Matrix,
-    /// The matrices that are stacked.
+    /// The stacked matrices.
     pub parts: Vec<Matrix>,
-    /// Of all outputs.
+    /// Bias of all outputs.
     pub bias: Option<Vec<f32>>,
 }
 
@@ -63,7 +63,7 @@ impl Operands {
     }
 }
 
-/// The product of `x` into a matrix `[rows, out]` of `dtype`.
+/// `x wᵀ`, as a matrix of `dtype`.
 pub fn product<B: Backend>(
     rig: &mut Rig<B>,
     x: &Matrix,

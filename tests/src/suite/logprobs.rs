@@ -10,7 +10,7 @@ use super::misuse::{Misuse, refusals};
 use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::{Types, for_all};
 
-/// Logits with many ties and zeros of both signs. Some are minus infinity, but no row entirely.
+/// Logits with many ties and zeros of both signs. Some are minus infinity, but no complete row.
 fn logits(fill: &mut Fill, rows: usize, vocab: usize) -> Matrix {
     let value = |fill: &mut Fill| match fill.below(16) {
         0 => f32::NEG_INFINITY,
@@ -27,7 +27,7 @@ fn logits(fill: &mut Fill, rows: usize, vocab: usize) -> Matrix {
     Matrix::floats(rows, vocab, DType::F32, &values)
 }
 
-/// Ids of a row, likeliest first, lower ids first among equals.
+/// Ids of a row, most likely first, lower ids first among equals.
 fn ranked(logits: &[Num]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     // The sort is stable, so equals stay in ascending order.
@@ -47,8 +47,8 @@ fn log_softmax(logits: &[Num]) -> Vec<Num> {
     logits.iter().map(value).collect()
 }
 
-/// Target, rank and the likeliest tokens agree with the log-softmax; ids and ranks exactly. A row
-/// does not depend on the others.
+/// Log-probability and rank of the target, and the most likely tokens, agree with the log-softmax, ids and ranks
+/// exactly. A row does not depend on others.
 pub fn logprobs_are_the_log_softmax<B: Backend>(make: &dyn Fn() -> B, _: Types) {
     let vocab = prop_oneof![1usize..40, Just(257usize)];
     let case = (rows(), vocab, 0usize..22, [gaps(), gaps()], any::<u64>());
@@ -83,7 +83,7 @@ pub fn logprobs_are_the_log_softmax<B: Backend>(make: &dyn Fn() -> B, _: Types) 
     });
 }
 
-/// Places for the results: target, rank, top ids, top values.
+/// Output matrices: target, rank, top ids, top values.
 fn outs<B: Backend>(
     rig: &mut Rig<B>,
     rows: usize,
@@ -122,10 +122,10 @@ fn reported<B: Backend>(
     Ok([target.read(rig)?, rank.read(rig)?, ids.read(rig)?, top.read(rig)?])
 }
 
-/// A misuse of the op: what is wrong, and the change that makes it so.
+/// A misuse of the op: a description, and the change that makes operands invalid.
 type Spoil<B> = (&'static str, fn(&mut LogprobArgs<'_, B>, &mut LogprobOut<'_, B>));
 
-/// Tries a call with one thing changed by `spoil`.
+/// Checks that the call is refused after the change `spoil`.
 fn refused<B: Backend>(
     m: &mut Misuse<B>,
     targets: &[i32],

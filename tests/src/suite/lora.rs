@@ -1,4 +1,4 @@
-//! Adapters applied to the output of a base layer.
+//! LoRA on base layers.
 
 use lora_core::fp8::{Fp8Scales, InputScale};
 use lora_core::lora::{LoraSite, SiteKind, SiteSpec, SlotSlice};
@@ -19,20 +19,20 @@ use super::{Types, for_all};
 
 const NONE: [Gaps; 2] = [Gaps { outer_rows: 0, left: 0, right: 0 }; 2];
 
-/// Input and base output of a case.
+/// The input and base output of a case.
 fn operands(case: &Case, types: Types) -> [Matrix; 2] {
     let mut fill = Fill::new(case.seed);
     let rows = case.slot_of_row.len();
     [fill.matrix(rows, case.in_dim, types.x), fill.matrix(rows, case.out_dim(), types.out)]
 }
 
-/// Each slice of each row becomes `gain * (y + scale * B (A x)) + shift`, with `W x` in the place
-/// of `y` where the adapter replaces the matrix; what an adapter leaves alone keeps its bits.
+/// Each slice of each row becomes `gain * (y + scale * B (A x)) + shift`, with `W x` instead of `y` if the adapter
+/// replaces the matrix. Slices that the adapter does not change keep their bits.
 pub fn an_adapter_does_what_its_formula_says<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 192, linear_cases(), |rig, case| meets_the_formula(rig, case, types));
 }
 
-/// The same for as many rows as a long prompt has, which a device may treat in another way.
+/// The same for long prompts, for which a device may use other kernels.
 pub fn long_prompts_get_their_adapters<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 6, prompt_cases(), |rig, case| meets_the_formula(rig, case, types));
 }
@@ -45,7 +45,7 @@ fn meets_the_formula<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types) ->
     case.check("lora_add", &site.slots, SiteKind::Linear, input, [&y, &found])
 }
 
-/// As for projections where `x` is the one-hot row of the token id.
+/// LoRA on an embedding is that of a projection where `x` is the one-hot row of the token id.
 pub fn an_embedding_adapter_does_what_its_formula_says<B: Backend>(
     make: &dyn Fn() -> B,
     types: Types,
@@ -63,17 +63,17 @@ pub fn an_embedding_adapter_does_what_its_formula_says<B: Backend>(
     });
 }
 
-/// `linear_lora` is the product, then the adapter; without adapters it is the product to the bit.
+/// `linear_lora` is `linear`, then `lora_add`; without adapters it is bitwise equal to `linear`.
 pub fn a_product_then_its_adapter<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 96, linear_cases(), |rig, case| product_then_adapter(rig, case, types));
 }
 
-/// The same for extents that suit tensor cores, ranks up to 256, and many adapters.
+/// The same for dimensions that suit tensor cores, ranks up to 256, and many adapters.
 pub fn products_in_tiles_get_their_adapters<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 16, tiled_cases(), |rig, case| product_then_adapter(rig, case, types));
 }
 
-/// The same for so many rows that a device may take adapters into the product itself.
+/// The same for so many rows that a device may use kernels that fuse the adapter into the GEMM.
 pub fn products_of_many_rows_get_their_adapters<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 4, many_row_cases(), |rig, case| product_then_adapter(rig, case, types));
 }
@@ -109,7 +109,7 @@ fn product_then_adapter<B: Backend>(rig: &mut Rig<B>, case: &Case, types: Types)
     close("linear_lora", &found[1], &expected, class)
 }
 
-/// What products of all rows become by their adapters: `[rows, out_dim]`.
+/// The expected output after applying adapters to all rows: `[rows, out_dim]`.
 fn with_adapters(
     case: &Case,
     slots: &[Vec<Option<SlotSlice>>],
@@ -131,22 +131,22 @@ fn with_adapters(
     outputs
 }
 
-/// `gated_linear_lora` is the product, then the adapter, then the gate.
+/// `gated_linear_lora` is `linear_lora`, then `silu_mul`.
 pub fn a_gated_product_is_its_parts<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 48, gated_cases(), |rig, case| gated_product(rig, case, types, types.w));
 }
 
-/// The same for so many rows that a device may do all of it at once.
+/// The same for so many rows that a device may fuse all of it.
 pub fn gated_products_of_many_rows_are_their_parts<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 4, many_gated_cases(), |rig, case| gated_product(rig, case, types, types.w));
 }
 
-/// The same for fewer rows without adapters, whose many outputs keep a device as busy.
+/// The same for fewer rows without adapters, but with many outputs.
 pub fn wide_gated_products_are_their_parts<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 1, wide_gated_cases(), |rig, case| gated_product(rig, case, types, types.w));
 }
 
-/// The same for weights in e4m3, and inputs that are exact in it.
+/// The same for e4m3 weights, with inputs that are exact in e4m3.
 pub fn gated_fp8_products_of_many_rows_are_their_parts<B: Backend>(
     make: &dyn Fn() -> B,
     types: Types,
@@ -165,10 +165,11 @@ fn gated_product<B: Backend>(
     let (rows, width) = (case.slot_of_row.len(), case.widths[0]);
     let y = fill.matrix(rows, 2 * width, types.out);
     let fp8 = weights == DType::F8E4m3;
-    let drawn = fill.matrix(rows, case.in_dim, if fp8 { weights } else { DType::F32 });
-    // Small, so that products of two sums are numbers of 16 bits.
+    let values = fill.matrix(rows, case.in_dim, if fp8 { weights } else { DType::F32 });
+    // Small, so that products of two sums are in the range of 16-bit floats.
     let of_row = |r| (0..case.in_dim).map(move |c| (r, c));
-    let values: Vec<f32> = (0..rows).flat_map(of_row).map(|(r, c)| drawn.at(r, c) / 16.0).collect();
+    let values: Vec<f32> =
+        (0..rows).flat_map(of_row).map(|(r, c)| values.at(r, c) / 16.0).collect();
     let x = Matrix::floats(rows, case.in_dim, types.x, &values);
     let w = fill.matrix(case.out_dim(), case.in_dim, weights);
     let bias = fill.values(case.out_dim());
@@ -210,7 +211,7 @@ pub fn a_row_gets_its_adapter_as_if_it_were_alone<B: Backend>(make: &dyn Fn() ->
         let together = added(rig, &site, &case.slot_of_row, [&x, &y], case.gaps)?;
         for (r, slot) in case.slot_of_row.iter().enumerate().take(9) {
             let [x, y] = [&x, &y].map(|m| m.pick(&[r]));
-            // Another alignment may ask for other sums.
+            // With another alignment, a device may sum in another order.
             let placements = if rig.be.caps().batch_invariant { vec![NONE] } else { vec![] };
             for gaps in placements.into_iter().chain([case.gaps]) {
                 let alone = added(rig, &site, &[*slot], [&x, &y], gaps)?;
@@ -221,8 +222,7 @@ pub fn a_row_gets_its_adapter_as_if_it_were_alone<B: Backend>(make: &dyn Fn() ->
     });
 }
 
-/// Rows with slot -1 keep their bits even if those are no numbers, and so does every row of a
-/// slot that was cleared.
+/// Rows with slot -1 keep their bits even if they are NaN, and so do rows with a slot that was cleared.
 pub fn rows_without_an_adapter_keep_bits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 64, linear_cases(), |rig, case| {
         let [x, _] = operands(case, types);
@@ -302,7 +302,7 @@ pub fn adapters_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     });
 }
 
-/// Slots, rows and token ids outside their tables are errors, and nothing is written.
+/// Slots, rows and token ids out of range are errors, and nothing is written.
 pub fn adapters_refuse_ids_out_of_range<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     refusals(make, |m| {
         let (mut fill, none) = (Fill::new(15), NONE[0]);

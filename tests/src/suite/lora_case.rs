@@ -1,4 +1,4 @@
-//! Sites, adapters and batches to apply them to.
+//! Cases of LoRA: sites, adapters and batches.
 
 use lora_core::lora::{LoraSite, SiteKind, SiteSpec, SlotLowRank, SlotRows, SlotSlice};
 use lora_core::{Backend, DType};
@@ -11,33 +11,33 @@ use super::draw::{Fill, cols, gaps, rows};
 use super::reference::{Input, adapted};
 use super::rig::{Gaps, Matrix, Placed, Rig};
 
-/// Which parts an adapter has at a slice.
+/// The parts of an adapter at a slice.
 #[derive(Clone, Debug)]
 pub struct Parts {
     rank: Option<usize>,
-    /// Type of B, if it is another than that of A.
+    /// Dtype of B, if it differs from that of A.
     b_dtype: Option<DType>,
     gain: bool,
     shift: bool,
     replacement: bool,
-    /// Rows of tokens, at sites of one slice and beside no replacement.
+    /// Rows of tokens, only at sites with one slice and without a replacement.
     rows: bool,
 }
 
-/// A site, its adapters, and which of them the rows of a batch use.
+/// A site, its adapters, and the adapter of each row of a batch.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// Columns of the input; the vocabulary for an embedding.
     pub in_dim: usize,
     /// Widths of the slices.
     pub widths: Vec<usize>,
-    /// For each slot, what it does to each slice. The last slot is never written.
+    /// The parts at each slice, by slot. The last slot is never written.
     pub adapters: Vec<Vec<Option<Parts>>>,
     /// Slot of each row; -1 is none.
     pub slot_of_row: Vec<i32>,
     /// Gaps around input and output.
     pub gaps: [Gaps; 2],
-    /// Of all numbers.
+    /// Random seed.
     pub seed: u64,
 }
 
@@ -106,8 +106,8 @@ pub fn prompt_cases() -> impl Strategy<Value = Case> {
         .prop_flat_map(|(widths, in_dim)| with_widths(widths, in_dim, 512usize..700))
 }
 
-/// Cases of a projection whose extents suit tensor cores, with few rows and many, few adapters and many,
-/// of all ranks.
+/// Cases of a projection whose dimensions suit tensor cores, with few and many rows, few and many adapters, and all
+/// ranks.
 pub fn tiled_cases() -> impl Strategy<Value = Case> {
     let adapters = prop_oneof![3 => 1usize..5, 1 => 20usize..24];
     let rows = select(&[1, 7, 8, 9, 33, 64, 65, 130]);
@@ -115,18 +115,18 @@ pub fn tiled_cases() -> impl Strategy<Value = Case> {
     even_cases(even_widths(), even_in_dims(), adapters, rows, ranks, any::<[bool; 2]>())
 }
 
-/// Cases of more rows than a product by the usual kernels has, with adapters that suit one for these.
+/// Cases with so many rows that other kernels are used, and ranks that those support.
 pub fn many_row_cases() -> impl Strategy<Value = Case> {
     many_rows(even_widths(), even_in_dims(), &[8, 16, 24, 48, 256])
 }
 
-/// Cases of many rows of long inputs, whose sums a device may share among several blocks, with adapters of any kind.
+/// Cases of many rows with long inputs, for which a device may use split-K, with adapters of any kind.
 pub fn long_input_cases() -> impl Strategy<Value = Case> {
     let (in_dim, rows) = (select(&[2056, 4096]), select(&[520, 600]));
     even_cases(Just(vec![64]), in_dim, 1usize..5, rows, &[7, 16, 17, 64], any::<[bool; 2]>())
 }
 
-/// Cases of a gate and what it is for, with few rows.
+/// Cases of a gate and up projection with few rows.
 pub fn gated_cases() -> impl Strategy<Value = Case> {
     (cols(), cols()).prop_flat_map(|(width, in_dim)| with_widths(vec![width; 2], in_dim, rows()))
 }
@@ -136,7 +136,7 @@ pub fn many_gated_cases() -> impl Strategy<Value = Case> {
     many_gated(&[64, 136, 200], &[8, 64, 136])
 }
 
-/// The same for fewer rows, none of which has an adapter, and many outputs.
+/// The same for fewer rows without adapters, and many outputs.
 pub fn wide_gated_cases() -> impl Strategy<Value = Case> {
     let (widths, in_dim) = (Just(vec![6912; 2]), select(&[8, 72]));
     even_cases(widths, in_dim, 1usize..3, Just(256), &[8], Just([false; 2])).prop_map(|mut case| {
@@ -145,7 +145,7 @@ pub fn wide_gated_cases() -> impl Strategy<Value = Case> {
     })
 }
 
-/// The same with inputs that suit products in e4m3.
+/// The same with input sizes that e4m3 kernels support.
 pub fn many_gated_fp8_cases() -> impl Strategy<Value = Case> {
     many_gated(&[64, 128, 192], &[64, 128])
 }
@@ -154,7 +154,7 @@ fn many_gated(widths: &'static [usize], in_dims: &'static [usize]) -> impl Strat
     many_rows(select(widths).prop_map(|width| vec![width; 2]), select(in_dims), &[8, 16, 24])
 }
 
-/// Cases of products one after another, each of as many columns as the next reads.
+/// Cases of chained linear layers, with equal input and output sizes.
 pub fn chained_cases() -> impl Strategy<Value = Case> {
     select(&[64, 192, 576]).prop_flat_map(|width| {
         let rows = select(&[1, 3, 8, 17, 64, 130]);
@@ -169,7 +169,7 @@ fn many_rows(
 ) -> impl Strategy<Value = Case> {
     let rows = select(&[600, 1536, 1537, 1700, 2050]);
     even_cases(widths, in_dim, 1usize..6, rows, ranks, Just([false; 2])).prop_map(|mut case| {
-        // Prompts: neighbours mostly have the same adapter.
+        // As with prompts, where neighbouring rows mostly have the same adapter.
         if case.seed % 2 == 0 {
             case.slot_of_row.sort_unstable();
         }
@@ -189,7 +189,7 @@ fn select(values: &'static [usize]) -> impl Strategy<Value = usize> {
     prop::sample::select(values)
 }
 
-/// Cases of extents that suit tensor cores.
+/// Cases with dimensions that suit tensor cores.
 fn even_cases(
     widths: impl Strategy<Value = Vec<usize>>,
     in_dim: impl Strategy<Value = usize>,
@@ -233,7 +233,7 @@ pub fn embedding_cases() -> impl Strategy<Value = Case> {
 }
 
 impl Case {
-    /// Extents of the site.
+    /// Kind and dimensions of the site.
     pub fn spec(&self, kind: SiteKind) -> SiteSpec {
         match kind {
             SiteKind::Linear => SiteSpec::linear(self.in_dim, &self.widths),
@@ -286,8 +286,8 @@ impl Case {
         Ok(Site { site, slots })
     }
 
-    /// Checks `after` against the formula, given what the output held `before`. A row or slice
-    /// that its adapter leaves alone must have kept its bits.
+    /// Compares the output `after` with the formula, given the output `before`. Rows and slices that are not changed by
+    /// an adapter must have kept their bits.
     ///
     /// # Errors
     /// With the first element that is wrong.
@@ -327,7 +327,7 @@ impl Case {
     }
 }
 
-/// Whether a slice of an adapter does nothing.
+/// Whether an adapter does not change a slice.
 fn is_idle(slice: &SlotSlice) -> bool {
     let SlotSlice { low_rank, gain, shift, replacement, rows } = slice;
     let update = low_rank.is_some() || gain.is_some() || shift.is_some();
@@ -340,7 +340,7 @@ fn is_idle(slice: &SlotSlice) -> bool {
 /// Those of the backend.
 pub fn plan<B: Backend>(rig: &mut Rig<B>, slot_of_row: &[i32]) -> lora_core::Result<B::LoraPlan> {
     let mut plan = rig.be.lora_plan(slot_of_row.len() + 3)?;
-    // What an earlier step left behind must not matter.
+    // The contents of an earlier step must not matter.
     rig.be.plan_lora(&mut rig.q, &[0, 1, 0], &mut plan)?;
     rig.be.plan_lora(&mut rig.q, slot_of_row, &mut plan)?;
     Ok(plan)
@@ -370,7 +370,7 @@ impl Parts {
     }
 }
 
-/// Rows for some tokens of a matrix `[vocab, width]`, perhaps for none or all.
+/// Rows for some, none or all tokens of a matrix `[vocab, width]`.
 fn token_rows(fill: &mut Fill, [vocab, width]: [usize; 2], dtype: DType) -> SlotRows {
     let count = fill.below(vocab + 1);
     let mut ids: Vec<u32> = fill.ids(count, vocab).into_iter().map(|id| id as u32).collect();
@@ -380,7 +380,7 @@ fn token_rows(fill: &mut Fill, [vocab, width]: [usize; 2], dtype: DType) -> Slot
     SlotRows { ids, values }
 }
 
-/// Runs `lora_add` on `out`, and returns what it holds then.
+/// Runs `lora_add` on an output, and returns the result.
 ///
 /// # Errors
 /// Those of the backend.

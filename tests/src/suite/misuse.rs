@@ -1,4 +1,4 @@
-//! Calls that an op must refuse.
+//! Calls that ops must refuse.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -6,14 +6,14 @@ use lora_core::{Backend, Result};
 
 use super::rig::{Placed, Rig};
 
-/// Collects the misuses of an op that were not refused as they must be.
+/// Collects misuses of an op that were not refused properly.
 pub struct Misuse<B: Backend> {
     /// The backend.
     pub rig: Rig<B>,
     faults: Vec<String>,
 }
 
-/// Runs `tries` and reports all misuses that were not refused.
+/// Runs `tries` and reports all misuses that were not refused properly.
 ///
 /// # Panics
 /// If there are any, or if an operand cannot be made.
@@ -29,8 +29,7 @@ pub fn refusals<B: Backend>(
 }
 
 impl<B: Backend> Misuse<B> {
-    /// Tries a call that must be refused and leave all of `outs` as they are. `what` names the
-    /// op and what is wrong.
+    /// Makes a call that must be refused without changing `outs`. `what` describes the misuse.
     pub fn refused<const N: usize>(
         &mut self,
         what: &str,
@@ -49,7 +48,7 @@ impl<B: Backend> Misuse<B> {
                 Ok(false) => self.faults.push(format!("{what}: output {i} was written")),
                 Err(e) => self.faults.push(format!("{what}: {e}")),
             }
-            // The next misuse shall not be blamed for this one.
+            // Restored, so that the next misuse is not blamed for this one.
             if let Err(e) = out.restore(&mut self.rig) {
                 self.faults.push(format!("{what}: {e}"));
             }

@@ -1,16 +1,31 @@
-//! Properties that every [`Backend`] must have, written once.
+//! The provider suite: properties that every [`Backend`] must have, as tests for authors of backends.
 //!
-//! A property is a function of a constructor and of the [`Types`] to run in. It draws awkward
-//! shapes, computes what must come out by the formulas of [`mod@reference`] in `f64`, and compares with
-//! the tolerance that the op's contract allows ([`compare`]).
-//! [`backend_suite!`](crate::backend_suite) makes a test of each of them:
+//! To test a backend, depend on this crate in `dev-dependencies` and call
+//! [`backend_suite!`](crate::backend_suite) in an integration test, once for each combination of dtypes
+//! that the backend supports. Each call makes a module with one `#[test]` for every property:
 //!
-//! ```ignore
-//! loramux_tests::backend_suite!(my_device_bf16, MyDevice::new, Types::BF16);
+//! ```
+//! use lora_cpu_ref::CpuRef; // Your backend.
+//! use loramux_tests::backend_suite;
+//! use loramux_tests::suite::Types;
+//!
+//! backend_suite!(cpu_f32, CpuRef::new(), Types::F32);
+//! backend_suite!(cpu_bf16, CpuRef::new(), Types::BF16);
+//! backend_suite!(cpu_fp8_kv, CpuRef::new(), Types::FP8_KV);
+//! # fn main() {}
 //! ```
 //!
-//! Operands lie in the middle of larger buffers whose other elements are NaN, so an op that reads
-//! outside its operands gives NaN, and one that writes there is found out.
+//! The second argument is an expression that creates the backend; it is evaluated in every test. The backend
+//! must check indices (tokens, positions, slots) in its operands, at least in a mode for tests, since some
+//! properties require that indices out of range are errors. `cargo test --test NAME cpu_bf16::attention` runs
+//! the properties of attention in bf16.
+//!
+//! A property generates cases with unusual shapes, the same ones on every run. It computes the expected result by
+//! the formulas of [`mod@reference`] in `f64`, and allows the rounding that the op's contract allows
+//! ([`compare`]); copies and rows without adapters must be bitwise equal. Operands are in the middle of
+//! larger buffers that are otherwise NaN, so that reads outside of an operand give NaN and writes are
+//! detected. A failure is reported with the smallest case that was found. With the environment variable
+//! [`errors::REPORT_VARIABLE`], the largest errors of a run are written to a file.
 
 pub mod attention;
 pub mod compare;
@@ -45,13 +60,13 @@ use rig::Rig;
 /// Dtypes that a property runs in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Types {
-    /// Activations that products read.
+    /// Activations, the inputs of linear layers.
     pub x: DType,
     /// Weights and LoRA factors.
     pub w: DType,
     /// The KV cache.
     pub kv: DType,
-    /// Outputs of products and the residual stream.
+    /// Outputs of linear layers, and the residual stream.
     pub out: DType,
 }
 
@@ -63,19 +78,19 @@ impl Types {
         Self { x: DType::Bf16, w: DType::Bf16, kv: DType::Bf16, out: DType::Bf16 };
     /// All f16.
     pub const F16: Self = Self { x: DType::F16, w: DType::F16, kv: DType::F16, out: DType::F16 };
-    /// bf16 with outputs of products kept in f32, as with [`lora_core::Caps::wide_activations`].
+    /// bf16 with outputs of linear layers in f32, as with [`lora_core::Caps::wide_activations`].
     pub const WIDE: Self =
         Self { x: DType::Bf16, w: DType::Bf16, kv: DType::Bf16, out: DType::F32 };
-    /// A different dtype in each place, the outputs the coarsest.
+    /// Different dtypes, with the lowest precision for outputs.
     pub const MIXED: Self = Self { x: DType::F32, w: DType::F16, kv: DType::F16, out: DType::Bf16 };
     /// bf16 with a KV cache in e4m3.
     pub const FP8_KV: Self = Self { kv: DType::F8E4m3, ..Self::BF16 };
 }
 
-/// Runs `property` on `cases` drawn cases, the same ones on every run and for every backend.
+/// Runs `property` on `cases` generated cases, the same ones on every run and for every backend.
 ///
 /// # Panics
-/// If the property fails, with the smallest case found, or if the backend refuses to start.
+/// If the property fails, with the smallest failing case.
 pub fn for_all<B: Backend, S: Strategy>(
     make: &dyn Fn() -> B,
     cases: u32,
@@ -95,8 +110,8 @@ pub fn for_all<B: Backend, S: Strategy>(
     }
 }
 
-/// Makes a module with a test of every property of the suite, for the backend that the expression
-/// `$make` constructs and the [`Types`] `$types`.
+/// Makes a module `$module` with a test for every property of the suite. `$make` is an expression that creates the
+/// backend, `$types` the [`Types`](crate::suite::Types) to test it with; see [`suite`](crate::suite).
 #[macro_export]
 macro_rules! backend_suite {
     ($module:ident, $make:expr, $types:expr) => {

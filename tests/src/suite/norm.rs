@@ -46,7 +46,7 @@ fn normalised<B: Backend>(
     out.read(rig)
 }
 
-/// The residual and the output of `add_rms_norm`, the latter in the dtype of `x`.
+/// Residual and output of `add_rms_norm`, the latter in the dtype of `x`.
 fn added<B: Backend>(
     rig: &mut Rig<B>,
     operands: &Operands,
@@ -71,7 +71,7 @@ pub fn the_norm_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     });
 }
 
-/// The residual becomes the rounded sum, to the bit, and the output is the norm of exactly that.
+/// The residual becomes the rounded sum, bit for bit, and the output is the norm of exactly that.
 pub fn the_norm_after_an_addition_reads_the_rounded_sum<B: Backend>(
     make: &dyn Fn() -> B,
     types: Types,
@@ -88,7 +88,7 @@ pub fn the_norm_after_an_addition_reads_the_rounded_sum<B: Backend>(
     });
 }
 
-/// A row gets the same bits alone and in a batch, wherever it lies.
+/// A row gets the same bits alone and in a batch, wherever it is.
 pub fn a_row_is_normalised_as_if_it_were_alone<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (2usize..40, cols(), [gaps(), gaps(), gaps()], any::<u64>());
     for_all(make, 64, case, |rig, &(rows, cols, gaps, seed)| {

@@ -1,4 +1,4 @@
-//! Norms whose weight the adapter of a row replaces.
+//! Norms whose weight an adapter replaces.
 
 use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::NormWeight;
@@ -15,7 +15,7 @@ use super::{Types, for_all};
 
 const EPS: f32 = 1e-5;
 
-/// A norm, the weights that adapters have for it by slot, and the slots of a batch's rows.
+/// A norm, the slots that have a weight for it, and the slots of a batch's rows.
 #[derive(Clone, Debug)]
 pub struct Case {
     cols: usize,
@@ -25,7 +25,7 @@ pub struct Case {
     seed: u64,
 }
 
-/// Norms of any width, and of widths that suit loads of eight.
+/// Norms of any width, and of multiples of eight, for vector loads.
 fn cases() -> impl Strategy<Value = Case> {
     let width = prop_oneof![cols(), prop::sample::select(vec![64usize, 512, 2048])];
     let owns = prop::collection::vec(any::<bool>(), 1..5);
@@ -52,7 +52,7 @@ impl Case {
         let spec = SiteSpec::norm(self.cols);
         let mut site = LoraSite { table: rig.be.lora_table(&spec, self.owns.len() + 1)?, spec };
         let base = fill.matrix(1, self.cols, DType::F32);
-        // All adapters have the same weight: which slots have one is what can go wrong.
+        // All adapters have the same weight, as the lookup of slots with a weight is under test.
         let own = fill.matrix(1, self.cols, DType::F32);
         for (slot, owns) in self.owns.iter().enumerate() {
             let slice = owns.then(|| weight(&own));
@@ -81,7 +81,7 @@ impl<B: Backend> Norm<B> {
     }
 }
 
-/// A norm's site of two slots, of which the first has this weight.
+/// The site of a norm with two slots, of which the first has this weight.
 ///
 /// # Errors
 /// Those of the backend.
@@ -99,8 +99,8 @@ fn weight(own: &Matrix) -> SlotSlice {
     SlotSlice { replacement, ..SlotSlice::default() }
 }
 
-/// Both norms scale a row by its adapter's weight, or by the base model's; rows without a weight of their
-/// own get the bits that they get without any adapters.
+/// Both norms use the weight of a row's adapter, or else the base model's. Rows whose adapter has no weight get the
+/// same bits as without adapters.
 pub fn a_row_is_scaled_by_its_own_weight<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 128, cases(), |rig, case| {
         let mut fill = Fill::new(case.seed);

@@ -1,4 +1,4 @@
-//! The formulas of the ops, over plain numbers.
+//! The formulas of the ops, in f64.
 
 use lora_core::HostTensor;
 use lora_core::lora::{SiteKind, SlotRows, SlotSlice};
@@ -35,27 +35,26 @@ pub fn silu_mul(gate: f64, up: f64) -> Num {
     Num::of(gate / (1.0 + (-gate).exp()) * up)
 }
 
-/// The same of two sums: `size` is that of what both may be off by.
+/// The same for a gate and an up value that are sums with rounding errors.
 pub fn gated(gate: Num, up: Num) -> Num {
-    // No slope of silu is above 1.1; the error of one meets the other, which is off by some per cent at most.
+    // The slope of silu is at most 1.1. The error of each factor is multiplied by the other, including its error.
     const SLOPE: f64 = 1.1;
     let [silu, value] = [1.0, up.value].map(|up| silu_mul(gate.value, up).value);
     let up_at_most = up.value.abs() + up.size / 128.0;
     Num { value, size: SLOPE * gate.size * up_at_most + silu.abs() * up.size }
 }
 
-/// One head turned by its position: the pair of elements `i` and `i + half` by angle `i`.
-/// `rotation` holds the cosines, then the sines.
-pub fn rotate(head: &[Num], rotation: &[Num]) -> Vec<Num> {
+/// RoPE of one head: rotates the elements `i` and `i + half` by angle `i`. `cos_sin` holds the cosines, then the
+/// sines.
+pub fn rotate(head: &[Num], cos_sin: &[Num]) -> Vec<Num> {
     let half = head.len() / 2;
-    let (cos, sin) = rotation.split_at(half);
+    let (cos, sin) = cos_sin.split_at(half);
     let low = (0..half).map(|i| head[i] * cos[i] - head[i + half] * sin[i]);
     let high = (0..half).map(|i| head[i + half] * cos[i] + head[i] * sin[i]);
     low.chain(high).collect()
 }
 
-/// Softmax attention of one row of queries to the given keys and values, which lie in sequence
-/// order in `[positions, kv_cols]`.
+/// Softmax attention of one row of queries to keys and values `[positions, kv_cols]`, in sequence order.
 pub fn attend(
     queries: &[Num],
     keys: &[Vec<Num>],
@@ -71,7 +70,7 @@ pub fn attend(
             keys.iter().map(|k| dot(query, &k[from..from + size]) * f64::from(scale)).collect();
         let best = scores.iter().map(|s| s.value).fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = scores.iter().map(|s| (s.value - best).exp()).sum();
-        // An error of a score is a relative error of its weight and, by the total, of all others.
+        // The error of a score is a relative error of its weight and, through the sum, of all others.
         let error = 1.0 + 2.0 * scores.iter().map(|s| s.size).fold(0.0, f64::max);
         let weight = |s: &Num| (s.value - best).exp() / total;
         let element = |d: usize| {
@@ -84,8 +83,8 @@ pub fn attend(
     (0..dims.heads).flat_map(head).collect()
 }
 
-/// What a slice of a site does to the base output `y` of one row: `gain * (y + scale * B (A x)) +
-/// shift`, with the output of what is replaced, whole or in rows of tokens, in the place of `y`.
+/// Applies a slice of an adapter to the base output `y` of one row: `gain * (y + scale * B (A x)) + shift`, where `y`
+/// is computed anew if the matrix or rows of tokens are replaced.
 pub fn adapted(kind: SiteKind, slice: &SlotSlice, x: &Input, y: &[Num]) -> Vec<Num> {
     let low_rank = slice.low_rank.as_ref().map(|low| {
         let z = x.times(&low.a);
@@ -116,7 +115,7 @@ pub fn adapted(kind: SiteKind, slice: &SlotSlice, x: &Input, y: &[Num]) -> Vec<N
     (0..y.len()).map(element).collect()
 }
 
-/// Input of a site's base layer.
+/// Input of a base layer.
 pub enum Input {
     /// A row of activations.
     Row(Vec<Num>),

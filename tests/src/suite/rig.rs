@@ -1,4 +1,4 @@
-//! Matrices on the host, and their way to a backend and back.
+//! Matrices on the host, and transfers to a backend and back.
 
 use std::ops::Range;
 
@@ -26,7 +26,7 @@ pub struct Matrix {
     pub data: HostTensor,
 }
 
-/// Elements around a matrix in its buffer, as where it is a slice of a wider one.
+/// Elements around a matrix in its buffer, as if it were a slice of a larger one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gaps {
     /// Rows above and below.
@@ -77,18 +77,18 @@ impl Matrix {
         self.data.get_f32(r * self.cols + c)
     }
 
-    /// The elements of row `r`, to compute with.
+    /// The elements of row `r`, for computing with them.
     pub fn nums(&self, r: usize) -> Vec<Num> {
         (0..self.cols).map(|c| Num::of(self.at(r, c).into())).collect()
     }
 
-    /// The matrix of the given rows, to the bit.
+    /// The matrix of the given rows, unchanged.
     pub fn pick(&self, rows: &[usize]) -> Self {
         let bytes = rows.iter().flat_map(|r| self.row_bytes(*r)).copied().collect();
         Self::from_bytes(rows.len(), self.cols, self.dtype(), bytes)
     }
 
-    /// Some columns of row `r`, to the bit.
+    /// Some columns of row `r`, unchanged.
     pub fn cut(&self, r: usize, cols: Range<usize>) -> Self {
         let size = self.dtype().size();
         let bytes = self.row_bytes(r)[cols.start * size..cols.end * size].to_vec();
@@ -124,7 +124,7 @@ impl<B: Backend> Rig<B> {
         }
     }
 
-    /// Puts a matrix into a buffer of its own.
+    /// Uploads a matrix into its own buffer.
     ///
     /// # Errors
     /// Those of the backend.
@@ -145,7 +145,7 @@ impl<B: Backend> Rig<B> {
         Ok(Placed { tensor, layout, before })
     }
 
-    /// Puts integers into a buffer of their own, as one row.
+    /// Uploads integers into their own buffer, as one row.
     ///
     /// # Errors
     /// Those of the backend.
@@ -184,10 +184,10 @@ impl<B: Backend> Placed<B> {
         ViewMut { layout: MatLayout { dtype, ..self.layout }, ..self.tensor.view_mut() }
     }
 
-    /// What the matrix holds now.
+    /// Downloads the matrix.
     ///
     /// # Errors
-    /// If anything around it has changed.
+    /// If anything around the matrix has changed.
     pub fn read(&self, rig: &mut Rig<B>) -> Result<Matrix, TestCaseError> {
         let after = rig.download(self.tensor.view())?;
         let (layout, size) = (self.layout, self.layout.dtype.size());
@@ -207,7 +207,7 @@ impl<B: Backend> Placed<B> {
         }
     }
 
-    /// Makes the buffer as it was.
+    /// Restores the initial contents of the buffer.
     ///
     /// # Errors
     /// Those of the backend.
@@ -215,7 +215,7 @@ impl<B: Backend> Placed<B> {
         rig.be.upload(&mut rig.q, &self.before, self.tensor.view_mut())
     }
 
-    /// Whether the buffer is as it was made.
+    /// Whether the buffer has its initial contents.
     ///
     /// # Errors
     /// Those of the backend.

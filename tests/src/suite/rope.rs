@@ -1,4 +1,4 @@
-//! Head norms, rotation by position, and the store into the KV cache.
+//! QK norms, RoPE, and the append to the KV cache.
 
 use lora_core::fp8;
 use lora_core::ops::{HeadDims, KvScales, NormWeight, QkvArgs};
@@ -40,13 +40,13 @@ struct Operands {
     cache: Matrix,
 }
 
-/// What a call left behind.
+/// Results of a call.
 struct Results {
     qkv: Matrix,
     caches: [Matrix; 2],
 }
 
-/// Extents of an attention layer with groups of up to 7 heads, three included.
+/// Dimensions of an attention layer, with groups of up to 7 heads.
 pub fn dims() -> impl Strategy<Value = HeadDims> {
     dims_of(&[2, 4, 6, 16, 20, 64, 80, 128])
 }
@@ -100,7 +100,7 @@ impl Case {
     }
 }
 
-/// Norms of the adapter in slot 0 of two, and the slots of rows.
+/// Norms of the adapter in slot 0 of two, and the slot of each row.
 struct OwnNorms {
     weights: [Matrix; 2],
     slot_of_row: Vec<i32>,
@@ -172,13 +172,13 @@ fn rotated(operands: &Operands, dims: HeadDims, row: usize) -> Vec<Num> {
     values.chunks_exact(dims.head_dim).take(heads).enumerate().flat_map(head).collect()
 }
 
-/// A key as the cache holds it, before it is rounded.
+/// A key as it is stored, before rounding.
 fn stored(key: Num, case: &Case, types: Types) -> Num {
     let key = key * (1.0 / f64::from(case.kv_scales.k));
     let most = if types.kv == DType::F8E4m3 { f64::from(fp8::MAX) } else { f64::INFINITY };
-    // What is below the normal numbers of f16 on the way is rounded to their spacing.
-    let coarse = f64::from(f32::from(half::f16::MIN_POSITIVE) / case.kv_scales.k);
-    Num { value: key.value.clamp(-most, most), size: key.size + coarse }
+    // On the way, f16 subnormals are rounded to their spacing.
+    let spacing = f64::from(f32::from(half::f16::MIN_POSITIVE) / case.kv_scales.k);
+    Num { value: key.value.clamp(-most, most), size: key.size + spacing }
 }
 
 /// Some columns of a matrix.
@@ -188,9 +188,8 @@ fn columns(matrix: &Matrix, cols: std::ops::Range<usize>) -> Matrix {
     Matrix::floats(matrix.rows, cols.len(), matrix.dtype(), &values)
 }
 
-/// Each head of q and k is normalised where there are norms, and turned by its position; q is
-/// stored in place, k and v in the row's cache slot. Slot -1 stores nothing, and cache rows that
-/// no slot names keep their bits.
+/// Each head of q and k is normalised, if there are norms, and rotated by its position. q is stored in place, k and v
+/// in the row's KV slot. Slot -1 stores nothing, and other cache rows keep their bits.
 pub fn heads_are_normalised_rotated_and_stored<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 128, cases(), |rig, case| {
         let (operands, dims) = (case.operands(types), case.dims);
@@ -210,7 +209,7 @@ pub fn heads_are_normalised_rotated_and_stored<B: Backend>(make: &dyn Fn() -> B,
             let [k, v] = found.caches.each_ref().map(|cache| cache.pick(&[place]));
             match operands.slots.iter().position(|slot| *slot == place as i32) {
                 Some(row) => {
-                    // Keys may lie in `qkv` on their way.
+                    // Keys may be stored in `qkv` temporarily.
                     let class = Class::Through(dims.head_dim, types.out);
                     let keys: Vec<_> =
                         rows[row][q..].iter().map(|n| stored(*n, case, types)).collect();
@@ -240,8 +239,8 @@ pub fn heads_are_normalised_rotated_and_stored<B: Backend>(make: &dyn Fn() -> B,
     });
 }
 
-/// Heads of a row whose adapter has norms of its own get the bits that they get where those are the base
-/// model's; other rows are not touched by it.
+/// A row whose adapter has its own QK norms gets the same bits as if those were the base model's; other rows are
+/// not affected.
 pub fn heads_are_normalised_by_the_norms_of_their_row<B: Backend>(
     make: &dyn Fn() -> B,
     types: Types,
@@ -269,7 +268,7 @@ pub fn heads_are_normalised_by_the_norms_of_their_row<B: Backend>(
     });
 }
 
-/// Operands in the backend's memory, all of them right.
+/// Valid operands in the backend's memory.
 struct Right<B: Backend> {
     norm: Placed<B>,
     positions: Placed<B>,
@@ -307,7 +306,7 @@ impl<B: Backend> Right<B> {
     }
 }
 
-/// Tries a call with one thing changed by `spoil`.
+/// Checks that the call is refused after the change `spoil`.
 fn refused<B: Backend>(
     m: &mut Misuse<B>,
     right: &mut Right<B>,
@@ -332,7 +331,7 @@ fn refused<B: Backend>(
     });
 }
 
-/// A misuse of the op: what is wrong, and the change that makes it so.
+/// A misuse of the op: a description, and the change that makes operands invalid.
 type Spoil<B> = (&'static str, fn(&mut QkvArgs<'_, B>));
 
 /// Wrong shapes and dtypes are errors, and nothing is written.
@@ -381,7 +380,7 @@ pub fn rotation_refuses_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) 
     });
 }
 
-/// Positions and slots outside their tables are errors, and nothing is written.
+/// Positions and slots out of range are errors, and nothing is written.
 pub fn rotation_refuses_ids_out_of_range<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     refusals(make, |m| {
         for bad in [POSITIONS as i32, -1, i32::MAX] {

@@ -1,4 +1,4 @@
-//! Ops on single rows without weights to multiply by: look-ups, copies, the gate, transfers.
+//! Embedding lookups, gathers, copies, the activation, and transfers.
 
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ use super::{Types, for_all};
 
 const NONE: Gaps = Gaps { outer_rows: 0, left: 0, right: 0 };
 
-/// `out[i] = table[ids[i]]`, rounded to the dtype of `out`, for a table in one part or two.
+/// `out[i] = table[ids[i]]`, rounded to the dtype of `out`, for a table of one or two parts.
 pub fn embedding_looks_rows_up<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (rows(), 1usize..70, 0usize..5, cols(), gaps(), any::<u64>());
     for_all(make, 128, case, |rig, &(rows, vocab, extra, cols, gaps, seed)| {
@@ -49,7 +49,7 @@ pub fn gathering_copies_rows<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     });
 }
 
-/// Integers keep their bits, whatever floats these would be.
+/// Integers keep their bits, even those that would be NaN as floats.
 pub fn gathering_moves_integers_as_they_are<B: Backend>(make: &dyn Fn() -> B, _: Types) {
     let case = (rows(), 1usize..40, 1usize..9, gaps(), gaps(), any::<u64>());
     for_all(make, 128, case, |rig, &(rows, from, cols, x_gaps, out_gaps, seed)| {
@@ -63,7 +63,7 @@ pub fn gathering_moves_integers_as_they_are<B: Backend>(make: &dyn Fn() -> B, _:
     });
 }
 
-/// Rows of a matrix go to other rows of it; all else stays.
+/// Rows of a matrix are copied to other rows; all others keep their values.
 pub fn rows_are_copied_within_a_matrix<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (0usize..6, 0usize..4, 0usize..4, any::<bool>(), cols(), gaps(), any::<u64>());
     for_all(make, 128, case, |rig, &(count, before, between, down, cols, gaps, seed)| {
@@ -81,7 +81,7 @@ pub fn rows_are_copied_within_a_matrix<B: Backend>(make: &dyn Fn() -> B, types: 
     });
 }
 
-/// Rows that are not there, and rows that would overlap.
+/// Rows out of range and overlapping rows are errors.
 pub fn copies_outside_or_onto_themselves_are_refused<B: Backend>(
     make: &dyn Fn() -> B,
     types: Types,
@@ -102,7 +102,7 @@ pub fn copies_outside_or_onto_themselves_are_refused<B: Backend>(
     });
 }
 
-/// `out = silu(gate) * up`, and large gates do not overflow.
+/// `out = silu(gate) * up`, without overflow for large gates.
 pub fn the_gate_is_silu_times_up<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let scale = prop::sample::select(vec![1f32, 10.0, 60.0]);
     let case = (rows(), cols(), scale, gaps(), gaps(), any::<u64>());
@@ -125,7 +125,7 @@ pub fn the_gate_is_silu_times_up<B: Backend>(make: &dyn Fn() -> B, types: Types)
     });
 }
 
-/// A dense matrix that was uploaded comes back whole, and in slices of columns.
+/// An uploaded matrix can be downloaded, completely and in slices of columns.
 pub fn what_is_uploaded_comes_back<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let case = (0usize..20, 0usize..40, (0usize..40, 0usize..40), gaps(), any::<u64>());
     for_all(make, 128, case, |rig, &(rows, cols, (a, b), gaps, seed)| {
@@ -205,7 +205,7 @@ pub fn row_ops_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     });
 }
 
-/// Ids outside the table are errors, and nothing is written.
+/// Ids out of range are errors, and nothing is written.
 pub fn row_ops_refuse_ids_out_of_range<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     refusals(make, |m| {
         let mut fill = Fill::new(2);

@@ -1,4 +1,4 @@
-//! Drawing tokens.
+//! Sampling.
 
 use lora_core::ops::{SampleArgs, SampleRow, mask_words};
 use lora_core::{Backend, DType};
@@ -10,7 +10,7 @@ use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::sample_reference::{Seen, allowed};
 use super::{Types, for_all};
 
-/// What one row is drawn from, and how.
+/// The logits and parameters of one row.
 #[derive(Clone)]
 struct Row {
     logits: Vec<f32>,
@@ -18,8 +18,8 @@ struct Row {
     seen: Seen,
 }
 
-/// Logits, half of the time with many ties and zeros of both signs, and random parameters: every
-/// filter is off about half of the time, and one row in eight is greedy.
+/// Logits, in half of the cases with many ties and zeros of both signs, and random parameters. Every filter is off in
+/// about half of the cases, and one row in eight is greedy.
 fn row(fill: &mut Fill, vocab: usize) -> Row {
     let grid = fill.below(2) == 0;
     let value = |fill: &mut Fill| match (grid, fill.below(2)) {
@@ -53,8 +53,8 @@ fn row(fill: &mut Fill, vocab: usize) -> Row {
     Row { logits, params, seen: Seen { history, bias, banned, mask } }
 }
 
-/// A mask that leaves a single token, about half of them, or all but one; at least one that is left
-/// is not banned. (Fewer tokens are banned than there are.)
+/// A mask that allows a single token, about half of them, or all but one; at least one allowed token is not banned.
+/// (Not all tokens are banned.)
 fn mask(fill: &mut Fill, vocab: usize, banned: &[i32]) -> Vec<bool> {
     let free: Vec<usize> = (0..vocab).filter(|t| !banned.contains(&(*t as i32))).collect();
     let kept = free[fill.below(free.len())];
@@ -68,7 +68,7 @@ fn mask(fill: &mut Fill, vocab: usize, banned: &[i32]) -> Vec<bool> {
     (0..vocab).map(|token| token == kept || allows(token, fill)).collect()
 }
 
-/// The words of a mask; bits behind the vocabulary are set as often as not.
+/// The words of a mask, with random bits beyond the vocabulary.
 fn words(mask: &[bool], fill: &mut Fill) -> Vec<i32> {
     let word = |tokens: &[bool], fill: &mut Fill| {
         let behind = (fill.bits() as u32).checked_shl(tokens.len() as u32).unwrap_or(0);
@@ -77,8 +77,8 @@ fn words(mask: &[bool], fill: &mut Fill) -> Vec<i32> {
     mask.chunks(32).map(|tokens| word(tokens, fill)).collect()
 }
 
-/// Tokens drawn for the rows, in one call.
-fn drawn<B: Backend>(
+/// Samples tokens for the rows, in one call.
+fn sampled<B: Backend>(
     rig: &mut Rig<B>,
     rows: &[Row],
     vocab: usize,
@@ -127,14 +127,14 @@ fn drawn<B: Backend>(
     Ok(out.read(rig)?.to_ints())
 }
 
-/// Each row's token is the one that its parameters, its history and Philox name.
+/// Each row's token follows from its parameters, its history and Philox.
 pub fn a_draw_follows_its_parameters<B: Backend>(make: &dyn Fn() -> B, _: Types) {
     let vocab = prop_oneof![1usize..40, prop::sample::select(vec![63usize, 64, 65, 257])];
     let case = (rows(), vocab, [gaps(), gaps()], any::<u64>());
     for_all(make, 256, case, |rig, &(count, vocab, gaps, seed)| {
         let mut fill = Fill::new(seed);
         let rows: Vec<Row> = (0..count).map(|_| row(&mut fill, vocab)).collect();
-        let tokens = drawn(rig, &rows, vocab, gaps)?;
+        let tokens = sampled(rig, &rows, vocab, gaps)?;
         for (r, (token, row)) in tokens.iter().zip(&rows).enumerate() {
             let allowed = allowed(&row.logits, &row.params, &row.seen);
             prop_assert!(
@@ -149,27 +149,27 @@ pub fn a_draw_follows_its_parameters<B: Backend>(make: &dyn Fn() -> B, _: Types)
     });
 }
 
-/// A row draws the same token alone, in any batch and at any place in it.
+/// A row gets the same token alone, in any batch and at any place in it.
 pub fn a_draw_does_not_depend_on_the_batch<B: Backend>(make: &dyn Fn() -> B, _: Types) {
     let case = (2usize..20, 1usize..60, [gaps(), gaps()], any::<u64>());
     for_all(make, 96, case, |rig, &(count, vocab, gaps, seed)| {
         let mut fill = Fill::new(seed);
         let rows: Vec<Row> = (0..count).map(|_| row(&mut fill, vocab)).collect();
-        let tokens = drawn(rig, &rows, vocab, gaps)?;
+        let tokens = sampled(rig, &rows, vocab, gaps)?;
         let order = fill.shuffled(count);
         let shuffled: Vec<Row> = order.iter().map(|r| rows[*r as usize].clone()).collect();
-        let again = drawn(rig, &shuffled, vocab, Default::default())?;
+        let again = sampled(rig, &shuffled, vocab, Default::default())?;
         for (place, r) in order.iter().enumerate() {
             let (r, token) = (*r as usize, again[place]);
             prop_assert_eq!(token, tokens[r], "row {} of {}, moved to {}", r, count, place);
-            let alone = drawn(rig, &rows[r..=r], vocab, Default::default())?;
+            let alone = sampled(rig, &rows[r..=r], vocab, Default::default())?;
             prop_assert_eq!(alone[0], tokens[r], "row {} of {} alone", r, count);
         }
         Ok(())
     });
 }
 
-/// Operands in the backend's memory, all of them right: 2 rows of 8 tokens.
+/// Valid operands in the backend's memory: 2 rows of 8 tokens.
 struct Right<B: Backend> {
     logits: Placed<B>,
     params: Placed<B>,
@@ -202,7 +202,7 @@ fn params(history: [u32; 2], banned: [u32; 2], mask: i32) -> Matrix {
     Matrix::ints(2, SampleRow::WORDS, bytemuck::cast_slice(&rows))
 }
 
-/// Tries a call with one thing changed by `spoil`.
+/// Checks that the call is refused after the change `spoil`.
 fn refused<B: Backend>(
     m: &mut Misuse<B>,
     right: &mut Right<B>,
@@ -224,7 +224,7 @@ fn refused<B: Backend>(
     });
 }
 
-/// A misuse of the op: what is wrong, and the change that makes it so.
+/// A misuse of the op: a description, and the change that makes operands invalid.
 type Spoil<B> = (&'static str, fn(&mut SampleArgs<'_, B>));
 
 /// Wrong shapes and dtypes are errors, and nothing is written.

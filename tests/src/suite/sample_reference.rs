@@ -1,27 +1,26 @@
-//! Drawing a token by the definitions, in `f64`.
+//! Sampling by the definitions, in `f64`.
 
 use lora_core::ops::SampleRow;
 
 use std::cmp::Ordering;
 
-/// How far rounding may move a probability that is compared with a threshold.
+/// Tolerance for probabilities that are compared with thresholds.
 const SLACK: f64 = 3e-5;
 
-/// A row's seen tokens with their counts, and those that it may not draw.
+/// A row's seen tokens, biases, bans and mask.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// Token, and how often it counts.
+    /// Seen tokens and their counts.
     pub history: Vec<[i32; 2]>,
-    /// Token, and what is added to its logit.
+    /// Tokens, and the bias of their logits.
     pub bias: Vec<(i32, f32)>,
-    /// Tokens that must not be drawn.
+    /// Banned tokens.
     pub banned: Vec<i32>,
-    /// For each token, whether it may be drawn; `None` allows all.
+    /// Whether each token is allowed; `None` allows all.
     pub mask: Option<Vec<bool>>,
 }
 
-/// The tokens that may be drawn: one, or the neighbours on both sides of a threshold that is too
-/// close to call.
+/// The acceptable tokens: one, or several if a number is so close to a threshold that rounding decides.
 pub fn allowed(logits: &[f32], row: &SampleRow, seen: &Seen) -> Vec<usize> {
     let logits = penalised(logits, row, seen);
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -48,14 +47,14 @@ pub fn allowed(logits: &[f32], row: &SampleRow, seen: &Seen) -> Vec<usize> {
     order[first..=last].to_vec()
 }
 
-/// Every way to move three thresholds down, not at all, or up.
+/// Every combination of moving three thresholds down, not at all, or up.
 fn corners() -> impl Iterator<Item = [f64; 3]> {
     let step = |i: u32, digit: u32| SLACK * (f64::from(i / 3u32.pow(digit) % 3) - 1.0);
     (0..27).map(move |i| [step(i, 0), step(i, 1), step(i, 2)])
 }
 
-/// The logits after bias, repetition, presence and frequency penalties, bans and mask. In `f32`, because
-/// rounding decides which of two tokens is the likelier.
+/// The logits after bias, repetition, presence and frequency penalties, bans and mask. Computed in `f32`, as rounding
+/// can decide which of two tokens is more likely.
 fn penalised(logits: &[f32], row: &SampleRow, seen: &Seen) -> Vec<f32> {
     let mut logits = logits.to_vec();
     for (token, bias) in &seen.bias {
@@ -80,7 +79,7 @@ fn penalised(logits: &[f32], row: &SampleRow, seen: &Seen) -> Vec<f32> {
     logits
 }
 
-/// How many of the descending weights survive top-p, then min-p, with the two thresholds moved.
+/// How many of the descending weights pass top-p, then min-p, with both thresholds moved.
 fn kept(weights: &[f64], top_p: f64, min_p: f64, slack: [f64; 2]) -> usize {
     let total: f64 = weights.iter().sum();
     let mut count = weights.len();
@@ -95,7 +94,7 @@ fn kept(weights: &[f64], top_p: f64, min_p: f64, slack: [f64; 2]) -> usize {
     weights[..count].iter().take_while(|w| **w >= min_p * (1.0 + slack[1])).count().max(1)
 }
 
-/// The place of the first weight at which the running sum passes `number` of the total.
+/// The index of the first weight at which the cumulative sum exceeds the fraction `number` of the total.
 fn place(weights: &[f64], number: f64) -> usize {
     let mut left = number * weights.iter().sum::<f64>();
     for (i, weight) in weights.iter().enumerate() {
@@ -104,7 +103,7 @@ fn place(weights: &[f64], number: f64) -> usize {
         }
         left -= weight;
     }
-    // The number was so close to 1 that the slack moved it beyond the last token that counts.
+    // The number was so close to 1 that the tolerance moved it beyond the last token.
     weights.iter().rposition(|w| *w > 0.0).unwrap_or(0)
 }
 

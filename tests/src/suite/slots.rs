@@ -28,8 +28,8 @@ pub fn slice(fill: &mut Fill, [in_dim, out]: [usize; 2], dtype: DType) -> SlotSl
     }
 }
 
-/// After slots were overwritten with each other's adapters, in reverse order, each one does what
-/// was written last, and a slot that was not written again is as before.
+/// After slots are overwritten with each other's adapters in reverse order, each applies the adapter that was written
+/// last, and a slot that was not overwritten is unchanged.
 pub fn a_slot_holds_what_was_written_last<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 96, linear_cases(), |rig, case| {
         let mut fill = Fill::new(case.seed);
@@ -49,7 +49,7 @@ pub fn a_slot_holds_what_was_written_last<B: Backend>(make: &dyn Fn() -> B, type
     });
 }
 
-/// Ways in which a slice does not fit a site of `[in, out]`.
+/// Slices that do not fit a site of `[in, out]`.
 fn misfits([in_dim, out]: [usize; 2], dtype: DType) -> Vec<(&'static str, SlotSlice)> {
     let fill = &mut Fill::new(16);
     let right = slice(fill, [in_dim, out], dtype);
@@ -72,8 +72,8 @@ fn misfits([in_dim, out]: [usize; 2], dtype: DType) -> Vec<(&'static str, SlotSl
     ]
 }
 
-/// A write that does not fit is an error and leaves the slot as it was, also where its first slice
-/// fits and only the second does not.
+/// A write that does not fit is an error and does not change the slot, even if its first slice fits and only the
+/// second does not.
 pub fn a_refused_write_leaves_the_slot<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     refusals(make, |m| {
         let (mut fill, widths) = (Fill::new(17), [4, 3]);
@@ -114,7 +114,7 @@ pub fn a_refused_write_leaves_the_slot<B: Backend>(make: &dyn Fn() -> B, types: 
     });
 }
 
-/// Ways in which rows of tokens do not fit a site of `[3, 4]`.
+/// Rows of tokens that do not fit a site of `[3, 4]`.
 fn row_misfits(dtype: DType) -> Vec<(&'static str, SlotSlice)> {
     let fill = &mut Fill::new(19);
     let of = |ids: &[u32], values| SlotSlice {
@@ -134,7 +134,7 @@ fn row_misfits(dtype: DType) -> Vec<(&'static str, SlotSlice)> {
     ]
 }
 
-/// Rows of tokens that do not fit, at a site of one slice, or that fit one of several.
+/// Rows of tokens are errors if they do not fit a site, or if the site has several slices.
 pub fn rows_of_tokens_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     refusals(make, |m| {
         let spec = SiteSpec::linear(3, &[4]);

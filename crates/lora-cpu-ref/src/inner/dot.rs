@@ -1,4 +1,4 @@
-//! Products of single vectors, for attention over rows of keys and values.
+//! Vector products, for attention over rows of keys and values.
 
 use half::bf16;
 
@@ -15,7 +15,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// An element type that the products of vectors read: `f32` or [`bf16`].
+/// Element type of vector products: `f32` or [`bf16`].
 #[expect(private_bounds, reason = "how elements are converted is no one else's business")]
 pub trait Vector: Element + sealed::Sealed {}
 impl Vector for f32 {}
@@ -23,17 +23,17 @@ impl Vector for bf16 {}
 
 /// Sum over i of `a[i] * b[i]`, over the shorter of the two.
 ///
-/// In `f32`: 64 partial sums, of the elements at i, i + 64, ...; then the sums are halved, upper
-/// half onto lower, until one is left. So the result depends on the values alone.
+/// Computed in `f32` with 64 partial sums, of the elements at i, i + 64, ..., which are then reduced by adding
+/// the upper half to the lower half. So the result depends only on the values.
 pub fn dot<T: Vector>(isa: Isa, a: &[f32], b: &[T]) -> f32 {
     let mut out = [0.0];
     dot_rows(isa, a, b, 0, &mut out);
     out[0]
 }
 
-/// `out[i] = dot(a, row i)`, where row `i` is the `a.len()` elements from `i * stride` of `rows`,
-/// or as many of them as there are: scores of a query against the keys of a KV block. The bits are
-/// those of [`dot`], at less cost than as many calls.
+/// `out[i] = dot(a, row i)`, where row `i` is the `a.len()` elements from `i * stride` of `rows`, or as many of
+/// them as there are: the scores of a query against the keys of a KV block. Bitwise equal to [`dot`], but
+/// faster.
 pub fn dot_rows<T: Vector>(isa: Isa, a: &[f32], rows: &[T], stride: usize, out: &mut [f32]) {
     run(isa, DotRows { a, rows, stride, out });
 }
@@ -43,9 +43,9 @@ pub fn axpy<T: Vector>(isa: Isa, y: &mut [f32], alpha: f32, x: &[T]) {
     axpy_rows(isa, y, &[alpha], x, 0);
 }
 
-/// `axpy(y, alphas[i], row i)` for every i in ascending order, where row `i` is the `y.len()`
-/// elements from `i * stride` of `rows`, or as many of them as there are: values of a KV block
-/// weighted by attention. The bits are those of [`axpy`], at less cost than as many calls.
+/// `axpy(y, alphas[i], row i)` for every i in ascending order, where row `i` is the `y.len()` elements from
+/// `i * stride` of `rows`, or as many of them as there are: the values of a KV block, weighted by attention.
+/// Bitwise equal to [`axpy`], but faster.
 pub fn axpy_rows<T: Vector>(isa: Isa, y: &mut [f32], alphas: &[f32], rows: &[T], stride: usize) {
     run(isa, AxpyRows { y, alphas, rows, stride });
 }
@@ -93,7 +93,7 @@ fn dot_one<V: Lanes, T: Vector>(a: &[f32], b: &[T]) -> f32 {
     let shorter = a.len().min(b.len());
     let (a, a_rest) = a[..shorter].as_chunks::<LANES>();
     let (b, b_rest) = b[..shorter].as_chunks::<LANES>();
-    // Four sums hide the latency of an addition.
+    // Four accumulators hide the latency of additions.
     let mut sums = [V::splat(0.0); 4];
     let (a_fours, a_ones) = a.as_chunks::<4>();
     let (b_fours, b_ones) = b.as_chunks::<4>();

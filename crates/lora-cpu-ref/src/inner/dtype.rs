@@ -20,7 +20,7 @@ impl Dtype {
         }
     }
 
-    /// Inputs (values of k) that one line holds for each of its outputs.
+    /// Values of k in one line, for each of its outputs.
     pub(super) const fn depth(self) -> usize {
         4 / self.size()
     }

@@ -16,7 +16,7 @@ pub fn narrow<T: Float>(isa: Isa, values: &[f32], out: &mut [T]) {
     run(isa, Narrow { values, out });
 }
 
-/// `x = exp(x)`, within 2 units in the last place; what would be subnormal is zero.
+/// `x = exp(x)`, within 2 units in the last place; subnormal results are flushed to zero.
 pub fn exp(isa: Isa, values: &mut [f32]) {
     run(isa, Exp { values });
 }
@@ -69,14 +69,13 @@ impl Job for Exp<'_> {
     }
 }
 
-/// `2^n * p(r)` with `x = n ln 2 + r` and the Taylor polynomial of degree 7 on `|r| <= ln 2 / 2`,
-/// without branches and without a fused multiply-add, so that every instruction set gives the
-/// same bits.
+/// `2^n * p(r)`, where `x = n ln 2 + r` and p is the Taylor polynomial of degree 7 on `|r| <= ln 2 / 2`. It has
+/// no branches and no fused multiply-add, so that every instruction set gives the same bits.
 #[inline(always)]
 fn exp_one(x: f32) -> f32 {
-    /// Adding it rounds to an integer, which then stands in the lowest bits.
+    /// Adding it rounds to an integer, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    /// ln 2 in two parts, the first with zeros at the end: products with small integers are exact.
+    /// ln 2 in two parts. The first has trailing zero bits, so that products with small integers are exact.
     const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     const TERMS: [f32; 6] =
         [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 1.0 / 2.0];
@@ -92,7 +91,7 @@ fn exp_one(x: f32) -> f32 {
         p = p * r + term;
     }
     let p = p * r * r + r + 1.0;
-    // Half the power twice: 2^128 alone would not fit.
+    // Two factors, as 2^128 is not representable.
     let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
     let finite = p * power(n >> 1) * power(n - (n >> 1));

@@ -1,8 +1,8 @@
-//! What the inner product refuses.
+//! Errors of the inner product.
 
 use super::dtype::Dtype;
 
-/// A product whose operands do not fit together, or weights that cannot be packed.
+/// Operands that do not fit together, or weights that cannot be packed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InnerError {

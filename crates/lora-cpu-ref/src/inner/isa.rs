@@ -1,9 +1,9 @@
-//! Which vector instructions a product may use.
+//! Instruction sets.
 
 /// Instruction sets that the inner product has code for, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// What every CPU of the build's target has.
+    /// The build target's baseline.
     Baseline,
     /// AVX2 with fused multiply-add.
     Avx2,
@@ -13,27 +13,26 @@ pub enum Level {
     Avx512Bf16,
 }
 
-/// A level that this CPU has been asked for and has.
+/// An instruction set that was detected on this CPU.
 ///
-/// Holding one is the proof that code compiled for its level may run, so it can only be made by
-/// [`Isa::detect`] and weakened by [`Isa::at_most`]. Results are reproducible for one `Isa`; two
-/// levels may round differently.
+/// Its existence proves that code for its level may run, so it can only be created by [`Isa::detect`] and
+/// lowered by [`Isa::at_most`]. Results are reproducible for one `Isa`; levels may round differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Level);
 
 impl Isa {
-    /// The best level of the CPU that the program runs on.
+    /// The highest level of this CPU.
     pub fn detect() -> Self {
         Self(Self::best())
     }
 
-    /// The same or a weaker level, for tests and for reproducing another machine's results.
+    /// The lower of the two levels, for tests and to reproduce results of another machine.
     #[must_use]
     pub fn at_most(self, level: Level) -> Self {
         Self(self.0.min(level))
     }
 
-    /// The level held.
+    /// Its level.
     pub fn level(self) -> Level {
         self.0
     }

@@ -1,5 +1,5 @@
 //! Sixteen `f32` in the registers of each instruction set.
-#![allow(unsafe_code)] // Instructions beyond the build's target.
+#![allow(unsafe_code)] // Instructions beyond the build target.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
@@ -10,10 +10,10 @@ use std::arch::x86_64::{
 
 use super::{Isa, Level, packed::LANES};
 
-/// Sixteen sums or factors. The types for more than the build's target appear only in [`run`], which
-/// inlines what uses them into functions compiled for their instructions.
+/// Sixteen sums or factors. Types beyond the build target are used only in [`run`], which inlines the work into
+/// functions that are compiled for their instructions.
 pub(super) trait Lanes: Copy {
-    /// Rows of a tile for which registers hold sums, with some left for weights.
+    /// Maximum rows of a tile, so that its sums fit in registers with some left for weights.
     const ROWS: usize;
     fn from_array(values: [f32; LANES]) -> Self;
     fn to_array(self) -> [f32; LANES];
@@ -21,13 +21,13 @@ pub(super) trait Lanes: Copy {
     fn add(self, other: Self) -> Self;
     /// `self + x * w`, lane by lane.
     fn add_product(self, x: Self, w: Self) -> Self;
-    /// The sum of all lanes: upper half onto lower half, until one is left.
+    /// The sum of all lanes, reduced by adding the upper half to the lower half.
     fn sum(self) -> f32;
 }
 
-/// Work written once for all instruction sets.
+/// Generic work that is compiled for every instruction set.
 pub(super) trait Job {
-    /// Does the work; to be `#[inline(always)]`, and so all that it calls in its inner loops.
+    /// Does the work. It must be `#[inline(always)]`, like everything that its inner loops call.
     fn run<V: Lanes>(self);
 }
 
@@ -56,8 +56,8 @@ fn run_avx2(job: impl Job) {
     job.run::<Avx2>();
 }
 
-/// Any CPU. Products are rounded before they are added: without the instruction, a fused
-/// multiply-add would be a slow library call.
+/// Any CPU. Products are rounded before they are added, as a fused multiply-add without the instruction is a slow
+/// library call.
 #[derive(Clone, Copy)]
 struct Plain([f32; LANES]);
 

@@ -1,9 +1,9 @@
-//! The inner product `y[m, n] = sum over k of x[m, k] * w[n, k]`, which is nearly all the
-//! arithmetic of a language model, in two implementations that are tested against each other: the
-//! obvious one ([`matmul_obvious`]) and the fast one ([`matmul`]).
+//! The matrix product `y[m, n] = sum over k of x[m, k] * w[n, k]`, nearly all of a language model's arithmetic,
+//! in two implementations that are tested against each other: a straightforward one
+//! ([`matmul_obvious`]) and a fast one ([`matmul`]).
 //!
-//! Sums are kept in `f32`. A row's result has the same bits whatever other rows are in the batch,
-//! however many threads there are and whichever rows of larger buffers are read and written.
+//! Sums are accumulated in `f32`. The bits of a row's result do not depend on the other rows of the batch, on
+//! the number of threads, or on strides and offsets.
 
 mod dot;
 mod dtype;
@@ -32,13 +32,13 @@ pub use self::{
 
 /// `out[m, n] = sum over k of x[m, k] * w[n, k]`, plus a bias if `out` has one, as fast as the CPU allows.
 ///
-/// If both `x` and `w` are bfloat16 and `isa` has it, products are made by `vdpbf16ps`, which takes
-/// subnormal inputs and results as zero and rounds sums to nearest even; otherwise products and
-/// sums are `f32`. Each output is summed over k in ascending order.
+/// If both `x` and `w` are bfloat16 and `isa` has it, `vdpbf16ps` is used, which flushes subnormal inputs and
+/// results to zero and rounds sums to nearest even; otherwise products and sums are `f32`. Each output is
+/// summed over k in ascending order.
 ///
-/// Weights are read once for every 96 to 512 rows (fewer the larger k is). Large products share
-/// their work out over the current rayon pool (call from inside it, as `ThreadPool::install` does,
-/// to save the hand-over); small ones stay on the calling thread.
+/// Weights are read once for every 96 to 512 rows (fewer for larger k). Large products are divided among the
+/// current rayon pool (calls from inside of it, as by `ThreadPool::install`, avoid a hand-over); small ones
+/// run on the calling thread.
 ///
 /// # Errors
 /// [`InnerError::Short`], [`InnerError::Overlap`] and [`InnerError::Count`] if an operand does not

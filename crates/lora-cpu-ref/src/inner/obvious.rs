@@ -1,4 +1,4 @@
-//! The inner product as the formula has it; the fast one is tested against it.
+//! The matrix product by its formula, the reference for the fast one.
 
 use super::{
     operand::{Element, Out, Rows, Values, ValuesMut, store},

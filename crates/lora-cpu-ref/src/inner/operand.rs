@@ -1,4 +1,4 @@
-//! The activations that go into a product and the place where its result goes.
+//! Input and output of a product.
 
 use half::{bf16, f16};
 
@@ -7,7 +7,7 @@ use super::{
     float16::{bf16_round, bf16_to_f32, f16_to_f32},
 };
 
-/// Activations in their type.
+/// Activations of either type.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Values<'a> {
     Bf16(&'a [bf16]),
@@ -35,7 +35,7 @@ impl<'a> Rows<'a> {
         Self { values: Values::F32(data), stride, count, index: None }
     }
 
-    /// The rows named by `index` instead of the first ones: a gather.
+    /// Gathers the rows in `index` instead of the first ones.
     #[must_use]
     pub fn listed(self, index: &'a [u32]) -> Self {
         Self { index: Some(index), count: index.len(), ..self }
@@ -46,7 +46,7 @@ impl<'a> Rows<'a> {
         self.count
     }
 
-    /// Fails unless every row has `k` values.
+    /// Checks that every row has `k` values.
     pub(super) fn check(&self, k: usize) -> Result<(), InnerError> {
         let found = match self.values {
             Values::Bf16(data) => data.len(),
@@ -62,7 +62,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Output in its type.
+/// Output of either type.
 #[derive(Debug)]
 pub(super) enum ValuesMut<'a> {
     Bf16(&'a mut [bf16]),
@@ -95,7 +95,7 @@ impl<'a> Out<'a> {
         Self { bias, ..self }
     }
 
-    /// Fails unless `count` rows of `w`'s outputs fit.
+    /// Checks that `count` rows of `w`'s outputs fit.
     pub(super) fn check(&self, count: usize, w: &Packed) -> Result<(), InnerError> {
         let width = w.n();
         let found = match &self.values {
@@ -158,7 +158,7 @@ impl Element for f16 {
     }
 }
 
-/// Hands `results` of outputs `n0..` over to `out`, one for one.
+/// Stores `results` of the outputs from `n0` in `out`, after adding the bias.
 pub(super) fn store<T: Element>(bias: Option<&[f32]>, n0: usize, results: &[f32], out: &mut [T]) {
     let pairs = out.iter_mut().zip(results);
     match bias {
@@ -170,7 +170,7 @@ pub(super) fn store<T: Element>(bias: Option<&[f32]>, n0: usize, results: &[f32]
     }
 }
 
-/// Where row `m` is; out of any bounds if the list is too short.
+/// The index of row `m`; out of bounds if the list is too short.
 fn place(index: Option<&[u32]>, m: usize) -> usize {
     match index {
         Some(list) => list.get(m).map_or(usize::MAX, |&row| row as usize),

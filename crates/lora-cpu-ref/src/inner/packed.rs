@@ -1,4 +1,4 @@
-//! Weights in the order in which the inner product reads them.
+//! Weights packed in the order in which the fast product reads them.
 
 use rayon::prelude::*;
 
@@ -8,10 +8,10 @@ use super::{
     float16::{bf16_to_f32, f16_to_f32},
 };
 
-/// Outputs side by side in a panel, and values of a vector register.
+/// Outputs of a panel, which is also the number of f32 in a vector register.
 pub(super) const LANES: usize = 16;
 
-/// Weights packed by one task: enough to outweigh the task, few enough to share out evenly.
+/// Lines packed by one task: enough to outweigh its overhead, few enough to balance the load.
 const PACK_LINES: usize = 4096;
 
 /// Lines packed at a time: 8 kB.
@@ -37,8 +37,8 @@ pub(super) struct Line(pub(super) [u32; LANES]);
 /// A weight matrix `[n, k]` (a linear layer's `[out_features, in_features]`) packed for
 /// [`matmul`](super::matmul), values unchanged and in their stored type.
 ///
-/// Layout: panels of 16 outputs, the last one padded with zeros; a panel is one line of 64 bytes
-/// for every k (`f32`) or every two k (16-bit types), in order. So a panel is one stream.
+/// Layout: panels of 16 outputs, the last one padded with zeros. A panel has one line of 64 bytes for every k
+/// (`f32`) or for every two k (16-bit types), in order, so it is read as one stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Packed {
     n: usize,
@@ -48,7 +48,7 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Packs `parts` below one another along n: q, k and v of one layer become one matrix.
+    /// Packs `parts` stacked along n, such as q, k and v of a layer.
     ///
     /// Each part is `[rows, k]`. Runs in the caller's rayon pool and allocates only the result.
     /// No parts give a matrix without outputs (and `f32` as its type).
@@ -97,9 +97,9 @@ impl Packed {
         size_of_val(&*self.lines)
     }
 
-    /// Writes row `n` of the weights to `out` as `f32` (exact), for the embedding gather of tied
-    /// weights and for norms of rows. Values past the shorter of k and `out` are not touched;
-    /// a row that does not exist leaves `out` as it is and gives `false`.
+    /// Writes row `n` of the weights to `out` as `f32` (exact), for embedding lookups and row norms. Values beyond
+    /// the shorter of k and `out` are not changed. Returns false, without any change, if there is no such
+    /// row.
     pub fn decode_row(&self, n: usize, out: &mut [f32]) -> bool {
         if n >= self.n {
             return false;
@@ -138,8 +138,8 @@ fn check_parts(parts: &[Part<'_>], k: usize, dtype: Dtype) -> Result<(), InnerEr
     Ok(())
 }
 
-/// Fills the lines of the panel that starts at output `first`, a stretch at a time so that the
-/// lines stay in the first-level cache while each row adds its words.
+/// Fills the lines of the panel that starts at output `first`. It proceeds in stretches, so that the lines stay in
+/// the L1 cache while the words of each row are inserted.
 fn pack_panel(parts: &[Part<'_>], k: usize, first: usize, out: &mut [Line]) {
     let rows: [_; LANES] =
         std::array::from_fn(|lane| source_row(parts, k, first + lane).unwrap_or(&[]));

@@ -1,11 +1,11 @@
-//! One output written by several threads, each a rectangle of its own.
+//! An output that several threads write, each in its own rectangles.
 #![allow(unsafe_code)] // Rectangles of a strided buffer are disjoint, but not as slices.
 
 use std::{marker::PhantomData, ops::Range};
 
 use rayon::prelude::*;
 
-/// Rows of an output that is divided into rectangles.
+/// An output that is divided into rectangles.
 pub(super) struct Canvas<'a, T> {
     data: *mut T,
     len: usize,
@@ -17,15 +17,14 @@ pub(super) struct Canvas<'a, T> {
 // share an element (see `Grid::windows`), so threads write to disjoint memory of a `Send` type.
 unsafe impl<T: Send> Sync for Canvas<'_, T> {}
 
-/// How the columns `0..cols` of some rows are cut: each rectangle has `row_step` by `col_step`
-/// values, less at the edges.
+/// The division of an output into rectangles of `row_step` by `col_step` values, smaller at the edges.
 #[derive(Clone, Debug)]
 pub(super) struct Grid {
     pub(super) rows: Range<usize>,
     pub(super) cols: usize,
     pub(super) row_step: usize,
     pub(super) col_step: usize,
-    /// Rectangles that one task takes at least; `None` keeps all on the calling thread.
+    /// Minimum number of rectangles for one task; `None` runs all on the calling thread.
     pub(super) min_task: Option<usize>,
 }
 
@@ -42,8 +41,8 @@ impl<'a, T: Send> Canvas<'a, T> {
         Self { data: data.as_mut_ptr(), len: data.len(), stride, owner: PhantomData }
     }
 
-    /// Calls `body` once for every rectangle of `grid`, in parallel if the grid says so, with
-    /// scratch of `scratch` that calls on one thread share.
+    /// Calls `body` for every rectangle of `grid`, in parallel if the grid allows it. Calls on the same thread share
+    /// the scratch that `scratch` makes.
     ///
     /// Columns never exceed the stride.
     pub(super) fn paint<S>(
@@ -75,7 +74,7 @@ impl<'a, T: Send> Canvas<'a, T> {
         }
     }
 
-    /// `grid` with the cuts that keep its rectangles disjoint.
+    /// `grid`, corrected so that its rectangles are disjoint in memory.
     fn disjoint(&self, grid: Grid) -> Grid {
         Grid {
             cols: grid.cols.min(self.stride),

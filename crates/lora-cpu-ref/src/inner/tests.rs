@@ -1,4 +1,4 @@
-//! The two implementations against each other, and what the fast one promises.
+//! The two implementations against each other, and the guarantees of the fast one.
 
 use half::{bf16, f16};
 use proptest::prelude::*;

@@ -11,7 +11,7 @@ use crate::inner::{Isa, axpy_rows, dot_rows, exp};
 use crate::rows::{for_pieces, read_row, typed_row};
 use crate::{CpuRef, View, ViewMut};
 
-/// Multiplications of a row's attention below which heads stay on the calling thread.
+/// Rows that need fewer multiplications are computed on the calling thread.
 const SERIAL_PRODUCTS: usize = 64 * 1024;
 
 /// See [`lora_core::Backend::attention`].
@@ -60,7 +60,7 @@ pub fn attention(isa: Isa, args: &AttentionArgs<'_, CpuRef>, mut out: ViewMut<'_
     Ok(())
 }
 
-/// The rows of the caches that hold the given positions: a range for each KV block.
+/// The cache rows of the given positions, one range for each KV block.
 fn runs(
     positions: Range<usize>,
     table: &[i32],
@@ -75,7 +75,7 @@ fn runs(
     })
 }
 
-/// What a thread keeps from head to head.
+/// Scratch that a thread reuses for every head.
 #[derive(Default)]
 struct Scratch {
     query: Vec<f32>,

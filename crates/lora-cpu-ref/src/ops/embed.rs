@@ -1,4 +1,4 @@
-//! Looking rows up.
+//! Embedding lookup and row gathers.
 
 use lora_core::{DType, Result, check};
 
@@ -31,7 +31,7 @@ pub fn gather_rows(isa: Isa, x: View<'_>, rows: View<'_>, mut out: ViewMut<'_>) 
     check::gather_rows(x.layout, rows.layout, out.layout)?;
     let rows = typed_row::<i32>(&rows, 0);
     check::ids(OP, "row", rows, x.layout.rows)?;
-    // Integers go through as the bits of floats, with which nothing is computed.
+    // Integers are copied as bit patterns of f32, without arithmetic.
     for_rows(isa, &mut out, |r, mut row, scratch| {
         read_row(isa, &x, rows[r] as usize, scratch);
         row.store(scratch);

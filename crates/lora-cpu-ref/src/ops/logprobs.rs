@@ -42,7 +42,7 @@ fn largest(values: &[f32], k: usize) -> Vec<usize> {
         return Vec::new();
     }
     let mut order: Vec<usize> = (0..values.len()).collect();
-    // Adding zero makes the two zeros equal, which the total order tells apart.
+    // Adding zero turns -0 into +0, which the total order would distinguish.
     let key = |i: &usize| values[*i] + 0.0;
     let larger = |a: &usize, b: &usize| key(b).total_cmp(&key(a)).then(a.cmp(b));
     if k < order.len() {

@@ -1,4 +1,4 @@
-//! The ops, one file a concept, each in the order of its formula.
+//! The ops, as plain loops in the order of their formulas.
 
 pub mod activation;
 pub mod attention;

@@ -45,7 +45,7 @@ pub fn add_rms_norm(
         read_row(isa, &x, r, scratch);
         sum.iter_mut().zip(scratch.iter()).for_each(|(a, b)| *a += b);
         residual.store(&sum);
-        // The norm sees what later layers will see: the rounded residual.
+        // The norm reads the rounded residual, as later layers do.
         residual.read(&mut sum);
         normalize(isa, &mut sum, weights.of(r), eps);
         row.store(&sum);
@@ -60,7 +60,7 @@ pub struct RowWeights<'a> {
 }
 
 impl<'a> RowWeights<'a> {
-    /// Looks up whose rows they are.
+    /// Looks up the adapter of each row.
     ///
     /// # Errors
     /// [`lora_core::Error::OutOfRange`] for a slot that the table does not have.

@@ -1,4 +1,4 @@
-//! Head norms, rotary positions (Su et al., 2021) and the store into the KV cache.
+//! QK norms, rotary position embedding (Su et al., 2021), and the append to the KV cache.
 
 use lora_core::ops::QkvArgs;
 use lora_core::{Result, check};
@@ -41,8 +41,8 @@ pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()
     Ok(())
 }
 
-/// Normalises and rotates the first `heads` heads of every row, in place. `norm` gives the weight and the
-/// epsilon for a head of a row.
+/// Normalises and rotates the first `heads` heads of every row in place. `norm` returns the weight and epsilon
+/// for a head of a row, if heads are normalised.
 fn rotate<'w>(
     isa: Isa,
     qkv: &mut ViewMut<'_>,

@@ -1,4 +1,4 @@
-//! Drawing tokens.
+//! Sampling.
 
 use lora_core::ops::{SampleArgs, SampleRow};
 use lora_core::{Result, check};
@@ -33,7 +33,7 @@ pub fn sample(args: &SampleArgs<'_, CpuRef>, out: &mut ViewMut<'_>) -> Result<()
         if params.mask != SampleRow::UNMASKED {
             apply_mask(&mut logits, typed_row(&args.masks, params.mask as usize));
         }
-        tokens.push(draw(&logits, &params) as i32);
+        tokens.push(sample_row(&logits, &params) as i32);
     }
     let start = out.layout.offset;
     out.buf.as_mut_slice::<i32>()[start..start + rows].copy_from_slice(&tokens);
@@ -44,7 +44,7 @@ fn range([from, count]: [u32; 2]) -> std::ops::Range<usize> {
     from as usize..from as usize + count as usize
 }
 
-/// Takes the tokens out whose bit is 0.
+/// Masks the tokens whose bit is 0.
 fn apply_mask(logits: &mut [f32], words: &[i32]) {
     for (token, logit) in logits.iter_mut().enumerate() {
         if (words[token / 32] >> (token % 32)) & 1 == 0 {
@@ -53,8 +53,7 @@ fn apply_mask(logits: &mut [f32], words: &[i32]) {
     }
 }
 
-/// Applies the penalties of a token that was seen, `times` times as far as presence and frequency
-/// are concerned.
+/// Applies the penalties for a seen token; `times` is its number of occurrences for presence and frequency.
 fn penalise(logit: &mut f32, times: f32, params: &SampleRow) {
     let repetition = params.repetition_penalty;
     *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
@@ -63,15 +62,15 @@ fn penalise(logit: &mut f32, times: f32, params: &SampleRow) {
     }
 }
 
-/// The token drawn from penalised logits; see [`SampleRow`] for the order of the filters.
-fn draw(logits: &[f32], params: &SampleRow) -> usize {
+/// Samples a token from penalised logits; see [`SampleRow`] for the order of filters.
+fn sample_row(logits: &[f32], params: &SampleRow) -> usize {
     if params.temperature == 0.0 || params.top_k == 1 {
         return argmax(logits);
     }
     let keep =
         if params.top_k == 0 { logits.len() } else { logits.len().min(params.top_k as usize) };
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    // Adding zero makes the two zeros equal, which the total order tells apart.
+    // Adding zero turns -0 into +0, which the total order would distinguish.
     let key = |i: &usize| logits[*i] + 0.0;
     let likelier = |a: &usize, b: &usize| key(b).total_cmp(&key(a)).then(a.cmp(b));
     if keep < order.len() {
@@ -94,12 +93,13 @@ fn draw(logits: &[f32], params: &SampleRow) -> usize {
         }
         left -= weight;
     }
-    // Rounding can leave a sliver behind the last token. One of weight 0 may be banned.
+    // By rounding, the number can exceed the sum of the weights. A token of weight 0 may be banned, so the last
+    // one with a weight is taken.
     let last = weights[..kept].iter().rposition(|weight| *weight > 0.0);
     order[last.unwrap_or(0)]
 }
 
-/// How many of the descending `weights` survive; at least one. The likeliest has weight 1.
+/// How many of the descending `weights` pass the filters; at least one. The first weight is 1.
 fn kept_by_top_p_and_min_p(weights: &[f32], params: &SampleRow) -> usize {
     let mut kept = weights.len();
     if params.top_p < 1.0 {
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_equals() {
-        assert_eq!(draw(&[1.0, 3.0, 3.0], &SampleRow::GREEDY), 1);
+        assert_eq!(sample_row(&[1.0, 3.0, 3.0], &SampleRow::GREEDY), 1);
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
             words[only / 32] = 1 << (only % 32);
             apply_mask(&mut logits, &words);
             for params in [SampleRow::GREEDY, at(7)] {
-                assert_eq!(draw(&logits, &params), only);
+                assert_eq!(sample_row(&logits, &params), only);
             }
         }
     }
@@ -159,7 +159,7 @@ mod tests {
         let logits = [0.0f32, 1.0, 2.0, f32::NEG_INFINITY];
         let mut counts = [0usize; 4];
         for position in 0..20_000 {
-            counts[draw(&logits, &at(position))] += 1;
+            counts[sample_row(&logits, &at(position))] += 1;
         }
         let total: f32 = logits.iter().map(|l| l.exp()).sum();
         for (count, logit) in counts.iter().zip(logits) {
@@ -174,7 +174,7 @@ mod tests {
             (top_k, top_p, min_p, position) in (0u32..10, 0f32..=1.0, 0f32..=1.0, 0u32..1000),
         ) {
             let params = SampleRow { top_k, top_p, min_p, ..at(position) };
-            let token = draw(&logits, &params);
+            let token = sample_row(&logits, &params);
             let likelier = logits.iter().filter(|l| **l > logits[token]).count();
             if top_k > 0 {
                 prop_assert!(likelier < top_k as usize);

@@ -1,4 +1,4 @@
-//! Activations in the order in which tiles read them.
+//! Activations, copied in the order in which tiles read them.
 
 use std::ops::Range;
 
@@ -10,11 +10,11 @@ use super::super::{
     operand::{Rows, Values},
 };
 
-/// Values of k in a block: two panels of 16-bit weights are then 16 kB, which leaves half of a
-/// first-level cache of 32 kB to a tile's activations and sums.
+/// Values of k in a block. Two panels of 16-bit weights then take 16 kB, which leaves half of an L1 cache of
+/// 32 kB for the activations and sums of a tile.
 pub(super) const BLOCK_K: usize = 256;
 
-/// Elements above which threads share the copying (about 10 microseconds' worth).
+/// Minimum number of elements for copying in parallel, which is about 10 microseconds of work.
 const SERIAL_VALUES: usize = 128 << 10;
 
 /// A block of one row: up to [`BLOCK_K`] values, then zeros.

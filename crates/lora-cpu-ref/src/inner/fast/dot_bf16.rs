@@ -9,15 +9,14 @@ use std::arch::x86_64::{
 use super::super::{Isa, Level};
 use super::{Line, Sums, Tile, blocks::Pairs};
 
-/// Lines between the one in use and the one fetched from memory: 8 kB, so about 0.4 microseconds
-/// at the rate at which one core reads.
+/// Prefetch distance in lines: 8 kB, about 0.4 microseconds at the read bandwidth of one core.
 const AHEAD: usize = 128;
 
 /// Proof that the CPU has `vdpbf16ps`.
 pub(super) struct DotBf16(());
 
 impl DotBf16 {
-    /// The tile, if `isa` allows it.
+    /// The tile, if `isa` has the instruction.
     pub(super) fn new(isa: Isa) -> Option<Self> {
         (isa.level() >= Level::Avx512Bf16).then_some(Self(()))
     }
@@ -92,9 +91,9 @@ fn add_tile<const M: usize, const P: usize>(x: &[Pairs], weights: [&[Line]; P], 
     }
 }
 
-/// Starts a read of line `index`, which may belong to the next block or panel: a prefetch reads
-/// nothing that the program could see, so the pointer may even be past the end. The line goes to
-/// the second-level cache; the first is too small to hold it until its turn.
+/// Prefetches line `index`, which may belong to the next block or panel. A prefetch has no visible effect, so the
+/// pointer may even be past the end. The line goes to the L2 cache, since the L1 cache is too small to keep
+/// it until it is used.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn fetch(lines: &[Line], index: usize) {

@@ -1,4 +1,4 @@
-//! Tiles in plain `f32` arithmetic, compiled once for each instruction set.
+//! Tiles in `f32` arithmetic, compiled for each instruction set.
 
 use std::marker::PhantomData;
 
@@ -54,7 +54,7 @@ impl Fma {
     }
 }
 
-/// How the words of a line hold weights.
+/// Decodes the weights in the words of a line.
 trait Decode {
     /// Weights in a word: values of k in a line.
     const DEPTH: usize;
@@ -93,7 +93,7 @@ impl Decode for F32 {
     }
 }
 
-/// What [`Tile::add`] is to do, for weights that `D` decodes.
+/// The work of [`Tile::add`], for weights that `D` decodes.
 struct Work<'a, D, const P: usize> {
     x: &'a [Singles],
     weights: [&'a [Line]; P],

@@ -1,12 +1,12 @@
-//! The inner product at the speed of the machine.
+//! The fast matrix product.
 //!
-//! Every output is one chain of multiply-adds over k in ascending order, whatever the number of
-//! rows, tiles and threads. So a row's result has the same bits alone and in any batch, and
-//! partial sums that wait in memory between blocks of k change nothing.
+//! Every output is one chain of multiply-adds over k in ascending order, whatever the number of rows, tiles and
+//! threads. So a row's result has the same bits alone and in any batch, and storing partial sums between
+//! blocks of k does not change them.
 //!
-//! The loops, outermost first: slabs of rows; panels of 16 outputs, one or two at a time, shared
-//! out over threads; blocks of k, so that a panel's block stays in the first-level cache; tiles
-//! of rows, as many as registers hold sums for.
+//! The loops, outermost first: slabs of rows; panels of 16 outputs, one or two at a time, divided among threads;
+//! blocks of k, so that a block of a panel stays in the L1 cache; tiles of as many rows as registers have
+//! room for sums.
 
 mod blocks;
 #[cfg(target_arch = "x86_64")]
@@ -36,9 +36,9 @@ struct Sums([f32; LANES]);
 trait Tile: Sync {
     /// A block of one row of activations, [`BLOCK_K`] values.
     type Block: ToBlock;
-    /// Most rows of a tile.
+    /// Maximum rows of a tile.
     fn max_rows(&self) -> usize;
-    /// Most panels of a tile: 1 or 2.
+    /// Maximum panels of a tile: 1 or 2.
     fn max_panels(&self) -> usize;
     /// Adds to `sums[row * weights.len() + panel]` the products of `x[row]` with `weights[panel]`.
     ///
@@ -46,27 +46,27 @@ trait Tile: Sync {
     fn add(&self, x: &[Self::Block], weights: &[&[Line]], sums: &mut [Sums]);
 }
 
-/// Activations done in one pass over the weights: few enough (2 MB of bfloat16) to come out of the
-/// caches for every panel, enough to make another pass over the weights cheap.
+/// Activations processed in one pass over the weights: few enough (2 MB of bfloat16) to be read from the caches
+/// for every panel, enough to make another pass over the weights cheap.
 const SLAB_VALUES: usize = 1 << 20;
 
-/// Least and most rows of a slab: below, weights would not be reused enough; above, the sums of a
-/// panel would leave the second-level cache.
+/// Minimum and maximum rows of a slab. With fewer, weights would not be reused enough; with more, the sums of a
+/// panel would exceed the L2 cache.
 const SLAB_ROWS: Range<usize> = 96..512;
 
-/// Weight bytes times rows that make a task: some microseconds of reading, against about one for
-/// its share of a fork.
+/// Weight bytes times rows of one task: some microseconds of reading, compared to about one microsecond for
+/// forking.
 const TASK_BYTES: usize = 128 << 10;
 
-/// Most rows for which reading large weights takes longer than multiplying them.
+/// Maximum rows for which reading large weights takes longer than multiplying them.
 const STREAM_ROWS: usize = 8;
 
-/// Tasks for each thread, so that one that is interrupted does not hold up the others.
+/// Tasks per thread, so that an interrupted thread does not delay the others.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Products (and weight bytes) below which the calling thread works alone. Waking another costs
-/// 5 to 20 microseconds; one core does at best 10^5 products in a microsecond and reads 20 kB in
-/// one, so below these bounds half the work is not worth the wake-up.
+/// Minimum products (and weight bytes) for using several threads. Waking a thread costs 5 to 20 microseconds. One
+/// core does at best 10^5 products and reads 20 kB in a microsecond, so below these bounds, halving the work
+/// does not pay.
 const SERIAL_PRODUCTS: usize = 2 << 20;
 const SERIAL_BYTES: usize = 256 << 10;
 
@@ -79,7 +79,7 @@ pub(super) fn matmul(isa: Isa, x: Rows<'_>, w: &Packed, out: Out<'_>) {
     }
 }
 
-/// Picks the tile: `vdpbf16ps` if both operands are bfloat16 and the CPU has it, else `f32`.
+/// Chooses the tile: `vdpbf16ps` if both operands are bfloat16 and the CPU has it, else `f32`.
 fn by_tile<T: Element>(
     isa: Isa,
     x: Rows<'_>,
@@ -112,11 +112,11 @@ fn slabs<K: Tile, T: Element>(
     }
 }
 
-/// One slab of rows times all weights.
+/// The product of one slab of rows with all weights.
 struct Product<'a, K: Tile> {
     tile: &'a K,
     x: &'a Blocks<K::Block>,
-    /// Row of the output that the first row of `x` gives.
+    /// Output row of the first row of `x`.
     first: usize,
     w: &'a Packed,
     bias: Option<&'a [f32]>,
@@ -127,7 +127,7 @@ impl<K: Tile> Product<'_, K> {
         canvas.paint(self.grid(), Vec::new, |sums, window| self.window(sums, window));
     }
 
-    /// Columns are cut into panels; rows only where there are too few panels for the threads.
+    /// Columns are divided into panels. Rows are divided only if there are too few panels for the threads.
     fn grid(&self) -> Grid {
         let (rows, n, k) = (self.x.rows(), self.w.n(), self.w.k());
         let col_step = LANES * self.panels();
@@ -145,14 +145,14 @@ impl<K: Tile> Product<'_, K> {
         Grid { rows: self.first..self.first + rows, cols: n, row_step, col_step, min_task }
     }
 
-    /// Two panels share the work on a row's values, which counts when arithmetic is the limit; one
-    /// panel is one stream from memory, which counts when reading is.
+    /// With two panels, each value of a row is loaded once for both, which helps if arithmetic is the limit. With
+    /// one panel, memory is read as one stream, which helps if bandwidth is.
     fn panels(&self) -> usize {
         let streams = self.w.bytes() >= SERIAL_BYTES && self.w.k() > BLOCK_K;
         if streams && self.x.rows() <= STREAM_ROWS { 1 } else { self.tile.max_panels() }
     }
 
-    /// Fills one rectangle of the output.
+    /// Computes one rectangle of the output.
     fn window<T: Element>(&self, sums: &mut Vec<Sums>, mut out: Window<'_, T>) {
         let (panel, panels) = (out.cols.start / LANES, out.cols.len().div_ceil(LANES));
         let weights = [self.w.panel(panel), self.w.panel(panel + 1)];
@@ -180,8 +180,8 @@ fn part<T>(items: &[T], start: usize, count: usize) -> &[T] {
     &items[..count.min(items.len())]
 }
 
-/// Cuts `rows` into tiles of `most` rows and a rest. Full tiles come first: the first tile waits
-/// for weights from memory, so it should have the most work to do meanwhile.
+/// Divides `rows` into tiles of `most` rows and a rest. Full tiles come first, as the first tile waits for weights
+/// from memory and should have the most work to overlap.
 fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(most).map(move |start| start..rows.min(start + most))
 }

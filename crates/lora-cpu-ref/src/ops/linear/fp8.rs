@@ -1,4 +1,4 @@
-//! Products with weights in e4m3: input and weights are exact in bf16, in which they are multiplied.
+//! Linear layers with e4m3 weights. e4m3 values are exact in bf16, in which they are multiplied.
 
 use half::bf16;
 use lora_core::Result;
@@ -9,7 +9,7 @@ use crate::inner::{Isa, Out, Rows, matmul};
 use crate::rows::{for_rows, read_row};
 use crate::{View, ViewMut};
 
-/// `out = x wᵀ + bias` where the shapes are right and there is at least one row.
+/// `out = x wᵀ + bias`, for checked operands with at least one row.
 pub fn product(
     isa: Isa,
     x: View<'_>,
@@ -38,7 +38,7 @@ pub fn product(
     Ok(())
 }
 
-/// The rows divided by their scale and rounded to e4m3, as bf16; and the scales.
+/// The rows divided by their scales and rounded to e4m3, as bf16, and the scales.
 fn round_rows(isa: Isa, x: &View<'_>, input: InputScale) -> (Vec<bf16>, Vec<f32>) {
     let mut codes = Vec::with_capacity(x.layout.rows * x.layout.cols);
     let mut row = Vec::new();

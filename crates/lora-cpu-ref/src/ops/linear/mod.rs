@@ -1,4 +1,4 @@
-//! Products with weight matrices.
+//! Linear layers.
 
 use bytemuck::Pod;
 use half::bf16;
@@ -42,11 +42,11 @@ pub fn linear(isa: Isa, x: View<'_>, w: &CpuLinear, mut out: ViewMut<'_>) -> Res
     }
 }
 
-/// Rows of a view as the inner product takes them; `widened` holds them where it does not take
-/// their dtype.
+/// Rows of a view as input of the inner product. For f16, which it does not support, they are converted into
+/// `widened`.
 pub fn input_rows<'a>(isa: Isa, x: &View<'a>, widened: &'a mut Vec<f32>) -> Rows<'a> {
     fn from_first<'a, T: Pod>(x: &View<'a>) -> &'a [T] {
-        // A view of no rows may start behind the end of its buffer.
+        // A view without rows may start beyond the end of its buffer.
         x.buf.as_slice().get(x.layout.offset..).unwrap_or(&[])
     }
     let layout = x.layout;

@@ -1,15 +1,15 @@
-//! Weight matrices as the inner product reads them.
+//! Packed weight matrices.
 
 use lora_core::fp8::{Fp8Scales, InputScale};
 use lora_core::{DType, Error, HostTensor, Result, check};
 
 use crate::inner::{Dtype, InnerError, Packed, Part};
 
-/// A weight matrix `[out, in]` in the order in which the inner product reads it.
+/// A weight matrix `[out, in]`, packed for the inner product.
 pub struct CpuLinear {
     pub(crate) packed: Packed,
     pub(crate) bias: Option<Vec<f32>>,
-    /// Scales of weights in e4m3, which are packed as bf16: it holds every value of e4m3.
+    /// Scales of e4m3 weights, which are packed as bf16; that represents all e4m3 values.
     pub(crate) fp8: Option<Fp8>,
 }
 
@@ -40,7 +40,7 @@ pub fn prepare_fp8(
 /// Packs matrices stacked by rows, with a bias over all rows or none.
 ///
 /// # Errors
-/// [`Error::Shape`] or [`Error::DType`] if they are no matrices, or differ in columns or dtype.
+/// [`Error::Shape`] or [`Error::DType`] if they are not matrices, or differ in columns or dtype.
 pub fn pack(op: &'static str, tensors: &[HostTensor], bias: Option<&[f32]>) -> Result<Packed> {
     let float = |dtype| check::float(op, "weight", dtype);
     let [_, k] = check::weight_parts(op, tensors, bias, float)?;
@@ -61,14 +61,14 @@ fn packed_dtype(op: &'static str, dtype: DType) -> Result<Dtype> {
     }
 }
 
-/// The inner product checks again what the ops have checked; whatever it finds is reported as is.
+/// Converts an error of the inner product, which repeats the checks of the ops.
 pub fn misfit(op: &'static str, error: &InnerError) -> Error {
     Error::Unsupported { op, backend: crate::NAME, what: error.to_string() }
 }
 
-/// Scales of a [`CpuLinear`].
+/// Scales of a [`CpuLinear`] with e4m3 weights.
 pub struct Fp8 {
-    /// First output behind each part, and the part's scale.
+    /// End of each part's outputs, and the scale of the part.
     pub(super) parts: Vec<(usize, f32)>,
     pub(super) input: InputScale,
 }
