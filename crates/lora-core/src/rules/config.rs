@@ -15,8 +15,7 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::ModuleMapConflict,
         name: "module-map-conflict",
         meaning: "`trtllm_modules_to_hf_modules` gives one Hugging Face name to two target \
-                  modules, or an empty name to one. A tensor of that name would have no certain \
-                  place.",
+                  modules, or an empty name to one. A tensor of that name would be ambiguous.",
         remedy: "Give every target module names of its own.",
     },
     Rule {
@@ -29,15 +28,15 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::UnsupportedSetting,
         name: "unsupported-setting",
-        meaning: "A setting has a value that is understood but not supported. Ignoring it would \
-                  make the engine do something else than it was told.",
+        meaning: "A setting has a valid value that is not supported here. It is not ignored, as the \
+                  engine would then do something else than configured.",
         remedy: "Use one of the values that the message allows, or leave the setting out.",
     },
     Rule {
         code: Code::SeveralLoraDirs,
         name: "several-lora-dirs",
-        meaning: "`lora_dir` has more than one entry. It serves to find out the target modules \
-                  from one adapter, and does not register adapters for use.",
+        meaning: "`lora_dir` has more than one entry. It is only used to determine the target modules \
+                  from one adapter, and does not register adapters.",
         remedy: "Keep one directory, and name the other adapters in requests.",
     },
 ];

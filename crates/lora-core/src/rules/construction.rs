@@ -6,11 +6,11 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::UnsupportedModel,
         name: "unsupported-model",
-        meaning: "The base model is of an architecture, a shape or a quantisation that is not run, \
-                  such as a model of images and text, or weights quantised by bitsandbytes, GPTQ or \
-                  AWQ. Adapters cannot be served on it.",
-        remedy: "Take the 16-bit checkpoint of a text model that is run; `quant_algo: FP8` \
-                 quantises it while it is loaded.",
+        meaning: "The base model has an architecture, a shape or a quantisation that is not supported, \
+                  such as a vision-language model, or weights quantised by bitsandbytes, GPTQ or \
+                  AWQ.",
+        remedy: "Use the 16-bit checkpoint of a supported text model; `quant_algo: FP8` quantises it \
+                 while it is loaded.",
     },
     Rule {
         code: Code::MoeBackend,
@@ -41,8 +41,8 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::CompiledExperts,
         name: "compiled-experts",
         meaning: "LoRA targets routed experts while `register_to_config` has the model's layers \
-                  compiled by `torch.compile`. Which adapter a token uses is not known to the \
-                  compiled code.",
+                  compiled by `torch.compile`. Compiled code does not distinguish the adapters of \
+                  tokens.",
         remedy: "Switch `register_to_config` and compilation off, or take the `moe_*` modules out \
                  of `lora_target_modules`.",
     },

@@ -6,8 +6,8 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::UnsupportedPeftType,
         name: "unsupported-peft-type",
-        meaning: "`adapter_config.json` says another `peft_type` than `LORA`, such as LoHa, LoKr, \
-                  VeRA or X-LoRA. Their tensors mean something else.",
+        meaning: "`adapter_config.json` has another `peft_type` than `LORA`, such as LoHa, LoKr, \
+                  VeRA or X-LoRA, whose tensors have another meaning.",
         remedy: "Convert the adapter to LoRA, for instance by an SVD of its weight change.",
     },
     Rule {
@@ -15,14 +15,14 @@ pub(super) const RULES: &[Rule] = &[
         name: "unsupported-config-field",
         meaning: "A field of `adapter_config.json` asks for something that would change what the \
                   adapter computes and is not supported.",
-        remedy: "Do what the message says of the field; usually the adapter is trained or exported \
-                 again without it.",
+        remedy: "Follow the remedy in the message; usually the adapter must be trained or exported \
+                 again without the field.",
     },
     Rule {
         code: Code::UnknownConfigField,
         name: "unknown-config-field",
-        meaning: "`adapter_config.json` has a field that is not known here, and it has a value. It \
-                  could change what the adapter computes, so it is not ignored.",
+        meaning: "`adapter_config.json` has an unknown field with a value. It could change what the \
+                  adapter computes, so it is not ignored.",
         remedy: "Remove the field, or set `allow_unknown_fields: true` if it does not matter for \
                  inference.",
     },
@@ -44,7 +44,7 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::InvalidPattern,
         name: "invalid-pattern",
         meaning: "A pattern of `adapter_config.json` is not a regular expression of Python, or has \
-                  conditional groups, octal escapes or flags of verbose patterns, which are not read.",
+                  conditional groups, octal escapes or verbose flags, which are not supported.",
         remedy: "Correct the pattern, or write the module names out in full instead of it.",
     },
     Rule {
@@ -74,7 +74,7 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::WrappedNames,
         name: "wrapped-names",
-        meaning: "The names of tensors have a prefix that a wrapper of the model put there, such as \
+        meaning: "The names of tensors have a prefix from a wrapper of the model, such as \
                   `_orig_mod.` (torch.compile), `module.` (data parallel) or \
                   `_fsdp_wrapped_module.`.",
         remedy: "Save the adapter from the model inside the wrapper, with PEFT's `save_pretrained`.",
@@ -83,28 +83,28 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::MultimodalNames,
         name: "multimodal-names",
         meaning: "The tensors belong to a multimodal model, of which the text model is a part. Only \
-                  models of text are served.",
+                  text models are supported.",
         remedy: "Train the adapter on the text model, or serve it where the multimodal model runs.",
     },
     Rule {
         code: Code::ForeignNames,
         name: "foreign-names",
         meaning: "The tensors are named as MLX, torchtune, Megatron or a trainer of image models \
-                  names them. Their layout is another one than PEFT's.",
+                  names them. Their layout differs from PEFT's.",
         remedy: "Export the adapter to PEFT's format by the program that wrote it.",
     },
     Rule {
         code: Code::PartitionedTensors,
         name: "partitioned-tensors",
-        meaning: "All tensors are empty, which is what is saved of a model that DeepSpeed ZeRO stage \
-                  3 keeps in partitions.",
-        remedy: "Save the adapter again, and have its parameters gathered for that.",
+        meaning: "All tensors are empty, as they are if a model that DeepSpeed ZeRO stage 3 has \
+                  partitioned is saved without gathering its parameters.",
+        remedy: "Gather the parameters, and save the adapter again.",
     },
     Rule {
         code: Code::UnknownModule,
         name: "unknown-module",
-        meaning: "A tensor belongs to a module that the map of module names does not know, or one \
-                  module goes by two names in the file.",
+        meaning: "A tensor belongs to a module that is not in the map of module names, or one module \
+                  has two names in the file.",
         remedy: "Map the name with `trtllm_modules_to_hf_modules`, or export the adapter again.",
     },
     Rule {
@@ -123,8 +123,8 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::RoutedExpertLayout,
         name: "routed-expert-layout",
-        meaning: "The tensors of routed experts are in no layout that is known, or in another one \
-                  than `moe_layout` says.",
+        meaning: "The tensors of routed experts are in no known layout, or not in the one that \
+                  `moe_layout` states.",
         remedy: "Take `moe_layout` out of the configuration or correct it; else export the adapter \
                  with one pair of matrices for each expert.",
     },
@@ -132,7 +132,7 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::AmbiguousExpertLayout,
         name: "ambiguous-expert-layout",
         meaning: "The tensors of routed experts fit more than one layout, and neither their shapes \
-                  nor `peft_version` can tell which it is. The wrong one would give garbage \
+                  nor `peft_version` show which it is. The wrong one would give wrong answers \
                   without an error.",
         remedy: "Set `moe_layout` to the layout that the adapter was written in.",
     },
@@ -148,7 +148,7 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::MissingExperts,
         name: "missing-experts",
         meaning: "The adapter has weights for some experts of a module and none for others, which \
-                  is how a damaged export looks.",
+                  usually means that the export is damaged.",
         remedy: "Export the adapter again, or set `allow_missing_experts: true` to leave those \
                  experts unchanged.",
     },
@@ -182,8 +182,8 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::RankMismatch,
         name: "rank-mismatch",
-        meaning: "A tensor's rank is not the one that `r` and `rank_pattern` state. The scale is \
-                  made of it, so it must be certain.",
+        meaning: "A tensor's rank is not the one that `r` and `rank_pattern` state. The scale depends \
+                  on the rank.",
         remedy: "Correct `r` or `rank_pattern` in `adapter_config.json`.",
     },
     Rule {
@@ -265,7 +265,7 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::WeightsWithoutTarget,
         name: "weights-without-target",
         meaning: "The file has weights of a module that `adapter_config.json` does not target. \
-                  One of the two is of another adapter.",
+                  One of the two probably belongs to another adapter.",
         remedy: "Export the adapter again, or correct `target_modules`.",
     },
     Rule {
@@ -301,8 +301,8 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::TokensWithoutRows,
         name: "tokens-without-rows",
-        meaning: "The tokenizer or an end token beside the adapter has ids behind the model's \
-                  vocabulary. The model has no rows for them. A padding token is exempt, as no \
+        meaning: "The tokenizer or an end token beside the adapter has ids beyond the model's \
+                  vocabulary, for which the model has no rows. A padding token is exempt, as no \
                   request needs it.",
         remedy: "Serve the adapter on the model with the resized vocabulary that it was trained on, \
                  or set `adapter_tokenizer: base` to do without those tokens.",
@@ -310,7 +310,7 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::UnknownEndToken,
         name: "unknown-end-token",
-        meaning: "`eos_token` in the `tokenizer_config.json` beside the adapter is no token of the \
+        meaning: "`eos_token` in the `tokenizer_config.json` beside the adapter is not a token of the \
                   tokenizer, so that answers would not end where they should.",
         remedy: "Save the adapter's tokenizer again with its `tokenizer.json`, or set \
                  `adapter_tokenizer: base` to use the model's end tokens.",
@@ -319,7 +319,7 @@ pub(super) const RULES: &[Rule] = &[
         code: Code::AddedTokensAlone,
         name: "added-tokens-alone",
         meaning: "`added_tokens.json` beside the adapter has tokens that the model's tokenizer lacks, \
-                  but the folder has no `tokenizer.json`, which alone says how text becomes tokens.",
+                  but the folder has no `tokenizer.json`, without which text cannot be tokenized.",
         remedy: "Save the adapter's tokenizer again as a fast tokenizer, which writes \
                  `tokenizer.json`, or set `adapter_tokenizer: base`.",
     },

@@ -20,16 +20,16 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: Code::MoeMinLatency,
         name: "moe-min-latency",
-        meaning: "A step in min-latency mode has rows whose adapters change routed experts. That \
-                  mode has no LoRA inside the experts.",
+        meaning: "A step in min-latency mode has rows whose adapters change routed experts, for which \
+                  that mode has no LoRA.",
         remedy: "Set `enable_min_latency` to false, or serve the adapter on an engine without it.",
     },
     Rule {
         code: Code::MoeAlltoall,
         name: "moe-alltoall",
         meaning: "A step that sends tokens to the ranks of their experts (alltoall, wide expert \
-                  parallelism) has rows whose adapters change routed experts. A token does not \
-                  take its adapter along.",
+                  parallelism) has rows whose adapters change routed experts. The adapter of a token \
+                  is not sent along with it.",
         remedy: "Run the experts without alltoall, or serve the adapter on an engine that does.",
     },
     Rule {
