@@ -1,5 +1,4 @@
-//! The suite of all backends, for the CPU backend in every dtype and at every level of its vector
-//! instructions.
+//! The provider suite for the CPU backend, in every dtype and at every level of vector instructions.
 
 use lora_cpu_ref::CpuRef;
 use lora_cpu_ref::inner::Level;

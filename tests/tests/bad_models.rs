@@ -1,4 +1,4 @@
-//! Checkpoints that are broken or of another kind: each a clear error, never a wrong model.
+//! Checkpoints that are broken or of another kind give clear errors, never a wrong model.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

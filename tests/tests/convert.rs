@@ -1,4 +1,4 @@
-//! Adapters written in every layout and read again.
+//! Adapters that are written in every layout and read again.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,7 +19,7 @@ use lora_core::{
 use loramux_tests::{adapter_path, fixtures_dir, geometry};
 use proptest::prelude::*;
 
-/// Layouts in which gate and up are one module.
+/// Layouts in which gate and up are fused.
 fn is_fused(layout: ExpertLayout) -> bool {
     use ExpertLayout::*;
     !matches!(layout, PerExpert | Stacked | SharedOuter)
@@ -48,7 +48,7 @@ fn worst(diffs: &[SiteDiff], tolerance: f64) -> Option<&SiteDiff> {
     diffs.iter().find(|diff| !diff.is_same(tolerance))
 }
 
-/// Whether a layout can hold an adapter, by the words of the documentation.
+/// Whether a layout can represent an adapter, by the documentation.
 fn holds(layout: ExpertLayout, experts: &Experts) -> bool {
     let any = experts.sites > 0;
     match layout {
@@ -95,7 +95,7 @@ proptest! {
     }
 }
 
-/// The fixtures whose models are there.
+/// Fixtures whose models exist.
 fn fixtures() -> Vec<(String, String)> {
     let folders = std::fs::read_dir(fixtures_dir().join("adapters")).unwrap();
     let name = |entry: std::io::Result<std::fs::DirEntry>| {

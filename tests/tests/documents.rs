@@ -1,4 +1,4 @@
-//! Documents: their links lead somewhere, and their commands are commands.
+//! Documents: all links are valid, and all commands are accepted.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The pages of the repository: those at its root, and those of `docs`.
+/// The pages of the repository, at its root and in `docs`.
 fn pages() -> Vec<PathBuf> {
     let markdown = |dir: PathBuf| {
         let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
@@ -36,7 +36,7 @@ fn links_lead_somewhere() {
     }
 }
 
-/// The lines of shell blocks that call the program; those that leave flags out are not whole.
+/// Lines of shell blocks that call the program, except for those that leave flags out.
 fn commands(text: &str) -> Vec<String> {
     let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
     let lines = blocks.flat_map(str::lines).filter(|line| line.starts_with("loramux "));

@@ -1,4 +1,4 @@
-//! The examples of the engine, on the fixtures: what they show does what it says.
+//! Runs the examples of the engine on the fixtures.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,4 @@
-//! What an engine refuses when LoRA may touch routed experts: the table of the behaviour
-//! document's section 6.4, as far as it is about building an engine.
+//! Engines that are refused if LoRA targets routed experts.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! Routed-expert adapters: every layout of one adapter is that adapter.
+//! Routed-expert adapters: all layouts of an adapter are read as the same adapter.
 
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be read is a failed test")]
 
@@ -94,7 +94,7 @@ fn a_forced_layout_changes_the_weights_or_is_refused() {
     }
 }
 
-/// The adapter of these files, or the codes of why it is none.
+/// The adapter of these files, or the codes of its rejections.
 fn read(files: &AdapterFiles, options: &ReadOptions) -> Result<Adapter, BTreeSet<Code>> {
     let dir = tempfile::tempdir().unwrap();
     files.write(dir.path());
@@ -268,7 +268,7 @@ fn experts_go_by_their_numbers_and_none_may_be_missing() {
             }
         }
     }
-    // Without the model nothing tells of an eighth expert; the check against the model does.
+    // Without the model, the eighth expert is not known to be missing; the check against the model reports it.
     let seven = read(&without("7"), &PLAIN()).unwrap();
     let codes: BTreeSet<Code> = seven
         .check(&geometry("mixtral"), &LoraConfig::default())

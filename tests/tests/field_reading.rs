@@ -1,5 +1,5 @@
-//! Adapters as trainers really save them: patterns, targets, fields and element types are read as
-//! PEFT reads them. See `tests/fixtures/field/README.md`.
+//! Adapters as trainers save them: patterns, targets, fields and element types are interpreted as in PEFT. See
+//! `tests/fixtures/field/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be read is a failed test")]
 
@@ -155,7 +155,7 @@ fn changed(adapter: &str, change: impl FnOnce(&mut AdapterFiles)) -> tempfile::T
     dir
 }
 
-/// Why the model does not take the adapter after a change of its files.
+/// The rejections of the adapter on its model after a change of its files.
 fn refused(adapter: &str, change: impl FnOnce(&mut AdapterFiles)) -> Vec<Rejection> {
     let dir = changed(adapter, change);
     let model = geometry_of(adapter.split_once('.').unwrap().0);
@@ -173,7 +173,7 @@ fn patterns_of_a_router_know_it_by_its_weight() {
         update(&served(dir.path(), "qwen3-moe").0, TargetModule::MoeRouter).unwrap().1
     };
     assert_eq!(scale("gate.weight"), 32.0);
-    // As PEFT, which compares the name of the parameter, warns and goes on.
+    // As in PEFT, which compares the name of the parameter and only warns.
     assert_eq!(scale("gate"), 4.0);
 }
 

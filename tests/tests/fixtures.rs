@@ -6,7 +6,7 @@ use loramux_engine::RequestOutput;
 use loramux_tests::{Case, Class, Fixtures, engine, fixture_models, run};
 
 const BF16: Class = Class { dtype: DType::Bf16, logits: 3e-2, tie: 0.2 };
-/// Finer than bf16, so held to no less.
+/// More precise than bf16, so the bounds are no larger.
 const F16: Class = Class { dtype: DType::F16, logits: 3e-2, tie: 0.2 };
 
 fn model_meets(model: &str, class: &Class) {

@@ -13,7 +13,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView, serialize};
 use serde_json::{Value, json};
 
-/// What the logits of the FP8 fixture may be off by.
+/// Tolerance for the logits of the FP8 fixture.
 const TOLERANCE: f32 = 2e-2;
 
 /// Exact settings over a model.
@@ -107,7 +107,7 @@ fn an_fp8_config_works_with_random_weights() {
     assert_eq!(llm.info().quant_algo, Some(QuantAlgo::Fp8));
 }
 
-/// Why the fixture does not load with the settings, after a change to its files.
+/// The error of loading the fixture with these settings, after a change to its files.
 fn refusal(change: impl FnOnce(&Path), config: Option<QuantConfig>) -> String {
     let dir = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(model_path("llama-fp8")).unwrap() {

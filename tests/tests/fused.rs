@@ -1,4 +1,4 @@
-//! Fused modules: an adapter of `qkv_proj` or `gate_up_proj` is the adapter of their parts.
+//! Fused modules: an adapter of `qkv_proj` or `gate_up_proj` equals that of the separate modules.
 
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be read is a failed test")]
 

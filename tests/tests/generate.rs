@@ -1,4 +1,4 @@
-//! What `Llm::generate` promises beyond the numbers: sampling, stops, limits, adapters.
+//! `Llm::generate`: sampling, stop conditions, limits, adapters.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -325,8 +325,8 @@ fn requests_wait_where_adapters_outnumber_slots() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
-    /// Chunks of prompts, the size of steps and batches and the room for keys and values decide
-    /// when something is computed, never what.
+    /// Chunked prefill, step and batch sizes, and the size of the KV cache affect when something is
+    /// computed, but not the results.
     #[test]
     fn limits_do_not_change_a_bit(
         (step, batch, block, room) in (1usize..40, 1usize..6, 1usize..40, 60usize..200),

@@ -1,4 +1,4 @@
-//! Structured output: whatever the weights and the temperature, a text follows its guide.
+//! Structured output: texts follow their guide, whatever the weights and the temperature.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -24,7 +24,7 @@ fn request(sampling: Value) -> GenerateRequest {
     GenerateRequest { prompt: Prompt::Ids(PROMPT.to_vec()), sampling, lora: None }
 }
 
-/// A request with a guide, drawn at a temperature.
+/// A request with a guide, sampled at a temperature.
 fn guided(guide: &Value, temperature: f32, seed: u64) -> GenerateRequest {
     request(json!({"guided_decoding": guide, "temperature": temperature, "seed": seed,
         "max_tokens": 400}))

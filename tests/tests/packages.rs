@@ -1,12 +1,11 @@
-//! Packages as crates.io gets them: all of them can be made, and one of them is built from its package
-//! alone.
+//! Packages for crates.io: all can be created, and one is built from its package alone.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::Command;
 
-/// Runs `cargo package` without the network, in a target folder of its own.
+/// Runs `cargo package` offline, in a separate target folder.
 fn package(arguments: &[&str]) -> String {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut cargo = Command::new(env!("CARGO"));

@@ -1,5 +1,5 @@
-//! Tensor parallelism by threads: two and four ranks that hold a model together give what transformers and
-//! PEFT give, alone and in one mixed batch.
+//! Tensor parallelism with threads: two and four ranks give the results of transformers and PEFT, alone and in one
+//! mixed batch.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -11,7 +11,7 @@ use loramux_tests::{
     dense_field_cases, field_model, fixture_models, model_path, relative_error, run,
 };
 
-/// Numbers that another order of sums moves are rounded to another code of e4m3 now and then.
+/// Another order of summation occasionally changes the e4m3 code of an activation.
 const FP8: Class = Class { dtype: DType::F32, logits: 2e-2, tie: 0.1 };
 
 fn start(builder: LlmBuilder, ranks: usize) -> Result<Llm, LlmError> {
@@ -49,7 +49,7 @@ fixture_models! {
     llama_fp8: "llama-fp8", FP8;
 }
 
-/// Whole weights, rows of tokens, norms, DoRA on embeddings and heads: whatever adapters hold is divided.
+/// All parts of adapters are sharded: full weights, rows of tokens, norms, DoRA on embeddings and `lm_head`.
 #[test]
 fn adapters_of_the_field_are_divided_too() {
     let mut wrong = Vec::new();
@@ -68,7 +68,7 @@ fn adapters_of_the_field_are_divided_too() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Where outputs are summed over the ranks, only one of them may add a bias.
+/// If outputs are summed over the ranks, only one rank may add a bias.
 #[test]
 fn a_bias_is_added_once() {
     let dir = tempfile::tempdir().unwrap();

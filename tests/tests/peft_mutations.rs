@@ -1,6 +1,5 @@
-//! Damages real adapters in every way that a file or its configuration can be damaged by one
-//! change, and demands that none of it passes unnoticed: the adapter is refused, or it is another
-//! adapter by its content.
+//! Applies single changes of every kind to the files and configurations of real adapters. None may pass unnoticed: the
+//! adapter is refused, or its generation changes.
 
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be read is a failed test")]
 
@@ -14,7 +13,7 @@ use loramux_tests::{AdapterFiles, fixtures_dir, geometry};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-/// Fixtures that between them have every kind of tensor and configuration.
+/// Fixtures that together cover every kind of tensor and configuration.
 const ADAPTERS: [&str; 14] = [
     "llama.attn-r8",
     "llama.mixed-ranks",
@@ -50,11 +49,11 @@ const IRRELEVANT: [&str; 14] = [
     "runtime_config",
 ];
 
-/// What became of an adapter.
+/// The outcome for a changed adapter.
 #[derive(PartialEq, Debug)]
 enum Verdict {
     Accepted(Generation),
-    /// Accepted, and a person is told of something.
+    /// Accepted with a warning.
     Warned(Generation),
     Refused(BTreeSet<Code>),
     Unreadable,
@@ -98,7 +97,7 @@ fn for_each_adapter(body: impl Fn(&str, &AdapterFiles, &ModelGeometry, Generatio
     }
 }
 
-/// It need not be refused, but a person has to be told.
+/// It need not be refused, but there must be a warning.
 fn assert_told(verdict: &Verdict, what: &str) {
     let told = matches!(verdict, Verdict::Refused(_) | Verdict::Warned(_));
     assert!(told, "{what}: {verdict:?}");

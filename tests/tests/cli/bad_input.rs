@@ -1,4 +1,4 @@
-//! Bad input: each is told clearly, and touches nobody else.
+//! Bad input gives a clear error and does not affect other requests.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::support::{Copy, adapter_flag, generate, json_lines, llama, loramux};
 
-/// A request that fails, and what its error must name.
+/// A request that fails, and words that its error must contain.
 struct Bad {
     line: Vec<u8>,
     named: Vec<&'static str>,
@@ -89,7 +89,7 @@ fn every_bad_line_tells_why_and_the_others_are_answered_as_alone() {
 
     let mut failing = bad_requests();
     failing.extend(bad_adapters(dir.path()));
-    // The good adapter goes first, so that it is known when another one claims its id.
+    // The good adapter goes first, so that its id is registered when another one claims it.
     let mut lines = json_lines(&fine[..1]);
     for (bad, fine) in failing.iter().zip(fine.iter().cycle()) {
         lines.extend_from_slice(&bad.line);

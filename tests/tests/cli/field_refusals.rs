@@ -1,5 +1,5 @@
-//! Every entry of `fixtures/field/refusals.json`: what people hand over by mistake, and what
-//! `inspect` has to say of it.
+//! Every entry of `fixtures/field/refusals.json`: files that users pass by mistake, and the required output of
+//! `inspect`.
 
 use std::path::{Path, PathBuf};
 

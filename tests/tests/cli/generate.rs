@@ -1,4 +1,4 @@
-//! `loramux generate` where all is well.
+//! `loramux generate` with valid input.
 
 use loramux::Exit;
 use loramux_tests::{Fixtures, adapter_path};

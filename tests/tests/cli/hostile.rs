@@ -1,4 +1,4 @@
-//! Files that never end, files that nobody writes, and numbers without measure: each is refused at once.
+//! Endless files, FIFOs without a writer, and huge numbers are refused at once.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::support::{Outcome, json_lines, llama, loramux};
 /// How long a refusal may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs a command line on a thread of its own, so that one that hangs fails the test.
+/// Runs a command line on a separate thread, so that the test fails if it hangs.
 fn in_time(words: &[&str], stdin: &[u8]) -> Outcome {
     let words: Vec<String> = words.iter().map(ToString::to_string).collect();
     let (told, stdin, (done, outcome)) = (words.join(" "), stdin.to_vec(), mpsc::channel());
@@ -27,7 +27,7 @@ fn in_time(words: &[&str], stdin: &[u8]) -> Outcome {
     waited.unwrap_or_else(|error| panic!("{told}: {error}"))
 }
 
-/// What may stand in the place of a file.
+/// Objects in place of a file.
 fn no_files(dir: &Path) -> [PathBuf; 2] {
     let (fifo, endless) = (dir.join("a-fifo"), dir.join("an-endless-device"));
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());

@@ -1,4 +1,4 @@
-//! What `loramux inspect` says of every fixture and demo adapter, as snapshots.
+//! The output of `loramux inspect` for every fixture and demo adapter, as snapshots.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! The program `loramux` as its users meet it: words and streams in, streams and an exit code out.
+//! The command line program: arguments and streams, output and exit codes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
 
-/// What a run left behind.
+/// Output and exit code of a run.
 pub struct Outcome {
     pub exit: Exit,
     pub stdout: String,

@@ -1,4 +1,4 @@
-//! The table of `docs/adapters.md`: each of its examples is served or refused as it says.
+//! The table of `docs/adapters.md`: each of its examples is served or refused as stated.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Damaged copies of real files are refused or are adapters; they never end the program.
+//! Damaged copies of real files are read or refused, but never crash the program.
 
 use lora_core::formats::{self, ReadOptions};
 use loramux_tests::{adapter_path, geometry};

@@ -1,5 +1,5 @@
-//! A device that is full, and what does not fit it. These tests fill the device, so they run in a process
-//! of their own, by `--ignored`, and one at a time.
+//! Engines on a full device. These tests fill the device memory, so they run in a separate process with `--ignored`,
+//! one at a time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,5 +1,4 @@
-//! The CUDA backend: the suite of all backends, the fixtures end to end, and faults of the device. Needs a
-//! GPU.
+//! The CUDA backend: the provider suite, the fixtures end to end, and a full device. Needs a GPU.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -19,7 +18,7 @@ use loramux_tests::{
     dense_field_cases, field_model, fixture_models, model_path, run,
 };
 
-/// A device that checks the ids it is given, as the suite's misuses want it.
+/// A device that checks indices, as the provider suite requires.
 fn device() -> Cuda {
     match Cuda::new(0) {
         Ok(cuda) => cuda.checked(),

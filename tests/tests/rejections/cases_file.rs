@@ -1,4 +1,4 @@
-//! Adapters that are refused by what is in their files.
+//! Adapters that are refused because of their files.
 
 use lora_core::formats::ReadOptions;
 use lora_core::{Code, ExpertLayout};

@@ -1,4 +1,4 @@
-//! Sound adapters that do not go with a model or with the configuration of an engine.
+//! Valid adapters that do not fit a model or the configuration of an engine.
 
 use lora_core::formats::{self, ReadOptions};
 use lora_core::{CkptSource, Code, LoraConfig, ModelGeometry, Rejection};

@@ -1,4 +1,4 @@
-//! Small adapters to be spoilt, and the model that they fit.
+//! A small valid adapter for tests that break it, and its model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,7 +93,7 @@ impl Draft {
         self.0 = self.0.renamed(|name| name.replace(from, to));
     }
 
-    /// What the reader makes of the files.
+    /// Reads the files.
     pub fn load(&self, options: &ReadOptions) -> Result<Adapter, AdapterError> {
         let dir = tempfile::tempdir().unwrap();
         self.0.write(dir.path());

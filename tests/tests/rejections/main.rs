@@ -1,5 +1,5 @@
-//! Every rule is broken once through the public API, and what the user then reads is kept as a
-//! snapshot in `tests/tests/snapshots`. A code without a case here fails the test.
+//! Breaks every rule once through the public API. The messages are snapshots in `tests/tests/snapshots`. Every code must
+//! have a case here.
 
 #![allow(clippy::unwrap_used, reason = "a case that cannot be set up is a failed test")]
 
@@ -12,7 +12,7 @@ mod draft;
 
 use lora_core::{Code, Rejection, Rejections};
 
-/// A code, and something that is refused by it alone.
+/// A code, and something that is refused with only this code.
 type Case = (Code, fn() -> Vec<Rejection>);
 
 fn cases() -> impl Iterator<Item = &'static Case> {
