@@ -1,12 +1,12 @@
-//! What a LoRA adapter is, and what a device must do for it.
+//! LoRA adapters, and the interface of devices that serve them.
 //!
-//! - [`Backend`] is the seam to hardware; [`Tensor`], [`View`] and [`ViewMut`] are its operands,
-//!   [`ops`] the named arguments, [`lora`] the sites, slots and rows of adapters.
-//! - [`Adapter`] is an adapter in host memory, made of [`HostTensor`]s; [`formats`] reads the files
-//!   of others, and [`Adapter::check`] holds it against a model ([`ModelGeometry`]) and the
-//!   settings ([`LoraConfig`]). Every refusal is a [`Rejection`] with a stable [`Code`].
+//! - [`Backend`] is the trait for devices. [`Tensor`], [`View`] and [`ViewMut`] are the operands of its ops,
+//!   [`ops`] has their argument structs, [`lora`] the sites, slots and rows of adapters.
+//! - [`Adapter`] is an adapter in host memory, made of [`HostTensor`]s. [`formats`] reads and writes files, and
+//!   [`Adapter::check`] checks an adapter against a model ([`ModelGeometry`]) and settings
+//!   ([`LoraConfig`]). Every refusal is a [`Rejection`] with a stable [`Code`].
 //!
-//! What an adapter changes, and which rules it breaks:
+//! Listing the changes of an adapter, and the rules that it breaks:
 //!
 //! ```
 //! use std::path::Path;

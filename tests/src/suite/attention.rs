@@ -61,7 +61,7 @@ fn planned_cases() -> impl Strategy<Value = Case> {
     ];
     let sequences = prop::collection::vec(sequence, 1..4);
     let window = prop::option::of(prop_oneof![1usize..40, 100usize..200]);
-    // Mostly without scales.
+    // Values are mostly unscaled.
     let v = prop_oneof![4 => Just(1.0f32), 1 => Just(0.5)];
     let kv_scales = (prop::sample::select(vec![1.0, 1.7]), v).prop_map(|(k, v)| KvScales { k, v });
     let shape = (dims_of(&[64, 128, 256]), sequences, window);

@@ -50,7 +50,7 @@ impl<'a> TargetMatcher<'a> {
         }
     }
 
-    /// Whether the configuration excludes the module of this name, whatever its targets are.
+    /// Whether the configuration excludes the module of this name, irrespective of its targets.
     pub(crate) fn leaves_out(&self, name: &str) -> Result<bool, Rejection> {
         let declared = self.declaration;
         if let Some(exclude) = &declared.exclude

@@ -1,4 +1,4 @@
-//! What a device must do: the seam between models and hardware.
+//! The [`Backend`] trait, between models and hardware.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use super::ops::{
 };
 use super::{Comm, HostTensor, Result, View, ViewMut};
 
-/// What a block of device memory is for.
+/// The purpose of a block of device memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Pool {
     /// Weights of the base model; live as long as the engine.
@@ -21,28 +21,26 @@ pub enum Pool {
     Kv,
     /// Activations of one step.
     Activations,
-    /// What the host hands to a step: token ids, positions, block tables, slots.
+    /// Inputs of a step from the host: token ids, positions, block tables, slots.
     StepInputs,
 }
 
-/// What a backend can do beyond the ops themselves.
+/// Capabilities and preferences of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Caps {
-    /// Steps can be recorded once and replayed.
+    /// Steps can be recorded and replayed (CUDA graphs).
     pub graphs: bool,
-    /// The device works by itself: ops return before their work is done, so that the host can hand
-    /// over the next step while one is computed.
+    /// Ops are asynchronous: they return before their work is done, so that the host can launch the next step while one
+    /// is computed.
     pub asynchronous: bool,
-    /// Outputs of products (queries, keys and values, the gated halves, the residual stream) are
-    /// better kept in f32 whatever the dtype of the activations that products read: fewer
-    /// roundings, where the wider stores cost little.
+    /// Outputs of linear layers (queries, keys and values, gate and up, the residual stream) should be stored in f32,
+    /// whatever the dtype of their inputs: there is less rounding, and the larger stores cost little.
     pub wide_activations: bool,
-    /// The device's memory is the host's, which others need, too: no large share of it is taken
-    /// unless the user asks for that.
+    /// Device memory is host memory, which other programs need, too. No large fraction of it is used unless the user asks
+    /// for it.
     pub shares_host_memory: bool,
-    /// Which sums products and attention take depends on the shape of the row alone, neither on the number of rows
-    /// nor on where they lie, so that a row's bits are the same in any batch. Otherwise they differ by
-    /// rounding.
+    /// A row's bits are the same in any batch: the order of summation in linear layers and attention depends neither on
+    /// the number of rows nor on their position. Otherwise results differ by rounding.
     pub batch_invariant: bool,
 }
 
@@ -96,7 +94,7 @@ pub trait Backend: Sized + 'static {
     /// [`crate::Error::OutOfMemory`]; [`crate::Error::Device`] if the device refuses for another reason.
     fn alloc(&self, pool: Pool, bytes: usize) -> Result<Self::Buf>;
 
-    /// Bytes that further blocks could take; `None` where that is not known.
+    /// Free memory in bytes; `None` if it is not known.
     ///
     /// # Errors
     /// [`crate::Error::Device`] if the device refuses.
@@ -108,13 +106,13 @@ pub trait Backend: Sized + 'static {
     /// [`crate::Error::Shape`] unless `src` has exactly the bytes of `dst`, which must be dense.
     fn upload(&self, q: &mut Self::Queue, src: &[u8], dst: ViewMut<'_, Self>) -> Result<()>;
 
-    /// Starts to copy a matrix to the host; ops that are issued later may write it.
+    /// Starts to copy a matrix to the host. Ops that are issued later may write the matrix.
     ///
     /// # Errors
     /// [`crate::Error::Device`] if the device refuses.
     fn download(&self, q: &mut Self::Queue, src: View<'_, Self>) -> Result<Self::Download>;
 
-    /// Blocks until the bytes are there, and returns them, dense.
+    /// Waits for a download, and returns its bytes, dense.
     ///
     /// # Errors
     /// [`crate::Error::Device`] if any work before the download failed.
@@ -147,27 +145,27 @@ pub trait Backend: Sized + 'static {
         record: impl FnOnce(&mut Self::Queue) -> Result<()>,
     ) -> Result<Option<Self::Graph>>;
 
-    /// Runs a recorded step again, on whatever its buffers now hold. `false`: adapters that came
-    /// since need other work than was recorded, or the device is too full to start it as a whole;
-    /// nothing was run, and the caller runs the ops.
+    /// Replays a recorded step on the current contents of its buffers. Returns false without running anything if
+    /// adapters that were loaded since need other work than was recorded, or if the device has too little memory to
+    /// launch it; the caller then runs the ops.
     ///
     /// # Errors
     /// [`crate::Error::Device`].
     fn replay(&self, q: &mut Self::Queue, graph: &Self::Graph) -> Result<bool>;
 
-    /// Prepares the matrix made of `parts` (each `[out_i, in]`, a 16- or 32-bit float dtype)
-    /// stacked by rows, with a bias over all `out` rows or none. Weights keep their dtype.
+    /// Prepares a weight matrix from `parts` (each `[out_i, in]`, in a 16- or 32-bit float dtype), stacked by rows, with
+    /// an optional bias for all rows. Weights keep their dtype.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] or [`crate::Error::DType`] if the parts or the bias disagree.
     fn prepare_linear(&self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<Self::Linear>;
 
-    /// As [`Backend::prepare_linear`] for parts in e4m3, whose products round the input to e4m3,
-    /// too: `out = (x / s as e4m3) wᵀ * s * scale of the part + bias`, `s` the input's scale.
+    /// As [`Backend::prepare_linear`] for e4m3 parts. The input is rounded to e4m3, too:
+    /// `out = (x / s as e4m3) wᵀ * s * scale of the part + bias`, where `s` is the scale of the input.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] or [`crate::Error::DType`] if parts, scales or bias disagree;
-    /// [`crate::Error::Unsupported`] if the device has no such products.
+    /// [`crate::Error::Unsupported`] if the device does not support e4m3.
     fn prepare_fp8_linear(
         &self,
         parts: &[HostTensor],
@@ -176,7 +174,8 @@ pub trait Backend: Sized + 'static {
     ) -> Result<Self::Linear>;
 
     /// Euclidean norm of each row of `rows` of `w + scale * b a`, the denominator of DoRA
-    /// (Liu et al., 2024, equation 5); weights in e4m3 count with their scale. `low_rank` is (`a` `[rank, in]`, `b` `[rows, rank]`, scale).
+    /// (Liu et al., 2024, equation 5), where e4m3 weights are multiplied by their scale. `low_rank` is
+    /// (`a` `[rank, in]`, `b` `[rows, rank]`, scale).
     ///
     /// # Errors
     /// [`crate::Error::Shape`] if the factors do not fit `w`.
@@ -246,18 +245,17 @@ pub trait Backend: Sized + 'static {
     /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
     fn qk_norm_rope_append(&self, q: &mut Self::Queue, args: QkvArgs<'_, Self>) -> Result<()>;
 
-    /// Budget for plans of up to `rows` rows; a plan of no rows.
+    /// An empty plan with capacity for `rows` rows.
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
     fn attention_plan(&self, dims: HeadDims, rows: usize) -> Result<Self::AttentionPlan>;
 
-    /// Plans the attention of a step: how its work is shared out depends on where prompts lie, which only the
-    /// host knows in time. What is recorded takes plans of single rows alone, which have nothing to share.
+    /// Plans the attention of a step. The division of work depends on which rows are prompts, which only the host
+    /// knows in time. Recorded steps take only plans in which every sequence has a single row.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] if there are more rows than there is room for, or other numbers of sequences
-    /// and positions.
+    /// [`crate::Error::Shape`] if the rows exceed the capacity, or if the numbers of sequences and positions differ.
     fn plan_attention(
         &self,
         q: &mut Self::Queue,
@@ -302,7 +300,7 @@ pub trait Backend: Sized + 'static {
         out: ViewMut<'_, Self>,
     ) -> Result<()>;
 
-    /// Draws a token from each row of logits; see [`SampleArgs`]. `out` is `[1, rows]` i32.
+    /// Samples a token from each row of logits; see [`SampleArgs`]. `out` is `[1, rows]` i32.
     ///
     /// # Errors
     /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].
@@ -313,7 +311,7 @@ pub trait Backend: Sized + 'static {
         out: ViewMut<'_, Self>,
     ) -> Result<()>;
 
-    /// Log-probabilities of given tokens and of the likeliest ones; see [`LogprobArgs`].
+    /// Log-probabilities of given tokens and of the most likely ones; see [`LogprobArgs`].
     ///
     /// # Errors
     /// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::OutOfRange`].

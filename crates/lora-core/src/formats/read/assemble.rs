@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::full::{self, FullWeight, Settled};
+use super::full::{self, FullWeight, Resolved};
 use super::plan::{Plan, PlannedSites, ReadProblem};
 use super::rows;
 use crate::adapter::generation;
@@ -40,7 +40,7 @@ pub(crate) fn read(
     let PlannedAdapter { sites, full_weights, mut source, declaration } = planned;
     let mut problems = Vec::new();
     let tensors = read_tensors(&sites, &mut problems)?;
-    let settled = collect(full::resolve(full_weights, base), &mut problems)?;
+    let resolved = collect(full::resolve(full_weights, base), &mut problems)?;
     if !problems.is_empty() {
         let (path, rejections) = (path.to_owned(), Rejections(problems));
         return Err(AdapterError::Rejected { path, rejections });
@@ -48,7 +48,7 @@ pub(crate) fn read(
     let read = |plan: Plan| tensors[&plan.identity()].clone();
     let mut sites: BTreeMap<SiteKey, SiteWeights<Hashed>> =
         sites.into_iter().map(|(key, site)| (key, site.map(read))).collect();
-    for Settled { replacement, note, meaning } in settled {
+    for Resolved { replacement, note, meaning } in resolved {
         source.notes.push(note);
         let Some(tensor) = replacement else { continue };
         for key in meaning.sites() {

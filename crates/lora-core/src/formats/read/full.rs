@@ -46,7 +46,7 @@ impl Meaning {
 }
 
 /// The outcome for one full weight.
-pub(crate) struct Settled {
+pub(crate) struct Resolved {
     pub meaning: Meaning,
     /// The tensor, if it replaces the base model's weight.
     pub replacement: Option<Hashed>,
@@ -62,11 +62,11 @@ pub(crate) struct Settled {
 pub(crate) fn resolve(
     weights: Vec<FullWeight>,
     base: Option<&BaseWeights>,
-) -> Vec<Result<Settled, ReadProblem>> {
+) -> Vec<Result<Resolved, ReadProblem>> {
     weights.into_par_iter().map(|weight| resolve_one(weight, base)).collect()
 }
 
-fn resolve_one(weight: FullWeight, base: Option<&BaseWeights>) -> Result<Settled, ReadProblem> {
+fn resolve_one(weight: FullWeight, base: Option<&BaseWeights>) -> Result<Resolved, ReadProblem> {
     let names = listed(&weight.names);
     if weight.meaning == Meaning::Unused {
         let note = "does not matter, as the adapter has a weight of its own";
@@ -86,16 +86,16 @@ fn resolve_one(weight: FullWeight, base: Option<&BaseWeights>) -> Result<Settled
         return Err(dropped(&names).into());
     }
     let note = format!("{names}: differs from the model's weight and replaces it");
-    Ok(Settled { meaning: weight.meaning, replacement: Some(tensor), note })
+    Ok(Resolved { meaning: weight.meaning, replacement: Some(tensor), note })
 }
 
 impl FullWeight {
-    fn without_effect(self, names: &str, note: &str) -> Settled {
-        Settled { meaning: self.meaning, replacement: None, note: format!("{names}: {note}") }
+    fn without_effect(self, names: &str, note: &str) -> Resolved {
+        Resolved { meaning: self.meaning, replacement: None, note: format!("{names}: {note}") }
     }
 
     /// The outcome if the model is not known: the weight is assumed to differ from the model's.
-    fn without_model(self, names: &str, tensor: Hashed) -> Settled {
+    fn without_model(self, names: &str, tensor: Hashed) -> Resolved {
         let (replacement, note) = match self.meaning {
             Meaning::Replaces(_) => (
                 Some(tensor),
@@ -106,7 +106,7 @@ impl FullWeight {
             }
             Meaning::Unused | Meaning::Copies => (None, "copies that agree"),
         };
-        Settled { meaning: self.meaning, replacement, note: format!("{names}: {note}") }
+        Resolved { meaning: self.meaning, replacement, note: format!("{names}: {note}") }
     }
 
     /// Reads the first copy and checks that the others agree, one at a time, as each may be large.

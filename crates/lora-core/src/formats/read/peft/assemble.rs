@@ -79,7 +79,7 @@ impl<'a> Site<'a> {
             }
         };
         let rank = self.rank(&a, &b)?;
-        let alpha = self.told(self.config.alphas.of(&self.trained()))?;
+        let alpha = self.note_err(self.config.alphas.of(&self.trained()))?;
         let scale = self.config.scaling.scale(alpha, rank);
         if !scale.is_finite() {
             let found = format!("alpha {alpha} for {}", self.parts.module);
@@ -96,7 +96,7 @@ impl<'a> Site<'a> {
         self.config.declaration.trained(&self.parts.module)
     }
 
-    fn told<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
+    fn note_err<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
         result.map_err(|problem| self.problems.push(problem)).ok()
     }
 
@@ -108,7 +108,7 @@ impl<'a> Site<'a> {
     /// The rank that A, B and the configuration agree on.
     fn rank(&mut self, a: &View, b: &View) -> Option<usize> {
         let rank = pair::rank_of(a, b, self.problems)?;
-        let stated = self.told(self.config.ranks.of(&self.trained()))?;
+        let stated = self.note_err(self.config.ranks.of(&self.trained()))?;
         if rank != stated {
             let correct = "r or rank_pattern in adapter_config.json";
             self.problems.push(pair::other_rank(a, stated, "r and rank_pattern", correct));

@@ -11,7 +11,7 @@ use crate::rules::{Code, Rejection, listed};
 
 impl Planner<'_> {
     pub(super) fn each(&mut self, tensors: &ExpertTensors) -> Option<ExpertLayout> {
-        let layout = self.settle(&[ExpertLayout::PerExpert])?;
+        let layout = self.choose(&[ExpertLayout::PerExpert])?;
         for (layer, found) in &tensors.layers {
             for (name, experts) in &found.each {
                 self.stack(*layer, &found.block, name, experts);

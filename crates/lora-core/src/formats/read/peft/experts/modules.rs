@@ -22,11 +22,11 @@ impl Planner<'_> {
         let layout = if halves().any(|(name, _)| name == GATE_UP) {
             use ExpertLayout::{Fused, FusedInterleaved};
             self.refuse_unmarked_interleaving(FusedInterleaved, Fused);
-            self.settle(&[Fused, FusedInterleaved])?
+            self.choose(&[Fused, FusedInterleaved])?
         } else if halves().any(|(_, halves)| is_shared(halves)) {
-            self.settle(&[ExpertLayout::SharedOuter])?
+            self.choose(&[ExpertLayout::SharedOuter])?
         } else {
-            self.settle(&[ExpertLayout::Stacked])?
+            self.choose(&[ExpertLayout::Stacked])?
         };
         for (layer, found) in &tensors.layers {
             for (name, halves) in &found.modules {

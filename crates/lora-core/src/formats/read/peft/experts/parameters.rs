@@ -94,9 +94,9 @@ impl Planner<'_> {
         let roles = self.roles(&layers)?;
         let layout = match roles {
             Roles::Plain => {
-                self.settle(&[TargetParameters, TargetParametersInterleaved, UnslothExpertSlowest])?
+                self.choose(&[TargetParameters, TargetParametersInterleaved, UnslothExpertSlowest])?
             }
-            Roles::Swapped => self.settle(&[TargetParametersSwapped, UnslothExpertSlowest])?,
+            Roles::Swapped => self.choose(&[TargetParametersSwapped, UnslothExpertSlowest])?,
         };
         let order = Order { roles, layout };
         for found in &layers {
@@ -257,7 +257,7 @@ impl Planner<'_> {
         order: Order,
     ) -> Option<()> {
         let key = self.key(found.layer, found.block, parameter);
-        let rank = self.told(self.config.ranks.of(&key))?;
+        let rank = self.note_err(self.config.ranks.of(&key))?;
         let rows = pair.a.shape()[0];
         let model = self.options.model.as_ref().map(|model| model.num_experts);
         let experts = model.unwrap_or(rows / rank);

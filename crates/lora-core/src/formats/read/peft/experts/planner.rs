@@ -32,7 +32,7 @@ pub(super) struct Update {
 impl Planner<'_> {
     /// The layout: the first of `possible`, which was detected, or the one that `moe_layout` chooses among
     /// them.
-    pub fn settle(&mut self, possible: &[ExpertLayout]) -> Option<ExpertLayout> {
+    pub fn choose(&mut self, possible: &[ExpertLayout]) -> Option<ExpertLayout> {
         let found = *possible.first()?;
         let Some(asked) = self.options.moe_layout else {
             return Some(found);
@@ -121,7 +121,7 @@ impl Planner<'_> {
     /// the tensors.
     pub fn update(&mut self, module: &str, tensor: &str, found: usize) -> Option<Update> {
         self.names.push(module.to_owned());
-        let stated = self.told(self.config.ranks.of(module))?;
+        let stated = self.note_err(self.config.ranks.of(module))?;
         if found != stated {
             self.problems.push(Rejection::new(
                 Code::RankMismatch,
@@ -132,7 +132,7 @@ impl Planner<'_> {
             ));
             return None;
         }
-        let alpha = self.told(self.config.alphas.of(module))?;
+        let alpha = self.note_err(self.config.alphas.of(module))?;
         let scale = self.config.scaling.scale(alpha, found);
         if !scale.is_finite() {
             self.problems.push(Rejection::new(
@@ -147,7 +147,7 @@ impl Planner<'_> {
         Some(Update { rank: found, scale })
     }
 
-    pub fn told<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
+    pub fn note_err<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
         result.map_err(|problem| self.problems.push(problem)).ok()
     }
 
