@@ -15,8 +15,8 @@ pub fn relative_error(found: &[f32], expected: &[f32]) -> f32 {
     (difference / norm(&mut expected.iter().copied())) as f32
 }
 
-/// Checks that tokens equal the expected ones up to the first step whose margin is below `tie`. From there on, the
-/// texts may differ by rounding.
+/// Checks that tokens equal the expected ones up to the first step whose margin is below `tie`. From there
+/// on, the texts may differ by rounding.
 ///
 /// # Panics
 /// If they do not.

@@ -1,5 +1,5 @@
-//! Tests of an engine on a device without free memory. They run on any backend with its own memory, simulated or
-//! a GPU, and need the device exclusively.
+//! Tests of an engine on a device without free memory. They run on any backend with its own memory,
+//! simulated or a GPU, and need the device exclusively.
 
 use std::fs;
 
@@ -115,8 +115,8 @@ fn refusal<B: Backend>(
     error
 }
 
-/// A start on a full device fails with an error that says what did not fit and what to do. Once memory is free
-/// again, the same engines start and answer correctly.
+/// A start on a full device fails with an error that says what did not fit and what to do. Once memory is
+/// free again, the same engines start and answer correctly.
 ///
 /// # Panics
 /// If they do not.
@@ -153,8 +153,8 @@ fn is_full(error: &LlmError) -> bool {
     by_size || (by_driver && named)
 }
 
-/// However little memory is free, either an engine fails to start with an error that says what did not fit, or
-/// each of its answers is correct or an error.
+/// However little memory is free, either an engine fails to start with an error that says what did not fit,
+/// or each of its answers is correct or an error.
 ///
 /// # Panics
 /// If it is not so, or if even a gigabyte is too little.
@@ -185,8 +185,8 @@ fn assert_right_or_failed(llm: &Llm, expected: &[Vec<u32>], room: usize) {
     assert_nothing_held(llm);
 }
 
-/// A start without memory for one KV block fails with an error that names the configured fraction. Once memory is
-/// free again, an engine starts and answers correctly.
+/// A start without memory for one KV block fails with an error that names the configured fraction. Once
+/// memory is free again, an engine starts and answers correctly.
 ///
 /// # Panics
 /// If it does not.
@@ -228,8 +228,8 @@ pub fn an_adapter_larger_than_its_tier_fails_alone<B: Backend>(make: &impl Make<
     assert_nothing_held(&llm);
 }
 
-/// A request for an adapter that fits its tier, but not the free memory of the device, fails without affecting a
-/// running request. A smaller adapter is served before and after memory is free again.
+/// A request for an adapter that fits its tier, but not the free memory of the device, fails without
+/// affecting a running request. A smaller adapter is served before and after memory is free again.
 ///
 /// # Panics
 /// If it is not so.
@@ -264,8 +264,8 @@ pub fn an_adapter_that_finds_the_device_full_fails_alone<B: Backend>(make: &impl
     assert_nothing_held(&llm);
 }
 
-/// A model with random weights that is wider than the fixtures: 240 MiB, and 360 KiB for each rank of an adapter,
-/// which is too large for little memory.
+/// A model with random weights that is wider than the fixtures: 240 MiB, and 360 KiB for each rank of an
+/// adapter, which is too large for little memory.
 struct Wide(TempDir);
 
 impl Wide {

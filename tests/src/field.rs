@@ -119,8 +119,8 @@ impl FieldCase {
         cases.iter().map(|case| case.request(id(case).unwrap_or(0) as i64)).collect()
     }
 
-    /// The difference of an answer from PEFT's, if there is one: log-probabilities that differ by more than 2e-3
-    /// of their size, or tokens that differ although the margin is above 0.01.
+    /// The difference of an answer from PEFT's, if there is one: log-probabilities that differ by more than
+    /// 2e-3 of their size, or tokens that differ although the margin is above 0.01.
     pub fn difference(&self, output: &RequestOutput) -> Option<String> {
         self.other_logits(output).or_else(|| self.other_tokens(output))
     }

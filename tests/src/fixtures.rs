@@ -39,8 +39,8 @@ pub struct Fixtures {
     logits: Vec<u8>,
 }
 
-/// The folder of the fixtures: that of the checkout, unless `LORAMUX_FIXTURES` names another, for test binaries
-/// that run elsewhere.
+/// The folder of the fixtures: that of the checkout, unless `LORAMUX_FIXTURES` names another, for test
+/// binaries that run elsewhere.
 pub fn fixtures_dir() -> PathBuf {
     let checkout = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     std::env::var_os("LORAMUX_FIXTURES").map_or_else(checkout, PathBuf::from)

@@ -84,7 +84,8 @@ pub fn assert_nothing_held(llm: &Llm) {
     }
 }
 
-/// Sends a request that must be refused between two valid ones, which must not be affected. Returns the error.
+/// Sends a request that must be refused between two valid ones, which must not be affected. Returns the
+/// error.
 ///
 /// # Panics
 /// If the others are affected, or if nothing is refused.

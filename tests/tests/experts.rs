@@ -268,7 +268,8 @@ fn experts_go_by_their_numbers_and_none_may_be_missing() {
             }
         }
     }
-    // Without the model, the eighth expert is not known to be missing; the check against the model reports it.
+    // Without the model, the eighth expert is not known to be missing; the check against the model reports
+    // it.
     let seven = read(&without("7"), &PLAIN()).unwrap();
     let codes: BTreeSet<Code> = seven
         .check(&geometry("mixtral"), &LoraConfig::default())

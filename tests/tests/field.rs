@@ -1,5 +1,5 @@
-//! Every adapter of the field fixtures on a dense model, alone and all in one batch: logits and tokens must be
-//! PEFT's, and the batch must not change any bit.
+//! Every adapter of the field fixtures on a dense model, alone and all in one batch: logits and tokens must
+//! be PEFT's, and the batch must not change any bit.
 
 use lora_core::{DType, LoraConfig};
 use lora_cpu_ref::CpuRef;

@@ -1,5 +1,5 @@
-//! Adapters as trainers save them: patterns, targets, fields and element types are interpreted as in PEFT. See
-//! `tests/fixtures/field/README.md`.
+//! Adapters as trainers save them: patterns, targets, fields and element types are interpreted as in PEFT.
+//! See `tests/fixtures/field/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be read is a failed test")]
 

@@ -1,5 +1,5 @@
-//! Tensor parallelism with threads: two and four ranks give the results of transformers and PEFT, alone and in one
-//! mixed batch.
+//! Tensor parallelism with threads: two and four ranks give the results of transformers and PEFT, alone and
+//! in one mixed batch.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

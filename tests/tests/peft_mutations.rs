@@ -1,5 +1,5 @@
-//! Applies single changes of every kind to the files and configurations of real adapters. None may pass unnoticed: the
-//! adapter is refused, or its generation changes.
+//! Applies single changes of every kind to the files and configurations of real adapters. None may pass
+//! unnoticed: the adapter is refused, or its generation changes.
 
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be read is a failed test")]
 

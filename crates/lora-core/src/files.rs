@@ -1,8 +1,8 @@
 //! Reads files that users give.
 //!
-//! All files whose paths come from users are opened here. Only regular files are opened, as a FIFO could block
-//! and a device could be endless. Configurations are read up to a limit, so that memory does not depend on
-//! the size of a file.
+//! All files whose paths come from users are opened here. Only regular files are opened, as a FIFO could
+//! block and a device could be endless. Configurations are read up to a limit, so that memory does not
+//! depend on the size of a file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, ErrorKind, Read};
@@ -82,8 +82,8 @@ pub enum Line {
     TooLong,
 }
 
-/// Reads the next line of a stream, up to `limit` bytes; `None` at the end of the stream. Never holds much more
-/// than `limit` bytes, however long the line is.
+/// Reads the next line of a stream, up to `limit` bytes; `None` at the end of the stream. Never holds much
+/// more than `limit` bytes, however long the line is.
 ///
 /// # Errors
 /// Errors of the stream; [`ErrorKind::FileTooLarge`] for a line of more than a gibibyte, as from an endless

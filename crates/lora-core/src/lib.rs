@@ -2,8 +2,8 @@
 //!
 //! - [`Backend`] is the trait for devices. [`Tensor`], [`View`] and [`ViewMut`] are the operands of its ops,
 //!   [`ops`] has their argument structs, [`lora`] the sites, slots and rows of adapters.
-//! - [`Adapter`] is an adapter in host memory, made of [`HostTensor`]s. [`formats`] reads and writes files, and
-//!   [`Adapter::check`] checks an adapter against a model ([`ModelGeometry`]) and settings
+//! - [`Adapter`] is an adapter in host memory, made of [`HostTensor`]s. [`formats`] reads and writes files,
+//!   and [`Adapter::check`] checks an adapter against a model ([`ModelGeometry`]) and settings
 //!   ([`LoraConfig`]). Every refusal is a [`Rejection`] with a stable [`Code`].
 //!
 //! Listing the changes of an adapter, and the rules that it breaks:

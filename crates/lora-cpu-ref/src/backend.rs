@@ -33,12 +33,12 @@ impl CpuRef {
         Self { isa: Isa::detect(), _pool: None }
     }
 
-    /// A backend with its own pool of `threads` threads (one for each core if `None`), including the calling thread,
-    /// which must also be the one that uses the backend.
+    /// A backend with its own pool of `threads` threads (one for each core if `None`), including the
+    /// calling thread, which must also be the one that uses the backend.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] above [`CpuRef::max_threads`]; [`Error::Device`] if threads cannot be created, or if the
-    /// calling thread belongs to another pool.
+    /// [`Error::OutOfRange`] above [`CpuRef::max_threads`]; [`Error::Device`] if threads cannot be created,
+    /// or if the calling thread belongs to another pool.
     pub fn with_threads(threads: Option<usize>) -> Result<Self> {
         let most = Self::max_threads();
         if let Some(threads) = threads.filter(|threads| *threads > most) {
@@ -53,8 +53,8 @@ impl CpuRef {
         Ok(Self { isa: Isa::detect(), _pool: Some(pool) })
     }
 
-    /// Maximum number of threads on this machine: four for each core, as more would only take turns, but at least
-    /// 64, so that tests with many threads run everywhere.
+    /// Maximum number of threads on this machine: four for each core, as more would only take turns, but at
+    /// least 64, so that tests with many threads run everywhere.
     pub fn max_threads() -> usize {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         cores.saturating_mul(4).max(64)

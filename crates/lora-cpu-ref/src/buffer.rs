@@ -2,9 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// The unit of a buffer. Its alignment does not exceed the allocator's, as zeroed memory of a larger alignment
-/// would be written immediately. A KV cache sized for the worst case must not occupy pages that no sequence
-/// uses.
+/// The unit of a buffer. Its alignment does not exceed the allocator's, as zeroed memory of a larger
+/// alignment would be written immediately. A KV cache sized for the worst case must not occupy pages that
+/// no sequence uses.
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Chunk([u8; 16]);

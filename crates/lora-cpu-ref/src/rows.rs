@@ -96,8 +96,8 @@ impl RowMut<'_> {
     }
 }
 
-/// The bytes from the first to the last element of `out`; none for a view without rows, which may start beyond
-/// the end of its buffer.
+/// The bytes from the first to the last element of `out`; none for a view without rows, which may start
+/// beyond the end of its buffer.
 fn spanned_bytes<'a>(out: &'a mut ViewMut<'_>) -> &'a mut [u8] {
     let (layout, size) = (out.layout, out.layout.dtype.size());
     if layout.rows == 0 {

@@ -163,8 +163,8 @@ impl PerExpertLora {
         &self.b
     }
 
-    /// The weight update of one expert, `scale * B A`, as `[out, in]` in row-major order. Straightforward loops, which
-    /// add in f32 along the rank. `None` if there is no such expert.
+    /// The weight update of one expert, `scale * B A`, as `[out, in]` in row-major order. Straightforward
+    /// loops, which add in f32 along the rank. `None` if there is no such expert.
     pub fn delta(&self, expert: usize, scale: f32) -> Option<Vec<f32>> {
         if expert >= self.num_experts {
             return None;

@@ -1,8 +1,8 @@
 //! Requirements of routed-expert LoRA, when an engine is built and at every step.
 //!
-//! The rules apply only if LoRA targets routed experts (`moe_h_to_4h`, `moe_gate`, `moe_4h_to_h`). Adapters of
-//! attention or of shared experts work with any MoE backend, quantised base weights and CUDA graphs. Rules
-//! about a single adapter are checked when it is loaded.
+//! The rules apply only if LoRA targets routed experts (`moe_h_to_4h`, `moe_gate`, `moe_4h_to_h`). Adapters
+//! of attention or of shared experts work with any MoE backend, quantised base weights and CUDA graphs.
+//! Rules about a single adapter are checked when it is loaded.
 
 use std::collections::BTreeSet;
 
@@ -27,8 +27,8 @@ pub struct MoeSetup<'a> {
     pub targets: &'a BTreeSet<TargetModule>,
     /// `moe_backend` as it was set; `AUTO` is resolved here.
     pub backend: MoeBackendName,
-    /// Quantisation of the base weights, by the configuration or the checkpoint; `None` for 16-bit weights. That of
-    /// the KV cache does not matter.
+    /// Quantisation of the base weights, by the configuration or the checkpoint; `None` for 16-bit weights.
+    /// That of the KV cache does not matter.
     pub weights: Option<QuantAlgo>,
     /// How layers are executed.
     pub execution: Execution,
@@ -129,8 +129,8 @@ fn base_weights(setup: &MoeSetup<'_>) -> Option<Rejection> {
     ))
 }
 
-/// The fused kernel applies LoRA to both of its GEMMs or to neither, so the down projection and the gate and up
-/// projections cannot be targeted without each other.
+/// The fused kernel applies LoRA to both of its GEMMs or to neither, so the down projection and the gate
+/// and up projections cannot be targeted without each other.
 fn modules(setup: &MoeSetup<'_>) -> Option<Rejection> {
     use TargetModule::{Moe4hToH, MoeGate, MoeHTo4h};
     let has = |module| setup.targets.contains(&module);

@@ -17,7 +17,8 @@ use super::{Types, for_all};
 #[derive(Clone, Debug)]
 struct Case {
     dims: HeadDims,
-    /// Tokens of each sequence, and how many of them are rows of this step: one for decoding, more for prefill.
+    /// Tokens of each sequence, and how many of them are rows of this step: one for decoding, more for
+    /// prefill.
     sequences: Vec<(usize, usize)>,
     tokens_per_block: usize,
     window: Option<usize>,
@@ -103,8 +104,8 @@ impl Case {
         (self.dims.head_dim as f32).sqrt().recip()
     }
 
-    /// KV blocks in random places, with NaN in every cache row that no sequence uses. Rows of different sequences are
-    /// interleaved, unless they are planned.
+    /// KV blocks in random places, with NaN in every cache row that no sequence uses. Rows of different
+    /// sequences are interleaved, unless they are planned.
     fn operands(&self, types: Types) -> Operands {
         let mut fill = Fill::new(self.seed);
         let tables = self.tables(&mut fill);
@@ -215,8 +216,8 @@ fn attended<B: Backend>(
     out.read(rig)
 }
 
-/// Every row attends to the positions of its sequence up to its own, within the window, through the block table,
-/// each group of query heads to its KV head. Nothing else is read.
+/// Every row attends to the positions of its sequence up to its own, within the window, through the block
+/// table, each group of query heads to its KV head. Nothing else is read.
 pub fn attention_is_its_formula<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 160, cases(), is_its_formula(types));
 }

@@ -89,8 +89,9 @@ pub enum Class {
 impl Class {
     /// The allowed error of an output of `dtype`.
     ///
-    /// A sum of k terms has an error of `sqrt(k)` roundings on average and of k in the worst case. In practice it never
-    /// reaches four times the average, whereas a missing or duplicate term exceeds that by far.
+    /// A sum of k terms has an error of `sqrt(k)` roundings on average and of k in the worst case. In
+    /// practice it never reaches four times the average, whereas a missing or duplicate term exceeds that
+    /// by far.
     fn bound(self, dtype: DType, expected: Num) -> f64 {
         let (terms, before) = match self {
             Self::Rounded => (0, 0.0),

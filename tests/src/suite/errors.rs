@@ -1,7 +1,7 @@
 //! The largest errors of each op in a run, for comparing devices.
 //!
-//! If the environment variable [`REPORT_VARIABLE`] names a file, it is rewritten after each property, as the test
-//! harness does not signal when the last one has ended.
+//! If the environment variable [`REPORT_VARIABLE`] names a file, it is rewritten after each property, as
+//! the test harness does not signal when the last one has ended.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -12,9 +12,9 @@ use super::{Types, for_all};
 /// Attempts at recording.
 const ATTEMPTS: usize = 10;
 
-/// A recorded linear layer with adapters, replayed with another input and other adapters on the rows, gives the same
-/// bits as running it. This includes adapters that were loaded after recording, for which the recording may
-/// have become invalid.
+/// A recorded linear layer with adapters, replayed with another input and other adapters on the rows, gives
+/// the same bits as running it. This includes adapters that were loaded after recording, for which the
+/// recording may have become invalid.
 pub fn a_replay_is_what_would_have_been_run<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     let cases = (linear_cases(), any::<prop::sample::Index>());
     for_all(make, 96, cases, |rig: &mut Rig<B>, (case, rotation)| {
@@ -92,8 +92,8 @@ impl<B: Backend> Chain<'_, B> {
     }
 }
 
-/// A chain of linear layers with adapters, issued or replayed without waiting, gives the same bits as with a wait
-/// after each op: no op reads its input before it is complete.
+/// A chain of linear layers with adapters, issued or replayed without waiting, gives the same bits as with
+/// a wait after each op: no op reads its input before it is complete.
 pub fn products_one_after_another_read_what_came_before<B: Backend>(
     make: &dyn Fn() -> B,
     types: Types,

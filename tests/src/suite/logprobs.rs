@@ -47,8 +47,8 @@ fn log_softmax(logits: &[Num]) -> Vec<Num> {
     logits.iter().map(value).collect()
 }
 
-/// Log-probability and rank of the target, and the most likely tokens, agree with the log-softmax, ids and ranks
-/// exactly. A row does not depend on others.
+/// Log-probability and rank of the target, and the most likely tokens, agree with the log-softmax, ids and
+/// ranks exactly. A row does not depend on others.
 pub fn logprobs_are_the_log_softmax<B: Backend>(make: &dyn Fn() -> B, _: Types) {
     let vocab = prop_oneof![1usize..40, Just(257usize)];
     let case = (rows(), vocab, 0usize..22, [gaps(), gaps()], any::<u64>());

@@ -26,8 +26,8 @@ fn operands(case: &Case, types: Types) -> [Matrix; 2] {
     [fill.matrix(rows, case.in_dim, types.x), fill.matrix(rows, case.out_dim(), types.out)]
 }
 
-/// Each slice of each row becomes `gain * (y + scale * B (A x)) + shift`, with `W x` instead of `y` if the adapter
-/// replaces the matrix. Slices that the adapter does not change keep their bits.
+/// Each slice of each row becomes `gain * (y + scale * B (A x)) + shift`, with `W x` instead of `y` if the
+/// adapter replaces the matrix. Slices that the adapter does not change keep their bits.
 pub fn an_adapter_does_what_its_formula_says<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 192, linear_cases(), |rig, case| meets_the_formula(rig, case, types));
 }

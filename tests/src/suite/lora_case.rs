@@ -106,8 +106,8 @@ pub fn prompt_cases() -> impl Strategy<Value = Case> {
         .prop_flat_map(|(widths, in_dim)| with_widths(widths, in_dim, 512usize..700))
 }
 
-/// Cases of a projection whose dimensions suit tensor cores, with few and many rows, few and many adapters, and all
-/// ranks.
+/// Cases of a projection whose dimensions suit tensor cores, with few and many rows, few and many adapters,
+/// and all ranks.
 pub fn tiled_cases() -> impl Strategy<Value = Case> {
     let adapters = prop_oneof![3 => 1usize..5, 1 => 20usize..24];
     let rows = select(&[1, 7, 8, 9, 33, 64, 65, 130]);
@@ -286,8 +286,8 @@ impl Case {
         Ok(Site { site, slots })
     }
 
-    /// Compares the output `after` with the formula, given the output `before`. Rows and slices that are not changed by
-    /// an adapter must have kept their bits.
+    /// Compares the output `after` with the formula, given the output `before`. Rows and slices that are
+    /// not changed by an adapter must have kept their bits.
     ///
     /// # Errors
     /// With the first element that is wrong.

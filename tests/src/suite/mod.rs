@@ -20,10 +20,10 @@
 //! properties require that indices out of range are errors. `cargo test --test NAME cpu_bf16::attention` runs
 //! the properties of attention in bf16.
 //!
-//! A property generates cases with unusual shapes, the same ones on every run. It computes the expected result by
-//! the formulas of [`mod@reference`] in `f64`, and allows the rounding that the op's contract allows
-//! ([`compare`]); copies and rows without adapters must be bitwise equal. Operands are in the middle of
-//! larger buffers that are otherwise NaN, so that reads outside of an operand give NaN and writes are
+//! A property generates cases with unusual shapes, the same ones on every run. It computes the expected
+//! result by the formulas of [`mod@reference`] in `f64`, and allows the rounding that the op's contract
+//! allows ([`compare`]); copies and rows without adapters must be bitwise equal. Operands are in the middle
+//! of larger buffers that are otherwise NaN, so that reads outside of an operand give NaN and writes are
 //! detected. A failure is reported with the smallest case that was found. With the environment variable
 //! [`errors::REPORT_VARIABLE`], the largest errors of a run are written to a file.
 
@@ -110,8 +110,9 @@ pub fn for_all<B: Backend, S: Strategy>(
     }
 }
 
-/// Makes a module `$module` with a test for every property of the suite. `$make` is an expression that creates the
-/// backend, `$types` the [`Types`](crate::suite::Types) to test it with; see [`suite`](crate::suite).
+/// Makes a module `$module` with a test for every property of the suite. `$make` is an expression that
+/// creates the backend, `$types` the [`Types`](crate::suite::Types) to test it with; see
+/// [`suite`](crate::suite).
 #[macro_export]
 macro_rules! backend_suite {
     ($module:ident, $make:expr, $types:expr) => {

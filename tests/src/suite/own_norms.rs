@@ -99,8 +99,8 @@ fn weight(own: &Matrix) -> SlotSlice {
     SlotSlice { replacement, ..SlotSlice::default() }
 }
 
-/// Both norms use the weight of a row's adapter, or else the base model's. Rows whose adapter has no weight get the
-/// same bits as without adapters.
+/// Both norms use the weight of a row's adapter, or else the base model's. Rows whose adapter has no weight
+/// get the same bits as without adapters.
 pub fn a_row_is_scaled_by_its_own_weight<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 128, cases(), |rig, case| {
         let mut fill = Fill::new(case.seed);

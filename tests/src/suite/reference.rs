@@ -37,15 +37,16 @@ pub fn silu_mul(gate: f64, up: f64) -> Num {
 
 /// The same for a gate and an up value that are sums with rounding errors.
 pub fn gated(gate: Num, up: Num) -> Num {
-    // The slope of silu is at most 1.1. The error of each factor is multiplied by the other, including its error.
+    // The slope of silu is at most 1.1. The error of each factor is multiplied by the other, including its
+    // error.
     const SLOPE: f64 = 1.1;
     let [silu, value] = [1.0, up.value].map(|up| silu_mul(gate.value, up).value);
     let up_at_most = up.value.abs() + up.size / 128.0;
     Num { value, size: SLOPE * gate.size * up_at_most + silu.abs() * up.size }
 }
 
-/// RoPE of one head: rotates the elements `i` and `i + half` by angle `i`. `cos_sin` holds the cosines, then the
-/// sines.
+/// RoPE of one head: rotates the elements `i` and `i + half` by angle `i`. `cos_sin` holds the cosines,
+/// then the sines.
 pub fn rotate(head: &[Num], cos_sin: &[Num]) -> Vec<Num> {
     let half = head.len() / 2;
     let (cos, sin) = cos_sin.split_at(half);
@@ -83,8 +84,8 @@ pub fn attend(
     (0..dims.heads).flat_map(head).collect()
 }
 
-/// Applies a slice of an adapter to the base output `y` of one row: `gain * (y + scale * B (A x)) + shift`, where `y`
-/// is computed anew if the matrix or rows of tokens are replaced.
+/// Applies a slice of an adapter to the base output `y` of one row: `gain * (y + scale * B (A x)) + shift`,
+/// where `y` is computed anew if the matrix or rows of tokens are replaced.
 pub fn adapted(kind: SiteKind, slice: &SlotSlice, x: &Input, y: &[Num]) -> Vec<Num> {
     let low_rank = slice.low_rank.as_ref().map(|low| {
         let z = x.times(&low.a);

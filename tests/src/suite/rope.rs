@@ -188,8 +188,8 @@ fn columns(matrix: &Matrix, cols: std::ops::Range<usize>) -> Matrix {
     Matrix::floats(matrix.rows, cols.len(), matrix.dtype(), &values)
 }
 
-/// Each head of q and k is normalised, if there are norms, and rotated by its position. q is stored in place, k and v
-/// in the row's KV slot. Slot -1 stores nothing, and other cache rows keep their bits.
+/// Each head of q and k is normalised, if there are norms, and rotated by its position. q is stored in
+/// place, k and v in the row's KV slot. Slot -1 stores nothing, and other cache rows keep their bits.
 pub fn heads_are_normalised_rotated_and_stored<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 128, cases(), |rig, case| {
         let (operands, dims) = (case.operands(types), case.dims);
@@ -239,8 +239,8 @@ pub fn heads_are_normalised_rotated_and_stored<B: Backend>(make: &dyn Fn() -> B,
     });
 }
 
-/// A row whose adapter has its own QK norms gets the same bits as if those were the base model's; other rows are
-/// not affected.
+/// A row whose adapter has its own QK norms gets the same bits as if those were the base model's; other
+/// rows are not affected.
 pub fn heads_are_normalised_by_the_norms_of_their_row<B: Backend>(
     make: &dyn Fn() -> B,
     types: Types,

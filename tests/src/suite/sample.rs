@@ -18,8 +18,8 @@ struct Row {
     seen: Seen,
 }
 
-/// Logits, in half of the cases with many ties and zeros of both signs, and random parameters. Every filter is off in
-/// about half of the cases, and one row in eight is greedy.
+/// Logits, in half of the cases with many ties and zeros of both signs, and random parameters. Every filter
+/// is off in about half of the cases, and one row in eight is greedy.
 fn row(fill: &mut Fill, vocab: usize) -> Row {
     let grid = fill.below(2) == 0;
     let value = |fill: &mut Fill| match (grid, fill.below(2)) {
@@ -53,8 +53,8 @@ fn row(fill: &mut Fill, vocab: usize) -> Row {
     Row { logits, params, seen: Seen { history, bias, banned, mask } }
 }
 
-/// A mask that allows a single token, about half of them, or all but one; at least one allowed token is not banned.
-/// (Not all tokens are banned.)
+/// A mask that allows a single token, about half of them, or all but one; at least one allowed token is not
+/// banned. (Not all tokens are banned.)
 fn mask(fill: &mut Fill, vocab: usize, banned: &[i32]) -> Vec<bool> {
     let free: Vec<usize> = (0..vocab).filter(|t| !banned.contains(&(*t as i32))).collect();
     let kept = free[fill.below(free.len())];

@@ -53,8 +53,8 @@ fn corners() -> impl Iterator<Item = [f64; 3]> {
     (0..27).map(move |i| [step(i, 0), step(i, 1), step(i, 2)])
 }
 
-/// The logits after bias, repetition, presence and frequency penalties, bans and mask. Computed in `f32`, as rounding
-/// can decide which of two tokens is more likely.
+/// The logits after bias, repetition, presence and frequency penalties, bans and mask. Computed in `f32`,
+/// as rounding can decide which of two tokens is more likely.
 fn penalised(logits: &[f32], row: &SampleRow, seen: &Seen) -> Vec<f32> {
     let mut logits = logits.to_vec();
     for (token, bias) in &seen.bias {

@@ -28,8 +28,8 @@ pub fn slice(fill: &mut Fill, [in_dim, out]: [usize; 2], dtype: DType) -> SlotSl
     }
 }
 
-/// After slots are overwritten with each other's adapters in reverse order, each applies the adapter that was written
-/// last, and a slot that was not overwritten is unchanged.
+/// After slots are overwritten with each other's adapters in reverse order, each applies the adapter that
+/// was written last, and a slot that was not overwritten is unchanged.
 pub fn a_slot_holds_what_was_written_last<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     for_all(make, 96, linear_cases(), |rig, case| {
         let mut fill = Fill::new(case.seed);
@@ -72,8 +72,8 @@ fn misfits([in_dim, out]: [usize; 2], dtype: DType) -> Vec<(&'static str, SlotSl
     ]
 }
 
-/// A write that does not fit is an error and does not change the slot, even if its first slice fits and only the
-/// second does not.
+/// A write that does not fit is an error and does not change the slot, even if its first slice fits and
+/// only the second does not.
 pub fn a_refused_write_leaves_the_slot<B: Backend>(make: &dyn Fn() -> B, types: Types) {
     refusals(make, |m| {
         let (mut fill, widths) = (Fill::new(17), [4, 3]);

@@ -1,5 +1,5 @@
-//! `inspect --model` on the adapters of the field fixtures: it accepts those that are served, and says how full weights
-//! are interpreted.
+//! `inspect --model` on the adapters of the field fixtures: it accepts those that are served, and says how
+//! full weights are interpreted.
 
 use loramux::Exit;
 use loramux_tests::{AdapterFiles, FileTensor, dense_field_cases, field_dir, field_model};

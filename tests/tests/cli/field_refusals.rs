@@ -1,5 +1,5 @@
-//! Every entry of `fixtures/field/refusals.json`: files that users pass by mistake, and the required output of
-//! `inspect`.
+//! Every entry of `fixtures/field/refusals.json`: files that users pass by mistake, and the required output
+//! of `inspect`.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! Engines on a full device. These tests fill the device memory, so they run in a separate process with `--ignored`,
-//! one at a time.
+//! Engines on a full device. These tests fill the device memory, so they run in a separate process with
+//! `--ignored`, one at a time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

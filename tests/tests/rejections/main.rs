@@ -1,5 +1,5 @@
-//! Breaks every rule once through the public API. The messages are snapshots in `tests/tests/snapshots`. Every code must
-//! have a case here.
+//! Breaks every rule once through the public API. The messages are snapshots in `tests/tests/snapshots`.
+//! Every code must have a case here.
 
 #![allow(clippy::unwrap_used, reason = "a case that cannot be set up is a failed test")]
 

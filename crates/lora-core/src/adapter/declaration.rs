@@ -59,8 +59,8 @@ pub struct Declaration {
 }
 
 impl Declaration {
-    /// Whether `modules_to_save` names the module of this name or a parent of it. PEFT compares ends of names,
-    /// regardless of dots.
+    /// Whether `modules_to_save` names the module of this name or a parent of it. PEFT compares ends of
+    /// names, regardless of dots.
     pub fn saves(&self, name: &str) -> bool {
         self.saved.iter().any(|entry| is_saved_by(entry, name))
     }

@@ -93,8 +93,9 @@ pub struct Adapter {
     pub source: AdapterInfo,
     /// Targets by its configuration; `None` if it was created without one.
     pub declaration: Option<Declaration>,
-    /// DoRA denominators, `rownorm(W + scale * B A)` by output, for sites where the device cannot compute them
-    /// from the base weight: where the adapter replaces W, and at the embedding, which is stored transposed.
+    /// DoRA denominators, `rownorm(W + scale * B A)` by output, for sites where the device cannot compute
+    /// them from the base weight: where the adapter replaces W, and at the embedding, which is stored
+    /// transposed.
     pub norms: BTreeMap<SiteKey, Vec<f32>>,
 }
 

@@ -81,8 +81,8 @@ impl Declaration {
         self.parameters.iter().any(|target| ends_with_name(name, target))
     }
 
-    /// PEFT's name of the trained object in the module of this name: its weight if `target_parameters` names it,
-    /// else the module.
+    /// PEFT's name of the trained object in the module of this name: its weight if `target_parameters`
+    /// names it, else the module.
     pub(crate) fn trained<'a>(&self, module: &'a str) -> Cow<'a, str> {
         let weight = format!("{module}.weight");
         if self.targets_parameter(&weight) { weight.into() } else { module.into() }

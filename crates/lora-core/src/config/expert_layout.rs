@@ -18,8 +18,8 @@ pub enum ExpertLayout {
     /// [`ExpertLayout::Stacked`] with one matrix shared by all experts and stored once: `[r, in]` or
     /// `[1, r, in]` for A, `[out, r]` or `[1, out, r]` for B.
     SharedOuter,
-    /// [`ExpertLayout::Stacked`] with gate and up fused in `experts.gate_up_proj`: B `[E, 2I, r]`, the gate rows
-    /// of an expert before its up rows.
+    /// [`ExpertLayout::Stacked`] with gate and up fused in `experts.gate_up_proj`: B `[E, 2I, r]`, the gate
+    /// rows of an expert before its up rows.
     Fused,
     /// [`ExpertLayout::Fused`] with interleaved gate and up rows, as in gpt-oss.
     FusedInterleaved,
@@ -28,13 +28,13 @@ pub enum ExpertLayout {
     /// `experts.lora_*`. The rows of A `[E r, in]` are ordered by expert, then rank; the columns of
     /// B `[out, r E]` by rank, then expert.
     TargetParameters,
-    /// The same up to PEFT 0.19.0, for models that store experts as `[E, out, in]`: `in` and `out` are swapped,
-    /// A `[E r, out]` and B `[in, r E]`.
+    /// The same up to PEFT 0.19.0, for models that store experts as `[E, out, in]`: `in` and `out` are
+    /// swapped, A `[E r, out]` and B `[in, r E]`.
     TargetParametersSwapped,
     /// [`ExpertLayout::TargetParameters`] with interleaved gate and up rows, as in gpt-oss.
     TargetParametersInterleaved,
-    /// [`ExpertLayout::TargetParameters`] with the columns of B (`[out, E r]`) ordered by expert, then rank, as
-    /// Unsloth wrote it until September 2026.
+    /// [`ExpertLayout::TargetParameters`] with the columns of B (`[out, E r]`) ordered by expert, then
+    /// rank, as Unsloth wrote it until September 2026.
     UnslothExpertSlowest,
 }
 

@@ -55,8 +55,8 @@ pub struct LoraConfig {
     pub max_loras: Option<usize>,
     /// Capacity of the host tier, in adapters of maximum size; overrides [`PeftCacheConfig`].
     pub max_cpu_loras: Option<usize>,
-    /// Whether the gate rows of a fused `gate_up_proj` come first, as in most Hugging Face models; if false, the
-    /// up rows do, as in Phi-4-multimodal.
+    /// Whether the gate rows of a fused `gate_up_proj` come first, as in most Hugging Face models; if
+    /// false, the up rows do, as in Phi-4-multimodal.
     pub swap_gate_up_proj_lora_b_weight: bool,
     /// Hint that LoRA may run concurrently with the base layer; does not affect results.
     pub overlap_lora_and_base: bool,
@@ -134,9 +134,9 @@ impl LoraConfig {
 
     /// The modules that adapters may change on this model.
     ///
-    /// With an empty list, these are all modules of the model. Otherwise they are the listed modules, query, key
-    /// and value together if one of them is listed, and the parts of a fused module that the model does not
-    /// fuse. Unknown names are ignored here; [`LoraConfig::validate`] reports them.
+    /// With an empty list, these are all modules of the model. Otherwise they are the listed modules,
+    /// query, key and value together if one of them is listed, and the parts of a fused module that the
+    /// model does not fuse. Unknown names are ignored here; [`LoraConfig::validate`] reports them.
     pub fn effective_targets(&self, model: &ModelGeometry) -> BTreeSet<TargetModule> {
         let present = model.modules();
         if self.lora_target_modules.is_empty() {

@@ -30,17 +30,18 @@ pub enum Pool {
 pub struct Caps {
     /// Steps can be recorded and replayed (CUDA graphs).
     pub graphs: bool,
-    /// Ops are asynchronous: they return before their work is done, so that the host can launch the next step while one
-    /// is computed.
+    /// Ops are asynchronous: they return before their work is done, so that the host can launch the next
+    /// step while one is computed.
     pub asynchronous: bool,
-    /// Outputs of linear layers (queries, keys and values, gate and up, the residual stream) should be stored in f32,
-    /// whatever the dtype of their inputs: there is less rounding, and the larger stores cost little.
+    /// Outputs of linear layers (queries, keys and values, gate and up, the residual stream) should be
+    /// stored in f32, whatever the dtype of their inputs: there is less rounding, and the larger stores
+    /// cost little.
     pub wide_activations: bool,
-    /// Device memory is host memory, which other programs need, too. No large fraction of it is used unless the user asks
-    /// for it.
+    /// Device memory is host memory, which other programs need, too. No large fraction of it is used unless
+    /// the user asks for it.
     pub shares_host_memory: bool,
-    /// A row's bits are the same in any batch: the order of summation in linear layers and attention depends neither on
-    /// the number of rows nor on their position. Otherwise results differ by rounding.
+    /// A row's bits are the same in any batch: the order of summation in linear layers and attention
+    /// depends neither on the number of rows nor on their position. Otherwise results differ by rounding.
     pub batch_invariant: bool,
 }
 
@@ -145,16 +146,16 @@ pub trait Backend: Sized + 'static {
         record: impl FnOnce(&mut Self::Queue) -> Result<()>,
     ) -> Result<Option<Self::Graph>>;
 
-    /// Replays a recorded step on the current contents of its buffers. Returns false without running anything if
-    /// adapters that were loaded since need other work than was recorded, or if the device has too little memory to
-    /// launch it; the caller then runs the ops.
+    /// Replays a recorded step on the current contents of its buffers. Returns false without running
+    /// anything if adapters that were loaded since need other work than was recorded, or if the device has
+    /// too little memory to launch it; the caller then runs the ops.
     ///
     /// # Errors
     /// [`crate::Error::Device`].
     fn replay(&self, q: &mut Self::Queue, graph: &Self::Graph) -> Result<bool>;
 
-    /// Prepares a weight matrix from `parts` (each `[out_i, in]`, in a 16- or 32-bit float dtype), stacked by rows, with
-    /// an optional bias for all rows. Weights keep their dtype.
+    /// Prepares a weight matrix from `parts` (each `[out_i, in]`, in a 16- or 32-bit float dtype), stacked
+    /// by rows, with an optional bias for all rows. Weights keep their dtype.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] or [`crate::Error::DType`] if the parts or the bias disagree.
@@ -251,11 +252,12 @@ pub trait Backend: Sized + 'static {
     /// [`crate::Error::OutOfMemory`].
     fn attention_plan(&self, dims: HeadDims, rows: usize) -> Result<Self::AttentionPlan>;
 
-    /// Plans the attention of a step. The division of work depends on which rows are prompts, which only the host
-    /// knows in time. Recorded steps take only plans in which every sequence has a single row.
+    /// Plans the attention of a step. The division of work depends on which rows are prompts, which only
+    /// the host knows in time. Recorded steps take only plans in which every sequence has a single row.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] if the rows exceed the capacity, or if the numbers of sequences and positions differ.
+    /// [`crate::Error::Shape`] if the rows exceed the capacity, or if the numbers of sequences and
+    /// positions differ.
     fn plan_attention(
         &self,
         q: &mut Self::Queue,

@@ -2,8 +2,8 @@
 
 use super::{Backend, Error, Result, ViewMut};
 
-/// Collective operations of one rank with its peers. All ranks must issue them in the same order. In a group of
-/// one rank, they do nothing.
+/// Collective operations of one rank with its peers. All ranks must issue them in the same order. In a
+/// group of one rank, they do nothing.
 ///
 /// All ranks get bitwise equal results, so that their computations do not diverge.
 pub trait Comm<B: Backend>: Sized {
@@ -34,11 +34,12 @@ pub trait Comm<B: Backend>: Sized {
     /// [`crate::Error::Peer`] if a peer failed.
     fn all_reduce_sum(&self, be: &B, q: &mut B::Queue, t: ViewMut<'_, B>) -> Result<()>;
 
-    /// All-gather along columns: completes `t`, of which each rank has computed an equal share of the columns, in
-    /// rank order.
+    /// All-gather along columns: completes `t`, of which each rank has computed an equal share of the
+    /// columns, in rank order.
     ///
     /// # Errors
-    /// [`crate::Error::Peer`] if a peer failed, [`crate::Error::Shape`] if the columns cannot be divided evenly.
+    /// [`crate::Error::Peer`] if a peer failed, [`crate::Error::Shape`] if the columns cannot be divided
+    /// evenly.
     fn all_gather_cols(&self, be: &B, q: &mut B::Queue, t: ViewMut<'_, B>) -> Result<()>;
 
     /// All-reduce of numbers in host memory, for use while a model or an adapter is loaded.

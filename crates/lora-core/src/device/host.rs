@@ -34,7 +34,8 @@ impl HostTensor {
         (elements.checked_mul(dtype.size())? == data.len()).then_some(Self { dtype, shape, data })
     }
 
-    /// A tensor of `dtype` holding `values` rounded to it (e4m3 saturates); `None` if the count does not match.
+    /// A tensor of `dtype` holding `values` rounded to it (e4m3 saturates); `None` if the count does not
+    /// match.
     pub fn from_f32(dtype: DType, shape: Vec<usize>, values: &[f32]) -> Option<Self> {
         let data: Vec<u8> = match dtype {
             DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),

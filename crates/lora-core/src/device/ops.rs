@@ -214,8 +214,8 @@ pub struct SampleArgs<'a, B: Backend> {
     pub history: View<'a, B>,
     /// Banned tokens: `[1, entries]` i32.
     pub banned: View<'a, B>,
-    /// Tokens, and the bits of the f32 that is added to their logits: `[entries, 2]` i32. A row has at most one
-    /// entry for a token.
+    /// Tokens, and the bits of the f32 that is added to their logits: `[entries, 2]` i32. A row has at most
+    /// one entry for a token.
     pub bias: View<'a, B>,
     /// Bit sets of allowed tokens: `[masks, mask_words(vocab)]` i32. Token `t` is allowed if bit `t % 32` of
     /// word `t / 32` is 1; bits beyond the vocabulary are ignored.

@@ -37,8 +37,8 @@ impl SiteKey {
         }
     }
 
-    /// The name of its module in Hugging Face models. `root` is the part before `layers`; `path` is the path of a
-    /// linear module inside its layer, without which the name of such a module is `None`.
+    /// The name of its module in Hugging Face models. `root` is the part before `layers`; `path` is the
+    /// path of a linear module inside its layer, without which the name of such a module is `None`.
     pub fn hf_name(self, root: &str, path: Option<&str>) -> Option<String> {
         Some(match self {
             Self::Embed => format!("{root}embed_tokens"),

@@ -23,17 +23,17 @@ impl Vector for bf16 {}
 
 /// Sum over i of `a[i] * b[i]`, over the shorter of the two.
 ///
-/// Computed in `f32` with 64 partial sums, of the elements at i, i + 64, ..., which are then reduced by adding
-/// the upper half to the lower half. So the result depends only on the values.
+/// Computed in `f32` with 64 partial sums, of the elements at i, i + 64, ..., which are then reduced by
+/// adding the upper half to the lower half. So the result depends only on the values.
 pub fn dot<T: Vector>(isa: Isa, a: &[f32], b: &[T]) -> f32 {
     let mut out = [0.0];
     dot_rows(isa, a, b, 0, &mut out);
     out[0]
 }
 
-/// `out[i] = dot(a, row i)`, where row `i` is the `a.len()` elements from `i * stride` of `rows`, or as many of
-/// them as there are: the scores of a query against the keys of a KV block. Bitwise equal to [`dot`], but
-/// faster.
+/// `out[i] = dot(a, row i)`, where row `i` is the `a.len()` elements from `i * stride` of `rows`, or as
+/// many of them as there are: the scores of a query against the keys of a KV block. Bitwise equal to
+/// [`dot`], but faster.
 pub fn dot_rows<T: Vector>(isa: Isa, a: &[f32], rows: &[T], stride: usize, out: &mut [f32]) {
     run(isa, DotRows { a, rows, stride, out });
 }

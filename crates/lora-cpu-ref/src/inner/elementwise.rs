@@ -69,8 +69,8 @@ impl Job for Exp<'_> {
     }
 }
 
-/// `2^n * p(r)`, where `x = n ln 2 + r` and p is the Taylor polynomial of degree 7 on `|r| <= ln 2 / 2`. It has
-/// no branches and no fused multiply-add, so that every instruction set gives the same bits.
+/// `2^n * p(r)`, where `x = n ln 2 + r` and p is the Taylor polynomial of degree 7 on `|r| <= ln 2 / 2`. It
+/// has no branches and no fused multiply-add, so that every instruction set gives the same bits.
 #[inline(always)]
 fn exp_one(x: f32) -> f32 {
     /// Adding it rounds to an integer, which is then in the lowest bits.

@@ -10,8 +10,8 @@ use std::arch::x86_64::{
 
 use super::{Isa, Level, packed::LANES};
 
-/// Sixteen sums or factors. Types beyond the build target are used only in [`run`], which inlines the work into
-/// functions that are compiled for their instructions.
+/// Sixteen sums or factors. Types beyond the build target are used only in [`run`], which inlines the work
+/// into functions that are compiled for their instructions.
 pub(super) trait Lanes: Copy {
     /// Maximum rows of a tile, so that its sums fit in registers with some left for weights.
     const ROWS: usize;
@@ -56,8 +56,8 @@ fn run_avx2(job: impl Job) {
     job.run::<Avx2>();
 }
 
-/// Any CPU. Products are rounded before they are added, as a fused multiply-add without the instruction is a slow
-/// library call.
+/// Any CPU. Products are rounded before they are added, as a fused multiply-add without the instruction is
+/// a slow library call.
 #[derive(Clone, Copy)]
 struct Plain([f32; LANES]);
 

@@ -1,5 +1,5 @@
-//! The matrix product `y[m, n] = sum over k of x[m, k] * w[n, k]`, nearly all of a language model's arithmetic,
-//! in two implementations that are tested against each other: a straightforward one
+//! The matrix product `y[m, n] = sum over k of x[m, k] * w[n, k]`, nearly all of a language model's
+//! arithmetic, in two implementations that are tested against each other: a straightforward one
 //! ([`matmul_obvious`]) and a fast one ([`matmul`]).
 //!
 //! Sums are accumulated in `f32`. The bits of a row's result do not depend on the other rows of the batch, on

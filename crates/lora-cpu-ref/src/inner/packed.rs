@@ -97,9 +97,9 @@ impl Packed {
         size_of_val(&*self.lines)
     }
 
-    /// Writes row `n` of the weights to `out` as `f32` (exact), for embedding lookups and row norms. Values beyond
-    /// the shorter of k and `out` are not changed. Returns false, without any change, if there is no such
-    /// row.
+    /// Writes row `n` of the weights to `out` as `f32` (exact), for embedding lookups and row norms. Values
+    /// beyond the shorter of k and `out` are not changed. Returns false, without any change, if there is no
+    /// such row.
     pub fn decode_row(&self, n: usize, out: &mut [f32]) -> bool {
         if n >= self.n {
             return false;
@@ -138,8 +138,8 @@ fn check_parts(parts: &[Part<'_>], k: usize, dtype: Dtype) -> Result<(), InnerEr
     Ok(())
 }
 
-/// Fills the lines of the panel that starts at output `first`. It proceeds in stretches, so that the lines stay in
-/// the L1 cache while the words of each row are inserted.
+/// Fills the lines of the panel that starts at output `first`. It proceeds in stretches, so that the lines
+/// stay in the L1 cache while the words of each row are inserted.
 fn pack_panel(parts: &[Part<'_>], k: usize, first: usize, out: &mut [Line]) {
     let rows: [_; LANES] =
         std::array::from_fn(|lane| source_row(parts, k, first + lane).unwrap_or(&[]));

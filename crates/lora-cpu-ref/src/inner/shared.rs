@@ -41,8 +41,8 @@ impl<'a, T: Send> Canvas<'a, T> {
         Self { data: data.as_mut_ptr(), len: data.len(), stride, owner: PhantomData }
     }
 
-    /// Calls `body` for every rectangle of `grid`, in parallel if the grid allows it. Calls on the same thread share
-    /// the scratch that `scratch` makes.
+    /// Calls `body` for every rectangle of `grid`, in parallel if the grid allows it. Calls on the same
+    /// thread share the scratch that `scratch` makes.
     ///
     /// Columns never exceed the stride.
     pub(super) fn paint<S>(

@@ -41,8 +41,8 @@ pub fn qk_norm_rope_append(isa: Isa, mut args: QkvArgs<'_, CpuRef>) -> Result<()
     Ok(())
 }
 
-/// Normalises and rotates the first `heads` heads of every row in place. `norm` returns the weight and epsilon
-/// for a head of a row, if heads are normalised.
+/// Normalises and rotates the first `heads` heads of every row in place. `norm` returns the weight and
+/// epsilon for a head of a row, if heads are normalised.
 fn rotate<'w>(
     isa: Isa,
     qkv: &mut ViewMut<'_>,

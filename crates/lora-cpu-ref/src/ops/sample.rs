@@ -93,8 +93,8 @@ fn sample_row(logits: &[f32], params: &SampleRow) -> usize {
         }
         left -= weight;
     }
-    // By rounding, the number can exceed the sum of the weights. A token of weight 0 may be banned, so the last
-    // one with a weight is taken.
+    // By rounding, the number can exceed the sum of the weights. A token of weight 0 may be banned, so the
+    // last one with a weight is taken.
     let last = weights[..kept].iter().rposition(|weight| *weight > 0.0);
     order[last.unwrap_or(0)]
 }

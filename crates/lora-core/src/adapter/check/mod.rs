@@ -16,8 +16,8 @@ mod targets;
 pub(crate) mod vocabulary;
 
 impl Adapter {
-    /// Every rule that the adapter breaks on this model under these limits; empty if it may be served. Needs no
-    /// device.
+    /// Every rule that the adapter breaks on this model under these limits; empty if it may be served.
+    /// Needs no device.
     pub fn check(&self, model: &ModelGeometry, config: &LoraConfig) -> Vec<Rejection> {
         let mut problems = Vec::new();
         self.check_modules(model, config, &mut problems);
@@ -44,8 +44,9 @@ impl Adapter {
         problems
     }
 
-    /// Warnings about the adapter on this model, beside [`AdapterInfo::warnings`](super::AdapterInfo::warnings):
-    /// harmless differences between its configuration and its weights.
+    /// Warnings about the adapter on this model, beside
+    /// [`AdapterInfo::warnings`](super::AdapterInfo::warnings): harmless differences between its
+    /// configuration and its weights.
     pub fn warnings(&self, model: &ModelGeometry) -> Vec<String> {
         let differences = self.declaration.as_ref().map(|d| Differences::find(self, d, model));
         differences.and_then(Result::ok).map_or_else(Vec::new, |found| found.warnings(model.layers))
@@ -135,8 +136,8 @@ impl Adapter {
         }
     }
 
-    /// Whether the model has the module under the file's name for it. It is not enough that the last component
-    /// maps to a module of the model, as weights could then be applied to the wrong one.
+    /// Whether the model has the module under the file's name for it. It is not enough that the last
+    /// component maps to a module of the model, as weights could then be applied to the wrong one.
     fn model_has(&self, module: TargetModule, model: &ModelGeometry) -> bool {
         let naming = self.declaration.as_ref().and_then(|d| d.naming.get(&module));
         model.dims(module).is_some()

@@ -103,8 +103,8 @@ pub struct SlotSlice {
     pub gain: Option<Vec<f32>>,
     /// Added to each output, `[out]`.
     pub shift: Option<Vec<f32>>,
-    /// Replaces the weight of the base layer: a matrix `[out, in]`, for an embedding a table `[in, out]`, for a
-    /// norm a weight `[in]` in f32.
+    /// Replaces the weight of the base layer: a matrix `[out, in]`, for an embedding a table `[in, out]`,
+    /// for a norm a weight `[in]` in f32.
     pub replacement: Option<HostTensor>,
     /// Replaces rows of the base layer; only at sites with one slice, and not together with a replacement.
     pub rows: Option<SlotRows>,

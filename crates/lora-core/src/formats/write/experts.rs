@@ -158,7 +158,8 @@ impl Writer<'_> {
         for (module, low) in &layer.modules {
             let path = format!("{}.{}", self.names.block(), self.names.expert(*module));
             let pair = Pair::of(low);
-            // If both matrices are shared, B is still written for each expert, as the file must show their number.
+            // If both matrices are shared, B is still written for each expert, as the file must show their
+            // number.
             let pair = match self.layout {
                 ExpertLayout::SharedOuter if experts(low) > 1 => pair,
                 ExpertLayout::SharedOuter => Pair { b: pair.b.for_experts(layer.experts), ..pair },

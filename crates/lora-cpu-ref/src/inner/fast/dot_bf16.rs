@@ -91,9 +91,9 @@ fn add_tile<const M: usize, const P: usize>(x: &[Pairs], weights: [&[Line]; P], 
     }
 }
 
-/// Prefetches line `index`, which may belong to the next block or panel. A prefetch has no visible effect, so the
-/// pointer may even be past the end. The line goes to the L2 cache, since the L1 cache is too small to keep
-/// it until it is used.
+/// Prefetches line `index`, which may belong to the next block or panel. A prefetch has no visible effect,
+/// so the pointer may even be past the end. The line goes to the L2 cache, since the L1 cache is too small
+/// to keep it until it is used.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn fetch(lines: &[Line], index: usize) {

@@ -1,12 +1,12 @@
 //! The fast matrix product.
 //!
-//! Every output is one chain of multiply-adds over k in ascending order, whatever the number of rows, tiles and
-//! threads. So a row's result has the same bits alone and in any batch, and storing partial sums between
-//! blocks of k does not change them.
+//! Every output is one chain of multiply-adds over k in ascending order, whatever the number of rows, tiles
+//! and threads. So a row's result has the same bits alone and in any batch, and storing partial sums
+//! between blocks of k does not change them.
 //!
-//! The loops, outermost first: slabs of rows; panels of 16 outputs, one or two at a time, divided among threads;
-//! blocks of k, so that a block of a panel stays in the L1 cache; tiles of as many rows as registers have
-//! room for sums.
+//! The loops, outermost first: slabs of rows; panels of 16 outputs, one or two at a time, divided among
+//! threads; blocks of k, so that a block of a panel stays in the L1 cache; tiles of as many rows as
+//! registers have room for sums.
 
 mod blocks;
 #[cfg(target_arch = "x86_64")]
@@ -46,12 +46,12 @@ trait Tile: Sync {
     fn add(&self, x: &[Self::Block], weights: &[&[Line]], sums: &mut [Sums]);
 }
 
-/// Activations processed in one pass over the weights: few enough (2 MB of bfloat16) to be read from the caches
-/// for every panel, enough to make another pass over the weights cheap.
+/// Activations processed in one pass over the weights: few enough (2 MB of bfloat16) to be read from the
+/// caches for every panel, enough to make another pass over the weights cheap.
 const SLAB_VALUES: usize = 1 << 20;
 
-/// Minimum and maximum rows of a slab. With fewer, weights would not be reused enough; with more, the sums of a
-/// panel would exceed the L2 cache.
+/// Minimum and maximum rows of a slab. With fewer, weights would not be reused enough; with more, the sums
+/// of a panel would exceed the L2 cache.
 const SLAB_ROWS: Range<usize> = 96..512;
 
 /// Weight bytes times rows of one task: some microseconds of reading, compared to about one microsecond for
@@ -64,9 +64,9 @@ const STREAM_ROWS: usize = 8;
 /// Tasks per thread, so that an interrupted thread does not delay the others.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Minimum products (and weight bytes) for using several threads. Waking a thread costs 5 to 20 microseconds. One
-/// core does at best 10^5 products and reads 20 kB in a microsecond, so below these bounds, halving the work
-/// does not pay.
+/// Minimum products (and weight bytes) for using several threads. Waking a thread costs 5 to 20
+/// microseconds. One core does at best 10^5 products and reads 20 kB in a microsecond, so below these
+/// bounds, halving the work does not pay.
 const SERIAL_PRODUCTS: usize = 2 << 20;
 const SERIAL_BYTES: usize = 256 << 10;
 
@@ -145,8 +145,8 @@ impl<K: Tile> Product<'_, K> {
         Grid { rows: self.first..self.first + rows, cols: n, row_step, col_step, min_task }
     }
 
-    /// With two panels, each value of a row is loaded once for both, which helps if arithmetic is the limit. With
-    /// one panel, memory is read as one stream, which helps if bandwidth is.
+    /// With two panels, each value of a row is loaded once for both, which helps if arithmetic is the
+    /// limit. With one panel, memory is read as one stream, which helps if bandwidth is.
     fn panels(&self) -> usize {
         let streams = self.w.bytes() >= SERIAL_BYTES && self.w.k() > BLOCK_K;
         if streams && self.x.rows() <= STREAM_ROWS { 1 } else { self.tile.max_panels() }
@@ -180,8 +180,8 @@ fn part<T>(items: &[T], start: usize, count: usize) -> &[T] {
     &items[..count.min(items.len())]
 }
 
-/// Divides `rows` into tiles of `most` rows and a rest. Full tiles come first, as the first tile waits for weights
-/// from memory and should have the most work to overlap.
+/// Divides `rows` into tiles of `most` rows and a rest. Full tiles come first, as the first tile waits for
+/// weights from memory and should have the most work to overlap.
 fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(most).map(move |start| start..rows.min(start + most))
 }

@@ -209,8 +209,8 @@ impl Planner<'_> {
         None
     }
 
-    /// Whether the pairs of a layer can be these parameters in these roles: gate and up must have twice as many
-    /// rows as down has columns, and the sizes must be those of the model, if it is known.
+    /// Whether the pairs of a layer can be these parameters in these roles: gate and up must have twice as
+    /// many rows as down has columns, and the sizes must be those of the model, if it is known.
     fn fits(&self, found: &Found<'_>, assignment: &[Parameter], roles: Roles) -> bool {
         let (mut hidden, mut inner) = (None, None);
         let agree = |known: &mut Option<usize>, size: usize| *known.get_or_insert(size) == size;
