@@ -66,7 +66,9 @@ impl FileKind {
     pub(super) const fn what(self) -> &'static str {
         match self {
             Self::GitLfsPointer => "is a git-lfs pointer, not the file that it stands for",
-            Self::GgufAdapter => "is a LoRA adapter in GGUF format (llama.cpp), which is not read",
+            Self::GgufAdapter => {
+                "is a LoRA adapter in GGUF format (llama.cpp), which is not supported"
+            }
             Self::Gguf => "is a GGUF file, not an adapter that can be read",
             Self::WebPage => "is a web page (HTML), not the file that should be here",
             Self::Safetensors => "is a safetensors file",

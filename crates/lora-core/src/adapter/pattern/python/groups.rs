@@ -29,7 +29,7 @@ impl Reader<'_> {
         {
             self.out += &format!("({opening}");
         } else if self.eat("?(") {
-            return Err("conditional groups are not read".to_owned());
+            return Err("conditional groups are not supported".to_owned());
         } else if self.eat("?") {
             return self.flags();
         } else {
@@ -83,7 +83,7 @@ impl Reader<'_> {
         let flags = &self.rest[..length];
         let known = |flag: char| matches!(flag, 'a' | 'i' | 'm' | 's' | 'u' | '-');
         if let Some(other) = flags.chars().find(|flag| !known(*flag)) {
-            return Err(format!("the flag or extension `(?{other}` is not read"));
+            return Err(format!("the flag or extension `(?{other}` is not supported"));
         }
         if self.rest[length..].starts_with(')') {
             return Err("global flags not at the start of the expression".to_owned());

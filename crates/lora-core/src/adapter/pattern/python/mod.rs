@@ -9,7 +9,7 @@ use super::class::Class;
 
 mod groups;
 
-const OCTAL: &str = "octal escapes are not read";
+const OCTAL: &str = "octal escapes are not supported";
 const BAD_RANGE: &str = "bad character range";
 
 /// The context of a pattern.

@@ -130,7 +130,7 @@ impl<'a> Site<'a> {
                 None
             }
             Some(named) if !has_pair => {
-                let found = "an addition to a pair that is not there";
+                let found = "a magnitude or bias without lora_A and lora_B";
                 self.undeclared(named.name(), found);
                 None
             }
@@ -150,7 +150,7 @@ impl<'a> Site<'a> {
         if let Some(original) = self.get(Kind::OriginalBias).filter(|_| !self.saved) {
             self.undeclared(
                 original.name(),
-                "the original of a module that modules_to_save leaves out",
+                "an original_module that modules_to_save does not name",
             );
         }
         let named = self.get(Kind::BaseBias)?;

@@ -48,7 +48,7 @@ impl Guard {
         match op.effect {
             Effect::Nothing | Effect::Stop => Ok(()),
             Effect::Unused(name) => {
-                Err(format!("its pickle uses {name}, which torch's protocol 2 does without"))
+                Err(format!("its pickle uses {name}, which torch does not write"))
             }
             Effect::Mark => {
                 self.marks.push(self.stack.len());
@@ -60,14 +60,18 @@ impl Guard {
             Effect::Fold(count) => self.fold(count),
             Effect::FoldMarked => self.marked().and_then(|count| self.fold(count)),
             Effect::Put => {
-                let top = self.stack.last().copied().ok_or("its pickle notes what is not there")?;
+                let top = self
+                    .stack
+                    .last()
+                    .copied()
+                    .ok_or("its pickle stores a value in its memo from an empty stack")?;
                 self.spend(top.bytes)?;
                 self.memo.insert(op.memo(), top);
                 Ok(())
             }
             Effect::Get => {
                 let noted = self.memo.get(&op.memo()).copied();
-                let noted = noted.ok_or("its pickle recalls what it never noted")?;
+                let noted = noted.ok_or("its pickle loads a memo entry that it never stored")?;
                 self.spend(noted.bytes)?;
                 self.stack.push(noted);
                 Ok(())
@@ -89,7 +93,7 @@ impl Guard {
 
     /// The number of values above the last mark; removes the mark.
     fn marked(&mut self) -> Result<usize, String> {
-        let mark = self.marks.pop().ok_or("its pickle goes back to a mark that is not there")?;
+        let mark = self.marks.pop().ok_or("its pickle pops a mark that does not exist")?;
         Ok(self.stack.len() - mark)
     }
 
@@ -97,7 +101,7 @@ impl Guard {
     fn pop(&mut self, count: usize) -> Result<Shadow, String> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let start = self.stack.len().checked_sub(count).filter(|start| *start >= floor);
-        let start = start.ok_or("its pickle takes values that are not there")?;
+        let start = start.ok_or("its pickle pops more values than it pushed")?;
         let none = Shadow { depth: 0, bytes: 0 };
         Ok(self.stack.drain(start..).fold(none, |all, value| Shadow {
             depth: all.depth.max(value.depth),

@@ -200,7 +200,7 @@ impl<'a> Iterator for Ops<'a> {
             Err(_) => self.ended = true,
         }
         if self.ended && decoded.is_ok() && self.at < self.program.len() {
-            let problem = "its pickle goes on behind its end".to_owned();
+            let problem = "its pickle has data after its end".to_owned();
             return Some(Err(Problem::Invalid(problem)));
         }
         Some(decoded)

@@ -107,12 +107,12 @@ impl<'a> Layout<'a> {
         let [storage, offset, Object::Tuple(size), Object::Tuple(stride), Object::Bool(_), hooks] =
             args
         else {
-            return Err("is a tensor with arguments that are not read".to_owned());
+            return Err("is a tensor with unsupported arguments".to_owned());
         };
         check_hooks(hooks)?;
         let (storage, element, count) =
-            read_storage(storage).ok_or("has a storage that is not read")?;
-        let shape = extents(size).ok_or("has a shape that is not read")?;
+            read_storage(storage).ok_or("has a storage of an unsupported kind")?;
+        let shape = extents(size).ok_or("has an unsupported shape")?;
         check_row_major(&shape, stride)?;
         let start = count_of(offset).ok_or("has a storage offset that is not a number")?;
         Ok(Self { storage, element, count, start, shape })
@@ -193,7 +193,7 @@ fn extents(size: &[Object]) -> Option<Vec<usize>> {
 fn check_row_major(shape: &[usize], strides: &[Object]) -> Result<(), String> {
     let strides: Option<Vec<u64>> = strides.iter().map(count_of).collect();
     let strides = strides.filter(|strides| strides.len() == shape.len());
-    let strides = strides.ok_or("has strides that are not read")?;
+    let strides = strides.ok_or("has invalid strides")?;
     if shape.contains(&0) {
         return Ok(());
     }

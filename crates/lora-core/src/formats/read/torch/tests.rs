@@ -68,7 +68,7 @@ fn what_candle_runs_otherwise_than_python_is_refused() {
         (b"\x80\x02\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x01.", "too large"),
         (b"\x80\x02}q\x00h\x00\x86.", "two places"),
         (b"\x80\x02NN.", "2 values"),
-        (b"\x80\x02N.N", "behind its end"),
+        (b"\x80\x02N.N", "after its end"),
     ];
     for (program, part) in cases {
         let problem = problem(program);

@@ -41,7 +41,7 @@ pub fn nemo(
             &path.display(),
             "another name",
             "a file name that ends in .nemo",
-            "name the archive so: it is found by that",
+            "choose a name that ends in .nemo, by which archives are found",
         ));
     }
     check::consistent(adapter)?;
