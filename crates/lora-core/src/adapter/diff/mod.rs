@@ -6,9 +6,12 @@ use std::fmt;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use self::delta::{Dims, Matrices, Measured, measure};
 use super::{Adapter, LowRank, SiteWeights};
 use crate::device::HostTensor;
 use crate::modules::{FUSED, SiteKey};
+
+mod delta;
 
 /// The comparison of two adapters at a site, or at one routed expert of a site.
 #[derive(Clone, PartialEq, Debug)]
@@ -37,6 +40,15 @@ pub enum DeltaDiff {
     },
     /// They cannot be compared; the text says why, and what to do.
     Incomparable(String),
+}
+
+impl From<Option<Measured>> for DeltaDiff {
+    fn from(measured: Option<Measured>) -> Self {
+        match measured {
+            Some(Measured { difference, largest }) => Self::Measured { difference, largest },
+            None => Self::Identical,
+        }
+    }
 }
 
 /// A tensor of a site other than A and B.
@@ -126,7 +138,7 @@ fn entangled(key: SiteKey, one: &Adapter, other: &Adapter) -> Option<String> {
 fn incomparable(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Option<String> {
     let pairs = [one, two].map(|site| site.low_rank.as_ref());
     for low in pairs.into_iter().flatten() {
-        if dims(low).is_none() {
+        if Dims::of(low).is_none() {
             let (a, b) = (low.a.shape(), low.b.shape());
             return Some(format!("A {a:?} and B {b:?} of {key} are no pair of rank {}", low.rank));
         }
@@ -138,7 +150,7 @@ fn incomparable(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Option<St
              read both for a model (--model), which cuts them apart"
         ));
     }
-    let (ours, theirs) = (dims(one)?, dims(two)?);
+    let (ours, theirs) = (Dims::of(one)?, Dims::of(two)?);
     let experts = |other: &Dims, own: &Dims| [1, own.experts].contains(&other.experts);
     let fits = experts(&ours, &theirs) || experts(&theirs, &ours);
     if !fits || (ours.input, ours.output) != (theirs.input, theirs.output) {
@@ -158,35 +170,11 @@ fn incomparable(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Option<St
     None
 }
 
-/// Dimensions of an update.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Dims {
-    /// Whether A and B have an axis of experts.
-    stacked: bool,
-    /// Number of experts; 1 if they share both matrices, and without the axis.
-    experts: usize,
-    output: usize,
-    input: usize,
-}
-
-fn dims(low: &LowRank) -> Option<Dims> {
-    let (stacked, a, b) = match (low.a.shape(), low.b.shape()) {
-        (&[rank, input], &[output, columns]) => (false, [1, rank, input], [1, output, columns]),
-        (&[x, rank, input], &[y, output, columns]) => {
-            (true, [x, rank, input], [y, output, columns])
-        }
-        _ => return None,
-    };
-    let extents = a[0] == b[0] || a[0] == 1 || b[0] == 1;
-    let pair = extents && a[1] == low.rank && b[2] == low.rank;
-    pair.then_some(Dims { stacked, experts: a[0].max(b[0]), output: b[1], input: a[2] })
-}
-
 /// Compares a site whose updates have the same dimensions.
 fn site_diffs(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Vec<SiteDiff> {
     let pairs = [one, two].map(|site| site.low_rank.as_ref());
     let unequal = unequal(one, two);
-    let dims = pairs.into_iter().flatten().filter_map(dims).max_by_key(|dims| dims.experts);
+    let dims = pairs.into_iter().flatten().filter_map(Dims::of).max_by_key(|dims| dims.experts);
     let Some(dims) = dims else {
         return vec![SiteDiff { site: key, expert: None, delta: DeltaDiff::Identical, unequal }];
     };
@@ -195,94 +183,11 @@ fn site_diffs(key: SiteKey, one: &SiteWeights, two: &SiteWeights) -> Vec<SiteDif
         SiteDiff {
             site: key,
             expert: dims.stacked.then_some(expert),
-            delta: compare(one.as_ref(), two.as_ref(), dims),
+            delta: measure(one.as_ref(), two.as_ref(), dims).into(),
             unequal: unequal.clone(),
         }
     });
     experts.collect()
-}
-
-/// A and B of one expert, as windows of the stacks.
-struct Matrices {
-    rank: usize,
-    scale: f32,
-    a: HostTensor,
-    b: HostTensor,
-}
-
-impl Matrices {
-    fn of(low: &LowRank, expert: usize, dims: Dims) -> Self {
-        let matrix = |tensor: &HostTensor, shape: [usize; 2]| {
-            let bytes = shape[0] * shape[1] * tensor.dtype().size();
-            let start = if tensor.bytes().len() == bytes { 0 } else { expert * bytes };
-            let window = tensor.bytes().slice(start..start + bytes);
-            HostTensor::new(tensor.dtype(), shape.to_vec(), window)
-                .unwrap_or_else(|| unreachable!("the window was made for the shape"))
-        };
-        Self {
-            rank: low.rank,
-            scale: low.scale,
-            a: matrix(&low.a, [low.rank, dims.input]),
-            b: matrix(&low.b, [dims.output, low.rank]),
-        }
-    }
-}
-
-/// A pair with A decoded, for computing many rows of the product.
-struct Factors<'a> {
-    pair: &'a Matrices,
-    a: Vec<f32>,
-}
-
-impl<'a> Factors<'a> {
-    fn of(pair: &'a Matrices) -> Self {
-        Self { a: pair.a.to_f32(), pair }
-    }
-
-    /// Writes a row of `scale * B A`. Products of two f32 are exact in f64.
-    fn row(&self, row: usize, out: &mut [f64]) {
-        out.fill(0.0);
-        for k in 0..self.pair.rank {
-            let weight = f64::from(self.pair.b.get_f32(row * self.pair.rank + k));
-            // In updates with stacked ranks, most of B is zero.
-            if weight != 0.0 {
-                let a = &self.a[k * out.len()..][..out.len()];
-                out.iter_mut().zip(a).for_each(|(out, a)| *out += weight * f64::from(*a));
-            }
-        }
-        out.iter_mut().for_each(|out| *out *= f64::from(self.pair.scale));
-    }
-}
-
-fn compare(one: Option<&Matrices>, two: Option<&Matrices>, dims: Dims) -> DeltaDiff {
-    if let (Some(one), Some(two)) = (one, two)
-        && (one.scale.to_bits(), &one.a, &one.b) == (two.scale.to_bits(), &two.a, &two.b)
-    {
-        return DeltaDiff::Identical;
-    }
-    let pairs = [one, two].map(|pair| pair.map(Factors::of));
-    let rows = (0..dims.output).into_par_iter().map_init(
-        || [vec![0.0; dims.input], vec![0.0; dims.input]],
-        |buffers, row| {
-            for (factors, buffer) in pairs.iter().zip(buffers.iter_mut()) {
-                if let Some(factors) = factors {
-                    factors.row(row, buffer);
-                }
-            }
-            let [one, two] = buffers;
-            one.iter().zip(two).fold((0.0, 0.0), |worst, (one, two)| {
-                larger(worst, ((*one - *two).abs(), one.abs().max(two.abs())))
-            })
-        },
-    );
-    let (difference, largest) = rows.reduce(|| (0.0, 0.0), larger);
-    DeltaDiff::Measured { difference, largest }
-}
-
-/// Elementwise maximum; NaN counts as infinity.
-fn larger(one: (f64, f64), two: (f64, f64)) -> (f64, f64) {
-    let larger = |one: f64, two: f64| if two.is_nan() { f64::INFINITY } else { one.max(two) };
-    (larger(one.0, two.0), larger(one.1, two.1))
 }
 
 /// The other tensors that differ.
