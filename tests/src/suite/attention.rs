@@ -5,10 +5,11 @@ use lora_core::{Backend, DType};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use super::compare::{Class, Num, close, exact};
+use super::compare::{Class, close, exact};
 use super::draw::{Fill, gaps, kv_scales, outer_rows};
 use super::misuse::{Misuse, refusals};
-use super::reference::attend;
+use super::num::Num;
+use super::reference::attention;
 use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::rope::{dims, dims_of};
 use super::{Types, for_all};
@@ -169,7 +170,7 @@ impl Case {
             };
             let [k, v] = &operands.caches;
             let (keys, values) = (held(k, self.kv_scales.k), held(v, self.kv_scales.v));
-            attend(&operands.queries.nums(r), &keys, &values, self.dims, self.scale())
+            attention(&operands.queries.nums(r), &keys, &values, self.dims, self.scale())
         };
         (0..operands.queries.rows).flat_map(row).collect()
     }

@@ -1,12 +1,10 @@
 //! Tolerances for comparing results with formulas.
 
-use std::iter::Sum;
-use std::ops::{Add, Mul, Neg, Sub};
-
 use lora_core::DType;
 use proptest::test_runner::{TestCaseError, TestCaseResult};
 
 use super::errors::{self, Largest};
+use super::num::Num;
 use super::rig::Matrix;
 
 /// Unit roundoff of `f32`, in which ops accumulate.
@@ -14,64 +12,6 @@ const F32_ROUNDOFF: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// Numbers below this may be lost: ops may flush subnormal numbers to zero, and divisors may overflow.
 const TINY: f64 = 1e-34;
-
-/// An expected number, and the sum of the magnitudes of its terms, to which the rounding error of a sum is
-/// proportional (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1).
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Num {
-    /// The expected number.
-    pub value: f64,
-    /// Sum of the magnitudes of its terms.
-    pub size: f64,
-}
-
-impl Num {
-    /// A number without cancellation.
-    pub fn of(value: f64) -> Self {
-        Self { value, size: value.abs() }
-    }
-}
-
-impl Add for Num {
-    type Output = Self;
-    fn add(self, other: Self) -> Self {
-        Self { value: self.value + other.value, size: self.size + other.size }
-    }
-}
-
-impl Sub for Num {
-    type Output = Self;
-    fn sub(self, other: Self) -> Self {
-        self + -other
-    }
-}
-
-impl Neg for Num {
-    type Output = Self;
-    fn neg(self) -> Self {
-        Self { value: -self.value, ..self }
-    }
-}
-
-impl Mul for Num {
-    type Output = Self;
-    fn mul(self, other: Self) -> Self {
-        Self { value: self.value * other.value, size: self.size * other.size }
-    }
-}
-
-impl Mul<f64> for Num {
-    type Output = Self;
-    fn mul(self, factor: f64) -> Self {
-        self * Self::of(factor)
-    }
-}
-
-impl Sum for Num {
-    fn sum<I: Iterator<Item = Self>>(terms: I) -> Self {
-        terms.fold(Self::of(0.0), Add::add)
-    }
-}
 
 /// Tolerance class of an op. Integers, copies and conversions are compared by [`exact`] instead.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,10 +4,11 @@ use lora_core::fp8::{self, Fp8Scales, InputScale};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
-use super::compare::{Class, Num, close, exact};
+use super::compare::{Class, close, exact};
 use super::draw::{Fill, cols, gaps, rows};
 use super::linear::{Operands, product};
 use super::misuse::refusals;
+use super::num::Num;
 use super::reference;
 use super::rig::{Gaps, Matrix};
 use super::{Types, for_all};

@@ -4,9 +4,10 @@ use lora_core::ops::{LogprobArgs, LogprobOut};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
-use super::compare::{Class, Num, close, exact};
+use super::compare::{Class, close, exact};
 use super::draw::{Fill, gaps, rows};
 use super::misuse::{Misuse, refusals};
+use super::num::Num;
 use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::{Types, for_all};
 

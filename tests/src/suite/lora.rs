@@ -6,13 +6,14 @@ use lora_core::{Backend, DType};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use super::compare::{Class, Num, close, exact};
+use super::compare::{Class, close, exact};
 use super::draw::Fill;
 use super::lora_case::{
     Case, added, embedding_cases, gated_cases, linear_cases, long_input_cases, many_gated_cases,
     many_gated_fp8_cases, many_row_cases, plan, prompt_cases, tiled_cases, wide_gated_cases,
 };
 use super::misuse::{Misuse, refusals};
+use super::num::Num;
 use super::reference::{Input, adapted, gated, linear};
 use super::rig::{Gaps, Matrix, Rig};
 use super::{Types, for_all};

@@ -39,6 +39,7 @@ pub mod lora;
 pub mod lora_case;
 pub mod misuse;
 pub mod norm;
+pub mod num;
 pub mod own_norms;
 pub mod reference;
 pub mod rig;

@@ -3,9 +3,10 @@
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
-use super::compare::{Class, Num, close, exact};
+use super::compare::{Class, close, exact};
 use super::draw::{Fill, cols, gaps, rows};
 use super::misuse::refusals;
+use super::num::Num;
 use super::reference::rms_norm;
 use super::rig::{Gaps, Matrix, Rig};
 use super::{Types, for_all};

@@ -5,10 +5,11 @@ use lora_core::ops::NormWeight;
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
-use super::compare::{Class, Num, close, exact};
+use super::compare::{Class, close, exact};
 use super::draw::{Fill, cols, rows};
 use super::lora_case::plan;
 use super::misuse::refusals;
+use super::num::Num;
 use super::reference::rms_norm;
 use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::{Types, for_all};

@@ -4,7 +4,7 @@ use lora_core::HostTensor;
 use lora_core::lora::{SiteKind, SlotRows, SlotSlice};
 use lora_core::ops::HeadDims;
 
-use super::compare::Num;
+use super::num::Num;
 use super::rig::Matrix;
 
 /// The inner product.
@@ -47,7 +47,7 @@ pub fn gated(gate: Num, up: Num) -> Num {
 
 /// RoPE of one head: rotates the elements `i` and `i + half` by angle `i`. `cos_sin` holds the cosines,
 /// then the sines.
-pub fn rotate(head: &[Num], cos_sin: &[Num]) -> Vec<Num> {
+pub fn rope(head: &[Num], cos_sin: &[Num]) -> Vec<Num> {
     let half = head.len() / 2;
     let (cos, sin) = cos_sin.split_at(half);
     let low = (0..half).map(|i| head[i] * cos[i] - head[i + half] * sin[i]);
@@ -56,7 +56,7 @@ pub fn rotate(head: &[Num], cos_sin: &[Num]) -> Vec<Num> {
 }
 
 /// Softmax attention of one row of queries to keys and values `[positions, kv_cols]`, in sequence order.
-pub fn attend(
+pub fn attention(
     queries: &[Num],
     keys: &[Vec<Num>],
     values: &[Vec<Num>],

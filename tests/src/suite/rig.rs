@@ -5,7 +5,7 @@ use std::ops::Range;
 use lora_core::{Backend, DType, HostTensor, MatLayout, Pool, Tensor, View, ViewMut};
 use proptest::test_runner::TestCaseError;
 
-use super::compare::Num;
+use super::num::Num;
 
 /// A backend with a queue.
 pub struct Rig<B: Backend> {

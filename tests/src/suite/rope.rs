@@ -5,12 +5,13 @@ use lora_core::ops::{HeadDims, KvScales, NormWeight, QkvArgs};
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
-use super::compare::{Class, Num, close, exact};
+use super::compare::{Class, close, exact};
 use super::draw::{Fill, gaps, kv_scales, outer_rows, rows};
 use super::lora_case::plan;
 use super::misuse::{Misuse, refusals};
+use super::num::Num;
 use super::own_norms::own_site;
-use super::reference::{rms_norm, rotate};
+use super::reference::{rms_norm, rope};
 use super::rig::{Gaps, Matrix, Placed, Rig};
 use super::{Types, for_all};
 
@@ -159,15 +160,15 @@ fn appended_with<B: Backend>(
 
 /// Queries and keys of a row, normalised and rotated.
 fn rotated(operands: &Operands, dims: HeadDims, row: usize) -> Vec<Num> {
-    let rotation = operands.cos_sin_table.nums(operands.positions[row] as usize);
+    let cos_sin = operands.cos_sin_table.nums(operands.positions[row] as usize);
     let heads = dims.heads + dims.kv_heads;
     let values = operands.qkv.nums(row);
     let head = |(h, head): (usize, &[Num])| match &operands.norms {
         Some(norms) => {
             let w = norms[usize::from(h >= dims.heads)].nums(0);
-            rotate(&rms_norm(head, &w, EPS), &rotation)
+            rope(&rms_norm(head, &w, EPS), &cos_sin)
         }
-        None => rotate(head, &rotation),
+        None => rope(head, &cos_sin),
     };
     values.chunks_exact(dims.head_dim).take(heads).enumerate().flat_map(head).collect()
 }
