@@ -125,7 +125,7 @@ struct alignas(EIGHT) Codes {
 };
 
 // As `quantise_rows`, for 16-bit numbers: what a thread reads once stays in its registers.
-extern "C" __global__ void quantise_rows_eights(QuantiseArgs a) {
+extern "C" __global__ void quantise_rows_vec8(QuantiseArgs a) {
     enter();
     constexpr int TURNS = 4;
     int64_t r = blockIdx.x;

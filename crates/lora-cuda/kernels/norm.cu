@@ -59,7 +59,7 @@ extern "C" __global__ void add_rms_norm(NormArgs a) {
 
 // As the other two, for rows of 16-bit numbers without gaps of up to 8 elements a thread: what a thread
 // reads once stays in its registers. Null for the residual: there is none.
-extern "C" __global__ void rms_norm_eights(NormArgs a) {
+extern "C" __global__ void rms_norm_vec8(NormArgs a) {
     pdl_launch_dependents();
     with_narrow(a.out.dtype, [&](auto t) {
         using T = decltype(t);

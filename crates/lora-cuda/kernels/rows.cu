@@ -26,7 +26,7 @@ extern "C" __global__ void gather_rows(GatherArgs a) {
 
 // As `gather_rows`, eight columns a thread, for 16-bit numbers that stay as they are. Blocks (row, part of
 // its columns).
-extern "C" __global__ void gather_rows_eights(GatherArgs a) {
+extern "C" __global__ void gather_rows_vec8(GatherArgs a) {
     enter();
     int64_t i = blockIdx.x;
     int c = (blockIdx.y * blockDim.x + threadIdx.x) * EIGHT;
@@ -58,7 +58,7 @@ extern "C" __global__ void silu_mul(GateArgs a) {
 }
 
 // As `silu_mul`, eight columns a thread, for 16-bit numbers.
-extern "C" __global__ void silu_mul_eights(GateArgs a) {
+extern "C" __global__ void silu_mul_vec8(GateArgs a) {
     enter();
     int64_t r = blockIdx.x;
     int c = (blockIdx.y * blockDim.x + threadIdx.x) * EIGHT;
