@@ -1,5 +1,14 @@
-// Causal attention over paged keys and values, by online softmax (Milakov & Gimelshein, 2018), for
-// heads of any size.
+// Causal attention over a paged KV cache, for operands that the tensor-core kernels do not take.
+//
+// Problem: out[r, h] = softmax(scale * q[r, h] K^T) V over the keys that row r may see. Queries in f32, f16
+//   or bf16, caches in any of these or e4m3, head_dim up to 256.
+// Grid: one CTA of four warps per (row, query head); the warps take keys in turn.
+// Pipeline: none. A lane keeps its elements of q and of the output in registers; the warps' partial
+//   softmaxes are merged through shared memory at the end.
+// Numerics: f32 throughout, with expf; online softmax (Milakov & Gimelshein, 2018). Warps are merged in
+//   their order.
+// Chosen when: `choose` in ops/attention.rs finds no tensor-core kernel: f32 queries, rows that are not
+//   16-byte aligned, a cache dtype other than the queries' or e4m3, or a head_dim without an instantiation.
 #include "attention.cuh"
 
 constexpr int WARPS = 4;

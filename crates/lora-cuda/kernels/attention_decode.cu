@@ -1,11 +1,24 @@
-// Attention of rows that each have a sequence of their own, by tensor cores: the keys of a row are
-// read once for up to eight query heads that share them, and are split among the blocks of a cluster
-// where rows are few (Dao et al., Flash-Decoding, 2023), which read each other's sums from shared
-// memory.
+// Attention of rows that each are the only one of their sequence (decode), by tensor cores.
 //
-// Keys and values go from memory straight to the registers that the instructions take them from.
-// Their products do not depend on the order of what they sum over, nor on which row of a tile is
-// which, so a thread may have eight neighbours where the instruction has them elsewhere.
+// Problem: softmax(scale * q K^T) V for up to eight query heads that share a KV head, so that keys are read
+//   once for all of them. Queries in f16 or bf16, caches in the same dtype or e4m3, head_dim 64, 96, 128 or
+//   256.
+// Grid: (chunk of eight query heads, row, split of the keys), four warps a CTA, 16 keys a warp at a time.
+//   The CTAs of one row and chunk form a cluster of up to eight (Dao et al., Flash-Decoding, 2023). With
+//   `apart` the second extent counts sequences, and a CTA looks for the rows of its sequences that are
+//   alone.
+// Pipeline: keys and values go from global memory straight into mma fragments, without shared memory. The
+//   next keys are loaded once the scores of this tile exist, the next values once these are added. Warps
+//   merge their partial softmaxes through shared memory, CTAs through that of the cluster.
+// Numerics: mma.sync m16n8k16 with f32 accumulators; ex2.approx; probabilities are rounded to the queries'
+//   dtype. Partials are merged in a fixed order.
+// Chosen when: no sequence has more than one row, or for single rows beside prompts (`choose_decode` and
+//   `choose_for_rest` in ops/attention.rs), which would keep a prefill tile busy one after the other. Keys
+//   are split up to about 512 CTAs, which keep the device busy, but not finer than one turn of 64 keys.
+//
+// GEMMs sum over the head's elements (or the keys) in any order, and any row of a tile may be any key: so a
+// thread may hold eight adjacent elements where the instruction's fragment has them elsewhere, which makes
+// its loads wide.
 #include <cooperative_groups.h>
 
 #include "attention.cuh"

@@ -1,7 +1,17 @@
-// Attention of many rows of a sequence by the tensor cores of Hopper (Shah et al., FlashAttention-3,
-// 2024): a block takes a tile of rows and the query heads that share their keys, and brings tiles of
-// keys and values into shared memory, the next ones while it computes. The exponentials of a tile run
-// beside the product of the weights and values of the tile before.
+// Attention of several rows of a sequence (prompts), by wgmma (Shah et al., FlashAttention-3, 2024).
+//
+// Problem: softmax(scale * q K^T) V for a tile of rows and all query heads that share a KV head. Queries in
+//   f16 or bf16, caches in the same dtype or e4m3, head_dim 64 or 128.
+// Grid: (KV head, tile of rows), the last rows first as they have the most keys. Three warpgroups a CTA
+//   with 64 (row, head) pairs each; all of them both copy and multiply. A tile may hold rows of several
+//   sequences, which are taken one run after another.
+// Pipeline: K and V tiles of 64 keys, double-buffered in shared memory by cp.async (e4m3 through
+//   registers). Keys are two tiles and values one tile ahead of the values that are multiplied; block-table
+//   lookups are one more ahead. The softmax of a tile overlaps the P V GEMM of the tile before.
+// Numerics: wgmma with f32 accumulators; ex2.approx; probabilities are rounded to the queries' dtype.
+// Chosen when: a sequence has several rows and FlashInfer's kernel does not fit (`choose` in
+//   ops/attention.rs): f16, FP8 caches, rows that the host has not planned, steps that are recorded. Where
+//   both fit, FlashInfer's takes 0.5 to 0.8 of the time (bench/evidence, "attention of prompts").
 #include "attention.cuh"
 #include "hopper.cuh"
 

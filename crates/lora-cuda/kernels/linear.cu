@@ -1,5 +1,15 @@
-// Products with weight matrices in any dtype and alignment, for the shapes that cuBLASLt does not
-// take; rounding of activations to e4m3; norms of adapted rows.
+// Linear layers of any dtype and alignment, rounding of activations to e4m3, and norms of DoRA rows.
+//
+// Problem: `linear`: out[M, N] = x[M, K] w[N, K]^T * scales + bias. `quantise_rows`: codes = e4m3(x /
+//   scale), a static scale or one per row. `row_norms`: |w[n] + scale * (B A)[n]| per output.
+// Grid: `linear`: a warp per output and eight rows. `quantise_rows`: a CTA per row. `row_norms`: a warp per
+//   output.
+// Pipeline: none; `quantise_rows_vec8` keeps a row in registers between its maximum and its rounding.
+// Numerics: f32 sums in an order that does not depend on the batch; quotients are rounded as IEEE 754
+//   divides.
+// Chosen when: `linear` where neither linear_stream.cu nor cuBLASLt takes the operands (`multiply_input` in
+//   ops/linear.rs); `quantise_rows*` before FP8 GEMMs (`choose_quantise`: vec8 where a row fits the
+//   registers of a CTA); `row_norms` when a DoRA adapter is loaded.
 #include "common.cuh"
 
 // Laid out as `LinearArgs` of `ops/linear.rs`.

@@ -1,8 +1,22 @@
-// Products of few rows, with what adapters add. The time goes into reading weights, so that nothing else
-// may hold it up. The warps of a block have three roles: producers ask for weights long before they are
-// needed, and before the inputs are there, while the kernels before this one still run; consumers
-// multiply; epilogue warps prepare what adapters add to a tile while it is multiplied. Sums are staged through
-// shared memory, where the blocks of a cluster, which share the terms of a sum, find each other's.
+// Linear layers of up to 64 rows with their LoRA: streams the weights at the pace of device memory.
+//
+// Problem: out[M, N] = x[M, K] w[N, K]^T * scales + bias + scale * B z, M <= 64, w and x both f16, bf16 or
+//   e4m3.
+// Grid: persistent clusters of one or two CTAs, which split K; a CTA computes tiles of 64 outputs (128
+//   above 32 rows). Roles: one consumer warpgroup per 64 outputs, four epilogue warps, one warp that loads
+//   weights, one that loads x.
+// Pipeline: a ring of 128-byte K steps of weights, as deep as shared memory allows (TMA, w_full/w_empty),
+//   and a shorter one of x (x_full/x_empty). Weights are requested before the kernels ahead of this one
+//   end. While a tile is multiplied, the epilogue warps compute its LoRA expand; sums then go through
+//   shared memory (sums_full/sums_empty, across the cluster), where the epilogue warps add the split-K
+//   partials, scales, bias and LoRA.
+// Numerics: wgmma with f32 accumulators; for e4m3, whose tensor-core sums keep about 14 bits, every 128
+//   terms are added to f32 registers. z is split into bf16 hi + lo for the expand. How K is split depends
+//   on the weights alone.
+// Chosen when: M <= 64 and x and w are of one dtype and 16-byte aligned (`multiply_stream` in
+//   ops/linear_stream.rs); the LoRA is fused where few adapters are in the batch and the expand hides
+//   behind the GEMM (`expand_is_hidden` in ops/lora.rs), so that few adapters cost about their bytes.
+//   Elsewhere lora_mma.cu expands afterwards.
 #include "hopper.cuh"
 #include "lora_factors.cuh"
 

@@ -1,9 +1,22 @@
-// Products of many rows, with what adapters add. A block computes tiles of outputs one after another:
-// a producer copies tiles of weights and inputs to a ring in shared memory, two groups of consumers
-// multiply. An adapter is more terms of the same sums: z stands beside the input and B beside the weights,
-// and LoRA loader warps put both into the ring behind the last step of K. A tile has two halves of weights, neighbours
-// or a gate and what it is for. The two blocks of a cluster compute the same outputs of different rows: each
-// copies a half to both, as the L2 could not serve each of them at the pace of the tensor cores.
+// Linear layers of many rows with their LoRA, and the fused SwiGLU GEMM.
+//
+// Problem: out[M, N] = x w^T + bias + scale * B A x in bf16 (`linear_tiles`); the LoRA term alone, zeros
+//   elsewhere (`_begin`); silu(gate) * up of both halves of it (`_gate`); the same where the GEMM's output
+//   already exists and only LoRA is missing (`_gate_added`).
+// Grid: persistent clusters of two CTAs, which compute the same outputs of different rows. A CTA's tile has
+//   128 rows and two 128-column halves: adjacent columns, or matching gate and up columns. Roles: two
+//   consumer warpgroups of 64 rows, one producer warp (TMA), three LoRA loader warps (cp.async).
+// Pipeline: a ring of four stages of one K step each (full/empty). Each CTA multicasts one half of the
+//   weights to both, as the L2 could not serve both at the pace of the tensor cores. LoRA is a few more
+//   steps of the same sum: behind the last K step, loader warps fill stages with z and B
+//   (lora_free/lora_full). Weights of the first steps are requested before the kernels ahead of this one
+//   end. Outputs leave through two boxes per warpgroup, one filled while the other is stored by TMA.
+// Numerics: wgmma bf16 with f32 accumulators; z comes as bf16 hi + lo (lora_shrink.cu); silu by __expf.
+// Chosen when: ops/linear_tiles.rs: `suits_operands` (1,536 rows and more, where it is about as fast as
+//   cuBLASLt), `suits_gate` (or fewer rows without adapters, if tiles fill the waves), `suits` (512 rows
+//   and more, at most 16 adapters per 256 rows on average, each about half a K step). `_begin` and
+//   `_gate_added` serve what cuBLASLt multiplies: fewer rows, and FP8. GEMM and SwiGLU take 643 us where
+//   cuBLASLt and silu_mul took 621 and 60 (bench/evidence, "Prefill").
 #include "linear_tiles_loader.cuh"
 
 // Copies tiles of weights and inputs. One thread.

@@ -1,4 +1,4 @@
-// What the roles of `linear_tiles.cu` share: its arguments, its memory, and the order of its tiles.
+// What the warp roles of linear_tiles.cu share: arguments, shared memory, tile order.
 #pragma once
 
 #include "hopper.cuh"

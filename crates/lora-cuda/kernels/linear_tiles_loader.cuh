@@ -1,4 +1,13 @@
-// The warps of `linear_tiles.cu` that put adapters into the ring.
+// The LoRA loader warps of linear_tiles.cu.
+//
+// Problem: for every adapter of a tile's 256 rows and every slice of its outputs, bring z of the rows that
+//   use it [128, 16 ranks, hi and lo] and B [256 outputs, 16 ranks] into a stage of the ring.
+// Grid: three of the twelve warps of a CTA; 96 threads copy 16 bytes at a time.
+// Pipeline: a stage is theirs once the producer hands it over (lora_free) and is full when their cp.async
+//   arrive (lora_full). Two rank blocks share a stage. While the ring is full they look up the next tile's
+//   factors and prefetch them into L2.
+// Numerics: none; ranks behind the end, outputs outside of the slice and rows of other adapters are zeros.
+// Chosen when: always, as part of linear_tiles.cu; idle without adapters.
 #pragma once
 
 #include "linear_tiles.cuh"

@@ -1,4 +1,11 @@
-// Log-softmax of raw logits: of a given token, and of the likeliest ones.
+// Log-probabilities of raw logits: of a given token, and of the top ones.
+//
+// Problem: per row, log_softmax(logits)[target], the target's rank, and the ids and log-probabilities of
+//   the top n.
+// Grid: one CTA of 1,024 threads per row.
+// Pipeline: none; one pass over the row for the maximum and the rank, one for the sum, one per top token.
+// Numerics: the sum of exponentials in f64; ties go to the lower id.
+// Chosen when: always (ops/logprobs.rs), for requests that ask for log-probabilities.
 #include "common.cuh"
 
 using u64 = unsigned long long;

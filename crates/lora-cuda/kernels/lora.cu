@@ -1,4 +1,15 @@
-// Adapters: z = A x of each row, then y = gain * (y + scale * B z) + shift.
+// LoRA for operands that the tensor-core kernels do not take, and rows of tokens that adapters bring along.
+//
+// Problem: `lora_shrink`: z = A x. `lora_expand`: y = gain * (y + scale * B z) + shift, or with a matrix
+//   that replaces the base layer's. `lora_rows`: rows of the vocabulary that an adapter has of its own, in
+//   embeddings and logits.
+// Grid: shrink: (row in adapter order, slice), a warp per rank. Expand: (row, slice, part of its outputs),
+//   a warp per output. Rows: (row, part of its tokens), a warp per token.
+// Pipeline: none.
+// Numerics: f32 sums; one partial of z, over all of K.
+// Chosen when: ops/lora.rs: an adapter whose factors are not bf16 or that replaces the base matrix, an
+//   embedding, inputs or outputs that are not bf16, inputs that are not 16-byte aligned, ranks above 256.
+//   `lora_rows` (ops/lora_rows.rs) whenever a resident adapter has rows of tokens.
 #include "common.cuh"
 #include "lora.cuh"
 

@@ -1,9 +1,22 @@
-// Adapters in bf16 by tensor cores: rows of one adapter share its factors, a tile of them a block. For many rows,
-// another kernel has left z (`lora_shrink.cu`).
+// LoRA shrink and expand in bf16 by tensor cores; the rows of one adapter share its factors.
 //
-// Shrink cuts K into chunks of a fixed size, a block each, and leaves a plane of partial sums for
-// every chunk; whoever reads them adds the partials in their order. So nothing is zeroed and nothing is added
-// atomically, and as long as this is the shrink, a row's bits do not depend on the batch.
+// Problem: `lora_shrink_mma`: split-K partials of z = A x. `lora_expand_mma*`: y = gain * (y + scale * B z)
+//   + shift. `lora_begin_mma*`: the same where y does not exist yet and a GEMM adds to it later. Ranks up
+//   to 256.
+// Grid: shrink: (eight rows of one adapter, slice and 16 ranks, chunk of K), four warps. Expand: (tile of 8
+//   or 32 rows of one adapter, slice, 512 outputs at a time), eight warps of 64 outputs.
+// Pipeline: operands go from global memory straight into mma fragments. Factors are requested before the
+//   kernels ahead of this one end: A by L2 prefetch, the first of B into registers. In the expand, the
+//   factors of the next 16 ranks or the next outputs are in flight while these are multiplied.
+// Numerics: mma.sync m16n8k16 with f32 accumulators. Split-K partials are stored side by side and added in
+//   their order by whoever reads them: no zeroing and no atomics, and chunks depend on the site alone, so
+//   that with this shrink a row's bits do not depend on its batch. z is split into bf16 hi + lo for the
+//   expand.
+// Chosen when: ops/lora.rs, all factors bf16 and ranks <= 256. Shrink: below 512 rows, or with tiles of 8
+//   rows; above, lora_shrink.cu is faster. Expand: whatever linear_stream.cu and linear_tiles.cu do not
+//   fuse, such as many adapters in a batch of up to 64 rows, or DoRA gains above that. `begin`: above 64
+//   rows without gains, as it is cheaper if cuBLASLt reads the LoRA term while it multiplies than to read
+//   and write the output once more.
 #include "lora_factors.cuh"
 
 constexpr int RANKS = 16;   // ranks in a tile of the shrink

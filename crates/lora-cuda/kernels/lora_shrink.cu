@@ -1,7 +1,16 @@
-// scale * A x for many rows, as products of many rows take it: sums of two numbers in bf16. A cluster has a
-// tile of rows of one adapter and some of its ranks; each of its blocks sums a part of K. In a block, one
-// group of warps copies inputs and factors to a ring in shared memory, two others multiply. Then the blocks
-// add up each other's sums in a fixed order.
+// LoRA shrink of many rows by wgmma.
+//
+// Problem: z[row, slice] = scale * A x in bf16 hi + lo, as linear_tiles.cu and lora_mma.cu read it; A
+//   [max_rank, K] per slice, x [M, K].
+// Grid: (tile of 128 rows of one adapter, T blocks of 16 ranks, split of K); the CTAs that split K form a
+//   cluster of up to eight. Two consumer warpgroups of 64 rows, one warpgroup that copies.
+// Pipeline: a ring of four stages of 64 columns, filled by cp.async (full/empty). The first stages' factors
+//   are requested before the kernels ahead of this one end. In the end sums take the ring's place in shared
+//   memory, and the CTAs add up those of the whole cluster.
+// Numerics: wgmma with f32 accumulators; split-K partials are added in the order of the CTAs, without
+//   atomics. How K is split depends on the batch.
+// Chosen when: 512 rows and more in tiles of 32 (`MIN_ROWS_TO_SHRINK` in ops/lora.rs). K is split until the
+//   device is filled once, not finer than four steps.
 #include "hopper.cuh"
 #include "lora_factors.cuh"
 

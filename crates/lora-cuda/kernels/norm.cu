@@ -1,4 +1,13 @@
-// RMS norms (Zhang & Sennrich, 2019). One block a row.
+// RMS norms (Zhang & Sennrich, 2019), with weights that an adapter may bring along.
+//
+// Problem: out = x / sqrt(mean(x^2) + eps) * w per row; `add_rms_norm`: residual += x first, and the norm
+//   of that.
+// Grid: one CTA per row.
+// Pipeline: none; `rms_norm_vec8` reads its weights, which no kernel writes, before it waits for its
+//   inputs, and keeps the row in registers between sum and output.
+// Numerics: f32 sums in a fixed order; the residual is rounded to its dtype before its norm is taken.
+// Chosen when: `choose` in ops/norm.rs: vec8 for 16-bit rows of one dtype, 16-byte aligned, of up to 8,192
+//   elements; the other two for the rest.
 #include "common.cuh"
 #include "lora.cuh"
 

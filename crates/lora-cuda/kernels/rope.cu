@@ -1,4 +1,15 @@
-// Head norms, rotary positions (Su et al., 2021), and the store into the KV cache.
+// QK norms, rotary positions (Su et al., 2021), and the append to the KV cache, in one pass over qkv.
+//
+// Problem: per row and head of qkv: RMS norm (queries and keys, if the model has it), rotation in place by
+//   a table of cosines and sines, and for keys and values the store into the row's cache slot, divided by
+//   the cache's scale.
+// Grid: `qk_norm_rope_append`: (row, eight heads), a warp per head. `_64`, `_128`, `_256`: four lanes per
+//   head, the heads of all rows one after another.
+// Pipeline: none; a head stays in shared memory, or in the registers of its four lanes.
+// Numerics: f32; fused multiply-adds and the order of sums are written out, so that all kernels give the
+//   same bits.
+// Chosen when: `choose` in ops/rope.rs: by head_dim for 16-bit qkv and caches of the same dtype or e4m3,
+//   all 16-byte aligned; the general kernel for the rest.
 #include "common.cuh"
 #include "lora.cuh"
 

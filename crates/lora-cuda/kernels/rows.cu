@@ -1,4 +1,12 @@
-// Looking rows up, and the gate of an MLP.
+// Row gathers, and SwiGLU's activation.
+//
+// Problem: `gather_rows`: out[i] = table[ids[i]]. `silu_mul`: out = silu(gate) * up of the two halves of a
+//   row.
+// Grid: (row) or (row, part of its columns); `_vec8`: eight columns per thread.
+// Pipeline: none.
+// Numerics: f32 between load and store, silu by expf; `gather_rows_vec8` moves bits.
+// Chosen when: ops/rows.rs: vec8 for one 16-bit dtype and 16-byte aligned rows of a multiple of eight
+//   columns; the others for the rest. `silu_mul` where linear_tiles.cu does not fuse it.
 #include "common.cuh"
 
 // Laid out as `GatherArgs` of `ops/rows.rs`.

@@ -1,6 +1,14 @@
-// Drawing tokens without a sort: thresholds are found digit by digit in histograms. The blocks of a row
-// are a cluster, each with a part of the vocabulary. Weights are integers (2^40 is the likeliest
-// token's), so that sums depend neither on their order nor on the number of blocks.
+// Sampling without a sort: thresholds of top-k and top-p are found digit by digit in histograms.
+//
+// Problem: per row, logit bias, penalties, bans and mask, then argmax or a sample of softmax(logits /
+//   temperature) restricted by top-k, top-p and min-p.
+// Grid: (row, 1, part of the vocabulary); 512 threads; the CTAs of a row form a cluster of up to eight.
+// Pipeline: none; four loads of four logits are in flight per thread. Histograms and reductions go through
+//   the shared memory of the cluster.
+// Numerics: probabilities are integers, of which the most likely token has 2^40, so that sums depend
+//   neither on their order nor on the number of CTAs. Philox4x32-10 random numbers. Ties go to the lower
+//   id.
+// Chosen when: always (ops/sample.rs); rows are split until about 256 CTAs are busy.
 #include <cooperative_groups.h>
 
 #include "common.cuh"

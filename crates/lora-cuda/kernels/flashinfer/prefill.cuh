@@ -1,5 +1,16 @@
-// FlashInfer's prefill for Hopper (Ye et al., FlashInfer, 2025; it is FlashAttention-3 by CUTLASS), over paged
-// keys and values.
+// Attention of prompts by FlashInfer's prefill kernel for Hopper (Ye et al., FlashInfer, 2025):
+// FlashAttention-3 on CUTLASS, over paged keys and values.
+//
+// Problem: softmax(scale * q K^T) V in bf16, head_dim 64 or 128, for the rows and keys that the host has
+//   planned.
+// Grid: persistent, one CTA per SM; which CTA computes which tiles (192 or 128 rows of one head) is in the
+//   plan's lists, the longest tiles first. Producer and consumer warpgroups are FlashInfer's.
+// Pipeline: FlashInfer's, two stages of 96 keys by cp.async, as pages are no TMA boxes, with a proxy fence
+//   that it lacks; the epilogue is this crate's.
+// Numerics: wgmma with f32 accumulators; probabilities in bf16.
+// Chosen when: planned prompts in bf16, aligned, with equal strides of K and V and no V scale
+//   (`suits_flashinfer` in ops/attention.rs), and the step is not recorded. It takes 0.5 to 0.8 of the time
+//   of attention_prefill.cu (bench/evidence, "attention of prompts").
 #pragma once
 
 // FlashInfer's own collection of CUTLASS headers has parts of CUTLASS's tests in it, which need cuRAND. Its
