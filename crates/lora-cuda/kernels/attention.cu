@@ -42,7 +42,7 @@ __device__ void attend(const AttentionArgs &a, const float *query, int64_t seque
 
 // One block for a row and a head; its warps share the keys, and are combined in their order.
 extern "C" __global__ void attention(AttentionArgs a) {
-    enter();
+    pdl_prologue();
     __shared__ float bests[WARPS], totals[WARPS], sums[WARPS][MAX_HEAD_DIM];
     int64_t r = blockIdx.x;
     int head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, dim = a.head_dim;
@@ -57,7 +57,7 @@ extern "C" __global__ void attention(AttentionArgs a) {
         for (int e = 0; e < PER_LANE; e++)
             query[e] = lane + e * WARP < dim ? to_float(row[lane + e * WARP]) * a.scale : 0.0f;
     });
-    with_any(a.k_cache.dtype, [&](auto c) {
+    with_float_or_fp8(a.k_cache.dtype, [&](auto c) {
         attend<decltype(c)>(a, query, a.sequences[r], first, last, column, best, total, sum);
     });
     if (lane == 0) bests[warp] = best, totals[warp] = total;

@@ -63,12 +63,12 @@ template <class T> __device__ uint32_t decoded(T t, uint32_t codes) {
     return pair(t, both.x, both.y);
 }
 
-// Eight neighbours of a cache, as they lie there.
+// Vec8 neighbours of a cache, as they lie there.
 template <class C> struct RawEight { using Type = uint4; };
 template <> struct RawEight<f8> { using Type = uint2; };
 template <class C> using Raw = typename RawEight<C>::Type;
 
-// Eight neighbours in the queries' type.
+// Vec8 neighbours in the queries' type.
 template <class T> __device__ uint4 widened(T, uint4 v) { return v; }
 template <class T> __device__ uint4 widened(T t, uint2 codes) {
     return make_uint4(decoded(t, codes.x), decoded(t, codes.x >> 16), decoded(t, codes.y),

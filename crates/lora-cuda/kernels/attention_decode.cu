@@ -69,7 +69,7 @@ __device__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, 
 // The query heads of a block, in vectors of 8. Rows begin 16 banks apart, so that two of them are read at
 // once.
 template <int DIM> struct Queries {
-    static constexpr int EIGHTS = DIM / EIGHT;
+    static constexpr int EIGHTS = DIM / VEC8;
     uint4 rows[HEADS][EIGHTS + 4];
 
     // `from` is the first of `heads` heads.
@@ -86,7 +86,7 @@ template <int DIM, class C> struct Keys {
 
     // `row` is that of key `lane % KEYS`.
     __device__ void load(const Mat &cache, int row, int column) {
-        int lane = threadIdx.x % WARP, at = column + lane % 4 * EIGHT;
+        int lane = threadIdx.x % WARP, at = column + lane % 4 * VEC8;
         const C *first = cache.row<C>(__shfl_sync(ALL_LANES, row, lane / 4)) + at;
         const C *second = cache.row<C>(__shfl_sync(ALL_LANES, row, lane / 4 + 8)) + at;
 #pragma unroll
@@ -118,11 +118,11 @@ template <int DIM, class C> struct Values {
 
     // Whether the row has a thread's neighbours of a part.
     __device__ static bool has(int part) {
-        return DIM % 64 == 0 || part * 64 + threadIdx.x % WARP / 4 * EIGHT < DIM;
+        return DIM % 64 == 0 || part * 64 + threadIdx.x % WARP / 4 * VEC8 < DIM;
     }
 
     __device__ void load(const Mat &cache, int row, int column) {
-        int lane = threadIdx.x % WARP, at = column + lane / 4 * EIGHT;
+        int lane = threadIdx.x % WARP, at = column + lane / 4 * VEC8;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int key = lane % 4 * 2 + i / 2 * 8 + i % 2;
@@ -205,7 +205,7 @@ template <int DIM, class T, class C> struct State {
 #pragma unroll
             for (int p = 0; p < PARTS; p++) {
                 if (!Values<DIM, C>::has(p)) continue;
-                float *sum = &to.sum[head][p * 64 + lane / 4 * EIGHT];
+                float *sum = &to.sum[head][p * 64 + lane / 4 * VEC8];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     sum[2 * i] = sums[p][i][h];
@@ -348,7 +348,7 @@ __device__ void decode_rows(const AttentionArgs &a, Shared<DIM> &shared) {
 // Keys and values are of the queries' type or in e4m3.
 template <int DIM> __device__ void decode_any(const AttentionArgs &a) {
     __shared__ Shared<DIM> shared;
-    with_narrow(a.queries.dtype, [&](auto t) {
+    with_16bit(a.queries.dtype, [&](auto t) {
         using T = decltype(t);
         if (a.k_cache.dtype == DTYPE_F8) decode_rows<DIM, T, f8>(a, shared);
         else decode_rows<DIM, T, T>(a, shared);
@@ -356,21 +356,21 @@ template <int DIM> __device__ void decode_any(const AttentionArgs &a) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) attention_decode_64(AttentionArgs a) {
-    enter();
+    pdl_prologue();
     decode_any<64>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) attention_decode_96(AttentionArgs a) {
-    enter();
+    pdl_prologue();
     decode_any<96>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 3) attention_decode_128(AttentionArgs a) {
-    enter();
+    pdl_prologue();
     decode_any<128>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) attention_decode_256(AttentionArgs a) {
-    enter();
+    pdl_prologue();
     decode_any<256>(a);
 }

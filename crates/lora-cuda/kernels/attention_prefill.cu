@@ -13,7 +13,8 @@
 //   ops/attention.rs): f16, FP8 caches, rows that the host has not planned, steps that are recorded. Where
 //   both fit, FlashInfer's takes 0.5 to 0.8 of the time (bench/evidence, "attention of prompts").
 #include "attention.cuh"
-#include "hopper.cuh"
+#include "tma.cuh"
+#include "wgmma.cuh"
 
 constexpr int GROUPS = 3;           // groups of four warps, which issue products together
 constexpr int GROUP_M = 64;         // pairs of row and head of a group
@@ -22,18 +23,18 @@ constexpr int KEYS = 64;            // keys of a tile
 constexpr int GROUP_THREADS = 4 * WARP, THREADS = GROUPS * GROUP_THREADS;
 
 // Tiles of shared memory have columns of 64 elements, 128 bytes a row; the vectors of 8 of a row are
-// swapped by its number, as the instructions expect ("128-byte swizzling"). Eight rows are 1024 bytes.
+// swapped by its number, as the instructions expect ("128-byte swizzling"). Vec8 rows are 1024 bytes.
 constexpr int COLUMN = 64, ALIGNMENT = 1024;
 
 // Place of eight neighbours in a tile of `rows` rows, in elements.
 __device__ int place(int rows, int row, int eight) {
-    return eight / 8 * rows * COLUMN + row * COLUMN + ((eight ^ row) & 7) * EIGHT;
+    return eight / 8 * rows * COLUMN + row * COLUMN + ((eight ^ row) & 7) * VEC8;
 }
 
 // Describes an operand in shared memory that begins at `p`; `apart` is the distance of its columns in
 // bytes, of which only operands that are transposed have several.
 __device__ uint64_t operand(const void *p, int apart) {
-    uint64_t start = (shared_address(p) & 0x3ffff) >> 4, swizzled = uint64_t(1) << 62;
+    uint64_t start = (smem_address(p) & 0x3ffff) >> 4, swizzled = uint64_t(1) << 62;
     return start | uint64_t(apart >> 4) << 16 | uint64_t(ALIGNMENT >> 4) << 32 | swizzled;
 }
 
@@ -124,7 +125,7 @@ struct Rows {
 
 // A thread's parts of a tile of keys or values: the same eight of every `STEP`th row.
 template <int DIM, class T, class C> struct KvLoader {
-    static constexpr int EIGHTS = DIM / EIGHT, STEP = THREADS / EIGHTS, PARTS = (KEYS + STEP - 1) / STEP;
+    static constexpr int EIGHTS = DIM / VEC8, STEP = THREADS / EIGHTS, PARTS = (KEYS + STEP - 1) / STEP;
     static constexpr bool DIRECT = sizeof(C) == sizeof(T);
     static_assert(STEP % 8 == 0, "vectors of 8 of all parts are swapped alike");
     Raw<C> raw[PARTS]; // What is not brought directly.
@@ -137,13 +138,13 @@ template <int DIM, class T, class C> struct KvLoader {
     // Starts to bring the rows `rows` of a cache to `to`.
     __device__ void start(const Mat &cache, const int *rows, int column, T *to) {
         int eight = threadIdx.x % EIGHTS;
-        const C *from = static_cast<const C *>(cache.data) + column + eight * EIGHT;
+        const C *from = static_cast<const C *>(cache.data) + column + eight * VEC8;
         to += place(KEYS, first(), eight);
 #pragma unroll
         for (int i = 0; i < PARTS; i++) {
             if (!has(i)) continue;
             const C *row = from + rows[first() + i * STEP] * cache.row_stride;
-            if constexpr (DIRECT) copy_chunk(to + i * STEP * COLUMN, row, true);
+            if constexpr (DIRECT) cp_async_16(to + i * STEP * COLUMN, row, true);
             else raw[i] = *reinterpret_cast<const Raw<C> *>(row);
         }
     }
@@ -172,7 +173,7 @@ template <int DIM, class T> struct Pairs {
             ::score(T{}, scores, operand(queries + column * M * COLUMN + inside, 16),
                     operand(keys + column * KEYS * COLUMN + inside, 16), k > 0);
         }
-        products_commit();
+        wgmma_commit();
     }
 
     __device__ void mask(float (&scores)[KEYS / 2], const Run &run, int base, int window) {
@@ -232,7 +233,7 @@ template <int DIM, class T> struct Pairs {
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++)
             ::add(T{}, sums, taken[k], operand(values + k * 16 * COLUMN, KEYS * COLUMN * sizeof(T)));
-        products_commit();
+        wgmma_commit();
     }
 };
 
@@ -352,10 +353,10 @@ __device__ void prefill(const AttentionArgs &a, void *memory, Rows &rows, Places
         rows.sequence[i] = left ? NOT_OURS : a.sequences[first_row + i];
         rows.position[i] = a.positions[first_row + i];
     }
-    for (int i = threadIdx.x; i < M * (DIM / EIGHT); i += THREADS) {
-        int m = i / (DIM / EIGHT), eight = i % (DIM / EIGHT), row = m / group;
+    for (int i = threadIdx.x; i < M * (DIM / VEC8); i += THREADS) {
+        int m = i / (DIM / VEC8), eight = i % (DIM / VEC8), row = m / group;
         const T *from = a.queries.row<T>(first_row + row) + (kv_head * group + m % group) * DIM;
-        copy_chunk(tiles.queries + place(M, m, eight), from + eight * EIGHT, row < count);
+        cp_async_16(tiles.queries + place(M, m, eight), from + eight * VEC8, row < count);
     }
     __syncthreads();
     Pairs<DIM, T> pairs;
@@ -400,8 +401,8 @@ template <int DIM> __device__ void prefill_any(const AttentionArgs &a) {
     extern __shared__ unsigned char unaligned[];
     __shared__ Rows rows;
     __shared__ Places places;
-    unsigned char *memory = unaligned + (-shared_address(unaligned) & (ALIGNMENT - 1));
-    with_narrow(a.queries.dtype, [&](auto t) {
+    unsigned char *memory = unaligned + (-smem_address(unaligned) & (ALIGNMENT - 1));
+    with_16bit(a.queries.dtype, [&](auto t) {
         using T = decltype(t);
         if (a.k_cache.dtype == DTYPE_F8) prefill<DIM, T, f8>(a, memory, rows, places);
         else prefill<DIM, T, T>(a, memory, rows, places);
@@ -409,11 +410,11 @@ template <int DIM> __device__ void prefill_any(const AttentionArgs &a) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_64(AttentionArgs a) {
-    enter();
+    pdl_prologue();
     prefill_any<64>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_128(AttentionArgs a) {
-    enter();
+    pdl_prologue();
     prefill_any<128>(a);
 }

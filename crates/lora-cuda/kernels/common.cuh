@@ -1,4 +1,4 @@
-// What all kernels share: matrices by value, element types, reductions in a fixed order.
+// Shared by all kernels: matrices by value, element types, vectors of eight, reductions in a fixed order.
 #pragma once
 
 #include <cstdint>
@@ -9,24 +9,26 @@
 using bf16 = __nv_bfloat16;
 using f16 = __half;
 using f8 = __nv_fp8_e4m3;
+using u64 = unsigned long long;
 
-// Lets the next kernel of the stream be made ready, which waits for this one before it reads.
+// Programmatic dependent launch: lets the next kernel of the stream start. It waits, by `pdl_wait`, for the end
+// of this one before it reads what this one writes.
 __device__ inline void pdl_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
 
-// Waits for what the kernels before this one wrote. Only what no kernel writes, such as weights, may be
-// read before.
+// Waits for the end of the kernels before this one, whose writes are visible then. Before it, a kernel may read
+// only what no kernel writes, such as weights.
 __device__ inline void pdl_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-// What a kernel begins with.
-__device__ inline void enter() {
+// The start of kernels that have nothing to do before their inputs are ready.
+__device__ inline void pdl_prologue() {
     pdl_launch_dependents();
     pdl_wait();
 }
 
-// The numbers of `DType` in the crate's `args.rs`.
+// Dtypes as numbered by `dtype_number` in args.rs.
 enum : int32_t { DTYPE_F32 = 0, DTYPE_F16 = 1, DTYPE_BF16 = 2, DTYPE_I32 = 3, DTYPE_F8 = 4 };
 
-// A row-major matrix; `data` points at its first element. Laid out as `MatArg` of `args.rs`.
+// A row-major matrix; `data` points at its first element. Laid out as `MatArg` of args.rs.
 struct Mat {
     void *data;
     int64_t row_stride;
@@ -52,7 +54,7 @@ template <> __device__ inline f8 from_float<f8>(float v) {
     return code;
 }
 
-// Calls `f` with a value of the element type that `dtype` names. All threads take the same branch.
+// Calls `f` with a value of the element type that `dtype` names; the branch is uniform.
 template <class F> __device__ inline void with_float(int dtype, F &&f) {
     switch (dtype) {
     case DTYPE_F32: return f(float{});
@@ -62,37 +64,42 @@ template <class F> __device__ inline void with_float(int dtype, F &&f) {
 }
 
 // As `with_float`, with e4m3 among the types.
-template <class F> __device__ inline void with_any(int dtype, F &&f) {
+template <class F> __device__ inline void with_float_or_fp8(int dtype, F &&f) {
     if (dtype == DTYPE_F8) return f(f8{});
     with_float(dtype, f);
 }
 
-// silu(gate) * up.
-__device__ inline float gated(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
-
-// The same to about 20 bits, which is plenty for a result in 16, by a few instructions.
-__device__ inline float gated_nearly(float gate, float up) {
-    return __fdividef(gate, 1.0f + __expf(-gate)) * up;
-}
-
-// Eight neighbours that are loaded and stored together; their address must be a multiple of their size.
-constexpr int EIGHT = 8;
-template <class T> struct alignas(EIGHT * sizeof(T)) Eight {
-    T v[EIGHT];
-
-    __device__ static Eight load(const T *from) { return *reinterpret_cast<const Eight *>(from); }
-    __device__ void store(T *to) const { *reinterpret_cast<Eight *>(to) = *this; }
-};
-
-// Calls `f` with a value of the 16-bit type that `dtype` names.
-template <class F> __device__ inline void with_narrow(int dtype, F &&f) {
+// As `with_float`, for the two 16-bit types.
+template <class F> __device__ inline void with_16bit(int dtype, F &&f) {
     if (dtype == DTYPE_BF16) f(bf16{});
     else f(f16{});
 }
 
-// Asks for bytes in the L2: a multiple of 16, from such an address on.
-__device__ inline void prefetch_bytes(const void *from, uint32_t bytes) {
+// silu(gate) * up.
+__device__ inline float swiglu(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+
+// The same to about 20 bits in a few instructions, for results that are rounded to 16 bits.
+__device__ inline float swiglu_fast(float gate, float up) {
+    return __fdividef(gate, 1.0f + __expf(-gate)) * up;
+}
+
+// Eight adjacent elements that are loaded and stored at once; their address must be a multiple of their size.
+constexpr int VEC8 = 8;
+template <class T> struct alignas(VEC8 * sizeof(T)) Vec8 {
+    T v[VEC8];
+
+    __device__ static Vec8 load(const T *from) { return *reinterpret_cast<const Vec8 *>(from); }
+    __device__ void store(T *to) const { *reinterpret_cast<Vec8 *>(to) = *this; }
+};
+
+// Starts to bring bytes into the L2. Both address and size must be multiples of 16.
+__device__ inline void prefetch_l2(const void *from, uint32_t bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
+// An address in the shared memory of this CTA, as instructions take it.
+__device__ inline uint32_t smem_address(const void *p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
 constexpr int WARP = 32;
@@ -105,18 +112,18 @@ struct Max {
     template <class T> __device__ T operator()(T a, T b) const { return a > b ? a : b; }
 };
 
-// The combination of all lanes' values, in every lane.
+// Reduces the lanes' values; every lane gets the result.
 template <class T, class Op> __device__ inline T warp_reduce(T v, Op op) {
     for (int step = WARP / 2; step > 0; step /= 2) v = op(v, __shfl_xor_sync(ALL_LANES, v, step));
     return v;
 }
 
-// The combination of all threads' values, in every thread. Every thread of the block must call it.
+// Reduces the threads' values; every thread gets the result. All threads of the CTA must call it.
 template <class T, class Op> __device__ inline T block_reduce(T v, T empty, Op op) {
     __shared__ T parts[WARP];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = (blockDim.x + WARP - 1) / WARP;
     v = warp_reduce(v, op);
-    __syncthreads(); // An earlier reduction may still be read.
+    __syncthreads(); // Another thread may still read the parts of an earlier reduction.
     if (lane == 0) parts[warp] = v;
     __syncthreads();
     return warp_reduce(lane < warps ? parts[lane] : empty, op);

@@ -24,16 +24,16 @@ constexpr int ROWS = 8;
 
 // One warp for an output and up to ROWS rows; a row is summed in the same order in any batch.
 extern "C" __global__ void linear(LinearArgs a) {
-    enter();
+    pdl_prologue();
     int lane = threadIdx.x % WARP;
     int64_t n = static_cast<int64_t>(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
     int from = blockIdx.y * ROWS, rows = min(ROWS, a.x.rows - from);
     if (n >= a.w.rows) return;
     float sums[ROWS] = {};
-    with_any(a.w.dtype, [&](auto t) {
+    with_float_or_fp8(a.w.dtype, [&](auto t) {
         using W = decltype(t);
         const W *w = a.w.row<W>(n);
-        with_any(a.x.dtype, [&](auto u) {
+        with_float_or_fp8(a.x.dtype, [&](auto u) {
             using X = decltype(u);
             for (int k = lane; k < a.x.cols; k += WARP) {
                 float weight = to_float(w[k]);
@@ -74,7 +74,7 @@ __device__ float divisor_of(float largest) {
 // codes = e4m3(x / scale) with the scale given, or that of the row's largest element where it is
 // 0; `scales` gets what each row was divided by. One block a row.
 extern "C" __global__ void quantise_rows(QuantiseArgs a) {
-    enter();
+    pdl_prologue();
     int64_t r = blockIdx.x;
     const Mat &x = a.x;
     with_float(x.dtype, [&](auto t) {
@@ -98,7 +98,7 @@ template <> struct TwoOf<bf16> { using Type = __nv_bfloat162; };
 template <> struct TwoOf<f16> { using Type = __half2; };
 
 // The larger of `largest` and the magnitudes of eight numbers.
-template <class X> __device__ float larger(float largest, const Eight<X> &x) {
+template <class X> __device__ float larger(float largest, const Vec8<X> &x) {
     using Two = typename TwoOf<X>::Type;
     const Two *twos = reinterpret_cast<const Two *>(x.v);
     Two most = __hmax2(__hmax2(__habs2(twos[0]), __habs2(twos[1])), __hmax2(__habs2(twos[2]), __habs2(twos[3])));
@@ -123,11 +123,11 @@ struct Divisor {
 };
 
 // The codes of eight numbers, in pairs.
-struct alignas(EIGHT) Codes {
-    uint16_t pairs[EIGHT / 2];
+struct alignas(VEC8) Codes {
+    uint16_t pairs[VEC8 / 2];
 
-    template <class X> __device__ Codes(const Eight<X> &x, const Divisor &divisor) {
-        for (int i = 0; i < EIGHT / 2; i++) {
+    template <class X> __device__ Codes(const Vec8<X> &x, const Divisor &divisor) {
+        for (int i = 0; i < VEC8 / 2; i++) {
             float low = divisor.quotient(to_float(x.v[2 * i])), high = divisor.quotient(to_float(x.v[2 * i + 1]));
             pairs[i] = __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
         }
@@ -136,17 +136,17 @@ struct alignas(EIGHT) Codes {
 
 // As `quantise_rows`, for 16-bit numbers: what a thread reads once stays in its registers.
 extern "C" __global__ void quantise_rows_vec8(QuantiseArgs a) {
-    enter();
+    pdl_prologue();
     constexpr int TURNS = 4;
     int64_t r = blockIdx.x;
-    with_narrow(a.x.dtype, [&](auto t) {
+    with_16bit(a.x.dtype, [&](auto t) {
         using X = decltype(t);
-        Eight<X> row[TURNS];
+        Vec8<X> row[TURNS];
         float largest = 0.0f;
 #pragma unroll
         for (int i = 0; i < TURNS; i++) {
-            int c = (i * blockDim.x + threadIdx.x) * EIGHT;
-            if (c < a.x.cols) row[i] = Eight<X>::load(a.x.row<X>(r) + c);
+            int c = (i * blockDim.x + threadIdx.x) * VEC8;
+            if (c < a.x.cols) row[i] = Vec8<X>::load(a.x.row<X>(r) + c);
             else row[i] = {};
         }
 #pragma unroll
@@ -156,7 +156,7 @@ extern "C" __global__ void quantise_rows_vec8(QuantiseArgs a) {
         Divisor divisor(scale, largest);
 #pragma unroll
         for (int i = 0; i < TURNS; i++) {
-            int c = (i * blockDim.x + threadIdx.x) * EIGHT;
+            int c = (i * blockDim.x + threadIdx.x) * VEC8;
             if (c < a.x.cols) *reinterpret_cast<Codes *>(a.codes.row<f8>(r) + c) = Codes(row[i], divisor);
         }
         if (threadIdx.x == 0) a.scales[r] = scale;
@@ -174,13 +174,13 @@ struct RowNormArgs {
 
 // norms[i] = |w[from + i] * its scale + scale * b[i] a|. One warp a row; a and b are f32.
 extern "C" __global__ void row_norms(RowNormArgs args) {
-    enter();
+    pdl_prologue();
     const Mat &w = args.w, &a = args.a, &b = args.b;
     int64_t from = args.from;
     int lane = threadIdx.x % WARP;
     int64_t i = static_cast<int64_t>(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (i >= b.rows) return;
-    with_any(w.dtype, [&](auto t) {
+    with_float_or_fp8(w.dtype, [&](auto t) {
         using W = decltype(t);
         const W *row = w.row<W>(from + i);
         const float *factors = b.row<float>(i);

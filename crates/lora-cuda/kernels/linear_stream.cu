@@ -17,7 +17,8 @@
 //   ops/linear_stream.rs); the LoRA is fused where few adapters are in the batch and the expand hides
 //   behind the GEMM (`expand_is_hidden` in ops/lora.rs), so that few adapters cost about their bytes.
 //   Elsewhere lora_mma.cu expands afterwards.
-#include "hopper.cuh"
+#include "tma.cuh"
+#include "wgmma.cuh"
 #include "lora_factors.cuh"
 
 // Laid out as `StreamArgs` of `ops/linear_stream.rs`.
@@ -61,7 +62,7 @@ template <int N, int GROUPS> struct Sizes {
 // A barrier of one role in the blocks of a cluster. Every thread arrives for itself, in its own block by the usual
 // instructions: checkers of races follow that.
 struct ClusterBarrier {
-    Barrier here, there;
+    Mbarrier here, there;
 
     __device__ void init(int threads) {
         here.init(threads);
@@ -71,18 +72,18 @@ struct ClusterBarrier {
         static_assert(MAX_BLOCKS == 2, "there is one other");
         here.arrive();
         if (cluster_size() == 1) return;
-        publish_to_cluster();
-        there.arrive_at(cluster_rank() ^ 1);
+        fence_release_cluster();
+        there.arrive_cluster(cluster_rank() ^ 1);
     }
     __device__ void wait(uint32_t parity) {
         here.wait(parity);
-        if (cluster_size() > 1) there.wait_for_cluster(parity);
+        if (cluster_size() > 1) there.wait_cluster(parity);
     }
 };
 
 // Barriers of a block.
 struct Control {
-    Barrier w_full[MAX_STAGES], w_empty[MAX_STAGES], x_full[8], x_empty[8];
+    Mbarrier w_full[MAX_STAGES], w_empty[MAX_STAGES], x_full[8], x_empty[8];
     ClusterBarrier staged, taken; // of the cluster's sums
 };
 
@@ -98,8 +99,7 @@ template <class S> struct Memory {
     float *row_scales;
 
     __device__ Memory(uint8_t *memory, int stages) {
-        // The swizzle goes by addresses.
-        memory += -shared_address(memory) & (SWIZZLE_BLOCK - 1);
+        memory += padding_to_atom(memory);
         w = memory;
         x = w + stages * S::W_BYTES;
         control = reinterpret_cast<Control *>(x + S::X_STAGES * S::X_BYTES);
@@ -124,7 +124,7 @@ template <class S> struct Memory {
             control->staged.init(S::CONSUMERS);
             control->taken.init(EPILOGUE_WARPS);
         }
-        publish_barriers();
+        fence_mbarrier_init();
         __syncwarp();
     }
 };
@@ -161,16 +161,16 @@ struct Cursor {
 // Asks for tiles of weights.
 template <class S> struct WeightProducer {
     Cursor at;
-    Ring ring, arrived;
+    PipelineState ring, arrived;
 
     __device__ void ask(const StreamArgs &a, const Memory<S> &memory, const Share &share, int columns) {
-        Barrier &full = memory.control->w_full[ring.stage];
-        full.expect(S::W_BYTES);
+        Mbarrier &full = memory.control->w_full[ring.stage];
+        full.arrive_expect_tx(S::W_BYTES);
 #pragma unroll
         for (int output = 0; output < S::WIDTH; output += OUTPUTS)
-            copy_tile(memory.w + ring.stage * S::W_BYTES + output * SWIZZLE, a.w, at.step * columns,
-                      at.tile * S::WIDTH + output, full, Keep::EVICT_FIRST);
-        ring.next(a.stages);
+            tma_load(memory.w + ring.stage * S::W_BYTES + output * SWIZZLE, a.w, at.step * columns,
+                      at.tile * S::WIDTH + output, full, CacheHint::EVICT_FIRST);
+        ring.advance(a.stages);
         at.next(share);
     }
     __device__ void begin(const StreamArgs &a, const Memory<S> &memory, const Share &share, int columns) {
@@ -183,7 +183,7 @@ template <class S> struct WeightProducer {
             memory.control->w_full[arrived.stage].wait(arrived.parity);
             memory.control->w_empty[ring.stage].wait(ring.parity ^ 1);
             ask(a, memory, share, columns);
-            arrived.next(a.stages);
+            arrived.advance(a.stages);
         }
     }
 };
@@ -192,15 +192,15 @@ template <class S> struct WeightProducer {
 template <class S>
 __device__ void produce_inputs(const StreamArgs &a, const Memory<S> &memory, const Share &share,
                                int columns, int32_t announced) {
-    Ring ring;
+    PipelineState ring;
     if (a.lora.inputs) wait_ready(a.lora.inputs, announced);
     else pdl_wait();
     for (Cursor at(share); at.left > 0; at.next(share)) {
-        Barrier &full = memory.control->x_full[ring.stage];
+        Mbarrier &full = memory.control->x_full[ring.stage];
         memory.control->x_empty[ring.stage].wait(ring.parity ^ 1);
-        full.expect(S::X_BYTES);
-        copy_tile(memory.x + ring.stage * S::X_BYTES, a.x, at.step * columns, 0, full, Keep::EVICT_LAST);
-        ring.next(S::X_STAGES);
+        full.arrive_expect_tx(S::X_BYTES);
+        tma_load(memory.x + ring.stage * S::X_BYTES, a.x, at.step * columns, 0, full, CacheHint::EVICT_LAST);
+        ring.advance(S::X_STAGES);
     }
 }
 
@@ -209,7 +209,7 @@ __device__ void epilogue_sync() { asm volatile("bar.sync 2, %0;" ::"n"(EPILOGUE_
 
 // A consumer's places in the rings.
 struct Places {
-    Ring w, x;
+    PipelineState w, x;
 };
 
 // Adds the products of the next COUNT steps to `sums`.
@@ -223,14 +223,14 @@ __device__ void multiply(const StreamArgs &a, const Memory<S> &memory, Places &a
     for (int i = 0; i < COUNT; i++) {
         memory.control->w_full[at.w.stage].wait(at.w.parity);
         memory.control->x_full[at.x.stage].wait(at.x.parity);
-        uint64_t w = operand(memory.w + at.w.stage * S::W_BYTES + group * OUTPUTS * SWIZZLE);
-        uint64_t x = operand(memory.x + at.x.stage * S::X_BYTES);
+        uint64_t w = smem_descriptor(memory.w + at.w.stage * S::W_BYTES + group * OUTPUTS * SWIZZLE);
+        uint64_t x = smem_descriptor(memory.x + at.x.stage * S::X_BYTES);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < 4; k++) product(T{}, fresh, w + 2 * k, x + 2 * k, i + k > 0);
-        at.w.next(a.stages), at.x.next(S::X_STAGES);
+        for (int k = 0; k < 4; k++) wgmma(T{}, fresh, w + 2 * k, x + 2 * k, i + k > 0);
+        at.w.advance(a.stages), at.x.advance(S::X_STAGES);
     }
-    products_end();
+    wgmma_commit_and_wait();
     // Sums of e4m3 keep few bits in the tensor cores: 128 terms are added there.
 #pragma unroll
     for (int i = 0; i < N / 2; i++) sums[i] += fresh[i];
@@ -238,7 +238,7 @@ __device__ void multiply(const StreamArgs &a, const Memory<S> &memory, Places &a
     for (int i = 0; i < COUNT; i++) {
         memory.control->w_empty[done.w.stage].arrive();
         memory.control->x_empty[done.x.stage].arrive();
-        done.w.next(a.stages), done.x.next(S::X_STAGES);
+        done.w.advance(a.stages), done.x.advance(S::X_STAGES);
     }
 }
 
@@ -358,7 +358,7 @@ template <class S> struct Epilogue {
         for (int t = thread; t < tiles; t += EPILOGUE_WARPS) {
             const Part &part = memory.parts[t * a.lora.slices + slice];
             if (count > 0 && part.rank > 0)
-                prefetch_bytes(part.b + int64_t(in_slice) * part.rank, count * part.rank * sizeof(bf16));
+                prefetch_l2(part.b + int64_t(in_slice) * part.rank, count * part.rank * sizeof(bf16));
         }
     }
 
@@ -487,7 +487,7 @@ template <class S> struct Epilogue {
         const float *here = memory.sums + row * S::STRIDE + cluster_rank() * width + from;
 #pragma unroll
         for (int block = 0; block < MAX_BLOCKS; block++)
-            if (block < blocks) sums[block] = load_at(shared_address(here), block);
+            if (block < blocks) sums[block] = ld_shared_cluster(smem_address(here), block);
     }
 };
 

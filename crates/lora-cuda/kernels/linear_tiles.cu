@@ -25,28 +25,28 @@ struct Producer {
     const Memory &memory;
 
     __device__ void weights(int stage, const Tile &tile, int step) const {
-        Barrier &full = memory.control->full[stage];
+        Mbarrier &full = memory.control->full[stage];
         static_assert(CLUSTER == 2, "a block copies a half");
         int half = cluster_rank();
-        full.expect(STAGE_BYTES);
-        copy_tile_to((1 << CLUSTER) - 1, memory.w(stage) + half * HALF * SWIZZLE, a.w, step * COLUMNS,
-                     tile.output + half * a.second, full, Keep::AS_USUAL);
+        full.arrive_expect_tx(STAGE_BYTES);
+        tma_load_multicast((1 << CLUSTER) - 1, memory.w(stage) + half * HALF * SWIZZLE, a.w, step * COLUMNS,
+                     tile.output + half * a.second, full, CacheHint::EVICT_NORMAL);
     }
     __device__ void inputs(int stage, const Tile &tile, int step) const {
-        copy_tile(memory.x(stage), a.x, step * COLUMNS, tile.row, memory.control->full[stage], Keep::EVICT_LAST);
+        tma_load(memory.x(stage), a.x, step * COLUMNS, tile.row, memory.control->full[stage], CacheHint::EVICT_LAST);
     }
 
     __device__ void base(int stage, const Tile &tile, int number) const {
-        Barrier &full = memory.control->full[stage];
+        Mbarrier &full = memory.control->full[stage];
         int output = tile.output + number * COLUMNS;
-        full.expect(2 * X_BYTES);
-        copy_tile(memory.x(stage), a.x, output, tile.row, full, Keep::EVICT_FIRST);
-        copy_tile(memory.w(stage), a.x, output + a.second, tile.row, full, Keep::EVICT_FIRST);
+        full.arrive_expect_tx(2 * X_BYTES);
+        tma_load(memory.x(stage), a.x, output, tile.row, full, CacheHint::EVICT_FIRST);
+        tma_load(memory.w(stage), a.x, output + a.second, tile.row, full, CacheHint::EVICT_FIRST);
     }
 
     __device__ void run() const {
         Schedule schedule(a);
-        Ring ring;
+        PipelineState ring;
         // Weights of the first steps come before the inputs are there.
         int ahead = schedule.begin() < schedule.end() ? min(STAGES, a.steps) : 0;
         for (int i = 0; i < ahead; i++) weights(i, schedule(schedule.begin()), i);
@@ -60,17 +60,17 @@ struct Producer {
                     weights(ring.stage, tile, step);
                 }
                 inputs(ring.stage, tile, step);
-                ring.next(STAGES);
+                ring.advance(STAGES);
             }
             for (int step = steps_of(units_of(a, memory, tile)); step > 0; step--) {
                 memory.control->empty[ring.stage].wait(ring.parity ^ 1);
                 memory.control->given[ring.stage].arrive();
-                ring.next(STAGES);
+                ring.advance(STAGES);
             }
             for (int i = 0; i < a.bases; i++) {
                 memory.control->empty[ring.stage].wait(ring.parity ^ 1);
                 base(ring.stage, tile, i);
-                ring.next(STAGES);
+                ring.advance(STAGES);
             }
         }
     }
@@ -103,7 +103,7 @@ template <class T, Does DOES> struct Consumer {
     const Memory &memory;
     static constexpr bool GATES = DOES == Does::GATE || DOES == Does::GATE_ADDED;
     int group, thread, warp, lane;
-    Ring ring;
+    PipelineState ring;
     Turns full, filled;
 
     __device__ Consumer(const TilesArgs &a, const Memory &memory) : a(a), memory(memory) {
@@ -121,16 +121,16 @@ template <class T, Does DOES> struct Consumer {
             adapt(tile, sums);
             store(tile, sums);
         }
-        if (thread == 0) stores_end();
+        if (thread == 0) tma_store_wait();
     }
 
-    __device__ uint64_t inputs() const { return operand(memory.x(ring.stage) + group * GROUP_ROWS * SWIZZLE); }
-    __device__ uint64_t weights() const { return operand(memory.w(ring.stage)); }
+    __device__ uint64_t inputs() const { return smem_descriptor(memory.x(ring.stage) + group * GROUP_ROWS * SWIZZLE); }
+    __device__ uint64_t weights() const { return smem_descriptor(memory.w(ring.stage)); }
 
     // Tells both blocks that products have read a stage, which are over then. Nothing was written, so nothing is
     // published.
     __device__ void release(int stage) const {
-        if (lane < CLUSTER) memory.control->empty[stage].arrive_at(lane);
+        if (lane < CLUSTER) memory.control->empty[stage].arrive_cluster(lane);
     }
 
     __device__ static void clear(float (&sums)[OUTPUTS / 2]) {
@@ -147,14 +147,14 @@ template <class T, Does DOES> struct Consumer {
             uint64_t x = inputs(), w = weights();
             wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < 4; k++) product(T{}, sums, x + 2 * k, w + 2 * k, step + k > 0);
-            products_commit();
-            products_wait<1>();
+            for (int k = 0; k < 4; k++) wgmma(T{}, sums, x + 2 * k, w + 2 * k, step + k > 0);
+            wgmma_commit();
+            wgmma_wait<1>();
             if (step > 0) release(last);
             last = ring.stage;
-            ring.next(STAGES);
+            ring.advance(STAGES);
         }
-        products_wait<0>();
+        wgmma_wait<0>();
         release(last);
     }
 
@@ -164,18 +164,18 @@ template <class T, Does DOES> struct Consumer {
 #pragma unroll 1
         for (int units = units_of(a, memory, tile); units > 0; units -= UNITS) {
             filled.wait(memory.control->filled, ring.stage);
-            publish();
+            fence_proxy_async();
             uint64_t x = inputs(), w = weights();
             wgmma_fence();
-            product(bf16{}, sums, x, w, 1);
-            product(bf16{}, sums, x + BYTES, w, 1);
+            wgmma(bf16{}, sums, x, w, 1);
+            wgmma(bf16{}, sums, x + BYTES, w, 1);
             if (units > 1) {
-                product(bf16{}, sums, x + 2 * BYTES, w + BYTES, 1);
-                product(bf16{}, sums, x + 3 * BYTES, w + BYTES, 1);
+                wgmma(bf16{}, sums, x + 2 * BYTES, w + BYTES, 1);
+                wgmma(bf16{}, sums, x + 3 * BYTES, w + BYTES, 1);
             }
-            products_end();
+            wgmma_commit_and_wait();
             release(ring.stage);
-            ring.next(STAGES);
+            ring.advance(STAGES);
         }
     }
 
@@ -186,7 +186,7 @@ template <class T, Does DOES> struct Consumer {
         for (int number = 0; number < WIDTH / COLUMNS; number++) {
             uint8_t *box = memory.boxes + (group * 2 + number % 2) * BOX_BYTES;
             int output = tile.output + number * COLUMNS;
-            if (thread == 0) stores_read<1>();
+            if (thread == 0) tma_store_wait_read<1>();
             group_sync(group);
             if constexpr (DOES == Does::GATE_ADDED) full.wait(memory.control->full, ring.stage);
 #pragma unroll
@@ -197,13 +197,13 @@ template <class T, Does DOES> struct Consumer {
             }
             if constexpr (DOES == Does::GATE_ADDED) {
                 __syncwarp();
-                publish_to_cluster(); // What was read is not to be overwritten before.
+                fence_release_cluster(); // What was read is not to be overwritten before.
                 release(ring.stage);
-                ring.next(STAGES);
+                ring.advance(STAGES);
             }
-            publish();
+            fence_proxy_async();
             group_sync(group);
-            if (thread == 0) store_tile(a.out, output, tile.row + group * GROUP_ROWS, box);
+            if (thread == 0) tma_store(a.out, output, tile.row + group * GROUP_ROWS, box);
         }
     }
 
@@ -218,7 +218,7 @@ template <class T, Does DOES> struct Consumer {
                 add_base(memory.w(ring.stage), chunk, ups);
             }
 #pragma unroll
-            for (int i = 0; i < 8; i++) values[i / 4][i % 4] = gated_nearly(values[i / 4][i % 4], ups[i / 4][i % 4]);
+            for (int i = 0; i < 8; i++) values[i / 4][i % 4] = swiglu_fast(values[i / 4][i % 4], ups[i / 4][i % 4]);
         }
     }
     __device__ void add_bias(int output, int chunk, int from, const float *sums, float (&values)[2][4]) const {
@@ -236,7 +236,7 @@ template <class T, Does DOES> struct Consumer {
         int row = group * GROUP_ROWS + warp * 16 + lane % 16;
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
-                     : "r"(shared_address(tile + swizzled(row, chunk + lane / 16)))
+                     : "r"(smem_address(tile + swizzled_offset(row, chunk + lane / 16)))
                      : "memory");
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -249,7 +249,7 @@ template <class T, Does DOES> struct Consumer {
     __device__ void fill(uint8_t *box, int chunk, const float (&values)[2][4]) const {
         int row = warp * 16 + lane % 16;
         asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                         shared_address(box + swizzled(row, chunk + lane / 16))),
+                         smem_address(box + swizzled_offset(row, chunk + lane / 16))),
                      "r"(narrow_pair<T>(values[0][0], values[0][1])),
                      "r"(narrow_pair<T>(values[0][2], values[0][3])),
                      "r"(narrow_pair<T>(values[1][0], values[1][1])),
@@ -272,7 +272,7 @@ __device__ void init(const Memory &memory, int thread) {
         memory.control->given[thread].init(1);
         memory.control->empty[thread].init(CLUSTER * CONSUMERS / WARP);
     }
-    publish_barriers();
+    fence_mbarrier_init();
 }
 
 template <class F> __device__ __forceinline__ void multiply_tiles(const TilesArgs &a, F &&consume) {

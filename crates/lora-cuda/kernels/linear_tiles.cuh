@@ -1,7 +1,8 @@
 // What the warp roles of linear_tiles.cu share: arguments, shared memory, tile order.
 #pragma once
 
-#include "hopper.cuh"
+#include "tma.cuh"
+#include "wgmma.cuh"
 #include "lora.cuh"
 
 
@@ -59,7 +60,7 @@ struct Entry {
 // Barriers of each stage: it holds a step of K, or one of adapters; the producer has given it to the
 // LoRA loader warps; all who copy to it may do so again.
 struct Control {
-    Barrier full[STAGES], filled[STAGES], given[STAGES], empty[STAGES];
+    Mbarrier full[STAGES], filled[STAGES], given[STAGES], empty[STAGES];
     Entry entries[ENTRIES];
     int32_t slots[ROWS]; // of the rows that LoRA loader warps work on
     uint16_t units[MAX_CLUSTERS * MAX_SLICES]; // Of each 256 rows at each slice.
@@ -71,8 +72,7 @@ struct Memory {
     Control *control;
 
     __device__ explicit Memory(uint8_t *memory) {
-        // The swizzle goes by addresses.
-        stages = memory + (-shared_address(memory) & (SWIZZLE_BLOCK - 1));
+        stages = memory + padding_to_atom(memory);
         boxes = stages + STAGES * STAGE_BYTES;
         control = reinterpret_cast<Control *>(boxes + 4 * BOX_BYTES);
     }
@@ -84,7 +84,7 @@ struct Memory {
 struct Turns {
     uint32_t parities = 0;
 
-    __device__ void wait(Barrier (&barriers)[STAGES], int stage) {
+    __device__ void wait(Mbarrier (&barriers)[STAGES], int stage) {
         barriers[stage].wait(parities >> stage & 1);
         parities ^= 1u << stage;
     }

@@ -47,7 +47,7 @@ struct LoraLoader {
                 given.wait(memory.control->given, stage);
                 fill(stage, 0, unit);
                 if (units > 1) fill(stage, 1, take());
-                arrive_after_copies(memory.control->filled[stage]);
+                cp_async_arrive(memory.control->filled[stage]);
                 stage = (stage + 1) % STAGES;
             }
             stage = (stage + a.bases) % STAGES;
@@ -122,12 +122,12 @@ struct LoraLoader {
         P part(thread);
         int k = unit.from + part.chunk * CHUNK, width = k < unit.rank ? width_of(a.lora, unit.slice) : 0;
         int first = in_slice(a, tile.output, 0, unit.slice), second = in_slice(a, tile.output, 1, unit.slice);
-        to += swizzled(part.row, chunk + part.chunk);
+        to += swizzled_offset(part.row, chunk + part.chunk);
 #pragma unroll
         for (int row = part.row; row < OUTPUTS; row += P::ROW_STEP) {
             int n = row < HALF ? first + row : second + row - HALF;
             bool there = n >= 0 && n < width;
-            copy_chunk(to, there ? unit.b + int64_t(n) * unit.rank + k : unit.b, there);
+            cp_async_16(to, there ? unit.b + int64_t(n) * unit.rank + k : unit.b, there);
             to += P::ROW_STEP * SWIZZLE;
         }
     }
@@ -140,11 +140,11 @@ struct LoraLoader {
         int slot = k < unit.rank ? unit.slot : NOBODY, stride = a.lora.slices * 2 * max_rank;
         const bf16 *z = a.lora.z + int64_t(tile.row + part.row) * stride +
                         (unit.slice * 2 + part.chunk / (UNIT / CHUNK)) * max_rank + k;
-        to += swizzled(part.row, chunk + part.chunk);
+        to += swizzled_offset(part.row, chunk + part.chunk);
 #pragma unroll
         for (int row = part.row; row < ROWS; row += P::ROW_STEP) {
             bool there = memory.control->slots[row] == slot;
-            copy_chunk(to, there ? z : a.lora.z, there);
+            cp_async_16(to, there ? z : a.lora.z, there);
             to += P::ROW_STEP * SWIZZLE, z += P::ROW_STEP * stride;
         }
     }

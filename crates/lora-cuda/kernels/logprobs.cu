@@ -8,8 +8,6 @@
 // Chosen when: always (ops/logprobs.rs), for requests that ask for log-probabilities.
 #include "common.cuh"
 
-using u64 = unsigned long long;
-
 // Laid out as `LogprobArgs` of `ops/logprobs.rs`.
 struct LogprobArgs {
     Mat logits, top_ids, top;
@@ -27,7 +25,7 @@ __device__ u64 place_of(float logit, int token) {
 
 // One block a row.
 extern "C" __global__ void logprobs(LogprobArgs a) {
-    enter();
+    pdl_prologue();
     int64_t r = blockIdx.x;
     int vocab = a.logits.cols;
     const float *logits = a.logits.row<float>(r);

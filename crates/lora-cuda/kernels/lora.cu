@@ -35,7 +35,7 @@ template <class X, class W> __device__ float dot(const X *x, const W *w, int cou
 
 // Blocks (row of the plan, slice); one warp for each rank.
 extern "C" __global__ void lora_shrink(LoraArgs a) {
-    enter();
+    pdl_prologue();
     int row;
     SlotRow part;
     if (!find(a, blockIdx.x, blockIdx.y, row, part)) return;
@@ -83,7 +83,7 @@ __device__ int find_token(const TokenRows &rows, int id) {
 // The base layer's output where the row's adapter has rows of its own: for an embedding the row of the
 // input token, else the logits of those tokens. Blocks (row, part of its tokens); of an embedding, (row).
 extern "C" __global__ void lora_rows(LoraRowsArgs a) {
-    enter();
+    pdl_prologue();
     int64_t r = blockIdx.x;
     int32_t slot = a.slots[r];
     if (slot < 0) return;
@@ -137,7 +137,7 @@ __device__ float replaced(const LoraArgs &a, const SlotRow &part, int row, int n
 
 // Blocks (row of the plan, slice, part of its outputs); one warp for an output.
 extern "C" __global__ void lora_expand(LoraArgs a) {
-    enter();
+    pdl_prologue();
     int row;
     SlotRow part;
     if (!find(a, blockIdx.x, blockIdx.y, row, part)) return;

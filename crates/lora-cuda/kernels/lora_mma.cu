@@ -52,7 +52,7 @@ __device__ bool read_first_tile(const LoraArgs &a, int index, int slice, int row
     return tile.count > 0;
 }
 
-// Eight neighbours of a row; zeros where there is none, or behind `end`.
+// Vec8 neighbours of a row; zeros where there is none, or behind `end`.
 __device__ uint4 load_eight(const bf16 *row, int k, int end) {
     return row && k < end ? *reinterpret_cast<const uint4 *>(row + k) : make_uint4(0, 0, 0, 0);
 }
@@ -65,11 +65,11 @@ struct Piece {
 
     // False if there are no such rows or ranks.
     __device__ bool read(const LoraArgs &a) {
-        int rank_tiles = (a.max_rank + RANKS - 1) / RANKS, parts = a.tile_rows / EIGHT;
+        int rank_tiles = (a.max_rank + RANKS - 1) / RANKS, parts = a.tile_rows / VEC8;
         slice = blockIdx.y / rank_tiles, first_rank = blockIdx.y % rank_tiles * RANKS;
         if (!read_tile(a, blockIdx.x / parts, slice, tile)) return false;
-        int from = blockIdx.x % parts * EIGHT;
-        tile.rows += from, tile.count = min(tile.count - from, EIGHT);
+        int from = blockIdx.x % parts * VEC8;
+        tile.rows += from, tile.count = min(tile.count - from, VEC8);
         return tile.count > 0 && first_rank < tile.part.rank;
     }
 
@@ -82,7 +82,7 @@ struct Piece {
     __device__ void prefetch(const LoraArgs &a, int end) const {
         int begin = blockIdx.z * a.chunk;
         if (threadIdx.x < min(tile.part.rank - first_rank, RANKS))
-            prefetch_bytes(factors(a, threadIdx.x) + begin, (end - begin) * sizeof(bf16));
+            prefetch_l2(factors(a, threadIdx.x) + begin, (end - begin) * sizeof(bf16));
     }
 };
 
@@ -108,7 +108,7 @@ __device__ void multiply(const bf16 *x, const bf16 *low, const bf16 *high, Colum
         uint32_t any = 0;
 #pragma unroll
         for (int i = 0; i < TIMES; i++) {
-            int k = base + i * 32 + threadIdx.x % 4 * EIGHT;
+            int k = base + i * 32 + threadIdx.x % 4 * VEC8;
             v[i] = load_eight(x, k, columns.end);
             p[i] = load_eight(low, k, columns.end), r[i] = load_eight(high, k, columns.end);
         }
@@ -127,7 +127,7 @@ __device__ void multiply(const bf16 *x, const bf16 *low, const bf16 *high, Colum
 
 // Adds up the sums of all warps for a plane of z.
 __device__ void store(const LoraArgs &a, const Piece &piece, const float (&sums)[4]) {
-    __shared__ float partial[SHRINK_WARPS][RANKS][EIGHT];
+    __shared__ float partial[SHRINK_WARPS][RANKS][VEC8];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, row = lane % 4 * 2;
     partial[warp][group][row] = sums[0], partial[warp][group][row + 1] = sums[1];
     partial[warp][group + 8][row] = sums[2], partial[warp][group + 8][row + 1] = sums[3];
@@ -167,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(SHRINK_WARPS * WARP, 8) lora_shrink
     store(a, piece, sums);
 }
 
-// Eight neighbouring outputs of a row.
+// Vec8 neighbouring outputs of a row.
 struct Outputs {
     bf16 *place; // null: there is no such row
     bf16 values[8];
@@ -246,9 +246,9 @@ template <int ROWS> struct ZTile {
 
     // The halves that the shrink of many rows left, with the scale in them; zeros behind the rank.
     __device__ void copy(const LoraArgs &a, Tile &tile, int slice, int padded) {
-        int vec8 = padded / EIGHT;
+        int vec8 = padded / VEC8;
         for (int i = threadIdx.x; i < ROWS * 2 * vec8; i += blockDim.x) {
-            int row = i / (2 * vec8), half = i / vec8 % 2, j = i % vec8 * EIGHT;
+            int row = i / (2 * vec8), half = i / vec8 % 2, j = i % vec8 * VEC8;
             if (row >= tile.count) continue;
             const bf16 *z = reinterpret_cast<const bf16 *>(a.z);
             z += ((int64_t(tile.rows[row]) * a.slices + slice) * 2 + half) * a.max_rank + j;
@@ -264,12 +264,12 @@ template <int ROWS> struct ZTile {
 template <int EIGHTS, bool BEGIN> struct Expander {
     const LoraArgs &a;
     const Tile &tile;
-    const ZTile<EIGHTS * EIGHT> &z;
+    const ZTile<EIGHTS * VEC8> &z;
     int begin, width, group, quad, n;
     Factors<4> next;
 
     // Asks for the first factors.
-    __device__ Expander(const LoraArgs &a, const Tile &tile, const ZTile<EIGHTS * EIGHT> &z, int slice)
+    __device__ Expander(const LoraArgs &a, const Tile &tile, const ZTile<EIGHTS * VEC8> &z, int slice)
         : a(a), tile(tile), z(z), begin(a.columns[slice]), width(a.columns[slice + 1] - begin),
           group(threadIdx.x % WARP / 4), quad(threadIdx.x % 4) {
         n = (blockIdx.z * WARPS + threadIdx.x / WARP) * OUTPUTS + group * 8;
@@ -312,7 +312,7 @@ template <int EIGHTS, bool BEGIN> struct Expander {
             load_factors(last ? n + gridDim.z * STEP : n, last ? 0 : k + 16);
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
-                int row = e * EIGHT + group;
+                int row = e * VEC8 + group;
                 uint2 hi = *reinterpret_cast<const uint2 *>(&z.hi[row][k + quad * 4]);
                 uint2 lo = *reinterpret_cast<const uint2 *>(&z.lo[row][k + quad * 4]);
                 b.multiply(hi, lo, sums[e]);
@@ -323,7 +323,7 @@ template <int EIGHTS, bool BEGIN> struct Expander {
     // The outputs of a thread's row number `i`.
     __device__ Outputs outputs(int i) const {
         Outputs out;
-        int row = z.rows[i / 2 * EIGHT + 2 * quad + i % 2];
+        int row = z.rows[i / 2 * VEC8 + 2 * quad + i % 2];
         out.place = row >= 0 && n < width ? a.out.row<bf16>(row) + begin + n : nullptr;
         if (!BEGIN) out.load(width - n);
         return out;
@@ -333,11 +333,11 @@ template <int EIGHTS, bool BEGIN> struct Expander {
 // Blocks (tile, slice, some of its outputs, 512 at a time). What does not depend on z is asked for before
 // z is there.
 template <int EIGHTS, bool BEGIN> __device__ void expand(const LoraArgs &a) {
-    __shared__ ZTile<EIGHTS * EIGHT> z;
+    __shared__ ZTile<EIGHTS * VEC8> z;
     pdl_launch_dependents();
     Tile tile;
     int slice = blockIdx.y;
-    bool there = BEGIN ? read_first_tile(a, blockIdx.x, slice, EIGHTS * EIGHT, tile)
+    bool there = BEGIN ? read_first_tile(a, blockIdx.x, slice, EIGHTS * VEC8, tile)
                        : read_tile(a, blockIdx.x, slice, tile);
     if (!there) return pdl_wait();
     int padded = (tile.part.rank + 15) / 16 * 16;

@@ -11,7 +11,8 @@
 //   atomics. How K is split depends on the batch.
 // Chosen when: 512 rows and more in tiles of 32 (`MIN_ROWS_TO_SHRINK` in ops/lora.rs). K is split until the
 //   device is filled once, not finer than four steps.
-#include "hopper.cuh"
+#include "tma.cuh"
+#include "wgmma.cuh"
 #include "lora_factors.cuh"
 
 // Laid out as `ShrinkArgs` of `ops/lora_shrink.rs`.
@@ -84,12 +85,12 @@ __device__ Tile find_tile(const ShrinkArgs &a, int number) {
 
 // Barriers of each stage: it holds a step of K; it may be filled again.
 struct Control {
-    Barrier full[STAGES], empty[STAGES];
+    Mbarrier full[STAGES], empty[STAGES];
     Tile tile;
 
     __device__ void init() {
         for (int i = 0; i < STAGES; i++) full[i].init(LOADERS), empty[i].init(CONSUMERS / WARP);
-        publish_barriers();
+        fence_mbarrier_init();
     }
 };
 
@@ -102,8 +103,7 @@ template <int T> struct Memory {
     Control *control;
 
     __device__ explicit Memory(uint8_t *memory) {
-        // The swizzle goes by addresses.
-        stages = memory + (-shared_address(memory) & (SWIZZLE_BLOCK - 1));
+        stages = memory + padding_to_atom(memory);
         control = reinterpret_cast<Control *>(stages + STAGES * STAGE_BYTES);
     }
     __device__ uint8_t *x(int stage) const { return stages + stage * STAGE_BYTES; }
@@ -132,7 +132,7 @@ template <int T> struct Loader {
     __device__ Loader(const ShrinkArgs &a, const Memory<T> &memory, Tile tile)
         : a(a), memory(memory), share(a), row((threadIdx.x - CONSUMERS) / CHUNKS) {
         int chunk = threadIdx.x % CHUNKS;
-        column = chunk * CHUNK, place = swizzled(row, chunk);
+        column = chunk * CHUNK, place = swizzled_offset(row, chunk);
 #pragma unroll
         for (int i = 0; i < ROWS / LOADED; i++) {
             int r = row + i * LOADED;
@@ -150,14 +150,14 @@ template <int T> struct Loader {
         int ahead = min(share.count, STAGES);
         for (int step = 0; step < ahead; step++) load_factors(step, step);
         pdl_wait();
-        Ring ring;
-        for (int step = 0; step < share.count; step++, ring.next(STAGES)) {
+        PipelineState ring;
+        for (int step = 0; step < share.count; step++, ring.advance(STAGES)) {
             if (step >= STAGES) {
                 memory.control->empty[ring.stage].wait(ring.parity ^ 1);
                 load_factors(ring.stage, step);
             }
             load_inputs(ring.stage, step);
-            arrive_after_copies(memory.control->full[ring.stage]);
+            cp_async_arrive(memory.control->full[ring.stage]);
         }
     }
 
@@ -173,7 +173,7 @@ template <int T> struct Loader {
         int k = (share.first + step) * COLUMNS;
         bool there = from && k + column < a.x.cols;
         // An address must be given where nothing is read, too.
-        copy_chunk(to + place, there ? from + k : static_cast<const void *>(a.table), there);
+        cp_async_16(to + place, there ? from + k : static_cast<const void *>(a.table), there);
     }
 };
 
@@ -183,23 +183,23 @@ template <int T> struct Consumer {
     float sums[T * RANKS / 2];
 
     __device__ void multiply(int steps) {
-        Ring ring;
+        PipelineState ring;
         int group = threadIdx.x / WARPGROUP, last = 0;
 #pragma unroll 1
-        for (int step = 0; step < steps; step++, ring.next(STAGES)) {
+        for (int step = 0; step < steps; step++, ring.advance(STAGES)) {
             memory.control->full[ring.stage].wait(ring.parity);
-            publish();
-            uint64_t x = operand(memory.x(ring.stage) + group * GROUP_ROWS * SWIZZLE);
-            uint64_t factors = operand(memory.factors(ring.stage));
+            fence_proxy_async();
+            uint64_t x = smem_descriptor(memory.x(ring.stage) + group * GROUP_ROWS * SWIZZLE);
+            uint64_t factors = smem_descriptor(memory.factors(ring.stage));
             wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < 4; k++) product(bf16{}, sums, x + 2 * k, factors + 2 * k, step + k > 0);
-            products_commit();
-            products_wait<1>();
+            for (int k = 0; k < 4; k++) wgmma(bf16{}, sums, x + 2 * k, factors + 2 * k, step + k > 0);
+            wgmma_commit();
+            wgmma_wait<1>();
             if (step > 0) release(last);
             last = ring.stage;
         }
-        products_wait<0>();
+        wgmma_wait<0>();
     }
     __device__ void release(int stage) const {
         if (threadIdx.x % WARP == 0) memory.control->empty[stage].arrive();
@@ -227,7 +227,7 @@ template <int T> __device__ void finish(const ShrinkArgs &a, const Memory<T> &me
         if (unit.count == 0) continue;
         float4 v = make_float4(0, 0, 0, 0);
         for (int block = 0; block < blocks; block++) {
-            float4 part = load_at(shared_address(memory.sums() + row * Memory<T>::STRIDE + rank), block);
+            float4 part = ld_shared_cluster(smem_address(memory.sums() + row * Memory<T>::STRIDE + rank), block);
             v.x += part.x, v.y += part.y, v.z += part.z, v.w += part.w;
         }
         Halves x(unit.scale * v.x), y(unit.scale * v.y), z(unit.scale * v.z), w(unit.scale * v.w);

@@ -32,7 +32,7 @@ struct NormArgs {
 };
 
 extern "C" __global__ void rms_norm(NormArgs a) {
-    enter();
+    pdl_prologue();
     int64_t r = blockIdx.x;
     const Mat &x = a.x, &out = a.out;
     with_float(x.dtype, [&](auto t) {
@@ -46,7 +46,7 @@ extern "C" __global__ void rms_norm(NormArgs a) {
 
 // residual += x; out = norm(residual) of what was stored.
 extern "C" __global__ void add_rms_norm(NormArgs a) {
-    enter();
+    pdl_prologue();
     int64_t r = blockIdx.x;
     const Mat &x = a.x, &residual = a.residual, &out = a.out;
     with_float(residual.dtype, [&](auto t) {
@@ -70,31 +70,31 @@ extern "C" __global__ void add_rms_norm(NormArgs a) {
 // reads once stays in its registers. Null for the residual: there is none.
 extern "C" __global__ void rms_norm_vec8(NormArgs a) {
     pdl_launch_dependents();
-    with_narrow(a.out.dtype, [&](auto t) {
+    with_16bit(a.out.dtype, [&](auto t) {
         using T = decltype(t);
         int64_t r = blockIdx.x;
-        int c = threadIdx.x * EIGHT;
+        int c = threadIdx.x * VEC8;
         bool inside = c < a.x.cols;
-        Eight<T> row;
+        Vec8<T> row;
         // No kernel writes the weights.
-        Eight<float> w;
-        if (inside) w = Eight<float>::load(a.w.of(r) + c);
+        Vec8<float> w;
+        if (inside) w = Vec8<float>::load(a.w.of(r) + c);
         pdl_wait();
         float square = 0.0f;
         if (inside) {
-            row = Eight<T>::load(a.x.row<T>(r) + c);
+            row = Vec8<T>::load(a.x.row<T>(r) + c);
             if (a.residual.data) {
-                Eight<T> sum = Eight<T>::load(a.residual.row<T>(r) + c);
-                for (int i = 0; i < EIGHT; i++)
+                Vec8<T> sum = Vec8<T>::load(a.residual.row<T>(r) + c);
+                for (int i = 0; i < VEC8; i++)
                     row.v[i] = from_float<T>(to_float(sum.v[i]) + to_float(row.v[i]));
                 row.store(a.residual.row<T>(r) + c);
             }
-            for (int i = 0; i < EIGHT; i++) square += to_float(row.v[i]) * to_float(row.v[i]);
+            for (int i = 0; i < VEC8; i++) square += to_float(row.v[i]) * to_float(row.v[i]);
         }
         square = block_reduce(square, 0.0f, Sum());
         float root = sqrtf(square / a.x.cols + a.eps);
         if (!inside) return;
-        for (int i = 0; i < EIGHT; i++)
+        for (int i = 0; i < VEC8; i++)
             row.v[i] = from_float<T>(to_float(row.v[i]) / root * w.v[i]);
         row.store(a.out.row<T>(r) + c);
     });

@@ -38,7 +38,7 @@ __device__ void store_head(Mat cache, int64_t slot, int from, const T *head, int
 // Blocks (row, some of its heads), one warp a head, those of keys behind those of queries and those of
 // values last; `shared` holds a head of f32 for each warp.
 extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
-    enter();
+    pdl_prologue();
     extern __shared__ float shared[];
     int64_t r = blockIdx.x, slot = a.slots[r];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, dim = a.head_dim, half = dim / 2;
@@ -51,7 +51,7 @@ extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
         T *place = a.qkv.row<T>(r) + h * dim;
         if (values >= 0) {
             if (slot < 0) return;
-            with_any(a.v_cache.dtype, [&](auto c) {
+            with_float_or_fp8(a.v_cache.dtype, [&](auto c) {
                 store_head<decltype(c)>(a.v_cache, slot, values * dim, place, dim, a.v_scale);
             });
             return;
@@ -70,7 +70,7 @@ extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
         __syncwarp();
         for (int i = lane; i < dim; i += WARP) place[i] = from_float<T>(head[i]);
         if (keys < 0 || slot < 0) return;
-        with_any(a.k_cache.dtype, [&](auto c) {
+        with_float_or_fp8(a.k_cache.dtype, [&](auto c) {
             store_head<decltype(c)>(a.k_cache, slot, keys * dim, head, dim, a.k_scale);
         });
     });
@@ -79,19 +79,19 @@ extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
 // Below, four lanes share a head: a lane has every fourth eight of its elements, so both elements of a
 // pair, and all that one sum of squares of the kernel above begins with.
 constexpr int LANES = 4;
-constexpr int STEP = LANES * EIGHT; // between the vectors of 8 of a lane
+constexpr int STEP = LANES * VEC8; // between the vectors of 8 of a lane
 
-// Eight numbers at a multiple of 16 bytes.
-__device__ void load_floats(const float *from, float (&to)[EIGHT]) {
+// Vec8 numbers at a multiple of 16 bytes.
+__device__ void load_floats(const float *from, float (&to)[VEC8]) {
     reinterpret_cast<float4 *>(to)[0] = reinterpret_cast<const float4 *>(from)[0];
     reinterpret_cast<float4 *>(to)[1] = reinterpret_cast<const float4 *>(from)[1];
 }
 
 // The root mean square of a head, summed in the order of the kernel above. All lanes must call it.
-template <int EIGHTS> __device__ float root_of(const float (&head)[EIGHTS][EIGHT], const RopeArgs &a) {
-    float square[EIGHT];
+template <int EIGHTS> __device__ float root_of(const float (&head)[EIGHTS][VEC8], const RopeArgs &a) {
+    float square[VEC8];
 #pragma unroll
-    for (int i = 0; i < EIGHT; i++) {
+    for (int i = 0; i < VEC8; i++) {
         square[i] = 0.0f;
 #pragma unroll
         for (int e = 0; e < EIGHTS; e++) square[i] = __fmaf_rn(head[e][i], head[e][i], square[i]);
@@ -100,19 +100,19 @@ template <int EIGHTS> __device__ float root_of(const float (&head)[EIGHTS][EIGHT
             square[i] += __shfl_xor_sync(ALL_LANES, square[i], step);
     }
 #pragma unroll
-    for (int step = EIGHT / 2; step > 0; step /= 2)
+    for (int step = VEC8 / 2; step > 0; step /= 2)
 #pragma unroll
         for (int i = 0; i < step; i++) square[i] += square[i + step];
     return sqrtf(square[0] / a.head_dim + a.eps);
 }
 
 template <class C, int EIGHTS>
-__device__ void store_eights(C *to, const float (&head)[EIGHTS][EIGHT]) {
+__device__ void store_eights(C *to, const float (&head)[EIGHTS][VEC8]) {
 #pragma unroll
     for (int e = 0; e < EIGHTS; e++) {
-        Eight<C> out;
+        Vec8<C> out;
 #pragma unroll
-        for (int i = 0; i < EIGHT; i++) out.v[i] = from_float<C>(head[e][i]);
+        for (int i = 0; i < VEC8; i++) out.v[i] = from_float<C>(head[e][i]);
         out.store(to + e * STEP);
     }
 }
@@ -121,19 +121,19 @@ __device__ void store_eights(C *to, const float (&head)[EIGHTS][EIGHT]) {
 // rows follow each other.
 template <int DIM, class T> __device__ void rotate_and_append(const RopeArgs &a) {
     constexpr int EIGHTS = DIM / STEP, PAIRS = EIGHTS / 2;
-    int column = threadIdx.x % LANES * EIGHT, heads = a.heads + 2 * a.kv_heads;
+    int column = threadIdx.x % LANES * VEC8, heads = a.heads + 2 * a.kv_heads;
     int place = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, last = a.qkv.rows * heads - 1;
     // Lanes behind the last head read it too, as shuffles need all of them.
     int64_t r = min(place, last) / heads, slot = a.slots[r];
     int h = min(place, last) % heads, keys = h - a.heads, values = keys - a.kv_heads;
     T *from = a.qkv.row<T>(r) + h * DIM + column;
     const float *rotation = a.rotations.row<float>(a.positions[r]) + column;
-    float head[EIGHTS][EIGHT], cosines[PAIRS][EIGHT], sines[PAIRS][EIGHT];
+    float head[EIGHTS][VEC8], cosines[PAIRS][VEC8], sines[PAIRS][VEC8];
 #pragma unroll
     for (int e = 0; e < EIGHTS; e++) {
-        Eight<T> eight = Eight<T>::load(from + e * STEP);
+        Vec8<T> eight = Vec8<T>::load(from + e * STEP);
 #pragma unroll
-        for (int i = 0; i < EIGHT; i++) head[e][i] = to_float(eight.v[i]);
+        for (int i = 0; i < VEC8; i++) head[e][i] = to_float(eight.v[i]);
     }
 #pragma unroll
     for (int e = 0; e < PAIRS; e++) {
@@ -147,15 +147,15 @@ template <int DIM, class T> __device__ void rotate_and_append(const RopeArgs &a)
         if (a.q_norm.base)
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
-                float weights[EIGHT];
+                float weights[VEC8];
                 load_floats(w + column + e * STEP, weights);
 #pragma unroll
-                for (int i = 0; i < EIGHT; i++) head[e][i] = head[e][i] / root * weights[i];
+                for (int i = 0; i < VEC8; i++) head[e][i] = head[e][i] / root * weights[i];
             }
 #pragma unroll
         for (int e = 0; e < PAIRS; e++)
 #pragma unroll
-            for (int i = 0; i < EIGHT; i++)
+            for (int i = 0; i < VEC8; i++)
                 turn(head[e][i], head[e + PAIRS][i], cosines[e][i], sines[e][i]);
         store_eights(from, head);
     }
@@ -166,23 +166,23 @@ template <int DIM, class T> __device__ void rotate_and_append(const RopeArgs &a)
 #pragma unroll
         for (int e = 0; e < EIGHTS; e++)
 #pragma unroll
-            for (int i = 0; i < EIGHT; i++) head[e][i] /= scale;
+            for (int i = 0; i < VEC8; i++) head[e][i] /= scale;
     int to = (values < 0 ? keys : values) * DIM + column;
     if (cache.dtype == DTYPE_F8) store_eights(cache.row<f8>(slot) + to, head);
     else store_eights(cache.row<T>(slot) + to, head);
 }
 
 extern "C" __global__ void qk_norm_rope_append_64(RopeArgs a) {
-    enter();
-    with_narrow(a.qkv.dtype, [&](auto t) { rotate_and_append<64, decltype(t)>(a); });
+    pdl_prologue();
+    with_16bit(a.qkv.dtype, [&](auto t) { rotate_and_append<64, decltype(t)>(a); });
 }
 
 extern "C" __global__ void qk_norm_rope_append_128(RopeArgs a) {
-    enter();
-    with_narrow(a.qkv.dtype, [&](auto t) { rotate_and_append<128, decltype(t)>(a); });
+    pdl_prologue();
+    with_16bit(a.qkv.dtype, [&](auto t) { rotate_and_append<128, decltype(t)>(a); });
 }
 
 extern "C" __global__ void qk_norm_rope_append_256(RopeArgs a) {
-    enter();
-    with_narrow(a.qkv.dtype, [&](auto t) { rotate_and_append<256, decltype(t)>(a); });
+    pdl_prologue();
+    with_16bit(a.qkv.dtype, [&](auto t) { rotate_and_append<256, decltype(t)>(a); });
 }

@@ -17,7 +17,7 @@ struct GatherArgs {
 
 // out[i] = table[ids[i]]. One block a row.
 extern "C" __global__ void gather_rows(GatherArgs a) {
-    enter();
+    pdl_prologue();
     int64_t i = blockIdx.x;
     const Mat &table = a.table, &out = a.out;
     with_float(table.dtype, [&](auto t) {
@@ -35,11 +35,11 @@ extern "C" __global__ void gather_rows(GatherArgs a) {
 // As `gather_rows`, eight columns a thread, for 16-bit numbers that stay as they are. Blocks (row, part of
 // its columns).
 extern "C" __global__ void gather_rows_vec8(GatherArgs a) {
-    enter();
+    pdl_prologue();
     int64_t i = blockIdx.x;
-    int c = (blockIdx.y * blockDim.x + threadIdx.x) * EIGHT;
+    int c = (blockIdx.y * blockDim.x + threadIdx.x) * VEC8;
     if (c >= a.out.cols) return;
-    Eight<uint16_t>::load(a.table.row<uint16_t>(a.ids[i]) + c).store(a.out.row<uint16_t>(i) + c);
+    Vec8<uint16_t>::load(a.table.row<uint16_t>(a.ids[i]) + c).store(a.out.row<uint16_t>(i) + c);
 }
 
 // Laid out as `GateArgs` of `ops/rows.rs`.
@@ -49,7 +49,7 @@ struct GateArgs {
 
 // out = silu(gate) * up, gate in the left half of `gate_up`. Blocks (row, part of its columns).
 extern "C" __global__ void silu_mul(GateArgs a) {
-    enter();
+    pdl_prologue();
     int64_t r = blockIdx.x;
     const Mat &gate_up = a.gate_up, &out = a.out;
     int c = blockIdx.y * blockDim.x + threadIdx.x;
@@ -57,7 +57,7 @@ extern "C" __global__ void silu_mul(GateArgs a) {
     with_float(gate_up.dtype, [&](auto g) {
         using G = decltype(g);
         const G *row = gate_up.row<G>(r);
-        float value = gated(to_float(row[c]), to_float(row[out.cols + c]));
+        float value = swiglu(to_float(row[c]), to_float(row[out.cols + c]));
         with_float(out.dtype, [&](auto o) {
             using O = decltype(o);
             out.row<O>(r)[c] = from_float<O>(value);
@@ -67,16 +67,16 @@ extern "C" __global__ void silu_mul(GateArgs a) {
 
 // As `silu_mul`, eight columns a thread, for 16-bit numbers.
 extern "C" __global__ void silu_mul_vec8(GateArgs a) {
-    enter();
+    pdl_prologue();
     int64_t r = blockIdx.x;
-    int c = (blockIdx.y * blockDim.x + threadIdx.x) * EIGHT;
+    int c = (blockIdx.y * blockDim.x + threadIdx.x) * VEC8;
     if (c >= a.out.cols) return;
-    with_narrow(a.out.dtype, [&](auto t) {
+    with_16bit(a.out.dtype, [&](auto t) {
         using T = decltype(t);
         const T *row = a.gate_up.row<T>(r) + c;
-        Eight<T> gate = Eight<T>::load(row), up = Eight<T>::load(row + a.out.cols), out;
-        for (int i = 0; i < EIGHT; i++)
-            out.v[i] = from_float<T>(gated(to_float(gate.v[i]), to_float(up.v[i])));
+        Vec8<T> gate = Vec8<T>::load(row), up = Vec8<T>::load(row + a.out.cols), out;
+        for (int i = 0; i < VEC8; i++)
+            out.v[i] = from_float<T>(swiglu(to_float(gate.v[i]), to_float(up.v[i])));
         out.store(a.out.row<T>(r) + c);
     });
 }

@@ -13,8 +13,6 @@
 
 #include "common.cuh"
 
-using u64 = unsigned long long;
-
 constexpr int THREADS = 512;
 constexpr int TURN = 4; // loads that a thread has under way at a time
 
@@ -324,7 +322,7 @@ __device__ u64 kept_weight(const Row &row, const SampleRow &p) {
 
 // Blocks (row, part of its vocabulary), those of a row in a cluster; their number is a power of two.
 extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(SampleArgs a) {
-    enter();
+    pdl_prologue();
     int64_t r = blockIdx.x;
     const SampleRow p = *reinterpret_cast<const SampleRow *>(a.params.row<int32_t>(r));
     Row row = {prepare(a, p, r), a.logits.cols, 0.0f, p.temperature};

@@ -43,14 +43,16 @@ macro_rules! sources {
 }
 
 /// Headers, which are not compiled by themselves.
-pub const HEADERS: [Source; 7] = sources![
+pub const HEADERS: [Source; 9] = sources![
     "attention.cuh",
+    "cluster.cuh",
     "common.cuh",
-    "hopper.cuh",
     "linear_tiles.cuh",
     "linear_tiles_loader.cuh",
     "lora.cuh",
-    "lora_factors.cuh"
+    "lora_factors.cuh",
+    "tma.cuh",
+    "wgmma.cuh",
 ];
 
 /// Files that become a fatbin each.
