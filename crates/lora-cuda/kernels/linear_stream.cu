@@ -191,9 +191,9 @@ template <class S> struct WeightProducer {
 // Asks for tiles of the input.
 template <class S>
 __device__ void produce_inputs(const StreamArgs &a, const Memory<S> &memory, const Share &share,
-                               int columns, int32_t announced) {
+                               int columns, int32_t epoch) {
     PipelineState ring;
-    if (a.lora.inputs) wait_ready(a.lora.inputs, announced);
+    if (a.lora.inputs) wait_ready(a.lora.inputs, epoch);
     else pdl_wait();
     for (Cursor at(share); at.left > 0; at.next(share)) {
         Mbarrier &full = memory.control->x_full[ring.stage];
@@ -382,9 +382,9 @@ template <class S> struct Epilogue {
             Factors<T> factors;
             factors.load(b, part.rank, 2 * T, k);
             float4 z = load_z(a.lora, a.out.rows, row, slice, k, part.rank);
-            Halves x(z.x), y(z.y), v(z.z), w(z.w);
-            factors.multiply(make_uint2(pair(x.hi, y.hi), pair(v.hi, w.hi)),
-                             make_uint2(pair(x.lo, y.lo), pair(v.lo, w.lo)), sums);
+            HiLo x(z.x), y(z.y), v(z.z), w(z.w);
+            factors.multiply(make_uint2(pack2(x.hi, y.hi), pack2(v.hi, w.hi)),
+                             make_uint2(pack2(x.lo, y.lo), pack2(v.lo, w.lo)), sums);
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -528,12 +528,12 @@ template <int N, int GROUPS> __device__ __forceinline__ void stream(const Stream
         if (thread == PRODUCERS) weights.begin(a, memory, share, columns);
         __syncwarp();
     }
-    int32_t announced = a.lora.inputs && thread == PRODUCERS + WARP ? announced_inputs(a.lora.inputs) : 0;
+    int32_t epoch = a.lora.inputs && thread == PRODUCERS + WARP ? current_epoch(a.lora.inputs) : 0;
     __syncthreads();
     pdl_launch_dependents();
     cluster_sync();
     if (thread == PRODUCERS) weights.go_on(a, memory, share, columns);
-    else if (thread == PRODUCERS + WARP) produce_inputs(a, memory, share, columns, announced);
+    else if (thread == PRODUCERS + WARP) produce_inputs(a, memory, share, columns, epoch);
     else if (thread < S::CONSUMERS) consume<N, S>(a, memory, share);
     else if (thread < PRODUCERS) finish<S>(a, memory, share);
     __syncwarp();

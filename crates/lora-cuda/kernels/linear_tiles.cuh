@@ -14,7 +14,7 @@ struct ManyRows {
     const int32_t *group_starts; // Of each 256 rows: where their slots begin in `group_slots`, and the end.
     const int32_t *group_slots;
     const bf16 *z;     // scale * A x as sums of two numbers: [rows, slices, 2, max_rank]
-    int32_t starts[5]; // Where slices begin, and the end of the last.
+    int32_t starts[MAX_SLICES + 1]; // Where slices begin, and the end of the last.
     int32_t slices, max_rank;
 };
 
@@ -36,7 +36,6 @@ constexpr int HALF = OUTPUTS / 2;
 constexpr int CLUSTER = 2;               // blocks
 constexpr int CLUSTER_ROWS = CLUSTER * ROWS; // for which slots are listed
 constexpr int MAX_CLUSTERS = 64;        // of so many rows
-constexpr int MAX_SLICES = 4;
 constexpr int STAGES = 4;                // of the ring
 constexpr int COLUMNS = 64;              // of K in a step, and of a box of outputs
 constexpr int GROUP_ROWS = 64;           // of a group of consumers

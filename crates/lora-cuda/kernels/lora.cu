@@ -13,8 +13,8 @@
 #include "common.cuh"
 #include "lora.cuh"
 
-// The row of the batch and the adapter's part that block (i, slice) works on; false: none.
-__device__ bool find(const LoraArgs &a, int i, int slice, int &row, SlotRow &part) {
+// Finds row `i` in adapter order and its adapter's part of the slice; false if there is none, or it has no effect.
+__device__ bool find_row(const LoraArgs &a, int i, int slice, int &row, SlotRow &part) {
     if (i >= a.sizes[1]) return false;
     int low = 0, high = a.sizes[0] - 1;
     while (low < high) {
@@ -27,18 +27,19 @@ __device__ bool find(const LoraArgs &a, int i, int slice, int &row, SlotRow &par
     return part.active != 0;
 }
 
+// A dot product by one warp; every lane gets the result.
 template <class X, class W> __device__ float dot(const X *x, const W *w, int count) {
     float sum = 0.0f;
     for (int k = threadIdx.x % WARP; k < count; k += WARP) sum += to_float(x[k]) * to_float(w[k]);
     return warp_reduce(sum, Sum());
 }
 
-// Blocks (row of the plan, slice); one warp for each rank.
+// Grid (row in adapter order, slice); a warp per rank.
 extern "C" __global__ void lora_shrink(LoraArgs a) {
     pdl_prologue();
     int row;
     SlotRow part;
-    if (!find(a, blockIdx.x, blockIdx.y, row, part)) return;
+    if (!find_row(a, blockIdx.x, blockIdx.y, row, part)) return;
     float *z = z_of(a, row, blockIdx.y, 0);
     with_float(part.a_dtype, [&](auto t) {
         using A = decltype(t);
@@ -59,17 +60,17 @@ extern "C" __global__ void lora_shrink(LoraArgs a) {
     });
 }
 
-// Laid out as `LoraRowsArgs` of `ops/lora_rows.rs`.
+// Laid out as `LoraRowsArgs` of ops/lora_rows.rs.
 struct LoraRowsArgs {
     Mat x;              // Input of a linear site; of an embedding, `ids` stands for it.
     Mat out;
     const int32_t *ids; // Null unless the site is an embedding.
     const TokenRows *table;
-    const int32_t *slots; // Of each row, negative without an adapter.
+    const int32_t *slots; // By row; negative without an adapter.
     int32_t in_dim;
 };
 
-// Where a token is among the adapter's own, or -1.
+// The index of a token among those that the adapter brings along, or -1.
 __device__ int find_token(const TokenRows &rows, int id) {
     int low = 0, high = rows.count - 1;
     while (low < high) {
@@ -80,8 +81,8 @@ __device__ int find_token(const TokenRows &rows, int id) {
     return low == high && rows.ids[low] == id ? low : -1;
 }
 
-// The base layer's output where the row's adapter has rows of its own: for an embedding the row of the
-// input token, else the logits of those tokens. Blocks (row, part of its tokens); of an embedding, (row).
+// Replaces the base layer's output by the adapter's rows of tokens: of an embedding the row of the input token, of
+// lm_head the logits of those tokens. Grid (row, part of its tokens); of an embedding (row).
 extern "C" __global__ void lora_rows(LoraRowsArgs a) {
     pdl_prologue();
     int64_t r = blockIdx.x;
@@ -117,7 +118,7 @@ extern "C" __global__ void lora_rows(LoraRowsArgs a) {
     });
 }
 
-// What the replaced base layer gives for one output, in every lane.
+// One output of the matrix that replaces the base layer's; every lane gets it.
 __device__ float replaced(const LoraArgs &a, const SlotRow &part, int row, int n, int width) {
     float base = 0.0f;
     with_float(part.replacement_dtype, [&](auto t) {
@@ -135,12 +136,12 @@ __device__ float replaced(const LoraArgs &a, const SlotRow &part, int row, int n
     return base;
 }
 
-// Blocks (row of the plan, slice, part of its outputs); one warp for an output.
+// Grid (row in adapter order, slice, part of its outputs); a warp per output.
 extern "C" __global__ void lora_expand(LoraArgs a) {
     pdl_prologue();
     int row;
     SlotRow part;
-    if (!find(a, blockIdx.x, blockIdx.y, row, part)) return;
+    if (!find_row(a, blockIdx.x, blockIdx.y, row, part)) return;
     int from = a.columns[blockIdx.y], width = a.columns[blockIdx.y + 1] - from;
     const float *z = z_of(a, row, blockIdx.y, 0);
     int warps = blockDim.x / WARP;

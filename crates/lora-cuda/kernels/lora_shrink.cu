@@ -11,47 +11,49 @@
 //   atomics. How K is split depends on the batch.
 // Chosen when: 512 rows and more in tiles of 32 (`MIN_ROWS_TO_SHRINK` in ops/lora.rs). K is split until the
 //   device is filled once, not finer than four steps.
+#include "lora_factors.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
-#include "lora_factors.cuh"
 
-// Laid out as `ShrinkArgs` of `ops/lora_shrink.rs`.
+// Laid out as `ShrinkArgs` of ops/lora_shrink.rs.
 struct ShrinkArgs {
     Mat x;
     const SlotRow *table;
-    const int32_t *order, *starts, *slots; // Segments: where the rows of each slot begin in `order`.
+    const int32_t *order, *starts, *slots; // As in `LoraArgs`.
     const int32_t *sizes;                  // The first is the number of segments.
-    bf16 *z;                               // [rows, slices, 2, max_rank]
+    bf16 *z;                               // [rows, slices, 2 (hi, lo), max_rank]
     int32_t slices, max_rank;
-    int32_t steps; // of K of a block
+    int32_t steps; // of K per CTA
 };
 
-constexpr int ROWS = 128;    // of a tile
-constexpr int RANKS = 16;    // of a unit: of one slice
-constexpr int COLUMNS = 64;  // of K in a step
-constexpr int CHUNK = 8;     // columns of one copy
+constexpr int ROWS = 128;      // of a tile
+constexpr int RANKS = 16;      // of a rank block, which belongs to one slice
+constexpr int COLUMNS = 64;    // of K in a step: 128 bytes, a row under 128-byte swizzling
+constexpr int CHUNK = 8;       // columns of one cp.async of 16 bytes
 constexpr int CHUNKS = COLUMNS / CHUNK;
-constexpr int STAGES = 4;    // of the ring
-constexpr int GROUP_ROWS = 64; // of a group of consumers
+constexpr int STAGES = 4;      // of the ring
+constexpr int WARPGROUP_ROWS = 64; // of a consumer warpgroup: the M of wgmma
 constexpr int CONSUMERS = 2 * WARPGROUP, LOADERS = WARPGROUP, THREADS = CONSUMERS + LOADERS;
-constexpr int LOADED = LOADERS / CHUNKS; // rows that loaders copy together
+constexpr int CTAS_PER_SM = 2;
+constexpr int ROWS_PER_PASS = LOADERS / CHUNKS; // rows that the loaders copy at once
 constexpr int X_BYTES = ROWS * SWIZZLE;
-static_assert(LOADED == RANKS && LOADED % 8 == 0, "all rows of a loader are swizzled alike, one of each unit");
+static_assert(ROWS_PER_PASS == RANKS && ROWS_PER_PASS % 8 == 0,
+              "a loader has one row of each rank block, and rows that are swizzled alike");
 
 // Rows of one adapter. No rows: there is no such tile.
 struct Tile {
     int start, rows, slot; // `start` in `order`
 };
 
-// Sixteen ranks of a slice. No ranks: there is no such unit.
-struct Unit {
+// Sixteen ranks of a slice. No ranks: there is no such block.
+struct RankBlock {
     const bf16 *a; // The first row.
     float scale;
     int slice, first, count;
 
-    __device__ Unit(const ShrinkArgs &args, int slot, int number) : a(nullptr), scale(0), count(0) {
-        int of_slice = args.max_rank / RANKS;
-        slice = number / of_slice, first = number % of_slice * RANKS;
+    __device__ RankBlock(const ShrinkArgs &args, int slot, int number) : a(nullptr), scale(0), count(0) {
+        int blocks_per_slice = args.max_rank / RANKS;
+        slice = number / blocks_per_slice, first = number % blocks_per_slice * RANKS;
         if (slice >= args.slices) return;
         const SlotRow &part = args.table[slot * args.slices + slice];
         a = static_cast<const bf16 *>(part.a) + int64_t(first) * args.x.cols;
@@ -59,7 +61,8 @@ struct Unit {
     }
 };
 
-// Finds the tile of a number, if segments are cut into tiles one after another. By one warp.
+// Finds tile `number`, where each segment is cut into tiles and the tiles of all segments are numbered in turn. By one
+// warp, 32 segments at a time: a prefix sum of their tiles, and a vote for the segment that has the tile.
 __device__ Tile find_tile(const ShrinkArgs &a, int number) {
     int lane = threadIdx.x % WARP, segments = a.sizes[0];
     for (int base = 0; base < segments; base += WARP) {
@@ -83,7 +86,7 @@ __device__ Tile find_tile(const ShrinkArgs &a, int number) {
     return {0, 0, 0};
 }
 
-// Barriers of each stage: it holds a step of K; it may be filled again.
+// The pipeline's mbarriers, and the tile that warp 0 has found.
 struct Control {
     Mbarrier full[STAGES], empty[STAGES];
     Tile tile;
@@ -94,15 +97,15 @@ struct Control {
     }
 };
 
-// The shared memory of a block. Sums take the place of the ring in the end: [ROWS, STRIDE].
-template <int T> struct Memory {
+// Shared memory of a CTA: the ring, whose place the sums [ROWS, STRIDE] take in the end. T: rank blocks of the CTA.
+template <int T> struct Smem {
     static constexpr int STAGE_BYTES = X_BYTES + T * RANKS * SWIZZLE;
-    static constexpr int STRIDE = T * RANKS + 4; // spreads what a warp stores over the banks
+    static constexpr int STRIDE = T * RANKS + 4; // Padded, so that a warp's stores hit all banks.
     static_assert(ROWS * STRIDE * sizeof(float) <= STAGES * STAGE_BYTES);
     uint8_t *stages;
     Control *control;
 
-    __device__ explicit Memory(uint8_t *memory) {
+    __device__ explicit Smem(uint8_t *memory) {
         stages = memory + padding_to_atom(memory);
         control = reinterpret_cast<Control *>(stages + STAGES * STAGE_BYTES);
     }
@@ -111,89 +114,90 @@ template <int T> struct Memory {
     __device__ float *sums() const { return reinterpret_cast<float *>(stages); }
 };
 
-// The part of K of this block, in steps.
-struct Share {
+// The CTA's split of K, in steps.
+struct KSplit {
     int first, count;
 
-    __device__ explicit Share(const ShrinkArgs &a) : first(blockIdx.z * a.steps) {
+    __device__ explicit KSplit(const ShrinkArgs &a) : first(blockIdx.z * a.steps) {
         count = min(a.steps, (a.x.cols + COLUMNS - 1) / COLUMNS - first);
     }
 };
 
-// Copies inputs and factors. A thread has the same columns of one row of each unit, and of a row in sixteen
-// of the tile.
+// Copies x and A. A thread has the same eight columns of one row of each rank block and of every sixteenth row of the
+// tile.
 template <int T> struct Loader {
     const ShrinkArgs &a;
-    const Memory<T> &memory;
-    Share share;
-    int row, column, place; // The first row; `place` in a tile of shared memory.
-    const bf16 *x[ROWS / LOADED], *factors[T]; // null: zeros
+    const Smem<T> &smem;
+    KSplit split;
+    int row, column, offset;                          // The first row, and its offset in a swizzled tile.
+    const bf16 *x[ROWS / ROWS_PER_PASS], *factors[T]; // null: zeros
 
-    __device__ Loader(const ShrinkArgs &a, const Memory<T> &memory, Tile tile)
-        : a(a), memory(memory), share(a), row((threadIdx.x - CONSUMERS) / CHUNKS) {
+    __device__ Loader(const ShrinkArgs &a, const Smem<T> &smem, Tile tile)
+        : a(a), smem(smem), split(a), row((threadIdx.x - CONSUMERS) / CHUNKS) {
         int chunk = threadIdx.x % CHUNKS;
-        column = chunk * CHUNK, place = swizzled_offset(row, chunk);
+        column = chunk * CHUNK, offset = swizzled_offset(row, chunk);
 #pragma unroll
-        for (int i = 0; i < ROWS / LOADED; i++) {
-            int r = row + i * LOADED;
+        for (int i = 0; i < ROWS / ROWS_PER_PASS; i++) {
+            int r = row + i * ROWS_PER_PASS;
             x[i] = r < tile.rows ? a.x.row<bf16>(a.order[tile.start + r]) + column : nullptr;
         }
 #pragma unroll
         for (int t = 0; t < T; t++) {
-            Unit unit(a, tile.slot, blockIdx.y * T + t);
-            factors[t] = row < unit.count ? unit.a + int64_t(row) * a.x.cols + column : nullptr;
+            RankBlock block(a, tile.slot, blockIdx.y * T + t);
+            factors[t] = row < block.count ? block.a + int64_t(row) * a.x.cols + column : nullptr;
         }
     }
 
-    // Factors come first: they are there before the inputs.
+    // No kernel writes A, so the first stages get theirs before x is ready.
     __device__ void run() const {
-        int ahead = min(share.count, STAGES);
+        int ahead = min(split.count, STAGES);
         for (int step = 0; step < ahead; step++) load_factors(step, step);
         pdl_wait();
         PipelineState ring;
-        for (int step = 0; step < share.count; step++, ring.advance(STAGES)) {
+        for (int step = 0; step < split.count; step++, ring.advance(STAGES)) {
             if (step >= STAGES) {
-                memory.control->empty[ring.stage].wait(ring.parity ^ 1);
+                smem.control->empty[ring.stage].wait(ring.parity ^ 1);
                 load_factors(ring.stage, step);
             }
             load_inputs(ring.stage, step);
-            cp_async_arrive(memory.control->full[ring.stage]);
+            cp_async_arrive(smem.control->full[ring.stage]);
         }
     }
 
     __device__ void load_factors(int stage, int step) const {
 #pragma unroll
-        for (int t = 0; t < T; t++) load(memory.factors(stage) + t * RANKS * SWIZZLE, factors[t], step);
+        for (int t = 0; t < T; t++) load(smem.factors(stage) + t * RANKS * SWIZZLE, factors[t], step);
     }
     __device__ void load_inputs(int stage, int step) const {
 #pragma unroll
-        for (int i = 0; i < ROWS / LOADED; i++) load(memory.x(stage) + i * LOADED * SWIZZLE, x[i], step);
+        for (int i = 0; i < ROWS / ROWS_PER_PASS; i++)
+            load(smem.x(stage) + i * ROWS_PER_PASS * SWIZZLE, x[i], step);
     }
     __device__ void load(uint8_t *to, const bf16 *from, int step) const {
-        int k = (share.first + step) * COLUMNS;
-        bool there = from && k + column < a.x.cols;
-        // An address must be given where nothing is read, too.
-        cp_async_16(to + place, there ? from + k : static_cast<const void *>(a.table), there);
+        int k = (split.first + step) * COLUMNS;
+        bool valid = from && k + column < a.x.cols;
+        // cp.async needs a valid address even if it reads nothing.
+        cp_async_16(to + offset, valid ? from + k : static_cast<const void *>(a.table), valid);
     }
 };
 
-// Sums of 64 rows, by each of two groups of warps.
+// A consumer warpgroup: the sums of 64 rows.
 template <int T> struct Consumer {
-    const Memory<T> &memory;
-    float sums[T * RANKS / 2];
+    const Smem<T> &smem;
+    float acc[T * RANKS / 2];
 
     __device__ void multiply(int steps) {
         PipelineState ring;
         int group = threadIdx.x / WARPGROUP, last = 0;
 #pragma unroll 1
         for (int step = 0; step < steps; step++, ring.advance(STAGES)) {
-            memory.control->full[ring.stage].wait(ring.parity);
-            fence_proxy_async();
-            uint64_t x = smem_descriptor(memory.x(ring.stage) + group * GROUP_ROWS * SWIZZLE);
-            uint64_t factors = smem_descriptor(memory.factors(ring.stage));
+            smem.control->full[ring.stage].wait(ring.parity);
+            fence_proxy_async(); // cp.async writes by the generic proxy.
+            uint64_t x = smem_descriptor(smem.x(ring.stage) + group * WARPGROUP_ROWS * SWIZZLE);
+            uint64_t factors = smem_descriptor(smem.factors(ring.stage));
             wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < 4; k++) wgmma(bf16{}, sums, x + 2 * k, factors + 2 * k, step + k > 0);
+            for (int k = 0; k < 4; k++) wgmma(bf16{}, acc, x + 2 * k, factors + 2 * k, step + k > 0);
             wgmma_commit();
             wgmma_wait<1>();
             if (step > 0) release(last);
@@ -202,74 +206,80 @@ template <int T> struct Consumer {
         wgmma_wait<0>();
     }
     __device__ void release(int stage) const {
-        if (threadIdx.x % WARP == 0) memory.control->empty[stage].arrive();
+        if (threadIdx.x % WARP == 0) smem.control->empty[stage].arrive();
     }
 
-    // Leaves the sums for all blocks of the cluster.
-    __device__ void keep() const {
+    // Stores the sums where all CTAs of the cluster read them.
+    __device__ void store() const {
         int row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4, rank = threadIdx.x % 4 * 2;
 #pragma unroll
         for (int i = 0; i < T * RANKS / 4; i++) {
-            float *to = memory.sums() + (row + i % 2 * 8) * Memory<T>::STRIDE + i / 2 * 8 + rank;
-            *reinterpret_cast<float2 *>(to) = make_float2(sums[2 * i], sums[2 * i + 1]);
+            float *to = smem.sums() + (row + i % 2 * 8) * Smem<T>::STRIDE + i / 2 * 8 + rank;
+            *reinterpret_cast<float2 *>(to) = make_float2(acc[2 * i], acc[2 * i + 1]);
         }
     }
 };
 
-// Adds up the sums of the cluster's blocks, a share of them each, four at a time.
-template <int T> __device__ void finish(const ShrinkArgs &a, const Memory<T> &memory, Tile tile) {
-    constexpr int OF_ROW = T * RANKS / 4;
-    int blocks = cluster_size(), fours = tile.rows * OF_ROW, share = (fours + blocks - 1) / blocks;
-    int from = cluster_rank() * share, to = min(from + share, fours);
+// Adds the split-K partials of the cluster, scales them and stores z. Each CTA takes a share of the tile, four ranks at
+// a time.
+template <int T> __device__ void reduce_and_store(const ShrinkArgs &a, const Smem<T> &smem, Tile tile) {
+    constexpr int FLOAT4S_PER_ROW = T * RANKS / 4;
+    int ctas = cluster_size(), float4s = tile.rows * FLOAT4S_PER_ROW, share = (float4s + ctas - 1) / ctas;
+    int from = cluster_rank() * share, to = min(from + share, float4s);
     for (int i = from + threadIdx.x; i < to; i += THREADS) {
-        int row = i / OF_ROW, rank = i % OF_ROW * 4;
-        Unit unit(a, tile.slot, blockIdx.y * T + rank / RANKS);
-        if (unit.count == 0) continue;
+        int row = i / FLOAT4S_PER_ROW, rank = i % FLOAT4S_PER_ROW * 4;
+        RankBlock block(a, tile.slot, blockIdx.y * T + rank / RANKS);
+        if (block.count == 0) continue;
         float4 v = make_float4(0, 0, 0, 0);
-        for (int block = 0; block < blocks; block++) {
-            float4 part = ld_shared_cluster(smem_address(memory.sums() + row * Memory<T>::STRIDE + rank), block);
+        for (int cta = 0; cta < ctas; cta++) {
+            float4 part = ld_shared_cluster(smem_address(smem.sums() + row * Smem<T>::STRIDE + rank), cta);
             v.x += part.x, v.y += part.y, v.z += part.z, v.w += part.w;
         }
-        Halves x(unit.scale * v.x), y(unit.scale * v.y), z(unit.scale * v.z), w(unit.scale * v.w);
-        int64_t part = (int64_t(a.order[tile.start + row]) * a.slices + unit.slice) * 2;
-        bf16 *out = a.z + part * a.max_rank + unit.first + rank % RANKS;
-        *reinterpret_cast<uint2 *>(out) = make_uint2(pair(x.hi, y.hi), pair(z.hi, w.hi));
-        *reinterpret_cast<uint2 *>(out + a.max_rank) = make_uint2(pair(x.lo, y.lo), pair(z.lo, w.lo));
+        HiLo x(block.scale * v.x), y(block.scale * v.y), z(block.scale * v.z), w(block.scale * v.w);
+        int64_t part = (int64_t(a.order[tile.start + row]) * a.slices + block.slice) * 2;
+        bf16 *out = a.z + part * a.max_rank + block.first + rank % RANKS;
+        *reinterpret_cast<uint2 *>(out) = make_uint2(pack2(x.hi, y.hi), pack2(z.hi, w.hi));
+        *reinterpret_cast<uint2 *>(out + a.max_rank) = make_uint2(pack2(x.lo, y.lo), pack2(z.lo, w.lo));
     }
 }
 
-// Whether the tile's adapter has any of this block's ranks, the same for all blocks of the cluster.
-template <int T> __device__ bool has_units(const ShrinkArgs &a, Tile tile) {
+// Whether the tile's adapter has any of this CTA's ranks; uniform across the cluster.
+template <int T> __device__ bool has_ranks(const ShrinkArgs &a, Tile tile) {
     bool any = false;
-    for (int t = 0; t < T; t++) any |= Unit(a, tile.slot, blockIdx.y * T + t).count > 0;
+    for (int t = 0; t < T; t++) any |= RankBlock(a, tile.slot, blockIdx.y * T + t).count > 0;
     return any;
 }
 
-// Blocks (tile, T units, block of the cluster). What is known of adapters was handed over before the first
-// kernel of the step.
+// Grid (tile, T rank blocks, CTA of the cluster). The tables of adapters were written before the first kernel of the
+// step, so they may be read before `pdl_wait`.
 template <int T> __device__ void shrink_rows(const ShrinkArgs &a) {
     extern __shared__ uint8_t shared[];
     pdl_launch_dependents();
-    Memory<T> memory(shared);
+    Smem<T> smem(shared);
     if (threadIdx.x < WARP) {
         Tile found = find_tile(a, blockIdx.x);
-        if (threadIdx.x == 0) memory.control->tile = found, memory.control->init();
+        if (threadIdx.x == 0) smem.control->tile = found, smem.control->init();
     }
     __syncthreads();
-    Tile tile = memory.control->tile;
-    if (tile.rows == 0 || !has_units<T>(a, tile)) return pdl_wait();
-    Consumer<T> consumer{memory};
-    if (threadIdx.x < CONSUMERS) consumer.multiply(Share(a).count);
-    else Loader<T>(a, memory, tile).run();
+    Tile tile = smem.control->tile;
+    if (tile.rows == 0 || !has_ranks<T>(a, tile)) return pdl_wait();
+    Consumer<T> consumer{smem};
+    if (threadIdx.x < CONSUMERS) consumer.multiply(KSplit(a).count);
+    else Loader<T>(a, smem, tile).run();
     pdl_wait();
     __syncthreads();
-    if (threadIdx.x < CONSUMERS) consumer.keep();
+    if (threadIdx.x < CONSUMERS) consumer.store();
     cluster_sync();
-    finish<T>(a, memory, tile);
-    // Nobody leaves while others read its sums.
-    cluster_sync();
+    reduce_and_store<T>(a, smem, tile);
+    cluster_sync(); // A CTA must not exit while others read its shared memory.
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_shrink_rows1(ShrinkArgs a) { shrink_rows<1>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_shrink_rows2(ShrinkArgs a) { shrink_rows<2>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_shrink_rows4(ShrinkArgs a) { shrink_rows<4>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM) lora_shrink_rows1(ShrinkArgs a) {
+    shrink_rows<1>(a);
+}
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM) lora_shrink_rows2(ShrinkArgs a) {
+    shrink_rows<2>(a);
+}
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM) lora_shrink_rows4(ShrinkArgs a) {
+    shrink_rows<4>(a);
+}
