@@ -19,69 +19,76 @@
 //   cuBLASLt and silu_mul took 621 and 60 (bench/evidence, "Prefill").
 #include "linear_tiles_loader.cuh"
 
-// Copies tiles of weights and inputs. One thread.
+// Registers per thread once the warpgroups have traded them: consumers hold 128 accumulators each, and copying needs
+// few.
+constexpr int CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40;
+static_assert((2 * CONSUMER_REGISTERS + PRODUCER_REGISTERS) * WARPGROUP <= 65536, "an SM has 64 Ki registers");
+
+// Loads x and weights. One thread.
 struct Producer {
     const TilesArgs &a;
-    const Memory &memory;
+    const Smem &smem;
 
-    __device__ void weights(int stage, const Tile &tile, int step) const {
-        Mbarrier &full = memory.control->full[stage];
-        static_assert(CLUSTER == 2, "a block copies a half");
+    // Half of the weights, for both CTAs.
+    __device__ void load_weights(int stage, const Tile &tile, int step) const {
+        Mbarrier &full = smem.control->full[stage];
+        static_assert(CLUSTER == 2, "each CTA loads one half");
         int half = cluster_rank();
         full.arrive_expect_tx(STAGE_BYTES);
-        tma_load_multicast((1 << CLUSTER) - 1, memory.w(stage) + half * HALF * SWIZZLE, a.w, step * COLUMNS,
-                     tile.output + half * a.second, full, CacheHint::EVICT_NORMAL);
+        tma_load_multicast((1 << CLUSTER) - 1, smem.w(stage) + half * HALF * SWIZZLE, a.w, step * COLUMNS,
+                           tile.output + half * a.second, full, CacheHint::EVICT_NORMAL);
     }
-    __device__ void inputs(int stage, const Tile &tile, int step) const {
-        tma_load(memory.x(stage), a.x, step * COLUMNS, tile.row, memory.control->full[stage], CacheHint::EVICT_LAST);
+    __device__ void load_inputs(int stage, const Tile &tile, int step) const {
+        tma_load(smem.x(stage), a.x, step * COLUMNS, tile.row, smem.control->full[stage], CacheHint::EVICT_LAST);
     }
 
-    __device__ void base(int stage, const Tile &tile, int number) const {
-        Mbarrier &full = memory.control->full[stage];
+    // A box of each half of the GEMM's output, in mode GATE_ADDED.
+    __device__ void load_base(int stage, const Tile &tile, int number) const {
+        Mbarrier &full = smem.control->full[stage];
         int output = tile.output + number * COLUMNS;
         full.arrive_expect_tx(2 * X_BYTES);
-        tma_load(memory.x(stage), a.x, output, tile.row, full, CacheHint::EVICT_FIRST);
-        tma_load(memory.w(stage), a.x, output + a.second, tile.row, full, CacheHint::EVICT_FIRST);
+        tma_load(smem.x(stage), a.x, output, tile.row, full, CacheHint::EVICT_FIRST);
+        tma_load(smem.w(stage), a.x, output + a.second, tile.row, full, CacheHint::EVICT_FIRST);
     }
 
     __device__ void run() const {
-        Schedule schedule(a);
+        TileScheduler scheduler(a);
         PipelineState ring;
-        // Weights of the first steps come before the inputs are there.
-        int ahead = schedule.begin() < schedule.end() ? min(STAGES, a.steps) : 0;
-        for (int i = 0; i < ahead; i++) weights(i, schedule(schedule.begin()), i);
+        // No kernel writes weights, so those of the first steps are loaded before x is ready.
+        int ahead = scheduler.begin() < scheduler.end() ? min(STAGES, a.steps) : 0;
+        for (int i = 0; i < ahead; i++) load_weights(i, scheduler(scheduler.begin()), i);
         pdl_wait();
-        for (int i = schedule.begin(); i < schedule.end(); i += schedule.step()) {
-            Tile tile = schedule(i);
+        for (int i = scheduler.begin(); i < scheduler.end(); i += scheduler.step()) {
+            Tile tile = scheduler(i);
             for (int step = 0; step < a.steps; step++) {
                 if (ahead > 0) ahead--;
                 else {
-                    memory.control->empty[ring.stage].wait(ring.parity ^ 1);
-                    weights(ring.stage, tile, step);
+                    smem.control->empty[ring.stage].wait(ring.parity ^ 1);
+                    load_weights(ring.stage, tile, step);
                 }
-                inputs(ring.stage, tile, step);
+                load_inputs(ring.stage, tile, step);
                 ring.advance(STAGES);
             }
-            for (int step = steps_of(units_of(a, memory, tile)); step > 0; step--) {
-                memory.control->empty[ring.stage].wait(ring.parity ^ 1);
-                memory.control->given[ring.stage].arrive();
+            for (int step = steps_of(rank_blocks_of(a, smem, tile)); step > 0; step--) {
+                smem.control->empty[ring.stage].wait(ring.parity ^ 1);
+                smem.control->lora_free[ring.stage].arrive();
                 ring.advance(STAGES);
             }
             for (int i = 0; i < a.bases; i++) {
-                memory.control->empty[ring.stage].wait(ring.parity ^ 1);
-                base(ring.stage, tile, i);
+                smem.control->empty[ring.stage].wait(ring.parity ^ 1);
+                load_base(ring.stage, tile, i);
                 ring.advance(STAGES);
             }
         }
     }
 };
 
-// Waits for the threads of one group of consumers.
-__device__ void group_sync(int group) {
+// A barrier of one consumer warpgroup; named barrier 0 is that of `__syncthreads`.
+__device__ void warpgroup_sync(int group) {
     asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(WARPGROUP) : "memory");
 }
 
-// Two neighbours as one register.
+// Two floats as a register of two 16-bit numbers; the first has the low bits.
 template <class T> __device__ uint32_t narrow_pair(float a, float b) {
     struct alignas(4) {
         T low, high;
@@ -89,65 +96,67 @@ template <class T> __device__ uint32_t narrow_pair(float a, float b) {
     return *reinterpret_cast<uint32_t *>(&v);
 }
 
-// What a product does.
-enum class Does {
-    MULTIPLY,  // and adds what adapters add
-    BEGIN,     // nothing but what adapters add
-    GATE,      // multiplies, for outputs silu(sum of the first half) * sum of the second
-    GATE_ADDED // the same of a product that is there
+// What the kernels of this file compute.
+enum class Mode {
+    LINEAR,    // GEMM and LoRA
+    BEGIN,     // LoRA alone
+    GATE,      // SwiGLU of GEMM and LoRA: the first half of a tile's sums are gates, the second ups
+    GATE_ADDED // SwiGLU of an existing GEMM output and LoRA
 };
 
-// A group of consumers: 64 rows of a tile.
-template <class T, Does DOES> struct Consumer {
+// A consumer warpgroup: 64 rows of a tile.
+template <class T, Mode MODE> struct Consumer {
     const TilesArgs &a;
-    const Memory &memory;
-    static constexpr bool GATES = DOES == Does::GATE || DOES == Does::GATE_ADDED;
+    const Smem &smem;
+    static constexpr bool GATES = MODE == Mode::GATE || MODE == Mode::GATE_ADDED;
     int group, thread, warp, lane;
     PipelineState ring;
-    Turns full, filled;
+    PhaseBits full, lora_full;
 
-    __device__ Consumer(const TilesArgs &a, const Memory &memory) : a(a), memory(memory) {
+    __device__ Consumer(const TilesArgs &a, const Smem &smem) : a(a), smem(smem) {
         group = threadIdx.x / WARPGROUP, thread = threadIdx.x % WARPGROUP;
         warp = thread / WARP, lane = thread % WARP;
     }
 
     __device__ void run() {
-        Schedule schedule(a);
-        for (int i = schedule.begin(); i < schedule.end(); i += schedule.step()) {
-            float sums[OUTPUTS / 2];
-            Tile tile = schedule(i);
-            if constexpr (DOES == Does::BEGIN || DOES == Does::GATE_ADDED) clear(sums);
-            else multiply(sums);
-            adapt(tile, sums);
-            store(tile, sums);
+        TileScheduler scheduler(a);
+        for (int i = scheduler.begin(); i < scheduler.end(); i += scheduler.step()) {
+            float acc[OUTPUTS / 2];
+            Tile tile = scheduler(i);
+            if constexpr (MODE == Mode::BEGIN || MODE == Mode::GATE_ADDED) clear(acc);
+            else multiply(acc);
+            add_lora(tile, acc);
+            store(tile, acc);
         }
         if (thread == 0) tma_store_wait();
     }
 
-    __device__ uint64_t inputs() const { return smem_descriptor(memory.x(ring.stage) + group * GROUP_ROWS * SWIZZLE); }
-    __device__ uint64_t weights() const { return smem_descriptor(memory.w(ring.stage)); }
+    __device__ uint64_t x_descriptor() const {
+        return smem_descriptor(smem.x(ring.stage) + group * WARPGROUP_ROWS * SWIZZLE);
+    }
+    __device__ uint64_t w_descriptor() const { return smem_descriptor(smem.w(ring.stage)); }
 
-    // Tells both blocks that products have read a stage, which are over then. Nothing was written, so nothing is
-    // published.
+    // Releases a stage to the producers of both CTAs, after the wgmma's that read it have completed. Nothing was written,
+    // so no fence is needed.
     __device__ void release(int stage) const {
-        if (lane < CLUSTER) memory.control->empty[stage].arrive_cluster(lane);
+        if (lane < CLUSTER) smem.control->empty[stage].arrive_cluster(lane);
     }
 
-    __device__ static void clear(float (&sums)[OUTPUTS / 2]) {
+    __device__ static void clear(float (&acc)[OUTPUTS / 2]) {
 #pragma unroll
-        for (int i = 0; i < OUTPUTS / 2; i++) sums[i] = 0.0f;
+        for (int i = 0; i < OUTPUTS / 2; i++) acc[i] = 0.0f;
     }
 
-    // One step is multiplied while the next is begun.
-    __device__ void multiply(float (&sums)[OUTPUTS / 2]) {
+    // acc = x w^T. The wgmma's of a step are issued while those of the step before run.
+    __device__ void multiply(float (&acc)[OUTPUTS / 2]) {
         int last = 0;
 #pragma unroll 1
         for (int step = 0; step < a.steps; step++) {
-            full.wait(memory.control->full, ring.stage);
-            uint64_t x = inputs(), w = weights();
+            full.wait(smem.control->full, ring.stage);
+            uint64_t x = x_descriptor(), w = w_descriptor();
             wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < 4; k++) wgmma(T{}, sums, x + 2 * k, w + 2 * k, step + k > 0);
+            for (int k = 0; k < 4; k++) wgmma(T{}, acc, x + 2 * k, w + 2 * k, step + k > 0);
             wgmma_commit();
             wgmma_wait<1>();
             if (step > 0) release(last);
@@ -158,20 +167,20 @@ template <class T, Does DOES> struct Consumer {
         release(last);
     }
 
-    // Adds B z: more steps of the same kind.
-    __device__ void adapt(const Tile &tile, float (&sums)[OUTPUTS / 2]) {
-        constexpr int BYTES = UNIT * sizeof(bf16) / 16; // of a unit's ranks, in sixteens
+    // acc += z B^T, as further steps of the same sum.
+    __device__ void add_lora(const Tile &tile, float (&acc)[OUTPUTS / 2]) {
+        constexpr int BLOCK = RANKS * sizeof(bf16) / 16; // a rank block's bytes of a row, in units of a descriptor
 #pragma unroll 1
-        for (int units = units_of(a, memory, tile); units > 0; units -= UNITS) {
-            filled.wait(memory.control->filled, ring.stage);
-            fence_proxy_async();
-            uint64_t x = inputs(), w = weights();
+        for (int blocks = rank_blocks_of(a, smem, tile); blocks > 0; blocks -= BLOCKS_PER_STEP) {
+            lora_full.wait(smem.control->lora_full, ring.stage);
+            fence_proxy_async(); // cp.async writes by the generic proxy.
+            uint64_t x = x_descriptor(), w = w_descriptor();
             wgmma_fence();
-            wgmma(bf16{}, sums, x, w, 1);
-            wgmma(bf16{}, sums, x + BYTES, w, 1);
-            if (units > 1) {
-                wgmma(bf16{}, sums, x + 2 * BYTES, w + BYTES, 1);
-                wgmma(bf16{}, sums, x + 3 * BYTES, w + BYTES, 1);
+            wgmma(bf16{}, acc, x, w, 1);
+            wgmma(bf16{}, acc, x + BLOCK, w, 1);
+            if (blocks > 1) {
+                wgmma(bf16{}, acc, x + 2 * BLOCK, w + BLOCK, 1);
+                wgmma(bf16{}, acc, x + 3 * BLOCK, w + BLOCK, 1);
             }
             wgmma_commit_and_wait();
             release(ring.stage);
@@ -179,61 +188,62 @@ template <class T, Does DOES> struct Consumer {
         }
     }
 
-    // Two boxes take turns: one is filled while the other is stored.
-    __device__ void store(const Tile &tile, const float (&sums)[OUTPUTS / 2]) {
+    // Stores the outputs by TMA, through two boxes: one is filled while the other is stored.
+    __device__ void store(const Tile &tile, const float (&acc)[OUTPUTS / 2]) {
         constexpr int WIDTH = GATES ? HALF : OUTPUTS;
 #pragma unroll
         for (int number = 0; number < WIDTH / COLUMNS; number++) {
-            uint8_t *box = memory.boxes + (group * 2 + number % 2) * BOX_BYTES;
+            uint8_t *box = smem.boxes + (group * 2 + number % 2) * BOX_BYTES;
             int output = tile.output + number * COLUMNS;
             if (thread == 0) tma_store_wait_read<1>();
-            group_sync(group);
-            if constexpr (DOES == Does::GATE_ADDED) full.wait(memory.control->full, ring.stage);
+            warpgroup_sync(group);
+            if constexpr (MODE == Mode::GATE_ADDED) full.wait(smem.control->full, ring.stage);
 #pragma unroll
             for (int chunk = 0; chunk < COLUMNS / 8; chunk += 2) {
                 float values[2][4];
-                values_of(output, chunk, &sums[number * COLUMNS / 2], values);
+                outputs_of(output, chunk, &acc[number * COLUMNS / 2], values);
                 fill(box, chunk, values);
             }
-            if constexpr (DOES == Does::GATE_ADDED) {
+            if constexpr (MODE == Mode::GATE_ADDED) {
                 __syncwarp();
-                fence_release_cluster(); // What was read is not to be overwritten before.
+                fence_release_cluster(); // The stage must not be overwritten before it was read.
                 release(ring.stage);
                 ring.advance(STAGES);
             }
             fence_proxy_async();
-            group_sync(group);
-            if (thread == 0) tma_store(a.out, output, tile.row + group * GROUP_ROWS, box);
+            warpgroup_sync(group);
+            if (thread == 0) tma_store(a.out, output, tile.row + group * WARPGROUP_ROWS, box);
         }
     }
 
-    // Four of each of two chunks of eight outputs, of two rows.
-    __device__ void values_of(int output, int chunk, const float *sums, float (&values)[2][4]) const {
-        add_bias(output, chunk, 0, sums, values);
+    // Outputs of two chunks of eight: a thread has two adjacent ones of each, for two rows.
+    __device__ void outputs_of(int output, int chunk, const float *acc, float (&values)[2][4]) const {
+        add_bias(output, chunk, 0, acc, values);
         if constexpr (GATES) {
             float ups[2][4];
-            add_bias(output, chunk, a.second, sums + HALF / 2, ups);
-            if constexpr (DOES == Does::GATE_ADDED) {
-                add_base(memory.x(ring.stage), chunk, values);
-                add_base(memory.w(ring.stage), chunk, ups);
+            add_bias(output, chunk, a.second, acc + HALF / 2, ups);
+            if constexpr (MODE == Mode::GATE_ADDED) {
+                add_base(smem.x(ring.stage), chunk, values);
+                add_base(smem.w(ring.stage), chunk, ups);
             }
 #pragma unroll
             for (int i = 0; i < 8; i++) values[i / 4][i % 4] = swiglu_fast(values[i / 4][i % 4], ups[i / 4][i % 4]);
         }
     }
-    __device__ void add_bias(int output, int chunk, int from, const float *sums, float (&values)[2][4]) const {
+    __device__ void add_bias(int output, int chunk, int from, const float *acc, float (&values)[2][4]) const {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             int n = output + (chunk + j) * 8 + lane % 4 * 2;
             float2 bias = make_float2(0, 0);
             if (a.bias && n < a.cols) bias = *reinterpret_cast<const float2 *>(a.bias + from + n);
 #pragma unroll
-            for (int i = 0; i < 4; i++) values[j][i] = sums[(chunk + j) * 4 + i] + (i % 2 ? bias.y : bias.x);
+            for (int i = 0; i < 4; i++) values[j][i] = acc[(chunk + j) * 4 + i] + (i % 2 ? bias.y : bias.x);
         }
     }
+    // Adds the GEMM's output, of which `tile` is a box.
     __device__ void add_base(const uint8_t *tile, int chunk, float (&values)[2][4]) const {
         uint32_t pairs[4];
-        int row = group * GROUP_ROWS + warp * 16 + lane % 16;
+        int row = group * WARPGROUP_ROWS + warp * 16 + lane % 16;
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
                      : "r"(smem_address(tile + swizzled_offset(row, chunk + lane / 16)))
@@ -245,7 +255,7 @@ template <class T, Does DOES> struct Consumer {
         }
     }
 
-    // Puts sixteen outputs of the warp's rows into the box, from chunk `chunk` on.
+    // Puts sixteen outputs of the warp's rows into a box, from chunk `chunk` on.
     __device__ void fill(uint8_t *box, int chunk, const float (&values)[2][4]) const {
         int row = warp * 16 + lane % 16;
         asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
@@ -258,68 +268,63 @@ template <class T, Does DOES> struct Consumer {
     }
 };
 
-template <int REGISTERS> __device__ void take_registers() {
+template <int REGISTERS> __device__ void setmaxnreg_inc() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
-template <int REGISTERS> __device__ void give_registers() {
+template <int REGISTERS> __device__ void setmaxnreg_dec() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
-__device__ void init(const Memory &memory, int thread) {
+__device__ void init(const Smem &smem, int thread) {
     if (thread < STAGES) {
-        memory.control->full[thread].init(1);
-        memory.control->filled[thread].init(LOADER_WARPS);
-        memory.control->given[thread].init(1);
-        memory.control->empty[thread].init(CLUSTER * CONSUMERS / WARP);
+        smem.control->full[thread].init(1);
+        smem.control->lora_full[thread].init(LOADERS);
+        smem.control->lora_free[thread].init(1);
+        smem.control->empty[thread].init(CLUSTER * CONSUMERS / WARP);
     }
     fence_mbarrier_init();
 }
 
+// Splits the CTA into its roles; `consume` is run by the consumer warpgroups.
 template <class F> __device__ __forceinline__ void multiply_tiles(const TilesArgs &a, F &&consume) {
     extern __shared__ uint8_t shared[];
     pdl_launch_dependents();
-    Memory memory(shared);
+    Smem smem(shared);
     int thread = threadIdx.x - CONSUMERS;
-    // Who uses which adapter was handed over before the first kernel of the step.
-    if (thread >= WARP) count_units(a, memory, thread - WARP);
-    else if (thread >= 0) init(memory, thread);
+    // The tables of adapters were written before the first kernel of the step.
+    if (thread >= WARP) count_rank_blocks(a, smem, thread - WARP);
+    else if (thread >= 0) init(smem, thread);
     __syncthreads();
     cluster_sync();
     if (thread >= 0) {
-        give_registers<40>();
-        if (thread == 0) Producer{a, memory}.run();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
+        if (thread == 0) Producer{a, smem}.run();
         if (thread < WARP) __syncwarp();
         pdl_wait();
-        if (thread >= WARP) LoraLoader(a, memory, thread - WARP).run();
+        if (thread >= WARP) LoraLoader(a, smem, thread - WARP).run();
     } else {
-        take_registers<232>();
+        setmaxnreg_inc<CONSUMER_REGISTERS>();
         pdl_wait();
-        consume(memory);
+        consume(smem);
     }
     __syncthreads();
-    // Nobody leaves while the other block may still tell it something.
-    cluster_sync();
+    cluster_sync(); // A CTA must not exit while its peer may arrive at its mbarriers.
 }
 
-// Blocks (cluster, 1, block of the cluster).
-extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
-    linear_tiles(const __grid_constant__ TilesArgs a) {
-    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, Does::MULTIPLY>(a, memory).run(); });
+// Grid (cluster, 1, CTA of the cluster).
+extern "C" __global__ void __launch_bounds__(THREADS, 1) linear_tiles(const __grid_constant__ TilesArgs a) {
+    multiply_tiles(a, [&](const Smem &smem) { Consumer<bf16, Mode::LINEAR>(a, smem).run(); });
 }
 
-// What adapters add alone, and zeros, for a product that is added later.
-extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
-    linear_tiles_begin(const __grid_constant__ TilesArgs a) {
-    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, Does::BEGIN>(a, memory).run(); });
+extern "C" __global__ void __launch_bounds__(THREADS, 1) linear_tiles_begin(const __grid_constant__ TilesArgs a) {
+    multiply_tiles(a, [&](const Smem &smem) { Consumer<bf16, Mode::BEGIN>(a, smem).run(); });
 }
 
-// Gates alone: the first half of a tile's sums are those of gates, the second of what they are for.
-extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
-    linear_tiles_gate(const __grid_constant__ TilesArgs a) {
-    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, Does::GATE>(a, memory).run(); });
+extern "C" __global__ void __launch_bounds__(THREADS, 1) linear_tiles_gate(const __grid_constant__ TilesArgs a) {
+    multiply_tiles(a, [&](const Smem &smem) { Consumer<bf16, Mode::GATE>(a, smem).run(); });
 }
 
-extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     linear_tiles_gate_added(const __grid_constant__ TilesArgs a) {
-    multiply_tiles(a, [&](const Memory &memory) { Consumer<bf16, Does::GATE_ADDED>(a, memory).run(); });
+    multiply_tiles(a, [&](const Smem &smem) { Consumer<bf16, Mode::GATE_ADDED>(a, smem).run(); });
 }

@@ -1,76 +1,78 @@
 // What the warp roles of linear_tiles.cu share: arguments, shared memory, tile order.
 #pragma once
 
+#include "lora.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
-#include "lora.cuh"
 
-
-// The adapters of a site for a batch of many rows, of which the shrink has left z. Laid out as `ManyRows` of
-// `ops/linear_tiles.rs`.
+// The adapters of a site, of whose rows lora_shrink.cu has computed z. Laid out as `ManyRows` of ops/linear_tiles.rs.
 struct ManyRows {
-    const SlotRow *table;
+    const SlotRow *table;        // [slots, slices]
     const int32_t *slot_of_row;  // -1: no adapter
-    const int32_t *group_starts; // Of each 256 rows: where their slots begin in `group_slots`, and the end.
+    const int32_t *group_starts; // By group of 256 rows: where its slots begin in `group_slots`, and the last's end.
     const int32_t *group_slots;
-    const bf16 *z;     // scale * A x as sums of two numbers: [rows, slices, 2, max_rank]
-    int32_t starts[MAX_SLICES + 1]; // Where slices begin, and the end of the last.
+    const bf16 *z;                  // scale * A x: [rows, slices, 2 (hi, lo), max_rank]
+    int32_t starts[MAX_SLICES + 1]; // First output of each slice, and the end of the last.
     int32_t slices, max_rank;
 };
 
-// Laid out as `TilesArgs` of `ops/linear_tiles.rs`.
+// Laid out as `TilesArgs` of ops/linear_tiles.rs.
 struct TilesArgs {
-    TensorMap w, x; // Boxes of 128 rows of 128 bytes. Where the product is there, `x` is that.
-    TensorMap out;  // Boxes of 64 rows of 128 bytes.
-    const float *bias; // Of each output; null: 0.
-    ManyRows lora;         // No slices: there are no adapters.
+    TensorMap w, x;    // Boxes of 128 rows by 128 bytes. In mode GATE_ADDED `x` is the output of the GEMM.
+    TensorMap out;     // Boxes of 64 rows by 128 bytes.
+    const float *bias; // By output; null: 0.
+    ManyRows lora;     // No slices: no LoRA.
     int32_t rows, cols;
-    int32_t width;  // Outputs of a tile: all that it has sums of, or a gate and what it is for.
-    int32_t second; // Where weights of the second half of a tile begin, behind the first half's.
+    int32_t width;  // Outputs that a tile stores: 256, or 128 of SwiGLU.
+    int32_t second; // Distance of a tile's second half from its first, in outputs: 128, or that of up from gate.
     int32_t steps;  // Of K, 128 bytes each.
-    int32_t bases;  // Boxes of each half of a tile of the product, where that is there.
+    int32_t bases;  // Boxes per half that are loaded from the output of the GEMM, in mode GATE_ADDED.
 };
 
-constexpr int ROWS = 128, OUTPUTS = 256; // of a tile
+constexpr int ROWS = 128, OUTPUTS = 256; // of a CTA's tile
 constexpr int HALF = OUTPUTS / 2;
-constexpr int CLUSTER = 2;               // blocks
-constexpr int CLUSTER_ROWS = CLUSTER * ROWS; // for which slots are listed
-constexpr int MAX_CLUSTERS = 64;        // of so many rows
-constexpr int STAGES = 4;                // of the ring
-constexpr int COLUMNS = 64;              // of K in a step, and of a box of outputs
-constexpr int GROUP_ROWS = 64;           // of a group of consumers
+constexpr int CLUSTER = 2;                   // CTAs, which compute the same outputs of different rows
+constexpr int CLUSTER_ROWS = CLUSTER * ROWS; // also the rows of a group in `ManyRows`
+constexpr int MAX_ROW_TILES = 64;            // of a cluster: what `Control` has counters for
+constexpr int STAGES = 4;                    // of the ring: 48 KiB each, so that four fit beside the boxes
+constexpr int COLUMNS = 64;                  // of K in a step, and of a box of outputs: 128 bytes
+constexpr int WARPGROUP_ROWS = 64;           // of a consumer warpgroup: the M of wgmma
 constexpr int CONSUMERS = 2 * WARPGROUP;
-constexpr int LOADER_WARPS = 3 * WARP;
-constexpr int TOGETHER = 8;              // tiles of rows that go through all weights together
-constexpr int UNIT = 16;                 // ranks of one instruction, of one slot at one slice
-constexpr int UNITS = 2;                 // of a step
-constexpr int CHUNK = 8;                 // ranks of one copy
-constexpr int NOBODY = -2;               // a slot that no row has
-constexpr int ENTRIES = 32;              // factors that LoRA loader warps know at a time
+constexpr int LOADERS = 3 * WARP;
+constexpr int THREADS = CONSUMERS + WARP + LOADERS;
+constexpr int LOADER_BARRIER = 3; // named barrier of the loader warps; 1 and 2 are those of the consumer warpgroups
+constexpr int ROW_TILES_PER_GROUP = 8; // in the order of tiles: see `TileScheduler`
+constexpr int RANKS = 16;              // of a rank block: the K of a bf16 wgmma; of one slot and slice
+constexpr int BLOCKS_PER_STEP = 2;     // rank blocks that share a stage
+constexpr int CHUNK = 8;               // ranks of one cp.async of 16 bytes
+constexpr int NO_SLOT = -2;            // matches no row: -1 is that of rows without an adapter
+constexpr int MAX_ENTRIES = 32;        // factors that the loader warps have looked up at a time
 constexpr int X_BYTES = ROWS * SWIZZLE, W_BYTES = OUTPUTS * SWIZZLE, STAGE_BYTES = X_BYTES + W_BYTES;
-constexpr int BOX_BYTES = GROUP_ROWS * SWIZZLE;
+constexpr int BOX_BYTES = WARPGROUP_ROWS * SWIZZLE;
 
-// A factor B that a tile needs.
+// B of a slot at a slice that a tile needs.
 struct Entry {
     const bf16 *b;
     int32_t slot, slice, rank;
 };
 
-// Barriers of each stage: it holds a step of K, or one of adapters; the producer has given it to the
-// LoRA loader warps; all who copy to it may do so again.
+// mbarriers of the stages, and what the loader warps know of adapters.
 struct Control {
-    Mbarrier full[STAGES], filled[STAGES], given[STAGES], empty[STAGES];
-    Entry entries[ENTRIES];
-    int32_t slots[ROWS]; // of the rows that LoRA loader warps work on
-    uint16_t units[MAX_CLUSTERS * MAX_SLICES]; // Of each 256 rows at each slice.
+    Mbarrier full[STAGES];      // TMA has filled the stage with a step of K.
+    Mbarrier lora_full[STAGES]; // The loader warps have filled it with rank blocks.
+    Mbarrier lora_free[STAGES]; // The producer has handed an empty stage to the loader warps.
+    Mbarrier empty[STAGES];     // The consumers of both CTAs have read it.
+    Entry entries[MAX_ENTRIES];
+    int32_t slots[ROWS];                             // by row of the tile that the loader warps work on
+    uint16_t rank_blocks[MAX_ROW_TILES * MAX_SLICES]; // by group of 256 rows and slice
 };
 
-// The shared memory of a block.
-struct Memory {
-    uint8_t *stages, *boxes; // Boxes of outputs: two for each group.
+// Shared memory of a CTA.
+struct Smem {
+    uint8_t *stages, *boxes; // Two boxes of outputs per consumer warpgroup.
     Control *control;
 
-    __device__ explicit Memory(uint8_t *memory) {
+    __device__ explicit Smem(uint8_t *memory) {
         stages = memory + padding_to_atom(memory);
         boxes = stages + STAGES * STAGE_BYTES;
         control = reinterpret_cast<Control *>(boxes + 4 * BOX_BYTES);
@@ -79,8 +81,8 @@ struct Memory {
     __device__ uint8_t *w(int stage) const { return x(stage) + X_BYTES; }
 };
 
-// Which turn the barriers of a kind are at, a bit for each stage, where they have fewer turns than the ring.
-struct Turns {
+// Phase parities of one kind of mbarrier, a bit per stage, for those that are not used in every turn of the ring.
+struct PhaseBits {
     uint32_t parities = 0;
 
     __device__ void wait(Mbarrier (&barriers)[STAGES], int stage) {
@@ -94,12 +96,12 @@ struct Tile {
     int row, output, cluster_row;
 };
 
-// The tiles of this block, in turn with other clusters. Those that run at the same time have few rows and few
-// outputs among them, so that the L2 holds what they read.
-struct Schedule {
+// The tiles of this CTA: the clusters take them in turn, eight row tiles by all outputs before the next rows. So tiles
+// that run at the same time share rows and outputs, and the L2 holds what they read.
+struct TileScheduler {
     int row_tiles, output_tiles, width, rank;
 
-    __device__ explicit Schedule(const TilesArgs &a) : width(a.width), rank(cluster_rank()) {
+    __device__ explicit TileScheduler(const TilesArgs &a) : width(a.width), rank(cluster_rank()) {
         row_tiles = (a.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS, output_tiles = (a.cols + a.width - 1) / a.width;
     }
     __device__ int begin() const { return blockIdx.x; }
@@ -107,16 +109,16 @@ struct Schedule {
     __device__ int end() const { return row_tiles * output_tiles; }
 
     __device__ Tile operator()(int i) const {
-        int in_group = TOGETHER * output_tiles, group = i / in_group;
-        int in_turn = min(TOGETHER, row_tiles - group * TOGETHER);
-        int row = (group * TOGETHER + i % in_group % in_turn) * CLUSTER_ROWS;
-        return {row + rank * ROWS, i % in_group / in_turn * width, row};
+        int group_tiles = ROW_TILES_PER_GROUP * output_tiles, group = i / group_tiles;
+        int group_rows = min(ROW_TILES_PER_GROUP, row_tiles - group * ROW_TILES_PER_GROUP);
+        int row = (group * ROW_TILES_PER_GROUP + i % group_tiles % group_rows) * CLUSTER_ROWS;
+        return {row + rank * ROWS, i % group_tiles / group_rows * width, row};
     }
 };
 
 __device__ int width_of(const ManyRows &lora, int slice) { return lora.starts[slice + 1] - lora.starts[slice]; }
 
-// Where the first output of half a tile lies in a slice; it may lie before or behind it.
+// The first output of half a tile, relative to a slice; it may lie before or behind the slice.
 __device__ int in_slice(const TilesArgs &a, int output, int half, int slice) {
     return output + half * a.second - a.lora.starts[slice];
 }
@@ -137,23 +139,23 @@ struct Slices {
     }
 };
 
-// Units of the adapters of a tile, the same for both blocks of a cluster.
-__device__ int units_of(const TilesArgs &a, const Memory &memory, const Tile &tile) {
-    int units = 0;
+// Rank blocks of a tile; the same for both CTAs of a cluster.
+__device__ int rank_blocks_of(const TilesArgs &a, const Smem &smem, const Tile &tile) {
+    int blocks = 0;
     Slices slices(a, tile.output);
     for (int slice = slices.first; slice < slices.end; slice++)
-        units += memory.control->units[tile.cluster_row / CLUSTER_ROWS * a.lora.slices + slice];
-    return units;
+        blocks += smem.control->rank_blocks[tile.cluster_row / CLUSTER_ROWS * a.lora.slices + slice];
+    return blocks;
 }
-__device__ int steps_of(int units) { return (units + UNITS - 1) / UNITS; }
+__device__ int steps_of(int rank_blocks) { return (rank_blocks + BLOCKS_PER_STEP - 1) / BLOCKS_PER_STEP; }
 
-// Counts the units of adapters, by the LoRA loader warps.
-__device__ void count_units(const TilesArgs &a, const Memory &memory, int thread) {
+// Counts the rank blocks of every group of rows and slice. By the loader warps.
+__device__ void count_rank_blocks(const TilesArgs &a, const Smem &smem, int thread) {
     int clusters = (a.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
-    for (int i = thread; i < clusters * a.lora.slices; i += LOADER_WARPS) {
-        int units = 0, group = i / a.lora.slices, slice = i % a.lora.slices;
+    for (int i = thread; i < clusters * a.lora.slices; i += LOADERS) {
+        int blocks = 0, group = i / a.lora.slices, slice = i % a.lora.slices;
         for (int j = a.lora.group_starts[group]; j < a.lora.group_starts[group + 1]; j++)
-            units += (a.lora.table[a.lora.group_slots[j] * a.lora.slices + slice].rank + UNIT - 1) / UNIT;
-        memory.control->units[i] = units;
+            blocks += (a.lora.table[a.lora.group_slots[j] * a.lora.slices + slice].rank + RANKS - 1) / RANKS;
+        smem.control->rank_blocks[i] = blocks;
     }
 }

@@ -13,139 +13,144 @@
 #include "linear_tiles.cuh"
 
 // Sixteen ranks of one slot at one slice.
-struct Unit {
-    const bf16 *b; // Null: there are no more.
+struct RankBlock {
+    const bf16 *b;
     int slot, slice, rank, from;
 };
 
-// Puts z and B of adapters into the ring. Three warps.
+// Puts z and B of adapters into the ring.
 struct LoraLoader {
     const TilesArgs &a;
-    const Memory &memory;
+    const Smem &smem;
     int thread;
     Tile tile;
     Slices slices;
-    int first, end;  // of the tile's slots
-    int known, next; // Entries that were looked up, and the next.
-    int from;        // of the ranks of the next
+    int first, end;  // of the tile's slots in `group_slots`
+    int known, next; // Entries that were looked up, and the next to use.
+    int from;        // The next rank of that entry.
 
-    __device__ LoraLoader(const TilesArgs &a, const Memory &memory, int thread)
-        : a(a), memory(memory), thread(thread), slices(a, 0) {}
+    __device__ LoraLoader(const TilesArgs &a, const Smem &smem, int thread)
+        : a(a), smem(smem), thread(thread), slices(a, 0) {}
 
-    __device__ static void sync() { asm volatile("bar.sync 3, %0;" ::"n"(LOADER_WARPS) : "memory"); }
+    __device__ static void sync() {
+        asm volatile("bar.sync %0, %1;" ::"n"(LOADER_BARRIER), "n"(LOADERS) : "memory");
+    }
 
     __device__ void run() {
         if (a.lora.slices == 0) return;
-        Schedule schedule(a);
+        TileScheduler scheduler(a);
         int stage = 0;
-        Turns given;
-        for (int i = schedule.begin(); i < schedule.end(); i += schedule.step()) {
-            begin(schedule(i));
+        PhaseBits lora_free;
+        for (int i = scheduler.begin(); i < scheduler.end(); i += scheduler.step()) {
+            begin(scheduler(i));
             stage = (stage + a.steps) % STAGES;
-            for (int units = units_of(a, memory, tile); units > 0; units -= UNITS) {
-                Unit unit = take();
-                given.wait(memory.control->given, stage);
-                fill(stage, 0, unit);
-                if (units > 1) fill(stage, 1, take());
-                cp_async_arrive(memory.control->filled[stage]);
+            for (int blocks = rank_blocks_of(a, smem, tile); blocks > 0; blocks -= BLOCKS_PER_STEP) {
+                RankBlock block = take();
+                lora_free.wait(smem.control->lora_free, stage);
+                fill(stage, 0, block);
+                if (blocks > 1) fill(stage, 1, take());
+                cp_async_arrive(smem.control->lora_full[stage]);
                 stage = (stage + 1) % STAGES;
             }
             stage = (stage + a.bases) % STAGES;
         }
     }
 
-    // Learns what a tile needs, while the ring is full.
+    // Looks up what a tile needs, while the consumers work on steps of K.
     __device__ void begin(const Tile &of) {
         tile = of, slices = Slices(a, tile.output);
         const int32_t *ends = a.lora.group_starts + tile.cluster_row / CLUSTER_ROWS;
         first = ends[0], end = ends[1], known = next = from = 0;
         sync();
-        for (int i = thread; i < ROWS; i += LOADER_WARPS)
-            memory.control->slots[i] = tile.row + i < a.rows ? a.lora.slot_of_row[tile.row + i] : -1;
+        for (int i = thread; i < ROWS; i += LOADERS)
+            smem.control->slots[i] = tile.row + i < a.rows ? a.lora.slot_of_row[tile.row + i] : -1;
         look_up();
     }
 
-    // Looks up the next factors, and asks for them early.
+    // Looks up the next entries, slot by slot, and prefetches their B.
     __device__ void look_up() {
-        int in_turn = slices.end - slices.first, count = min((end - first) * in_turn - known, ENTRIES);
-        for (int i = thread; i < count; i += LOADER_WARPS) {
-            int slot = a.lora.group_slots[first + (known + i) / in_turn];
-            int slice = slices.first + (known + i) % in_turn;
+        int per_slot = slices.end - slices.first, count = min((end - first) * per_slot - known, MAX_ENTRIES);
+        for (int i = thread; i < count; i += LOADERS) {
+            int slot = a.lora.group_slots[first + (known + i) / per_slot];
+            int slice = slices.first + (known + i) % per_slot;
             const SlotRow &part = a.lora.table[slot * a.lora.slices + slice];
-            memory.control->entries[i] = {static_cast<const bf16 *>(part.b), slot, slice, part.rank};
+            smem.control->entries[i] = {static_cast<const bf16 *>(part.b), slot, slice, part.rank};
         }
-        known += ENTRIES;
+        known += MAX_ENTRIES;
         sync();
-        for (int i = 0; i < count; i++) prefetch(memory.control->entries[i]);
+        for (int i = 0; i < count; i++) prefetch(smem.control->entries[i]);
     }
     __device__ void prefetch(const Entry &entry) const {
         for (int half = 0; half < 2; half++) {
             int first = in_slice(a, tile.output, half, entry.slice), from = max(first, 0);
             int count = min(first + HALF, width_of(a.lora, entry.slice)) - from;
             const bf16 *b = entry.b + int64_t(from) * entry.rank;
-            for (int i = thread * COLUMNS; i < count * entry.rank; i += LOADER_WARPS * COLUMNS)
+            for (int i = thread * COLUMNS; i < count * entry.rank; i += LOADERS * COLUMNS)
                 asm volatile("prefetch.global.L2 [%0];" ::"l"(b + i));
         }
     }
 
-    __device__ Unit take() {
+    // The next rank block. There must be one.
+    __device__ RankBlock take() {
         while (true) {
             if (next == known) {
                 sync();
                 look_up();
             }
-            const Entry &entry = memory.control->entries[next % ENTRIES];
-            Unit unit = {entry.b, entry.slot, entry.slice, entry.rank, from};
-            from += UNIT;
-            if (from >= unit.rank) next++, from = 0;
-            if (unit.from < unit.rank) return unit;
+            const Entry &entry = smem.control->entries[next % MAX_ENTRIES];
+            RankBlock block = {entry.b, entry.slot, entry.slice, entry.rank, from};
+            from += RANKS;
+            if (from >= block.rank) next++, from = 0;
+            if (block.from < block.rank) return block;
         }
     }
 
-    // Copies that a thread makes lie a fixed number of rows apart, so that few instructions are left for each.
-    template <int CHUNKS> struct Part {
-        static constexpr int ROW_STEP = LOADER_WARPS / CHUNKS;
+    // Assigns the chunks of a tile to threads: a thread has one chunk of rows that are a fixed number apart, so that few
+    // instructions are left for each copy.
+    template <int CHUNKS> struct CopyLane {
+        static constexpr int ROW_STEP = LOADERS / CHUNKS;
         static_assert(ROW_STEP % 8 == 0, "all rows of a thread are swizzled alike");
         int row, chunk;
 
-        __device__ explicit Part(int thread) : row(thread / CHUNKS), chunk(thread % CHUNKS) {}
+        __device__ explicit CopyLane(int thread) : row(thread / CHUNKS), chunk(thread % CHUNKS) {}
     };
 
-    __device__ void fill(int stage, int place, const Unit &unit) const {
-        fill_weights(memory.w(stage), place * (UNIT / CHUNK), unit);
-        fill_inputs(memory.x(stage), place * (2 * UNIT / CHUNK), unit);
+    // Copies rank block number `number` of a stage.
+    __device__ void fill(int stage, int number, const RankBlock &block) const {
+        fill_weights(smem.w(stage), number * (RANKS / CHUNK), block);
+        fill_inputs(smem.x(stage), number * (2 * RANKS / CHUNK), block);
     }
 
-    // Ranks of B for the outputs of a tile that lie in the slice.
-    __device__ void fill_weights(uint8_t *to, int chunk, const Unit &unit) const {
-        using P = Part<UNIT / CHUNK>;
-        P part(thread);
-        int k = unit.from + part.chunk * CHUNK, width = k < unit.rank ? width_of(a.lora, unit.slice) : 0;
-        int first = in_slice(a, tile.output, 0, unit.slice), second = in_slice(a, tile.output, 1, unit.slice);
-        to += swizzled_offset(part.row, chunk + part.chunk);
+    // B for the outputs of the tile that lie in the slice.
+    __device__ void fill_weights(uint8_t *to, int chunk, const RankBlock &block) const {
+        using L = CopyLane<RANKS / CHUNK>;
+        L lane(thread);
+        int k = block.from + lane.chunk * CHUNK, width = k < block.rank ? width_of(a.lora, block.slice) : 0;
+        int first = in_slice(a, tile.output, 0, block.slice), second = in_slice(a, tile.output, 1, block.slice);
+        to += swizzled_offset(lane.row, chunk + lane.chunk);
 #pragma unroll
-        for (int row = part.row; row < OUTPUTS; row += P::ROW_STEP) {
+        for (int row = lane.row; row < OUTPUTS; row += L::ROW_STEP) {
             int n = row < HALF ? first + row : second + row - HALF;
-            bool there = n >= 0 && n < width;
-            cp_async_16(to, there ? unit.b + int64_t(n) * unit.rank + k : unit.b, there);
-            to += P::ROW_STEP * SWIZZLE;
+            bool valid = n >= 0 && n < width;
+            cp_async_16(to, valid ? block.b + int64_t(n) * block.rank + k : block.b, valid);
+            to += L::ROW_STEP * SWIZZLE;
         }
     }
 
-    // Ranks of z for the rows of a tile that have the adapter: hi, then lo.
-    __device__ void fill_inputs(uint8_t *to, int chunk, const Unit &unit) const {
-        using P = Part<2 * UNIT / CHUNK>;
-        P part(thread);
-        int max_rank = a.lora.max_rank, k = unit.from + part.chunk % (UNIT / CHUNK) * CHUNK;
-        int slot = k < unit.rank ? unit.slot : NOBODY, stride = a.lora.slices * 2 * max_rank;
-        const bf16 *z = a.lora.z + int64_t(tile.row + part.row) * stride +
-                        (unit.slice * 2 + part.chunk / (UNIT / CHUNK)) * max_rank + k;
-        to += swizzled_offset(part.row, chunk + part.chunk);
+    // z of the rows of the tile that have the adapter: chunks of hi, then of lo.
+    __device__ void fill_inputs(uint8_t *to, int chunk, const RankBlock &block) const {
+        using L = CopyLane<2 * RANKS / CHUNK>;
+        L lane(thread);
+        int max_rank = a.lora.max_rank, k = block.from + lane.chunk % (RANKS / CHUNK) * CHUNK;
+        int slot = k < block.rank ? block.slot : NO_SLOT, stride = a.lora.slices * 2 * max_rank;
+        const bf16 *z = a.lora.z + int64_t(tile.row + lane.row) * stride +
+                        (block.slice * 2 + lane.chunk / (RANKS / CHUNK)) * max_rank + k;
+        to += swizzled_offset(lane.row, chunk + lane.chunk);
 #pragma unroll
-        for (int row = part.row; row < ROWS; row += P::ROW_STEP) {
-            bool there = memory.control->slots[row] == slot;
-            cp_async_16(to, there ? z : a.lora.z, there);
-            to += P::ROW_STEP * SWIZZLE, z += P::ROW_STEP * stride;
+        for (int row = lane.row; row < ROWS; row += L::ROW_STEP) {
+            bool valid = smem.control->slots[row] == slot;
+            cp_async_16(to, valid ? z : a.lora.z, valid);
+            to += L::ROW_STEP * SWIZZLE, z += L::ROW_STEP * stride;
         }
     }
 };
