@@ -13,43 +13,43 @@
 
 constexpr int WARPS = 4;
 constexpr int MAX_HEAD_DIM = 256;
-constexpr int PER_LANE = MAX_HEAD_DIM / WARP;
+constexpr int PER_LANE = MAX_HEAD_DIM / WARP; // elements of the head in a lane's registers
 
-// Keys `first + warp`, `first + warp + WARPS`, ...: running maximum, sum and weighted values.
+// Online softmax over keys `first + warp`, `first + warp + WARPS`, ...: row maximum, row sum, and weighted values.
 template <class C>
-__device__ void attend(const AttentionArgs &a, const float *query, int64_t sequence, int first,
-                       int last, int column, float &best, float &total, float *sum) {
+__device__ void attend(const AttentionArgs &a, const float *query, int64_t sequence, int first, int last, int column,
+                       float &row_max, float &row_sum, float *acc) {
     int lane = threadIdx.x % WARP;
     const int32_t *table = a.tables + sequence * a.table_stride;
     for (int p = first + threadIdx.x / WARP; p <= last; p += WARPS) {
-        int64_t place = cache_row(a, table, p);
-        const C *key = a.k_cache.row<C>(place) + column;
+        int64_t cached = cache_row(a, table, p);
+        const C *key = a.k_cache.row<C>(cached) + column;
         float score = 0.0f;
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++)
             if (lane + e * WARP < a.head_dim) score += query[e] * to_float(key[lane + e * WARP]);
         score = warp_reduce(score, Sum());
-        float larger = fmaxf(best, score), rescale = expf(best - larger), weight = expf(score - larger);
-        const C *value = a.v_cache.row<C>(place) + column;
-        total = total * rescale + weight;
+        float new_max = fmaxf(row_max, score), rescale = expf(row_max - new_max), weight = expf(score - new_max);
+        const C *value = a.v_cache.row<C>(cached) + column;
+        row_sum = row_sum * rescale + weight;
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++)
             if (lane + e * WARP < a.head_dim)
-                sum[e] = sum[e] * rescale + weight * to_float(value[lane + e * WARP]);
-        best = larger;
+                acc[e] = acc[e] * rescale + weight * to_float(value[lane + e * WARP]);
+        row_max = new_max;
     }
 }
 
-// One block for a row and a head; its warps share the keys, and are combined in their order.
+// Grid (row, query head).
 extern "C" __global__ void attention(AttentionArgs a) {
     pdl_prologue();
-    __shared__ float bests[WARPS], totals[WARPS], sums[WARPS][MAX_HEAD_DIM];
+    __shared__ float maxima[WARPS], sums[WARPS], accs[WARPS][MAX_HEAD_DIM];
     int64_t r = blockIdx.x;
     int head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, dim = a.head_dim;
     int last = a.positions[r];
     int first = first_key(a, last);
     int column = head / (a.heads / a.kv_heads) * dim;
-    float query[PER_LANE], sum[PER_LANE] = {}, best = -INFINITY, total = 0.0f;
+    float query[PER_LANE], acc[PER_LANE] = {}, row_max = -INFINITY, row_sum = 0.0f;
     with_float(a.queries.dtype, [&](auto t) {
         using T = decltype(t);
         const T *row = a.queries.row<T>(r) + head * dim;
@@ -58,26 +58,26 @@ extern "C" __global__ void attention(AttentionArgs a) {
             query[e] = lane + e * WARP < dim ? to_float(row[lane + e * WARP]) * a.scale : 0.0f;
     });
     with_float_or_fp8(a.k_cache.dtype, [&](auto c) {
-        attend<decltype(c)>(a, query, a.sequences[r], first, last, column, best, total, sum);
+        attend<decltype(c)>(a, query, a.sequences[r], first, last, column, row_max, row_sum, acc);
     });
-    if (lane == 0) bests[warp] = best, totals[warp] = total;
+    if (lane == 0) maxima[warp] = row_max, sums[warp] = row_sum;
 #pragma unroll
     for (int e = 0; e < PER_LANE; e++)
-        if (lane + e * WARP < dim) sums[warp][lane + e * WARP] = sum[e];
+        if (lane + e * WARP < dim) accs[warp][lane + e * WARP] = acc[e];
     __syncthreads();
-    float most = bests[0], all = 0.0f, fades[WARPS];
-    for (int w = 1; w < WARPS; w++) most = fmaxf(most, bests[w]);
+    float total_max = maxima[0], total = 0.0f, rescale[WARPS];
+    for (int w = 1; w < WARPS; w++) total_max = fmaxf(total_max, maxima[w]);
     for (int w = 0; w < WARPS; w++) {
-        fades[w] = expf(bests[w] - most);
-        all += totals[w] * fades[w];
+        rescale[w] = expf(maxima[w] - total_max);
+        total += sums[w] * rescale[w];
     }
     with_float(a.out.dtype, [&](auto o) {
         using O = decltype(o);
         O *out = a.out.row<O>(r) + head * dim;
         for (int i = threadIdx.x; i < dim; i += blockDim.x) {
             float value = 0.0f;
-            for (int w = 0; w < WARPS; w++) value += sums[w][i] * fades[w];
-            out[i] = from_float<O>(value / all * a.v_scale);
+            for (int w = 0; w < WARPS; w++) value += accs[w][i] * rescale[w];
+            out[i] = from_float<O>(value / total * a.v_scale);
         }
     });
 }

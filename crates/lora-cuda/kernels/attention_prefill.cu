@@ -23,7 +23,7 @@ constexpr int KEYS = 64;            // keys of a tile
 constexpr int GROUP_THREADS = 4 * WARP, THREADS = GROUPS * GROUP_THREADS;
 
 // Tiles of shared memory have columns of 64 elements, 128 bytes a row; the vectors of 8 of a row are
-// swapped by its number, as the instructions expect ("128-byte swizzling"). Vec8 rows are 1024 bytes.
+// swapped by its number, as the instructions expect ("128-byte swizzling"). Eight rows are 1024 bytes.
 constexpr int COLUMN = 64, ALIGNMENT = 1024;
 
 // Place of eight neighbours in a tile of `rows` rows, in elements.
@@ -154,7 +154,7 @@ template <int DIM, class T, class C> struct KvLoader {
         to += place(KEYS, first(), threadIdx.x % EIGHTS);
 #pragma unroll
         for (int i = 0; i < PARTS; i++)
-            if (has(i)) *reinterpret_cast<uint4 *>(to + i * STEP * COLUMN) = widened(T{}, raw[i]);
+            if (has(i)) *reinterpret_cast<uint4 *>(to + i * STEP * COLUMN) = convert_vec8(T{}, raw[i]);
     }
 };
 
@@ -205,14 +205,14 @@ template <int DIM, class T> struct Pairs {
             larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 1));
             larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 2));
             larger = fmaxf(larger * factor, best[half]);
-            rescale[half] = power_of_two(best[half] - larger);
+            rescale[half] = exp2_approx(best[half] - larger);
             best[half] = larger;
             total[half] *= rescale[half];
 #pragma unroll
             for (int n = 0; n < KEYS / 2; n += 4)
 #pragma unroll
                 for (int i = n + 2 * half; i < n + 2 * half + 2; i++) {
-                    scores[i] = power_of_two(fmaf(scores[i], factor, -larger));
+                    scores[i] = exp2_approx(fmaf(scores[i], factor, -larger));
                     total[half] += scores[i];
                 }
         }
@@ -224,7 +224,7 @@ template <int DIM, class T> struct Pairs {
         for (int i = 0; i < DIM / 2; i++) sums[i] *= rescale[i / 2 % 2];
 #pragma unroll
         for (int i = 0; i < KEYS / 4; i++)
-            taken[i / 4][i % 4] = pair(T{}, weights[2 * i], weights[2 * i + 1]);
+            taken[i / 4][i % 4] = pack2(T{}, weights[2 * i], weights[2 * i + 1]);
     }
 
     // Starts the product of the weights and a tile of values.
@@ -338,7 +338,7 @@ __device__ void store_pair(float *to, float a, float b) {
 }
 
 template <class O> __device__ void store_pair(O *to, float a, float b) {
-    *reinterpret_cast<uint32_t *>(to) = pair(O{}, a, b);
+    *reinterpret_cast<uint32_t *>(to) = pack2(O{}, a, b);
 }
 
 // Blocks (head of keys, tile of rows). Tiles behind have more keys, and start first.

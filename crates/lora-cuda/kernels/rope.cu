@@ -81,7 +81,7 @@ extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
 constexpr int LANES = 4;
 constexpr int STEP = LANES * VEC8; // between the vectors of 8 of a lane
 
-// Vec8 numbers at a multiple of 16 bytes.
+// Eight numbers at a multiple of 16 bytes.
 __device__ void load_floats(const float *from, float (&to)[VEC8]) {
     reinterpret_cast<float4 *>(to)[0] = reinterpret_cast<const float4 *>(from)[0];
     reinterpret_cast<float4 *>(to)[1] = reinterpret_cast<const float4 *>(from)[1];
