@@ -16,173 +16,118 @@
 #include "tma.cuh"
 #include "wgmma.cuh"
 
-constexpr int GROUPS = 3;           // groups of four warps, which issue products together
-constexpr int GROUP_M = 64;         // pairs of row and head of a group
-constexpr int M = GROUPS * GROUP_M; // pairs of a block
-constexpr int KEYS = 64;            // keys of a tile
-constexpr int GROUP_THREADS = 4 * WARP, THREADS = GROUPS * GROUP_THREADS;
+constexpr int GROUPS = 3;          // warpgroups of a CTA
+constexpr int M = GROUPS * 64;     // (row, head) pairs of a CTA: wgmma's 64 per warpgroup
+constexpr int KEYS = 64;           // keys of a tile
+constexpr int THREADS = GROUPS * WARPGROUP;
+constexpr int SPLIT = 64;          // elements of a swizzled row of 128 bytes: head_dim is split into columns of them
+constexpr int KV_STAGES = 2;       // of keys and of values in shared memory
+constexpr int LOOKUPS = 4;         // tiles whose cache rows are known at a time
 
-// Tiles of shared memory have columns of 64 elements, 128 bytes a row; the vectors of 8 of a row are
-// swapped by its number, as the instructions expect ("128-byte swizzling"). Eight rows are 1024 bytes.
-constexpr int COLUMN = 64, ALIGNMENT = 1024;
-
-// Place of eight neighbours in a tile of `rows` rows, in elements.
-__device__ int place(int rows, int row, int eight) {
-    return eight / 8 * rows * COLUMN + row * COLUMN + ((eight ^ row) & 7) * VEC8;
+// The offset in elements of eight adjacent ones, number `vec` of row `row`, in a tile of `rows` rows: one column of 64
+// elements after the other, each under 128-byte swizzling.
+__device__ int swizzled_element(int rows, int row, int vec) {
+    return vec / 8 * rows * SPLIT + row * SPLIT + ((vec ^ row) & 7) * VEC8;
 }
 
-// Describes an operand in shared memory that begins at `p`; `apart` is the distance of its columns in
-// bytes, of which only operands that are transposed have several.
-__device__ uint64_t operand(const void *p, int apart) {
-    uint64_t start = (smem_address(p) & 0x3ffff) >> 4, swizzled = uint64_t(1) << 62;
-    return start | uint64_t(apart >> 4) << 16 | uint64_t(ALIGNMENT >> 4) << 32 | swizzled;
-}
-
-// What was written to shared memory, or is on its way there, is seen by the instructions of groups.
+// Waits for the cp.async of this thread, and makes what it wrote to shared memory visible to wgmma.
 __device__ void cp_async_wait_and_fence() {
     asm volatile("cp.async.wait_all;\n\tfence.proxy.async.shared::cta;" ::: "memory");
 }
 
-#define FOUR(v, i) "+f"(v[i]), "+f"(v[i + 1]), "+f"(v[i + 2]), "+f"(v[i + 3])
-#define SIXTEEN(v, i) FOUR(v, i), FOUR(v, i + 4), FOUR(v, i + 8), FOUR(v, i + 12)
-#define REGISTERS_32                                                                               \
-    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "  \
-    "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define REGISTERS_64                                                                               \
-    REGISTERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "   \
-                 "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
-// Waits for all batches but the last `LATER`, whose sums may not be touched.
-template <int LATER> __device__ void await(float (&sums)[32]) {
-    asm volatile("wgmma.wait_group.sync.aligned %32;"
-                 : SIXTEEN(sums, 0), SIXTEEN(sums, 16)
-                 : "n"(LATER)
-                 : "memory");
-}
-
-template <int LATER> __device__ void await(float (&sums)[64]) {
-    asm volatile("wgmma.wait_group.sync.aligned %64;"
-                 : SIXTEEN(sums, 0), SIXTEEN(sums, 16), SIXTEEN(sums, 32), SIXTEEN(sums, 48)
-                 : "n"(LATER)
-                 : "memory");
-}
-
-// Products of a group, for both types: `score` is sums = a b^T (+ sums) for a [64, 16] and b [64, 16]
-// in shared memory, `add` is sums += a b for a [64, 16] in registers, laid out as the sums of `score`,
-// and b [16, 64] or [16, 128] in shared memory.
-#define PRODUCTS(T, NAME)                                                                          \
-    __device__ void score(T, float(&sums)[32], uint64_t a, uint64_t b, bool add) {                 \
-        asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %34, 0;\n\t"                            \
-                     "wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " " REGISTERS_32  \
-                     "}, %32, %33, p, 1, 1, 0, 0;\n\t}"                                            \
-                     : SIXTEEN(sums, 0), SIXTEEN(sums, 16)                                         \
-                     : "l"(a), "l"(b), "r"(int(add)));                                             \
-    }                                                                                              \
-    __device__ void add(T, float(&sums)[32], const uint32_t(&a)[4], uint64_t b) {                  \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " " REGISTERS_32  \
-                     "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                   \
-                     : SIXTEEN(sums, 0), SIXTEEN(sums, 16)                                         \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
-    }                                                                                              \
-    __device__ void add(T, float(&sums)[64], const uint32_t(&a)[4], uint64_t b) {                  \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " " REGISTERS_64 \
-                     "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"                                   \
-                     : SIXTEEN(sums, 0), SIXTEEN(sums, 16), SIXTEEN(sums, 32), SIXTEEN(sums, 48)   \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
-    }
-PRODUCTS(bf16, "bf16")
-PRODUCTS(f16, "f16")
-
-// Neighbouring rows of one sequence, and the keys that any of them attends to.
+// Adjacent rows of one sequence in a tile, and the keys that any of them may see.
 struct Run {
-    int begin, end;               // rows of the tile
-    int least, first, last;       // the earliest position, and the keys
+    int begin, end;                        // rows of the tile
+    int min_position, first_key, last_key; // positions
     const int32_t *table;
 };
 
-// The sequence of rows that are left to another kernel.
-constexpr int NOT_OURS = -1;
+// The sequence of rows that are left to a decode kernel.
+constexpr int SKIPPED = -1;
 
 // Rows of a tile.
 struct Rows {
     int sequence[M], position[M];
 
-    // Every warp finds it for itself.
+    // The run that starts at row `begin`. Computed by every warp for itself.
     __device__ Run run(const AttentionArgs &a, int begin, int count) const {
-        int lane = threadIdx.x % WARP, end = count, least = position[begin], most = least;
+        int lane = threadIdx.x % WARP, end = count, lowest = position[begin], highest = lowest;
         for (int i = begin + lane; i < count; i += WARP)
             if (sequence[i] != sequence[begin]) end = min(end, i);
         end = __reduce_min_sync(ALL_LANES, end);
         for (int i = begin + lane; i < end; i += WARP) {
-            least = min(least, position[i]);
-            most = max(most, position[i]);
+            lowest = min(lowest, position[i]);
+            highest = max(highest, position[i]);
         }
-        least = __reduce_min_sync(ALL_LANES, least), most = __reduce_max_sync(ALL_LANES, most);
+        lowest = __reduce_min_sync(ALL_LANES, lowest), highest = __reduce_max_sync(ALL_LANES, highest);
         const int32_t *table = a.tables + sequence[begin] * a.table_stride;
-        return {begin, end, least, first_key(a, least), most, table};
+        return {begin, end, lowest, first_key(a, lowest), highest, table};
     }
 };
 
-// A thread's parts of a tile of keys or values: the same eight of every `STEP`th row.
+// Copies a tile of keys or values to shared memory; a thread has the same eight elements of every `STEP`th row. Caches
+// in the queries' dtype are copied by cp.async; e4m3 goes through registers, where it is converted.
 template <int DIM, class T, class C> struct KvLoader {
-    static constexpr int EIGHTS = DIM / VEC8, STEP = THREADS / EIGHTS, PARTS = (KEYS + STEP - 1) / STEP;
-    static constexpr bool DIRECT = sizeof(C) == sizeof(T);
-    static_assert(STEP % 8 == 0, "vectors of 8 of all parts are swapped alike");
-    Raw<C> raw[PARTS]; // What is not brought directly.
+    static constexpr int VECS = DIM / VEC8, STEP = THREADS / VECS, PARTS = (KEYS + STEP - 1) / STEP;
+    static constexpr bool ASYNC = sizeof(C) == sizeof(T);
+    static_assert(STEP % 8 == 0, "all rows of a thread are swizzled alike");
+    Raw<C> raw[PARTS]; // Unless ASYNC.
 
-    __device__ static int first() { return threadIdx.x / EIGHTS; }
+    __device__ static int first() { return threadIdx.x / VECS; }
     __device__ static bool has(int part) {
         return (part + 1) * STEP <= KEYS || first() + part * STEP < KEYS;
     }
 
-    // Starts to bring the rows `rows` of a cache to `to`.
+    // Starts to copy the cache rows `rows` to `to`.
     __device__ void start(const Mat &cache, const int *rows, int column, T *to) {
-        int eight = threadIdx.x % EIGHTS;
-        const C *from = static_cast<const C *>(cache.data) + column + eight * VEC8;
-        to += place(KEYS, first(), eight);
+        int vec = threadIdx.x % VECS;
+        const C *from = static_cast<const C *>(cache.data) + column + vec * VEC8;
+        to += swizzled_element(KEYS, first(), vec);
 #pragma unroll
         for (int i = 0; i < PARTS; i++) {
             if (!has(i)) continue;
             const C *row = from + rows[first() + i * STEP] * cache.row_stride;
-            if constexpr (DIRECT) cp_async_16(to + i * STEP * COLUMN, row, true);
+            if constexpr (ASYNC) cp_async_16(to + i * STEP * SPLIT, row, true);
             else raw[i] = *reinterpret_cast<const Raw<C> *>(row);
         }
     }
 
+    // Stores what is in registers.
     __device__ void finish(T *to) const {
-        if constexpr (DIRECT) return;
-        to += place(KEYS, first(), threadIdx.x % EIGHTS);
+        if constexpr (ASYNC) return;
+        to += swizzled_element(KEYS, first(), threadIdx.x % VECS);
 #pragma unroll
         for (int i = 0; i < PARTS; i++)
-            if (has(i)) *reinterpret_cast<uint4 *>(to + i * STEP * COLUMN) = convert_vec8(T{}, raw[i]);
+            if (has(i)) *reinterpret_cast<uint4 *>(to + i * STEP * SPLIT) = convert_vec8(T{}, raw[i]);
     }
 };
 
-// A group's pairs of row and head; a thread has parts of two of them, eight apart.
-template <int DIM, class T> struct Pairs {
-    float best[2], total[2], sums[DIM / 2];
-    uint32_t taken[KEYS / 16][4]; // Weights.
-    int row[2], position[2]; // Rows of the tile; behind them, numbers that no run has.
+// The online softmax of a warpgroup's (row, head) pairs; a thread has fragments of two pairs, eight apart.
+template <int DIM, class T> struct Softmax {
+    float row_max[2], row_sum[2], acc[DIM / 2];
+    uint32_t probabilities[KEYS / 16][4]; // Unnormalised, as the `a` operand of the P V GEMM.
+    int row[2], position[2];              // Rows of the tile; pairs behind the last row have row M.
 
-    // Starts the products of the queries and a tile of keys.
-    __device__ void score(float (&scores)[KEYS / 2], const T *queries, const T *keys) {
+    // Starts scores = Q K^T.
+    __device__ void multiply_keys(float (&scores)[KEYS / 2], const T *queries, const T *keys) {
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < DIM; k += 16) {
-            int inside = k % COLUMN, column = k / COLUMN;
-            ::score(T{}, scores, operand(queries + column * M * COLUMN + inside, 16),
-                    operand(keys + column * KEYS * COLUMN + inside, 16), k > 0);
+            int inside = k % SPLIT, column = k / SPLIT;
+            wgmma(T{}, scores, smem_descriptor(queries + column * M * SPLIT + inside, 16),
+                  smem_descriptor(keys + column * KEYS * SPLIT + inside, 16), k > 0);
         }
         wgmma_commit();
     }
 
+    // Masks scores of rows of other runs, and of keys that a row must not see. `base`: the position of the first key.
     __device__ void mask(float (&scores)[KEYS / 2], const Run &run, int base, int window) {
         int quad = threadIdx.x % 4;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            bool ours = row[half] >= run.begin && row[half] < run.end;
-            // The keys of the tile from `from` to before `to` are seen.
-            int to = ours ? position[half] - base + 1 : 0, from = window > 0 ? to - window : 0;
+            bool in_run = row[half] >= run.begin && row[half] < run.end;
+            // The row sees the tile's keys from `from` to before `to`.
+            int to = in_run ? position[half] - base + 1 : 0, from = window > 0 ? to - window : 0;
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
@@ -193,146 +138,146 @@ template <int DIM, class T> struct Pairs {
         }
     }
 
-    // Turns scores into weights, once they are multiplied by `factor`, which is not negative. What was
-    // summed with a smaller maximum is to be multiplied by `rescale`.
+    // Turns scores, times `factor` >= 0, into unnormalised probabilities. Returns in `rescale` by what the accumulators
+    // must be multiplied for the new row maximum.
     __device__ void online_softmax(float (&scores)[KEYS / 2], float factor, float (&rescale)[2]) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float larger = MASKED;
+            float new_max = MASKED;
 #pragma unroll
             for (int n = 0; n < KEYS / 2; n += 4)
-                larger = fmaxf(larger, fmaxf(scores[n + 2 * half], scores[n + 2 * half + 1]));
-            larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 1));
-            larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 2));
-            larger = fmaxf(larger * factor, best[half]);
-            rescale[half] = exp2_approx(best[half] - larger);
-            best[half] = larger;
-            total[half] *= rescale[half];
+                new_max = fmaxf(new_max, fmaxf(scores[n + 2 * half], scores[n + 2 * half + 1]));
+            new_max = fmaxf(new_max, __shfl_xor_sync(ALL_LANES, new_max, 1));
+            new_max = fmaxf(new_max, __shfl_xor_sync(ALL_LANES, new_max, 2));
+            new_max = fmaxf(new_max * factor, row_max[half]);
+            rescale[half] = exp2_approx(row_max[half] - new_max);
+            row_max[half] = new_max;
+            row_sum[half] *= rescale[half];
 #pragma unroll
             for (int n = 0; n < KEYS / 2; n += 4)
 #pragma unroll
                 for (int i = n + 2 * half; i < n + 2 * half + 2; i++) {
-                    scores[i] = exp2_approx(fmaf(scores[i], factor, -larger));
-                    total[half] += scores[i];
+                    scores[i] = exp2_approx(fmaf(scores[i], factor, -new_max));
+                    row_sum[half] += scores[i];
                 }
         }
     }
 
-    // Takes weights for the next `add`.
-    __device__ void take(const float (&weights)[KEYS / 2], const float (&rescale)[2]) {
+    // Rescales the accumulators and converts the probabilities for `multiply_values`.
+    __device__ void rescale_and_convert(const float (&weights)[KEYS / 2], const float (&rescale)[2]) {
 #pragma unroll
-        for (int i = 0; i < DIM / 2; i++) sums[i] *= rescale[i / 2 % 2];
+        for (int i = 0; i < DIM / 2; i++) acc[i] *= rescale[i / 2 % 2];
 #pragma unroll
         for (int i = 0; i < KEYS / 4; i++)
-            taken[i / 4][i % 4] = pack2(T{}, weights[2 * i], weights[2 * i + 1]);
+            probabilities[i / 4][i % 4] = pack2(T{}, weights[2 * i], weights[2 * i + 1]);
     }
 
-    // Starts the product of the weights and a tile of values.
-    __device__ void add(const T *values) {
+    // Starts acc += P V.
+    __device__ void multiply_values(const T *values) {
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++)
-            ::add(T{}, sums, taken[k], operand(values + k * 16 * COLUMN, KEYS * COLUMN * sizeof(T)));
+            wgmma(T{}, acc, probabilities[k], smem_descriptor(values + k * 16 * SPLIT, KEYS * SPLIT * sizeof(T)));
         wgmma_commit();
     }
 };
 
-// Operands in shared memory, all of which begin at multiples of `ALIGNMENT`.
-template <int DIM, class T> struct Tiles {
-    T queries[M * DIM], keys[2][KEYS * DIM], values[2][KEYS * DIM];
+// Operands in shared memory, all of which begin at multiples of a swizzle atom.
+template <int DIM, class T> struct Smem {
+    T queries[M * DIM], keys[KV_STAGES][KEYS * DIM], values[KV_STAGES][KEYS * DIM];
 };
 
-// Rows of the caches of four tiles of keys in turn.
-using Places = int[4][KEYS];
+// Cache rows of the keys of four tiles, in turn.
+using CacheRows = int[LOOKUPS][KEYS];
 
-// The keys of a run, tile by tile. Keys are brought two tiles ahead of the values that are added, values
-// one, and rows are read from the block table one more ahead.
-template <int DIM, class T, class C> struct Pass {
+// The main loop over the keys of a run.
+template <int DIM, class T, class C> struct Mainloop {
     const AttentionArgs &a;
     const Run &run;
-    Tiles<DIM, T> &tiles;
-    Places &places;
-    int column, count; // `count`: rows of the block
+    Smem<DIM, T> &smem;
+    CacheRows &cache_rows;
+    int column, count; // `count`: rows of the tile
     KvLoader<DIM, T, C> keys, values;
 
-    // Behind the end there may be anything, which must not be read; the last key may, and its copies are
-    // masked.
-    __device__ int row(int tile) const {
-        int key = min(run.first + tile * KEYS + int(threadIdx.x), run.last);
+    // The cache row of the thread's key of a tile. Behind the last key the block table is not valid, so the last key is
+    // read again; its copies are masked.
+    __device__ int look_up(int tile) const {
+        int key = min(run.first_key + tile * KEYS + int(threadIdx.x), run.last_key);
         return threadIdx.x < KEYS ? int(cache_row(a, run.table, key)) : 0;
     }
 
     __device__ void start_keys(int tile) {
-        keys.start(a.k_cache, places[tile % 4], column, tiles.keys[tile % 2]);
+        keys.start(a.k_cache, cache_rows[tile % LOOKUPS], column, smem.keys[tile % KV_STAGES]);
     }
 
     __device__ void start_values(int tile) {
-        values.start(a.v_cache, places[tile % 4], column, tiles.values[tile % 2]);
+        values.start(a.v_cache, cache_rows[tile % LOOKUPS], column, smem.values[tile % KV_STAGES]);
     }
 
-    // Products of queries and keys become weights.
-    __device__ void online_softmax(int tile, float (&scores)[KEYS / 2], float (&rescale)[2], Pairs<DIM, T> &pairs) {
-        int base = run.first + tile * KEYS;
+    // Scales, masks where that is needed, and takes the softmax of a tile's scores.
+    __device__ void online_softmax(int tile, float (&scores)[KEYS / 2], float (&rescale)[2],
+                                   Softmax<DIM, T> &softmax) {
+        int base = run.first_key + tile * KEYS;
         float factor = a.scale * LOG2_E;
-        bool whole = run.begin == 0 && run.end == count && base + KEYS - 1 <= run.least &&
-                     (a.window == 0 || run.last - base < a.window);
-        if (!whole || factor < 0.0f) {
+        bool unmasked = run.begin == 0 && run.end == count && base + KEYS - 1 <= run.min_position &&
+                        (a.window == 0 || run.last_key - base < a.window);
+        if (!unmasked || factor < 0.0f) {
 #pragma unroll
             for (int i = 0; i < KEYS / 2; i++) scores[i] *= factor;
-            pairs.mask(scores, run, base, a.window);
+            softmax.mask(scores, run, base, a.window);
             factor = 1.0f;
         }
-        pairs.online_softmax(scores, factor, rescale);
+        softmax.online_softmax(scores, factor, rescale);
     }
 
-    __device__ void attend(Pairs<DIM, T> &pairs) {
-        const T *queries = tiles.queries + threadIdx.x / GROUP_THREADS * GROUP_M * COLUMN;
-        int last = (run.last - run.first) / KEYS, upcoming = row(2);
+    __device__ void attend(Softmax<DIM, T> &softmax) {
+        const T *queries = smem.queries + threadIdx.x / WARPGROUP * 64 * SPLIT;
+        int last = (run.last_key - run.first_key) / KEYS, upcoming = look_up(2);
         float scores[KEYS / 2], rescale[2];
         for (int tile = 0; tile < 2; tile++) {
-            int first = row(tile);
-            if (threadIdx.x < KEYS) places[tile][threadIdx.x] = first;
+            int first = look_up(tile);
+            if (threadIdx.x < KEYS) cache_rows[tile][threadIdx.x] = first;
         }
         __syncthreads();
         start_keys(0);
-        keys.finish(tiles.keys[0]);
+        keys.finish(smem.keys[0]);
         cp_async_wait_and_fence();
         __syncthreads();
         if (last > 0) start_keys(1);
         start_values(0);
-        pairs.score(scores, queries, tiles.keys[0]);
-        await<0>(scores);
-        online_softmax(0, scores, rescale, pairs);
-        // The last products of a turn are awaited in the next: the compiler would not let what comes
-        // between them and their end run beside them.
+        softmax.multiply_keys(scores, queries, smem.keys[0]);
+        wgmma_wait<0>(scores);
+        online_softmax(0, scores, rescale, softmax);
+        // The last P V GEMM of an iteration is awaited in the next one. With the wait at the end, the compiler would not
+        // overlap what lies between.
         for (int tile = 0; tile < last; tile++) {
-            await<0>(pairs.sums);
-            pairs.take(scores, rescale);
-            if (threadIdx.x < KEYS) places[(tile + 2) % 4][threadIdx.x] = upcoming;
-            keys.finish(tiles.keys[(tile + 1) % 2]);
-            values.finish(tiles.values[tile % 2]);
+            wgmma_wait<0>(softmax.acc);
+            softmax.rescale_and_convert(scores, rescale);
+            if (threadIdx.x < KEYS) cache_rows[(tile + 2) % LOOKUPS][threadIdx.x] = upcoming;
+            keys.finish(smem.keys[(tile + 1) % KV_STAGES]);
+            values.finish(smem.values[tile % KV_STAGES]);
             cp_async_wait_and_fence();
-            __syncthreads(); // What was brought is there, and what was used may be overwritten.
-            pairs.score(scores, queries, tiles.keys[(tile + 1) % 2]);
-            pairs.add(tiles.values[tile % 2]);
+            __syncthreads(); // This iteration's tiles are complete, and the last one's may be overwritten.
+            softmax.multiply_keys(scores, queries, smem.keys[(tile + 1) % KV_STAGES]);
+            softmax.multiply_values(smem.values[tile % KV_STAGES]);
             if (tile + 2 <= last) start_keys(tile + 2);
             start_values(tile + 1);
-            upcoming = row(tile + 3);
-            await<1>(scores);
-            online_softmax(tile + 1, scores, rescale, pairs);
+            upcoming = look_up(tile + 3);
+            wgmma_wait<1>(scores);
+            online_softmax(tile + 1, scores, rescale, softmax);
         }
-        await<0>(pairs.sums);
-        pairs.take(scores, rescale);
-        values.finish(tiles.values[last % 2]);
+        wgmma_wait<0>(softmax.acc);
+        softmax.rescale_and_convert(scores, rescale);
+        values.finish(smem.values[last % KV_STAGES]);
         cp_async_wait_and_fence();
         __syncthreads();
-        pairs.add(tiles.values[last % 2]);
-        await<0>(pairs.sums);
-        __syncthreads(); // The next run may bring its own.
+        softmax.multiply_values(smem.values[last % KV_STAGES]);
+        wgmma_wait<0>(softmax.acc);
+        __syncthreads(); // The next run may overwrite the tiles.
     }
 };
 
-// Two neighbours.
+// Two adjacent outputs.
 __device__ void store_pair(float *to, float a, float b) {
     *reinterpret_cast<float2 *>(to) = make_float2(a, b);
 }
@@ -341,71 +286,70 @@ template <class O> __device__ void store_pair(O *to, float a, float b) {
     *reinterpret_cast<uint32_t *>(to) = pack2(O{}, a, b);
 }
 
-// Blocks (head of keys, tile of rows). Tiles behind have more keys, and start first.
+// Grid (KV head, tile of rows); the last tiles, which have the most keys, start first.
 template <int DIM, class T, class C>
-__device__ void prefill(const AttentionArgs &a, void *memory, Rows &rows, Places &places) {
-    auto &tiles = *static_cast<Tiles<DIM, T> *>(memory);
-    int group = a.heads / a.kv_heads, of_tile = M / group, kv_head = blockIdx.x;
-    int first_row = int(gridDim.y - 1 - blockIdx.y) * of_tile;
-    int count = min(of_tile, a.queries.rows - first_row);
+__device__ void prefill(const AttentionArgs &a, void *memory, Rows &rows, CacheRows &cache_rows) {
+    auto &smem = *static_cast<Smem<DIM, T> *>(memory);
+    int group = a.heads / a.kv_heads, tile_rows = M / group, kv_head = blockIdx.x;
+    int first_row = int(gridDim.y - 1 - blockIdx.y) * tile_rows;
+    int count = min(tile_rows, a.queries.rows - first_row);
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        bool left = a.apart && is_alone(a, first_row + i);
-        rows.sequence[i] = left ? NOT_OURS : a.sequences[first_row + i];
+        bool skipped = a.apart && is_alone(a, first_row + i);
+        rows.sequence[i] = skipped ? SKIPPED : a.sequences[first_row + i];
         rows.position[i] = a.positions[first_row + i];
     }
     for (int i = threadIdx.x; i < M * (DIM / VEC8); i += THREADS) {
-        int m = i / (DIM / VEC8), eight = i % (DIM / VEC8), row = m / group;
+        int m = i / (DIM / VEC8), vec = i % (DIM / VEC8), row = m / group;
         const T *from = a.queries.row<T>(first_row + row) + (kv_head * group + m % group) * DIM;
-        cp_async_16(tiles.queries + place(M, m, eight), from + eight * VEC8, row < count);
+        cp_async_16(smem.queries + swizzled_element(M, m, vec), from + vec * VEC8, row < count);
     }
     __syncthreads();
-    Pairs<DIM, T> pairs;
+    Softmax<DIM, T> softmax;
     int lane = threadIdx.x % WARP, first_m = threadIdx.x / WARP * 16 + lane / 4;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int row = (first_m + half * 8) / group;
-        bool ours = row < count && rows.sequence[row] != NOT_OURS;
-        pairs.row[half] = ours ? row : M;
-        pairs.position[half] = ours ? rows.position[row] : 0;
-        pairs.best[half] = LOWEST, pairs.total[half] = 0.0f;
+        bool valid = row < count && rows.sequence[row] != SKIPPED;
+        softmax.row[half] = valid ? row : M;
+        softmax.position[half] = valid ? rows.position[row] : 0;
+        softmax.row_max[half] = LOWEST, softmax.row_sum[half] = 0.0f;
     }
 #pragma unroll
-    for (int i = 0; i < DIM / 2; i++) pairs.sums[i] = 0.0f;
+    for (int i = 0; i < DIM / 2; i++) softmax.acc[i] = 0.0f;
     for (int begin = 0; begin < count;) {
         Run run = rows.run(a, begin, count);
-        if (rows.sequence[begin] != NOT_OURS)
-            Pass<DIM, T, C>{a, run, tiles, places, kv_head * DIM, count}.attend(pairs);
+        if (rows.sequence[begin] != SKIPPED)
+            Mainloop<DIM, T, C>{a, run, smem, cache_rows, kv_head * DIM, count}.attend(softmax);
         begin = run.end;
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float total = pairs.total[half];
-        total += __shfl_xor_sync(ALL_LANES, total, 1);
-        total += __shfl_xor_sync(ALL_LANES, total, 2);
-        if (pairs.row[half] == M) continue;
+        float row_sum = softmax.row_sum[half];
+        row_sum += __shfl_xor_sync(ALL_LANES, row_sum, 1);
+        row_sum += __shfl_xor_sync(ALL_LANES, row_sum, 2);
+        if (softmax.row[half] == M) continue;
         int head = kv_head * group + (first_m + half * 8) % group;
-        float factor = a.v_scale / total;
+        float factor = a.v_scale / row_sum;
         with_float(a.out.dtype, [&](auto o) {
             using O = decltype(o);
-            O *out = a.out.row<O>(first_row + pairs.row[half]) + head * DIM + lane % 4 * 2;
-            const float *sums = pairs.sums + 2 * half;
+            O *out = a.out.row<O>(first_row + softmax.row[half]) + head * DIM + lane % 4 * 2;
+            const float *acc = softmax.acc + 2 * half;
 #pragma unroll
-            for (int d = 0; d < DIM / 2; d += 4)
-                store_pair(out + d * 2, sums[d] * factor, sums[d + 1] * factor);
+            for (int d = 0; d < DIM / 2; d += 4) store_pair(out + d * 2, acc[d] * factor, acc[d + 1] * factor);
         });
     }
 }
 
-// Keys and values are of the queries' type or in e4m3.
+// Keys and values are of the queries' dtype or e4m3.
 template <int DIM> __device__ void prefill_any(const AttentionArgs &a) {
     extern __shared__ unsigned char unaligned[];
     __shared__ Rows rows;
-    __shared__ Places places;
-    unsigned char *memory = unaligned + (-smem_address(unaligned) & (ALIGNMENT - 1));
+    __shared__ CacheRows cache_rows;
+    unsigned char *memory = unaligned + padding_to_atom(unaligned);
     with_16bit(a.queries.dtype, [&](auto t) {
         using T = decltype(t);
-        if (a.k_cache.dtype == DTYPE_F8) prefill<DIM, T, f8>(a, memory, rows, places);
-        else prefill<DIM, T, T>(a, memory, rows, places);
+        if (a.k_cache.dtype == DTYPE_F8) prefill<DIM, T, f8>(a, memory, rows, cache_rows);
+        else prefill<DIM, T, T>(a, memory, rows, cache_rows);
     });
 }
 

@@ -6,16 +6,17 @@
 
 constexpr int WARPGROUP = 4 * WARP;
 
-// Descriptor of a K-major operand in shared memory: rows of 128 bytes under 128-byte swizzling.
-__device__ inline uint64_t smem_descriptor(const void *tile) {
+// Descriptor of an operand in shared memory: rows of 128 bytes under 128-byte swizzling. An MN-major operand of more
+// than one such column of rows has them `leading_bytes` apart; K-major operands do not use that distance.
+__device__ inline uint64_t smem_descriptor(const void *tile, int leading_bytes = 0) {
     uint64_t address = (smem_address(tile) & 0x3ffff) >> 4;
-    return address | uint64_t{SWIZZLE_ATOM >> 4} << 32 | uint64_t{1} << 62;
+    return address | uint64_t(leading_bytes >> 4) << 16 | uint64_t{SWIZZLE_ATOM >> 4} << 32 | uint64_t{1} << 62;
 }
 
 // Must come before the first wgmma, and whenever other instructions have touched the accumulators since.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits for all but the last PENDING groups.
+// Waits for all but the last PENDING groups, in the order in which they were committed.
 template <int PENDING> __device__ inline void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
@@ -40,6 +41,14 @@ __device__ inline void wgmma_commit_and_wait() {
     "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, "       \
     "%98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, "         \
     "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+// As `wgmma_wait`, where later groups stay pending: naming the accumulators keeps the compiler from reading them before.
+template <int PENDING> __device__ inline void wgmma_wait(float (&d)[32]) {
+    asm volatile("wgmma.wait_group.sync.aligned %32;" : ACC_16(0), ACC_16(16) : "n"(PENDING) : "memory");
+}
+template <int PENDING> __device__ inline void wgmma_wait(float (&d)[64]) {
+    asm volatile("wgmma.wait_group.sync.aligned %64;" : ACC_64(0) : "n"(PENDING) : "memory");
+}
 
 #define WGMMA(SHAPE, TYPES, FLAGS, REGS, A, B, ACCUMULATE, ...)                                        \
     asm volatile("{\n\t.reg .pred accumulate;\n\tsetp.ne.b32 accumulate, " ACCUMULATE ", 0;\n\t"       \
@@ -74,3 +83,22 @@ __device__ inline void wgmma_commit_and_wait() {
 DEFINE_WGMMA(bf16, "k16", "bf16.bf16", ", 0, 0")
 DEFINE_WGMMA(f16, "k16", "f16.f16", ", 0, 0")
 DEFINE_WGMMA(f8, "k32", "e4m3.e4m3", "")
+
+// d += a b for `a` [64, 16] in registers, laid out as the accumulators of a wgmma are, and an MN-major descriptor
+// `b` [16, N].
+#define DEFINE_WGMMA_REGISTERS(T, TYPES)                                                               \
+    __device__ inline void wgmma(T, float (&d)[32], const uint32_t (&a)[4], uint64_t b) {              \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPES " {" REGS_32                  \
+                     "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                       \
+                     : ACC_16(0), ACC_16(16)                                                           \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                            \
+    }                                                                                                  \
+    __device__ inline void wgmma(T, float (&d)[64], const uint32_t (&a)[4], uint64_t b) {              \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPES " {" REGS_64                 \
+                     "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"                                       \
+                     : ACC_64(0)                                                                       \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                            \
+    }
+
+DEFINE_WGMMA_REGISTERS(bf16, "bf16.bf16")
+DEFINE_WGMMA_REGISTERS(f16, "f16.f16")
