@@ -12,17 +12,20 @@
 //   registers of a CTA); `row_norms` when a DoRA adapter is loaded.
 #include "common.cuh"
 
-// Laid out as `LinearArgs` of `ops/linear.rs`.
+// Laid out as `LinearArgs` of ops/linear.rs.
 struct LinearArgs {
     Mat x, w, out;
-    const float *x_scales; // Of each row; null: 1.
-    const float *w_scales; // Of each output; null: 1.
-    const float *bias;     // Of each output; null: 0.
+    const float *x_scales; // By row; null: 1.
+    const float *w_scales; // By output; null: 1.
+    const float *bias;     // By output; null: 0.
 };
 
-constexpr int ROWS = 8;
+constexpr int ROWS = 8;            // of x that a warp takes together
+constexpr int VECS_PER_THREAD = 4; // of a row in the registers of `quantise_rows_vec8`
+constexpr float MAX_E4M3 = 448.0f;
+constexpr float MIN_NORMAL = 1.17549435e-38f; // of f32
 
-// One warp for an output and up to ROWS rows; a row is summed in the same order in any batch.
+// Grid (outputs, eight rows); a warp per output. A row is summed in the same order in any batch.
 extern "C" __global__ void linear(LinearArgs a) {
     pdl_prologue();
     int lane = threadIdx.x % WARP;
@@ -57,22 +60,21 @@ extern "C" __global__ void linear(LinearArgs a) {
     });
 }
 
-// Laid out as `QuantiseArgs` of `ops/linear.rs`.
+// Laid out as `QuantiseArgs` of ops/linear.rs.
 struct QuantiseArgs {
     Mat x, codes;
     float *scales;
     float scale;
 };
 
-// The scale of a row whose largest element is given.
-__device__ float divisor_of(float largest) {
-    float divisor = largest / 448.0f;
-    // Numbers too small to be divided by 448 are as good as zero.
-    return divisor >= 1.17549435e-38f && divisor < INFINITY ? divisor : 1.0f;
+// The scale of a row with this largest magnitude. A row whose scale would be subnormal is as good as zero.
+__device__ float row_scale(float largest) {
+    float scale = largest / MAX_E4M3;
+    return scale >= MIN_NORMAL && scale < INFINITY ? scale : 1.0f;
 }
 
-// codes = e4m3(x / scale) with the scale given, or that of the row's largest element where it is
-// 0; `scales` gets what each row was divided by. One block a row.
+// codes = e4m3(x / scale), where `scale` 0 means that of the row's largest magnitude; `scales` gets the scale of each
+// row. Grid (row).
 extern "C" __global__ void quantise_rows(QuantiseArgs a) {
     pdl_prologue();
     int64_t r = blockIdx.x;
@@ -85,7 +87,7 @@ extern "C" __global__ void quantise_rows(QuantiseArgs a) {
             float largest = 0.0f;
             for (int c = threadIdx.x; c < x.cols; c += blockDim.x)
                 largest = fmaxf(largest, fabsf(to_float(row[c])));
-            divisor = divisor_of(block_reduce(largest, 0.0f, Max()));
+            divisor = row_scale(block_reduce(largest, 0.0f, Max()));
         }
         for (int c = threadIdx.x; c < x.cols; c += blockDim.x)
             a.codes.row<f8>(r)[c] = from_float<f8>(to_float(row[c]) / divisor);
@@ -93,36 +95,36 @@ extern "C" __global__ void quantise_rows(QuantiseArgs a) {
     });
 }
 
-template <class X> struct TwoOf;
-template <> struct TwoOf<bf16> { using Type = __nv_bfloat162; };
-template <> struct TwoOf<f16> { using Type = __half2; };
+template <class X> struct PairOf;
+template <> struct PairOf<bf16> { using Type = __nv_bfloat162; };
+template <> struct PairOf<f16> { using Type = __half2; };
 
-// The larger of `largest` and the magnitudes of eight numbers.
-template <class X> __device__ float larger(float largest, const Vec8<X> &x) {
-    using Two = typename TwoOf<X>::Type;
-    const Two *twos = reinterpret_cast<const Two *>(x.v);
-    Two most = __hmax2(__hmax2(__habs2(twos[0]), __habs2(twos[1])), __hmax2(__habs2(twos[2]), __habs2(twos[3])));
+// The maximum of `largest` and the magnitudes of eight numbers.
+template <class X> __device__ float max_magnitude(float largest, const Vec8<X> &x) {
+    using Pair = typename PairOf<X>::Type;
+    const Pair *pairs = reinterpret_cast<const Pair *>(x.v);
+    Pair most = __hmax2(__hmax2(__habs2(pairs[0]), __habs2(pairs[1])), __hmax2(__habs2(pairs[2]), __habs2(pairs[3])));
     return fmaxf(largest, fmaxf(to_float(most.x), to_float(most.y)));
 }
 
-// Divides by one number as IEEE 754 rounds it.
+// Divides many numbers by one, rounded as IEEE 754 rounds.
 struct Divisor {
     float value, inverse;
-    bool simple;
+    bool in_range;
 
-    // For numbers of at most this magnitude.
+    // `largest`: the largest magnitude to be divided.
     __device__ Divisor(float value, float largest) : value(value), inverse(1.0f / value) {
-        simple = value > 0x1p-60f && value < 0x1p60f && largest * inverse < 1024.0f;
+        in_range = value > 0x1p-60f && value < 0x1p60f && largest * inverse < 1024.0f;
     }
 
-    // Far from the ends of the range, the remainder of a first quotient corrects it (Markstein, 1990).
+    // Away from overflow and underflow, one correction by the remainder rounds exactly (Markstein, 1990).
     __device__ float quotient(float x) const {
         float first = x * inverse;
-        return simple ? fmaf(fmaf(-first, value, x), inverse, first) : x / value;
+        return in_range ? fmaf(fmaf(-first, value, x), inverse, first) : x / value;
     }
 };
 
-// The codes of eight numbers, in pairs.
+// The e4m3 codes of eight numbers.
 struct alignas(VEC8) Codes {
     uint16_t pairs[VEC8 / 2];
 
@@ -134,28 +136,27 @@ struct alignas(VEC8) Codes {
     }
 };
 
-// As `quantise_rows`, for 16-bit numbers: what a thread reads once stays in its registers.
+// As `quantise_rows`, for rows of 16-bit numbers that fit the registers of a CTA, so that they are read once.
 extern "C" __global__ void quantise_rows_vec8(QuantiseArgs a) {
     pdl_prologue();
-    constexpr int TURNS = 4;
     int64_t r = blockIdx.x;
     with_16bit(a.x.dtype, [&](auto t) {
         using X = decltype(t);
-        Vec8<X> row[TURNS];
+        Vec8<X> row[VECS_PER_THREAD];
         float largest = 0.0f;
 #pragma unroll
-        for (int i = 0; i < TURNS; i++) {
+        for (int i = 0; i < VECS_PER_THREAD; i++) {
             int c = (i * blockDim.x + threadIdx.x) * VEC8;
             if (c < a.x.cols) row[i] = Vec8<X>::load(a.x.row<X>(r) + c);
             else row[i] = {};
         }
 #pragma unroll
-        for (int i = 0; i < TURNS; i++) largest = larger(largest, row[i]);
+        for (int i = 0; i < VECS_PER_THREAD; i++) largest = max_magnitude(largest, row[i]);
         float scale = a.scale;
-        if (scale == 0.0f) scale = divisor_of(block_reduce(largest, 0.0f, Max()));
+        if (scale == 0.0f) scale = row_scale(block_reduce(largest, 0.0f, Max()));
         Divisor divisor(scale, largest);
 #pragma unroll
-        for (int i = 0; i < TURNS; i++) {
+        for (int i = 0; i < VECS_PER_THREAD; i++) {
             int c = (i * blockDim.x + threadIdx.x) * VEC8;
             if (c < a.x.cols) *reinterpret_cast<Codes *>(a.codes.row<f8>(r) + c) = Codes(row[i], divisor);
         }
@@ -163,7 +164,7 @@ extern "C" __global__ void quantise_rows_vec8(QuantiseArgs a) {
     });
 }
 
-// Laid out as `RowNormArgs` of `ops/linear.rs`.
+// Laid out as `RowNormArgs` of ops/linear.rs.
 struct RowNormArgs {
     Mat w, a, b;
     const float *w_scales;
@@ -172,7 +173,7 @@ struct RowNormArgs {
     float scale;
 };
 
-// norms[i] = |w[from + i] * its scale + scale * b[i] a|. One warp a row; a and b are f32.
+// norms[i] = |w[from + i] * w_scale + scale * b[i] a|, a and b in f32. A warp per row.
 extern "C" __global__ void row_norms(RowNormArgs args) {
     pdl_prologue();
     const Mat &w = args.w, &a = args.a, &b = args.b;
@@ -184,9 +185,9 @@ extern "C" __global__ void row_norms(RowNormArgs args) {
         using W = decltype(t);
         const W *row = w.row<W>(from + i);
         const float *factors = b.row<float>(i);
-        float own = args.w_scales ? args.w_scales[from + i] : 1.0f, square = 0.0f;
+        float w_scale = args.w_scales ? args.w_scales[from + i] : 1.0f, square = 0.0f;
         for (int k = lane; k < w.cols; k += WARP) {
-            float value = to_float(row[k]) * own;
+            float value = to_float(row[k]) * w_scale;
             for (int j = 0; j < a.rows; j++) value += args.scale * factors[j] * a.row<float>(j)[k];
             square += value * value;
         }

@@ -8,22 +8,22 @@
 // Chosen when: always (ops/logprobs.rs), for requests that ask for log-probabilities.
 #include "common.cuh"
 
-// Laid out as `LogprobArgs` of `ops/logprobs.rs`.
+// Laid out as `LogprobArgs` of ops/logprobs.rs.
 struct LogprobArgs {
-    Mat logits, top_ids, top;
-    const int32_t *targets;
-    float *target;
-    int32_t *rank;
+    Mat logits, top_ids, top; // top: log-probabilities of `top_ids`
+    const int32_t *targets;   // By row.
+    float *target;            // By row: log-probability of the target.
+    int32_t *rank;            // By row: rank of the target, from 1.
 };
 
-// Ordered as the logits are, lower ids before higher ones among equals.
-__device__ u64 place_of(float logit, int token) {
+// A key that orders tokens by logit, equal ones by descending id.
+__device__ u64 token_key(float logit, int token) {
     uint32_t bits = __float_as_uint(logit + 0.0f);
     uint32_t key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return static_cast<u64>(key) << 32 | (0xffffffffu - token);
 }
 
-// One block a row.
+// Grid (row).
 extern "C" __global__ void logprobs(LogprobArgs a) {
     pdl_prologue();
     int64_t r = blockIdx.x;
@@ -46,12 +46,13 @@ extern "C" __global__ void logprobs(LogprobArgs a) {
         a.target[r] = target - normaliser;
         a.rank[r] = likelier + 1;
     }
+    // The top tokens one by one: each is the largest key below the one before.
     u64 previous = ~0ull;
     for (int i = 0; i < a.top_ids.cols; i++) {
         u64 next = 0;
         for (int t = threadIdx.x; t < vocab; t += blockDim.x) {
-            u64 place = place_of(logits[t], t);
-            if (place < previous) next = max(next, place);
+            u64 key = token_key(logits[t], t);
+            if (key < previous) next = max(next, key);
         }
         previous = block_reduce(next, u64{0}, Max());
         if (threadIdx.x == 0) {

@@ -11,6 +11,7 @@
 #include "common.cuh"
 #include "lora.cuh"
 
+// out = x / rms(x) * w for one row, by all threads of the CTA.
 template <class X, class O>
 __device__ void normalise(const X *x, const float *w, float eps, O *out, int cols) {
     float square = 0.0f;
@@ -24,9 +25,9 @@ __device__ void normalise(const X *x, const float *w, float eps, O *out, int col
         out[c] = from_float<O>(to_float(x[c]) / root * w[c]);
 }
 
-// Laid out as `NormArgs` of `ops/norm.rs`.
+// Laid out as `NormArgs` of ops/norm.rs.
 struct NormArgs {
-    Mat x, residual, out; // `rms_norm` has no residual.
+    Mat x, residual, out; // No residual: its data is null.
     NormWeight w;
     float eps;
 };
@@ -44,7 +45,7 @@ extern "C" __global__ void rms_norm(NormArgs a) {
     });
 }
 
-// residual += x; out = norm(residual) of what was stored.
+// residual += x; out = norm(residual), of the rounded residual.
 extern "C" __global__ void add_rms_norm(NormArgs a) {
     pdl_prologue();
     int64_t r = blockIdx.x;
@@ -58,7 +59,7 @@ extern "C" __global__ void add_rms_norm(NormArgs a) {
             for (int c = threadIdx.x; c < x.cols; c += blockDim.x)
                 sum[c] = from_float<R>(to_float(sum[c]) + to_float(summand[c]));
         });
-        // Each thread reads back what it wrote itself.
+        // No barrier: each thread reads back only what it wrote itself.
         with_float(out.dtype, [&](auto o) {
             using O = decltype(o);
             normalise(sum, a.w.of(r), a.eps, out.row<O>(r), x.cols);
@@ -66,8 +67,7 @@ extern "C" __global__ void add_rms_norm(NormArgs a) {
     });
 }
 
-// As the other two, for rows of 16-bit numbers without gaps of up to 8 elements a thread: what a thread
-// reads once stays in its registers. Null for the residual: there is none.
+// As the other two, for 16-bit rows of up to eight elements per thread, which are read once.
 extern "C" __global__ void rms_norm_vec8(NormArgs a) {
     pdl_launch_dependents();
     with_16bit(a.out.dtype, [&](auto t) {
@@ -76,8 +76,7 @@ extern "C" __global__ void rms_norm_vec8(NormArgs a) {
         int c = threadIdx.x * VEC8;
         bool inside = c < a.x.cols;
         Vec8<T> row;
-        // No kernel writes the weights.
-        Vec8<float> w;
+        Vec8<float> w; // No kernel writes the weights, so they are read before `pdl_wait`.
         if (inside) w = Vec8<float>::load(a.w.of(r) + c);
         pdl_wait();
         float square = 0.0f;

@@ -9,13 +9,13 @@
 //   columns; the others for the rest. `silu_mul` where linear_tiles.cu does not fuse it.
 #include "common.cuh"
 
-// Laid out as `GatherArgs` of `ops/rows.rs`.
+// Laid out as `GatherArgs` of ops/rows.rs.
 struct GatherArgs {
     Mat table, out;
     const int32_t *ids;
 };
 
-// out[i] = table[ids[i]]. One block a row.
+// out[i] = table[ids[i]]. Grid (row).
 extern "C" __global__ void gather_rows(GatherArgs a) {
     pdl_prologue();
     int64_t i = blockIdx.x;
@@ -32,8 +32,8 @@ extern "C" __global__ void gather_rows(GatherArgs a) {
     });
 }
 
-// As `gather_rows`, eight columns a thread, for 16-bit numbers that stay as they are. Blocks (row, part of
-// its columns).
+// As `gather_rows`, eight columns per thread, where table and output have one 16-bit dtype. Grid (row, part of its
+// columns).
 extern "C" __global__ void gather_rows_vec8(GatherArgs a) {
     pdl_prologue();
     int64_t i = blockIdx.x;
@@ -42,12 +42,12 @@ extern "C" __global__ void gather_rows_vec8(GatherArgs a) {
     Vec8<uint16_t>::load(a.table.row<uint16_t>(a.ids[i]) + c).store(a.out.row<uint16_t>(i) + c);
 }
 
-// Laid out as `GateArgs` of `ops/rows.rs`.
+// Laid out as `GateArgs` of ops/rows.rs.
 struct GateArgs {
     Mat gate_up, out;
 };
 
-// out = silu(gate) * up, gate in the left half of `gate_up`. Blocks (row, part of its columns).
+// out = silu(gate) * up, the gate in the left half of `gate_up`. Grid (row, part of its columns).
 extern "C" __global__ void silu_mul(GateArgs a) {
     pdl_prologue();
     int64_t r = blockIdx.x;
@@ -65,7 +65,7 @@ extern "C" __global__ void silu_mul(GateArgs a) {
     });
 }
 
-// As `silu_mul`, eight columns a thread, for 16-bit numbers.
+// As `silu_mul`, eight columns per thread, for 16-bit numbers.
 extern "C" __global__ void silu_mul_vec8(GateArgs a) {
     pdl_prologue();
     int64_t r = blockIdx.x;

@@ -14,35 +14,37 @@
 #include "common.cuh"
 
 constexpr int THREADS = 512;
-constexpr int TURN = 4; // loads that a thread has under way at a time
+constexpr int CTAS_PER_SM = 2;
+constexpr int UNROLL = 4; // loads of four logits that a thread has in flight
+constexpr float WEIGHT_ONE = 1099511627776.0f; // 2^40: the integer weight of the most likely token
 
-// The layout of `lora_core::ops::SampleRow`.
+// Sampling parameters of a row. Laid out as `lora_core::ops::SampleRow`.
 struct SampleRow {
     float temperature, top_p, min_p;
     uint32_t top_k, seed[2], position, stream;
     float repetition_penalty, presence_penalty, frequency_penalty;
-    uint32_t history[2], banned[2], bias[2];
-    int32_t mask;
+    uint32_t history[2], banned[2], bias[2]; // First entry and count.
+    int32_t mask; // Row of `masks`; negative: none.
 };
 
-// Laid out as `SampleArgs` of `ops/sample.rs`.
+// Laid out as `SampleArgs` of ops/sample.rs.
 struct SampleArgs {
     Mat logits, params, history, bias, masks, scratch; // scratch: [rows, vocab] f32
     const int32_t *banned;
     int32_t *out;
 };
 
-// A number that is ordered as the float is; zeros of both signs are equal.
-__device__ uint32_t key_of(float v) {
+// An integer that is ordered as the float is; zeros of both signs are equal.
+__device__ uint32_t ordered_key(float v) {
     uint32_t bits = __float_as_uint(v + 0.0f);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-__device__ float of_key(uint32_t key) {
+__device__ float float_of_key(uint32_t key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// Philox4x32-10 (Salmon et al., 2011): the first word.
+// Philox4x32-10 (Salmon et al., 2011): the first word of a block.
 __device__ uint32_t philox(const uint32_t seed[2], uint32_t c0, uint32_t c1) {
     uint32_t k0 = seed[0], k1 = seed[1], c2 = 0, c3 = 0;
     for (int round = 0; round < 10; round++) {
@@ -56,37 +58,37 @@ __device__ uint32_t philox(const uint32_t seed[2], uint32_t c0, uint32_t c1) {
     return c0;
 }
 
-// The number of this thread among those of its row, and how many there are.
+// The index of this thread among those of its row, and their number.
 __device__ int thread_of_row() { return blockIdx.z * THREADS + threadIdx.x; }
 __device__ int threads_of_row() { return gridDim.z * THREADS; }
 
-// Calls `f` with the tokens and logits of this thread's share of a row, in no particular order. Unless
-// `ONCE`, some may come again, which saves branches that the compiler would move the loads behind.
-template <bool ONCE = true, class F> __device__ void each(const float *row, int vocab, F &&f) {
+// Calls `f` with tokens and logits: this thread's share of a row, in no particular order. Unless `ONCE`, some tokens come
+// several times, which saves branches that the compiler would move the loads behind.
+template <bool ONCE = true, class F> __device__ void for_each_logit(const float *row, int vocab, F &&f) {
     int thread = thread_of_row(), threads = threads_of_row();
-    // Logits before the first multiple of 16 bytes, and groups of four from there on.
+    // Single logits up to a 16-byte boundary, float4 from there on, single ones at the end.
     int before = static_cast<int>(-reinterpret_cast<uintptr_t>(row) % sizeof(float4) / sizeof(float));
-    int head = min(vocab, before), fours = (vocab - head) / 4;
-    const float4 *body = reinterpret_cast<const float4 *>(row + head);
-    for (int first = thread; first < fours; first += TURN * threads) {
-        float4 four[TURN];
+    int prefix = min(vocab, before), float4s = (vocab - prefix) / 4;
+    const float4 *body = reinterpret_cast<const float4 *>(row + prefix);
+    for (int first = thread; first < float4s; first += UNROLL * threads) {
+        float4 loaded[UNROLL];
 #pragma unroll
-        for (int u = 0; u < TURN; u++) four[u] = body[min(first + u * threads, fours - 1)];
-        asm volatile("" ::: "memory"); // All loads come before what is done with them.
+        for (int u = 0; u < UNROLL; u++) loaded[u] = body[min(first + u * threads, float4s - 1)];
+        asm volatile("" ::: "memory"); // All loads are issued before the first is used.
 #pragma unroll
-        for (int u = 0; u < TURN; u++) {
-            if (ONCE && first + u * threads >= fours) break;
-            int t = head + 4 * min(first + u * threads, fours - 1);
-            f(t, four[u].x), f(t + 1, four[u].y), f(t + 2, four[u].z), f(t + 3, four[u].w);
+        for (int u = 0; u < UNROLL; u++) {
+            if (ONCE && first + u * threads >= float4s) break;
+            int t = prefix + 4 * min(first + u * threads, float4s - 1);
+            f(t, loaded[u].x), f(t + 1, loaded[u].y), f(t + 2, loaded[u].z), f(t + 3, loaded[u].w);
         }
     }
-    if (thread < vocab - 4 * fours) {
-        int t = thread < head ? thread : thread + 4 * fours;
+    if (thread < vocab - 4 * float4s) {
+        int t = thread < prefix ? thread : thread + 4 * float4s;
         f(t, row[t]);
     }
 }
 
-// The combination of the values of all threads of a row, in each of them.
+// Reduces the values of all threads of a row; each thread gets the result.
 template <class Op> __device__ u64 row_reduce(u64 v, Op op) {
     __shared__ u64 part;
     auto cluster = cooperative_groups::this_cluster();
@@ -95,57 +97,58 @@ template <class Op> __device__ u64 row_reduce(u64 v, Op op) {
     cluster.sync();
     u64 all = 0;
     for (unsigned b = 0; b < cluster.num_blocks(); b++) all = op(all, *cluster.map_shared_rank(&part, b));
-    cluster.sync(); // Nobody leaves, or writes another value, while others read this one.
+    cluster.sync(); // No CTA may exit, or write its next value, while others read this one.
     return all;
 }
 
-// The sum of the values of the block's threads before this one.
-template <class T> __device__ T sum_before(T mine) {
+// The exclusive prefix sum of the values of the CTA's threads.
+template <class T> __device__ T exclusive_sum(T own) {
     __shared__ T totals[THREADS / WARP];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    T sum = mine;
+    T sum = own;
     for (int step = 1; step < WARP; step *= 2) {
         T other = __shfl_up_sync(ALL_LANES, sum, step);
         if (lane >= step) sum += other;
     }
-    __syncthreads(); // Earlier totals may still be read.
+    __syncthreads(); // Another thread may still read the totals of an earlier sum.
     if (lane == WARP - 1) totals[warp] = sum;
     __syncthreads();
-    sum -= mine;
+    sum -= own;
     for (int w = 0; w < warp; w++) sum += totals[w];
     return sum;
 }
 
-// One row, seen by all threads of its blocks.
+// A row of logits.
 struct Row {
     const float *logits;
     int vocab;
-    float best, temperature;
+    float max_logit, temperature;
 
+    // The probability of a token relative to the most likely one, as an integer and as a float.
     __device__ u64 weight(float logit) const {
-        return static_cast<u64>(expf((logit - best) / temperature) * 1099511627776.0f);
+        return static_cast<u64>(expf((logit - max_logit) / temperature) * WEIGHT_ONE);
     }
-    __device__ float plain_weight(float logit) const { return expf((logit - best) / temperature); }
+    __device__ float relative_probability(float logit) const { return expf((logit - max_logit) / temperature); }
 };
 
-// Where a threshold lies in descending order: above it `above` in sum, `count` tokens.
-struct Place {
-    uint32_t key;
-    u64 above, weight; // of the tokens above; of one token with this key
-    uint32_t count, ties;
+// A threshold in the descending order of tokens.
+struct Threshold {
+    uint32_t key;         // of its logit
+    u64 above, weight;    // Sum of the weights above it; weight of one token with this key.
+    uint32_t count, ties; // Tokens above it; tokens with this key.
 };
 
-constexpr int DIGIT = 11;
+constexpr int DIGIT = 11; // bits of a digit: three digits make a key
 constexpr int BINS = 1 << DIGIT;
 
-// Sums of tokens by a digit of their keys. The halves of a weight are added one by one, as there is no
-// instruction that adds 64 bits in shared memory.
-struct Bins {
+// A histogram of tokens and their weights by a digit of their keys. Weights are added in two halves, as shared memory has
+// no 64-bit atomic add.
+struct Histogram {
     uint32_t low[BINS], high[BINS], count[BINS];
 
     __device__ void add(uint32_t bin, u64 weight) {
         uint32_t addend = static_cast<uint32_t>(weight), rest = static_cast<uint32_t>(weight >> 32);
-        if (addend != 0) rest += atomicAdd(&low[bin], addend) > ~addend; // the carry
+        if (addend != 0) rest += atomicAdd(&low[bin], addend) > ~addend; // carry
         if (rest != 0) atomicAdd(&high[bin], rest);
         atomicAdd(&count[bin], 1u);
     }
@@ -156,112 +159,114 @@ struct Bins {
     }
 };
 
-// Bins that a block sums up for all blocks of its row.
-__device__ int bins_of_block() { return BINS / gridDim.z; }
+// Bins whose sums over the cluster each CTA computes.
+__device__ int bins_per_cta() { return BINS / gridDim.z; }
 
-__device__ void sum_up(Bins &bins) {
+// Replaces this CTA's share of its bins by the sums over the cluster.
+__device__ void sum_over_cluster(Histogram &bins) {
     auto cluster = cooperative_groups::this_cluster();
-    int from = blockIdx.z * bins_of_block();
-    for (int bin = from + threadIdx.x; bin < from + bins_of_block(); bin += THREADS) {
+    int from = blockIdx.z * bins_per_cta();
+    for (int bin = from + threadIdx.x; bin < from + bins_per_cta(); bin += THREADS) {
         u64 weight = 0;
         uint32_t count = 0;
         for (unsigned b = 0; b < cluster.num_blocks(); b++) {
-            const Bins *others = cluster.map_shared_rank(&bins, b);
+            const Histogram *others = cluster.map_shared_rank(&bins, b);
             weight += others->weight(bin), count += others->count[bin];
         }
         bins.set(bin, weight, count);
     }
 }
 
-// The first bin in descending order that reaches `target`, or else the last that is not empty, below
-// `parent`, which is where the digits before this one led.
-__device__ Place choose(Bins &bins, const Place &parent, int shift, u64 target, bool counting) {
-    constexpr int MINE = BINS / THREADS;
-    __shared__ Place chosen;
+// The first bin in descending order at which the running sum reaches `target`, or else the last one that is not empty.
+// `parent` is the threshold by the digits before this one.
+__device__ Threshold select_bin(Histogram &bins, const Threshold &parent, int shift, u64 target, bool counting) {
+    constexpr int PER_THREAD = BINS / THREADS;
+    __shared__ Threshold selected;
     auto cluster = cooperative_groups::this_cluster();
-    int top = BINS - 1 - static_cast<int>(threadIdx.x) * MINE;
-    u64 weights[MINE], weight = 0;
-    uint32_t counts[MINE], count = 0;
+    int top = BINS - 1 - static_cast<int>(threadIdx.x) * PER_THREAD;
+    u64 weights[PER_THREAD], weight = 0;
+    uint32_t counts[PER_THREAD], count = 0;
 #pragma unroll
-    for (int i = 0; i < MINE; i++) {
-        const Bins *owner = cluster.map_shared_rank(&bins, (top - i) / bins_of_block());
+    for (int i = 0; i < PER_THREAD; i++) {
+        const Histogram *owner = cluster.map_shared_rank(&bins, (top - i) / bins_per_cta());
         weights[i] = owner->weight(top - i), counts[i] = owner->count[top - i];
         weight += weights[i], count += counts[i];
     }
-    weight = parent.above + sum_before(weight), count = parent.count + sum_before(count);
-    Place place = {};
-    int rank = -1; // The highest of the bins that reach the target wins, then the lowest of the others.
+    weight = parent.above + exclusive_sum(weight), count = parent.count + exclusive_sum(count);
+    Threshold found = {};
+    // The thread with the largest rank wins: the highest bin that reaches the target, or else the lowest other.
+    int rank = -1;
 #pragma unroll
-    for (int i = 0; i < MINE; i++) {
+    for (int i = 0; i < PER_THREAD; i++) {
         int bin = top - i;
         if (counts[i] != 0 && rank < BINS) {
             bool reached = (counting ? count + counts[i] : weight + weights[i]) >= target;
             rank = reached ? BINS + bin : BINS - 1 - bin;
-            place = {parent.key | static_cast<uint32_t>(bin) << shift, weight, 0, count, counts[i]};
+            found = {parent.key | static_cast<uint32_t>(bin) << shift, weight, 0, count, counts[i]};
         }
         weight += weights[i], count += counts[i];
     }
     int winner = block_reduce(rank, -1, Max());
-    if (rank == winner) chosen = place;
+    if (rank == winner) selected = found;
     __syncthreads();
-    return chosen;
+    return selected;
 }
 
-// The first place in descending order at which the running sum of weights (or, if `counting`, of
-// tokens) reaches `target`, which must not be 0 nor more than the sum of all.
-__device__ __noinline__ Place search(Row row, u64 target, bool counting) {
-    __shared__ Bins bins;
+// The first threshold in descending order at which the running sum of weights (or, if `counting`, the number of tokens)
+// reaches `target`, which must not be 0 nor more than the sum of all.
+__device__ __noinline__ Threshold find_threshold(Row row, u64 target, bool counting) {
+    __shared__ Histogram bins;
     auto cluster = cooperative_groups::this_cluster();
-    Place place = {};
-    uint32_t decided = 0; // bits of the key
-    // The last two digits have a bit in common, which the former of them decides.
+    Threshold threshold = {};
+    uint32_t decided = 0; // mask of the key bits that are known
+    // Three digits of 11 bits overlap by one bit in a key of 32; the second digit decides it.
     for (int shift = 32 - DIGIT, left = 32; left > 0; left = shift, shift = max(shift - DIGIT, 0)) {
         for (int bin = threadIdx.x; bin < BINS; bin += THREADS) bins.set(bin, 0, 0);
         __syncthreads();
-        each(row.logits, row.vocab, [&](int, float logit) {
-            uint32_t key = key_of(logit);
-            if ((key & decided) == place.key) bins.add(key >> shift & (BINS - 1), row.weight(logit));
+        for_each_logit(row.logits, row.vocab, [&](int, float logit) {
+            uint32_t key = ordered_key(logit);
+            if ((key & decided) == threshold.key) bins.add(key >> shift & (BINS - 1), row.weight(logit));
         });
         cluster.sync();
-        sum_up(bins);
+        sum_over_cluster(bins);
         cluster.sync();
-        place = choose(bins, place, shift, target, counting);
-        cluster.sync(); // Nobody clears bins that others still read.
+        threshold = select_bin(bins, threshold, shift, target, counting);
+        cluster.sync(); // No CTA may clear bins that others still read.
         decided = ~0u << shift;
     }
-    place.weight = row.weight(of_key(place.key));
-    return place;
+    threshold.weight = row.weight(float_of_key(threshold.key));
+    return threshold;
 }
 
-// Writes the id of tie number `index` (from 0) among the tokens of a key, in ascending order of ids.
-// Every warp of the row has neighbouring tokens.
+// Writes the id of tie number `index`, from 0, among the tokens with a key, in ascending order of ids. Every warp of the
+// row has a contiguous part of the vocabulary.
 __device__ void write_tie(const Row &row, uint32_t key, int index, int32_t *out) {
     constexpr int WARPS = THREADS / WARP;
     __shared__ int counts[WARPS];
     auto cluster = cooperative_groups::this_cluster();
     int lane = threadIdx.x % WARP, warp = thread_of_row() / WARP, warps = threads_of_row() / WARP;
     int share = (row.vocab + warps - 1) / warps;
-    int from = min(warp * share, row.vocab), to = min(from + share, row.vocab), mine = 0;
-#pragma unroll TURN
-    for (int t = from + lane; t < to; t += WARP) mine += key_of(row.logits[t]) == key;
-    mine = warp_reduce(mine, Sum());
-    if (lane == 0) counts[warp % WARPS] = mine;
+    int from = min(warp * share, row.vocab), to = min(from + share, row.vocab), own = 0;
+#pragma unroll UNROLL
+    for (int t = from + lane; t < to; t += WARP) own += ordered_key(row.logits[t]) == key;
+    own = warp_reduce(own, Sum());
+    if (lane == 0) counts[warp % WARPS] = own;
     cluster.sync();
     int before = 0;
     for (int w = lane; w < warp; w += WARP) before += cluster.map_shared_rank(counts, w / WARPS)[w % WARPS];
     before = warp_reduce(before, Sum());
-    cluster.sync(); // Nobody leaves while others read its counts.
-    if (index < before || before + mine <= index) return;
+    cluster.sync(); // A CTA must not exit while others read its counts.
+    if (index < before || before + own <= index) return;
     for (int t = from + lane; before <= index; t += WARP) {
-        bool equal = t < to && key_of(row.logits[t]) == key;
+        bool equal = t < to && ordered_key(row.logits[t]) == key;
         unsigned all = __ballot_sync(ALL_LANES, equal);
         if (equal && before + __popc(all & ((1u << lane) - 1)) == index) *out = t;
         before += __popc(all);
     }
 }
 
-// The row with bias, penalties, bans and mask, in a copy where there are any.
-__device__ const float *prepare(const SampleArgs &a, const SampleRow &p, int64_t r) {
+// Applies mask, logit bias, penalties and bans, in a copy; returns the row itself where there are none.
+__device__ const float *process_logits(const SampleArgs &a, const SampleRow &p, int64_t r) {
     const float *raw = a.logits.row<float>(r);
     if (p.history[1] == 0 && p.banned[1] == 0 && p.bias[1] == 0 && p.mask < 0) return raw;
     float *logits = a.scratch.row<float>(r);
@@ -269,9 +274,9 @@ __device__ const float *prepare(const SampleArgs &a, const SampleRow &p, int64_t
     auto allowed = [&](int t) { return !mask || (mask[t / 32] >> (t % 32) & 1); };
     auto cluster = cooperative_groups::this_cluster();
     uint32_t thread = thread_of_row(), threads = threads_of_row();
-    each<false>(raw, a.logits.cols, [&](int t, float logit) { logits[t] = allowed(t) ? logit : -INFINITY; });
+    for_each_logit<false>(raw, a.logits.cols, [&](int t, float logit) { logits[t] = allowed(t) ? logit : -INFINITY; });
     cluster.sync();
-    if (p.bias[1] != 0) { // The same in all threads of the cluster, as the barrier needs.
+    if (p.bias[1] != 0) { // Uniform across the cluster, as the barrier needs.
         for (uint32_t i = thread; i < p.bias[1]; i += threads) {
             const int32_t *entry = a.bias.row<int32_t>(p.bias[0] + i);
             logits[entry[0]] = __fadd_rn(logits[entry[0]], __int_as_float(entry[1]));
@@ -283,7 +288,7 @@ __device__ const float *prepare(const SampleArgs &a, const SampleRow &p, int64_t
         if (!allowed(entry[0])) continue;
         float times = entry[1], logit = logits[entry[0]];
         logit = logit > 0.0f ? logit / p.repetition_penalty : logit * p.repetition_penalty;
-        // Two roundings, as everywhere: which of two tokens is likelier must not depend on the device.
+        // No fused multiply-add, as in the other backends: which of two tokens is likelier must not depend on the device.
         if (times > 0.0f)
             logit = __fsub_rn(logit, __fadd_rn(p.presence_penalty, __fmul_rn(times, p.frequency_penalty)));
         logits[entry[0]] = logit;
@@ -294,54 +299,54 @@ __device__ const float *prepare(const SampleArgs &a, const SampleRow &p, int64_t
     return logits;
 }
 
-// The sum of the weights that survive top-k, top-p and min-p.
+// The sum of the weights that top-k, top-p and min-p keep.
 __device__ u64 kept_weight(const Row &row, const SampleRow &p) {
     u64 total = 0;
     if (p.top_k > 0 && p.top_k < static_cast<uint32_t>(row.vocab)) {
-        Place k = search(row, p.top_k, true);
+        Threshold k = find_threshold(row, p.top_k, true);
         total = k.above + (p.top_k - k.count) * k.weight;
     } else {
-        each(row.logits, row.vocab, [&](int, float logit) { total += row.weight(logit); });
+        for_each_logit(row.logits, row.vocab, [&](int, float logit) { total += row.weight(logit); });
         total = row_reduce(total, Sum());
     }
     if (p.top_p < 1.0f) {
         u64 target = max(u64{1}, static_cast<u64>(static_cast<double>(p.top_p) * total));
-        Place place = search(row, target, false);
-        u64 needed = place.weight == 0 ? 0 : (target - place.above + place.weight - 1) / place.weight;
-        total = min(total, place.above + needed * place.weight);
+        Threshold p_end = find_threshold(row, target, false);
+        u64 needed = p_end.weight == 0 ? 0 : (target - p_end.above + p_end.weight - 1) / p_end.weight;
+        total = min(total, p_end.above + needed * p_end.weight);
     }
     if (p.min_p > 0.0f) {
         u64 likely = 0;
-        each(row.logits, row.vocab, [&](int, float logit) {
-            if (row.plain_weight(logit) >= p.min_p) likely += row.weight(logit);
+        for_each_logit(row.logits, row.vocab, [&](int, float logit) {
+            if (row.relative_probability(logit) >= p.min_p) likely += row.weight(logit);
         });
         total = min(total, max(u64{1}, row_reduce(likely, Sum())));
     }
     return total;
 }
 
-// Blocks (row, part of its vocabulary), those of a row in a cluster; their number is a power of two.
-extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(SampleArgs a) {
+// Grid (row, 1, part of the vocabulary); the CTAs of a row are a cluster, whose size is a power of two.
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM) sample(SampleArgs a) {
     pdl_prologue();
     int64_t r = blockIdx.x;
     const SampleRow p = *reinterpret_cast<const SampleRow *>(a.params.row<int32_t>(r));
-    Row row = {prepare(a, p, r), a.logits.cols, 0.0f, p.temperature};
-    // The likeliest token, the lowest id among equals: the key above, the id inverted below.
+    Row row = {process_logits(a, p, r), a.logits.cols, 0.0f, p.temperature};
+    // The most likely token, the lowest id among equals: the maximum of (key, inverted id).
     u64 first = 0;
-    each<false>(row.logits, row.vocab, [&](int t, float logit) {
-        first = max(first, static_cast<u64>(key_of(logit)) << 32 | (0xffffffffu - t));
+    for_each_logit<false>(row.logits, row.vocab, [&](int t, float logit) {
+        first = max(first, static_cast<u64>(ordered_key(logit)) << 32 | (0xffffffffu - t));
     });
     first = row_reduce(first, Max());
-    row.best = of_key(static_cast<uint32_t>(first >> 32));
-    // Where everything is banned or masked out, there is no distribution.
-    if (p.temperature == 0.0f || p.top_k == 1 || row.best == -INFINITY) {
+    row.max_logit = float_of_key(static_cast<uint32_t>(first >> 32));
+    // If every token is banned or masked, there is no distribution.
+    if (p.temperature == 0.0f || p.top_k == 1 || row.max_logit == -INFINITY) {
         if (thread_of_row() == 0) a.out[r] = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(first));
         return;
     }
     u64 total = kept_weight(row, p), word = philox(p.seed, p.position, p.stream) >> 8;
     u64 left = (total >> 24) * word + (((total & 0xffffffull) * word) >> 24);
-    Place place = search(row, left + 1, false);
-    u64 needed = place.weight == 0 ? 1 : (left + 1 - place.above + place.weight - 1) / place.weight;
-    int index = min(static_cast<int>(min(needed, u64{0x7fffffff})), static_cast<int>(place.ties)) - 1;
-    write_tie(row, place.key, max(index, 0), &a.out[r]);
+    Threshold sampled = find_threshold(row, left + 1, false);
+    u64 needed = sampled.weight == 0 ? 1 : (left + 1 - sampled.above + sampled.weight - 1) / sampled.weight;
+    int index = min(static_cast<int>(min(needed, u64{0x7fffffff})), static_cast<int>(sampled.ties)) - 1;
+    write_tie(row, sampled.key, max(index, 0), &a.out[r]);
 }

@@ -1,9 +1,9 @@
-// What the library exports.
+// The exported functions of the library.
 #include "library.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// Starts the kernel; returns a `cudaError_t`.
+// Launches the prefill kernel; returns a `cudaError_t`.
 EXPORTED int32_t loramux_prefill(const PrefillArgs *args, void *stream) {
     auto on = static_cast<cudaStream_t>(stream);
     switch (args->head_dim) {
@@ -13,7 +13,7 @@ EXPORTED int32_t loramux_prefill(const PrefillArgs *args, void *stream) {
     }
 }
 
-// What a `cudaError_t` means.
+// The text of a `cudaError_t`.
 EXPORTED const char *loramux_error(int32_t error) {
     return cudaGetErrorString(static_cast<cudaError_t>(error));
 }

@@ -13,8 +13,8 @@
 //   of attention_prefill.cu (bench/evidence, "attention of prompts").
 #pragma once
 
-// FlashInfer's own collection of CUTLASS headers has parts of CUTLASS's tests in it, which need cuRAND. Its
-// attention uses none of them.
+// Replaces a header of FlashInfer that includes parts of CUTLASS's tests, which need cuRAND. The attention kernels use
+// none of them.
 #define FLASHINFER_CUTLASS_UTILS_CUH_
 #include <cute/tensor.hpp>
 #include <cutlass/cutlass.h>
@@ -42,7 +42,7 @@ Params params_of(const PrefillArgs &a) {
     p.head_indices = list(a.heads_of), p.qo_tile_indices = list(a.tiles);
     p.qo_indptr = list(a.first_rows), p.qo_lens = list(a.rows_of);
     p.kv_indptr = list(a.first_blocks), p.kv_lens = list(a.keys_of);
-    // Read, but not used by this variant.
+    // Must be readable, but this variant does not use it.
     p.batch_indices = list(a.heads_of);
     p.kv_indices = list(a.tables);
     p.additional_params.sm_scale = a.scale;
@@ -58,9 +58,9 @@ Params params_of(const PrefillArgs &a) {
     return p;
 }
 
-// A pipeline whose consumers see what producers copied. Paged keys and values come by `cp.async`, which writes by the
-// generic proxy, and are multiplied by `wgmma`, which reads by the asynchronous one: a fence belongs between the two (PTX
-// ISA, "Async proxy"), which FlashInfer does without.
+// Adds a proxy fence to the consumer side of a pipeline. Paged keys and values are copied by cp.async, which writes by the
+// generic proxy, and multiplied by wgmma, which reads by the async proxy: the PTX ISA ("Async proxy") asks for a fence in
+// between, which FlashInfer lacks.
 template <class Pipeline> struct Fenced : Pipeline {
     using Pipeline::Pipeline;
 
@@ -70,7 +70,7 @@ template <class Pipeline> struct Fenced : Pipeline {
     }
 };
 
-// Rows and keys of a tile are FlashInfer's own choice for these heads.
+// The tile sizes are those that FlashInfer chooses for these head_dims.
 template <int DIM>
 using Base = flashinfer::AttentionKernelTraits</*USE_TMA_LOAD_KV=*/false, DIM, DIM, DIM == 64 ? 192 : 128,
                                                /*CTA_KV=*/96, /*NUM_STAGES=*/2, T, T, T, int32_t,
@@ -81,8 +81,8 @@ template <int DIM> struct Traits : Base<DIM> {
 
 } // namespace
 
-// Stores the outputs of a tile by way of shared memory. FlashInfer's own epilogue lets warps read what others have not
-// written: all of them arrive twice at a barrier for all, of whom the faster half then suffice.
+// Stores the outputs of a tile through shared memory. FlashInfer 0.7.2's own epilogue has a race: every warp arrives twice
+// at a barrier that counts each once, so that the faster half completes it and reads what the others have not written.
 template <int DIM> struct flashinfer::CollectiveEpilogue<Traits<DIM>> : flashinfer::CollectiveEpilogue<Base<DIM>> {
     using Own = flashinfer::CollectiveEpilogue<Base<DIM>>;
 
@@ -95,31 +95,31 @@ template <int DIM> struct flashinfer::CollectiveEpilogue<Traits<DIM>> : flashinf
         auto copy_sums = make_tiled_copy_C(typename Own::SmemCopyAtomO{}, mma);
         auto mine = copy_sums.get_thread_slice(thread);
         auto narrow = flashinfer::convert_type<T>(sums);
-        in_step(); // All have read the values that lie there.
+        mma_threads_sync(); // All have read the values whose place the outputs take.
         cute::copy(copy_sums, mine.retile_S(narrow), mine.partition_D(outputs));
-        in_step(); // All have written.
+        mma_threads_sync(); // All have written their outputs.
         flashinfer::write_O<Own::NUM_COPY_THREADS>(params.O_ptr, typename Own::TiledCopyO{}, params.layout_O,
                                                    select<0, 1>(typename Own::TileShape_PDV{}), outputs, thread, tile,
                                                    head, first_row, rows, /*write_warp_idx=*/0);
-        in_step(); // All have read: what comes next may lie there.
+        mma_threads_sync(); // All have read them: the next values may overwrite them.
     }
 
-    // Waits for all threads that multiply.
-    __device__ static void in_step() {
+    // A barrier of the consumer warpgroups.
+    __device__ static void mma_threads_sync() {
         cutlass::arch::NamedBarrier::sync(Own::NUM_MMA_THREADS, int(flashinfer::NamedBarriers::kValueEmpty));
     }
 };
 
 namespace {
 
-template <int DIM, bool WINDOW> cudaError_t start(const PrefillArgs &args, cudaStream_t stream) {
+template <int DIM, bool WINDOW> cudaError_t launch(const PrefillArgs &args, cudaStream_t stream) {
     Params params = params_of(args);
     return flashinfer::BatchPrefillWithPagedKVCacheKernelTraitsDispatched<
         Traits<DIM>, WINDOW, /*CAUSAL=*/true, /*SAME_SCHEDULE_FOR_ALL_HEADS=*/false>(params, stream);
 }
 
 template <int DIM> cudaError_t prefill(const PrefillArgs &args, cudaStream_t stream) {
-    return args.before < 0 ? start<DIM, false>(args, stream) : start<DIM, true>(args, stream);
+    return args.before < 0 ? launch<DIM, false>(args, stream) : launch<DIM, true>(args, stream);
 }
 
 } // namespace
