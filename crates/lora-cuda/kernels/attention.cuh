@@ -1,7 +1,7 @@
 // Arguments of the attention kernels, and helpers that they share.
 #pragma once
 
-#include "common.cuh"
+#include "mma.cuh"
 
 // Laid out as `AttentionArgs` of ops/attention.rs.
 struct AttentionArgs {
@@ -44,17 +44,6 @@ __device__ inline int64_t cache_row(const AttentionArgs &a, const int32_t *table
 // The first position that a row at position `last` may see.
 __device__ inline int first_key(const AttentionArgs &a, int last) {
     return a.window > 0 ? max(last + 1 - a.window, 0) : 0;
-}
-
-// Two floats as a register of two 16-bit numbers; the first has the low bits.
-__device__ inline uint32_t pack2(bf16, float a, float b) {
-    __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
-    return *reinterpret_cast<uint32_t *>(&both);
-}
-
-__device__ inline uint32_t pack2(f16, float a, float b) {
-    __half2 both = __floats2half2_rn(a, b);
-    return *reinterpret_cast<uint32_t *>(&both);
 }
 
 // Converts two e4m3 in the low bits of `codes` to 16-bit numbers, which hold them exactly.

@@ -31,29 +31,7 @@ constexpr int VALUE_STEP = 64; // elements of a value that eight lanes load at o
 // CTAs per SM by head_dim, which bound the registers that keys, values and accumulators may take.
 constexpr int CTAS_64 = 4, CTAS_96 = 3, CTAS_128 = 3, CTAS_256 = 2;
 
-// d += a b for tiles a [16, 16] and b [16, 8], in the fragments of `mma.m16n8k16`.
-__device__ void mma(bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ void mma(f16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Transposes an [8, 8] matrix of 16-bit elements; lane i has elements i % 4 * 2 and the next of row i / 4.
-__device__ uint32_t transposed(uint32_t v) {
-    uint32_t t;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(v));
-    return t;
-}
-
-// Loads that bypass the L1, for data that is used once. `volatile` keeps them where the program has them, well before
+// Loads that take no line of the L1, for data that is used once. `volatile` keeps them where the program has them, well before
 // their use.
 __device__ void load_once(uint4 &to, const void *from) {
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -179,8 +157,8 @@ template <int DIM, class T, class C> struct State {
 
     // acc += P V for a tile.
     __device__ void add(const float (&weights)[4], const Values<DIM, C> &values) {
-        uint32_t low = transposed(pack2(T{}, weights[0], weights[1]));
-        uint32_t high = transposed(pack2(T{}, weights[2], weights[3]));
+        uint32_t low = movmatrix_trans(pack2(T{}, weights[0], weights[1]));
+        uint32_t high = movmatrix_trans(pack2(T{}, weights[2], weights[3]));
         auto multiply = [&](float (&to)[4], uint32_t v0, uint32_t v1, uint32_t v2, uint32_t v3) {
             mma(T{}, to,
                 {low_halves(v0, v1), high_halves(v0, v1), low_halves(v2, v3), high_halves(v2, v3)},
@@ -231,8 +209,8 @@ struct Span {
         base = first_key(a, position) + turn * KEYS, last = position, step = WARPS * gridDim.z * KEYS;
     }
 
-    // The cache row of key `lane % KEYS` of the tile at `from`. Behind the last key the block table is not valid, so the
-    // last key is read again; its copies are masked.
+    // The cache row of key `lane % KEYS` of the tile at `from`. Behind the last key, block table and cache may hold
+    // anything, so the last key is read again; its copies are masked.
     __device__ int row(const AttentionArgs &a, const int32_t *table, int from) const {
         int p = min(from + int(threadIdx.x % KEYS), last);
         return static_cast<int>(cache_row(a, table, p));

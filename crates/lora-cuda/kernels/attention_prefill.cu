@@ -199,8 +199,8 @@ template <int DIM, class T, class C> struct Mainloop {
     int column, count; // `count`: rows of the tile
     KvLoader<DIM, T, C> keys, values;
 
-    // The cache row of the thread's key of a tile. Behind the last key the block table is not valid, so the last key is
-    // read again; its copies are masked.
+    // The cache row of the thread's key of a tile. Behind the last key, block table and cache may hold anything, so the
+    // last key is read again; its copies are masked.
     __device__ int look_up(int tile) const {
         int key = min(run.first_key + tile * KEYS + int(threadIdx.x), run.last_key);
         return threadIdx.x < KEYS ? int(cache_row(a, run.table, key)) : 0;

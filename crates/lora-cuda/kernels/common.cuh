@@ -105,6 +105,14 @@ __device__ inline uint32_t smem_address(const void *p) {
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
+// Waits for THREADS threads at one of the CTA's sixteen barriers, of which `__syncthreads` uses number 0.
+template <int NUMBER, int THREADS> __device__ inline void named_barrier_sync() {
+    asm volatile("bar.sync %0, %1;" ::"n"(NUMBER), "n"(THREADS) : "memory");
+}
+template <int THREADS> __device__ inline void named_barrier_sync(int number) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
+}
+
 struct Sum {
     template <class T> __device__ T operator()(T a, T b) const { return a + b; }
 };

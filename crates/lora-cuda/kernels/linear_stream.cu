@@ -208,9 +208,7 @@ __device__ void produce_x(const StreamArgs &a, const Smem<S> &smem, const Work &
 }
 
 // A barrier of the epilogue warps.
-__device__ void epilogue_sync() {
-    asm volatile("bar.sync %0, %1;" ::"n"(EPILOGUE_BARRIER), "n"(EPILOGUE_THREADS) : "memory");
-}
+__device__ void epilogue_sync() { named_barrier_sync<EPILOGUE_BARRIER, EPILOGUE_THREADS>(); }
 
 // A consumer's side of both pipelines.
 struct ConsumerState {

@@ -18,6 +18,7 @@
 //   `_gate_added` serve what cuBLASLt multiplies: fewer rows, and FP8. GEMM and SwiGLU take 643 us where
 //   cuBLASLt and silu_mul took 621 and 60 (bench/evidence, "Prefill").
 #include "linear_tiles_loader.cuh"
+#include "mma.cuh"
 
 // Registers per thread once the warpgroups have traded them: consumers hold 128 accumulators each, and copying needs
 // few.
@@ -84,17 +85,7 @@ struct Producer {
 };
 
 // A barrier of one consumer warpgroup; named barrier 0 is that of `__syncthreads`.
-__device__ void warpgroup_sync(int group) {
-    asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(WARPGROUP) : "memory");
-}
-
-// Two floats as a register of two 16-bit numbers; the first has the low bits.
-template <class T> __device__ uint32_t narrow_pair(float a, float b) {
-    struct alignas(4) {
-        T low, high;
-    } v{from_float<T>(a), from_float<T>(b)};
-    return *reinterpret_cast<uint32_t *>(&v);
-}
+__device__ void warpgroup_sync(int group) { named_barrier_sync<WARPGROUP>(group + 1); }
 
 // What the kernels of this file compute.
 enum class Mode {
@@ -244,10 +235,7 @@ template <class T, Mode MODE> struct Consumer {
     __device__ void add_base(const uint8_t *tile, int chunk, float (&values)[2][4]) const {
         uint32_t pairs[4];
         int row = group * WARPGROUP_ROWS + warp * 16 + lane % 16;
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
-                     : "r"(smem_address(tile + swizzled_offset(row, chunk + lane / 16)))
-                     : "memory");
+        ldmatrix_x4(pairs, tile + swizzled_offset(row, chunk + lane / 16));
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float2 two = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162 *>(&pairs[i]));
@@ -258,22 +246,12 @@ template <class T, Mode MODE> struct Consumer {
     // Puts sixteen outputs of the warp's rows into a box, from chunk `chunk` on.
     __device__ void fill(uint8_t *box, int chunk, const float (&values)[2][4]) const {
         int row = warp * 16 + lane % 16;
-        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                         smem_address(box + swizzled_offset(row, chunk + lane / 16))),
-                     "r"(narrow_pair<T>(values[0][0], values[0][1])),
-                     "r"(narrow_pair<T>(values[0][2], values[0][3])),
-                     "r"(narrow_pair<T>(values[1][0], values[1][1])),
-                     "r"(narrow_pair<T>(values[1][2], values[1][3]))
-                     : "memory");
+        auto pack = [](float low, float high) { return pack2(from_float<T>(low), from_float<T>(high)); };
+        stmatrix_x4(box + swizzled_offset(row, chunk + lane / 16),
+                    {pack(values[0][0], values[0][1]), pack(values[0][2], values[0][3]),
+                     pack(values[1][0], values[1][1]), pack(values[1][2], values[1][3])});
     }
 };
-
-template <int REGISTERS> __device__ void setmaxnreg_inc() {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
-}
-template <int REGISTERS> __device__ void setmaxnreg_dec() {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
-}
 
 __device__ void init(const Smem &smem, int thread) {
     if (thread < STAGES) {

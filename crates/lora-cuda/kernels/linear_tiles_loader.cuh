@@ -32,9 +32,7 @@ struct LoraLoader {
     __device__ LoraLoader(const TilesArgs &a, const Smem &smem, int thread)
         : a(a), smem(smem), thread(thread), slices(a, 0) {}
 
-    __device__ static void sync() {
-        asm volatile("bar.sync %0, %1;" ::"n"(LOADER_BARRIER), "n"(LOADERS) : "memory");
-    }
+    __device__ static void sync() { named_barrier_sync<LOADER_BARRIER, LOADERS>(); }
 
     __device__ void run() {
         if (a.lora.slices == 0) return;

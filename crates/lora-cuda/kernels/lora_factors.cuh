@@ -2,20 +2,7 @@
 #pragma once
 
 #include "lora.cuh"
-
-// d += a b for tiles a [16, 16] and b [16, 8] of bf16, in the fragments of `mma.m16n8k16`.
-__device__ inline void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                           uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// Two bf16 as one register; the first has the low bits.
-__device__ inline uint32_t pack2(bf16 a, bf16 b) {
-    return uint32_t(__bfloat16_as_ushort(a)) | uint32_t(__bfloat16_as_ushort(b)) << 16;
-}
+#include "mma.cuh"
 
 // Four adjacent elements of a row of B, of which `count` exist; the rest are zeros.
 __device__ inline uint2 load_up_to_4(const bf16 *from, int count) {
@@ -54,8 +41,8 @@ template <int T> struct Factors {
     __device__ void multiply(uint2 hi, uint2 lo, float (&acc)[T][4]) const {
 #pragma unroll
         for (int t = 0; t < T; t++) {
-            mma(acc[t], even[t].x, odd[t].x, even[t].y, odd[t].y, hi.x, hi.y);
-            mma(acc[t], even[t].x, odd[t].x, even[t].y, odd[t].y, lo.x, lo.y);
+            mma(bf16{}, acc[t], {even[t].x, odd[t].x, even[t].y, odd[t].y}, hi.x, hi.y);
+            mma(bf16{}, acc[t], {even[t].x, odd[t].x, even[t].y, odd[t].y}, lo.x, lo.y);
         }
     }
 };

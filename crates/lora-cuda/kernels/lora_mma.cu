@@ -122,8 +122,8 @@ __device__ void multiply(const bf16 *x, const bf16 *low, const bf16 *high, Colum
         if (!__any_sync(ALL_LANES, any != 0)) continue;
 #pragma unroll
         for (int i = 0; i < UNROLL; i++) {
-            mma(acc, p[i].x, r[i].x, p[i].y, r[i].y, v[i].x, v[i].y);
-            mma(acc, p[i].z, r[i].z, p[i].w, r[i].w, v[i].z, v[i].w);
+            mma(bf16{}, acc, {p[i].x, r[i].x, p[i].y, r[i].y}, v[i].x, v[i].y);
+            mma(bf16{}, acc, {p[i].z, r[i].z, p[i].w, r[i].w}, v[i].z, v[i].w);
         }
     }
 }

@@ -11,7 +11,7 @@
 // Chosen when: always (ops/sample.rs); rows are split until about 256 CTAs are busy.
 #include <cooperative_groups.h>
 
-#include "common.cuh"
+#include "float_order.cuh"
 
 constexpr int THREADS = 512;
 constexpr int CTAS_PER_SM = 2;
@@ -33,16 +33,6 @@ struct SampleArgs {
     const int32_t *banned;
     int32_t *out;
 };
-
-// An integer that is ordered as the float is; zeros of both signs are equal.
-__device__ uint32_t ordered_key(float v) {
-    uint32_t bits = __float_as_uint(v + 0.0f);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-__device__ float float_of_key(uint32_t key) {
-    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-}
 
 // Philox4x32-10 (Salmon et al., 2011): the first word of a block.
 __device__ uint32_t philox(const uint32_t seed[2], uint32_t c0, uint32_t c1) {
@@ -331,16 +321,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM) sample(Sample
     int64_t r = blockIdx.x;
     const SampleRow p = *reinterpret_cast<const SampleRow *>(a.params.row<int32_t>(r));
     Row row = {process_logits(a, p, r), a.logits.cols, 0.0f, p.temperature};
-    // The most likely token, the lowest id among equals: the maximum of (key, inverted id).
+    // The most likely token, the lowest id among equals: see `ordered_pair`.
     u64 first = 0;
     for_each_logit<false>(row.logits, row.vocab, [&](int t, float logit) {
-        first = max(first, static_cast<u64>(ordered_key(logit)) << 32 | (0xffffffffu - t));
+        first = max(first, ordered_pair(logit, t));
     });
     first = row_reduce(first, Max());
-    row.max_logit = float_of_key(static_cast<uint32_t>(first >> 32));
+    row.max_logit = float_of_pair(first);
     // If every token is banned or masked, there is no distribution.
     if (p.temperature == 0.0f || p.top_k == 1 || row.max_logit == -INFINITY) {
-        if (thread_of_row() == 0) a.out[r] = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(first));
+        if (thread_of_row() == 0) a.out[r] = index_of_pair(first);
         return;
     }
     u64 total = kept_weight(row, p), word = philox(p.seed, p.position, p.stream) >> 8;

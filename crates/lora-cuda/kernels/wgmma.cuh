@@ -6,6 +6,15 @@
 
 constexpr int WARPGROUP = 4 * WARP;
 
+// Raises or lowers the registers of each thread of the warpgroup, which takes them from or gives them to a pool of the
+// CTA.
+template <int REGISTERS> __device__ inline void setmaxnreg_inc() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS> __device__ inline void setmaxnreg_dec() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
 // Descriptor of an operand in shared memory: rows of 128 bytes under 128-byte swizzling. An MN-major operand of more
 // than one such column of rows has them `leading_bytes` apart; K-major operands do not use that distance.
 __device__ inline uint64_t smem_descriptor(const void *tile, int leading_bytes = 0) {

@@ -43,14 +43,16 @@ macro_rules! sources {
 }
 
 /// Headers, which are not compiled by themselves.
-pub const HEADERS: [Source; 9] = sources![
+pub const HEADERS: [Source; 11] = sources![
     "attention.cuh",
     "cluster.cuh",
     "common.cuh",
+    "float_order.cuh",
     "linear_tiles.cuh",
     "linear_tiles_loader.cuh",
     "lora.cuh",
     "lora_factors.cuh",
+    "mma.cuh",
     "tma.cuh",
     "wgmma.cuh",
 ];
