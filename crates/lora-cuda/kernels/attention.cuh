@@ -14,6 +14,10 @@ struct AttentionArgs {
     int32_t heads, kv_heads, head_dim;
     int32_t apart; // Whether the prefill kernel leaves rows that are alone to a decode kernel, launched after it.
 };
+static_assert(sizeof(AttentionArgs) == 192 && offsetof(AttentionArgs, out) == 96 &&
+              offsetof(AttentionArgs, sequences) == 128 && offsetof(AttentionArgs, table_stride) == 152 &&
+              offsetof(AttentionArgs, scale) == 160 && offsetof(AttentionArgs, heads) == 176 &&
+              offsetof(AttentionArgs, apart) == 188);
 
 // Whether a row is the only one of its sequence: the rows beside it are of others.
 __device__ inline bool is_alone(const AttentionArgs &a, int r) {

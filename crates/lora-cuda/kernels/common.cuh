@@ -1,6 +1,7 @@
 // Shared by all kernels: matrices by value, element types, vectors of eight, reductions in a fixed order.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -28,7 +29,8 @@ __device__ inline void pdl_prologue() {
 // Dtypes as numbered by `dtype_number` in args.rs.
 enum : int32_t { DTYPE_F32 = 0, DTYPE_F16 = 1, DTYPE_BF16 = 2, DTYPE_I32 = 3, DTYPE_F8 = 4 };
 
-// A row-major matrix; `data` points at its first element. Laid out as `MatArg` of args.rs.
+// A row-major matrix; `data` points at its first element. Laid out as `MatArg` of args.rs. Every struct that the host
+// fills states its layout, as its twin in Rust does.
 struct Mat {
     void *data;
     int64_t row_stride;
@@ -38,6 +40,8 @@ struct Mat {
         return static_cast<T *>(data) + r * row_stride;
     }
 };
+static_assert(sizeof(Mat) == 32 && offsetof(Mat, row_stride) == 8 && offsetof(Mat, rows) == 16 &&
+              offsetof(Mat, dtype) == 24 && offsetof(Mat, padding) == 28);
 
 __device__ inline float to_float(float v) { return v; }
 __device__ inline float to_float(f16 v) { return __half2float(v); }

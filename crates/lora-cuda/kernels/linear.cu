@@ -19,6 +19,8 @@ struct LinearArgs {
     const float *w_scales; // By output; null: 1.
     const float *bias;     // By output; null: 0.
 };
+static_assert(sizeof(LinearArgs) == 120 && offsetof(LinearArgs, out) == 64 &&
+              offsetof(LinearArgs, x_scales) == 96 && offsetof(LinearArgs, bias) == 112);
 
 constexpr int ROWS = 8;            // of x that a warp takes together
 constexpr int VECS_PER_THREAD = 4; // of a row in the registers of `quantise_rows_vec8`
@@ -66,6 +68,8 @@ struct QuantiseArgs {
     float *scales;
     float scale;
 };
+static_assert(sizeof(QuantiseArgs) == 80 && offsetof(QuantiseArgs, codes) == 32 &&
+              offsetof(QuantiseArgs, scales) == 64 && offsetof(QuantiseArgs, scale) == 72);
 
 // The scale of a row with this largest magnitude. A row whose scale would be subnormal is as good as zero.
 __device__ float row_scale(float largest) {
@@ -172,6 +176,8 @@ struct RowNormArgs {
     int64_t from;
     float scale;
 };
+static_assert(sizeof(RowNormArgs) == 128 && offsetof(RowNormArgs, w_scales) == 96 &&
+              offsetof(RowNormArgs, from) == 112 && offsetof(RowNormArgs, scale) == 120);
 
 // norms[i] = |w[from + i] * w_scale + scale * b[i] a|, a and b in f32. A warp per row.
 extern "C" __global__ void row_norms(RowNormArgs args) {

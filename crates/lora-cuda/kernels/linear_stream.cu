@@ -33,6 +33,10 @@ struct StreamArgs {
     int32_t steps;         // Of K, 128 bytes each.
     int32_t stages;        // Of the ring of weights: as many as shared memory has room for.
 };
+static_assert(sizeof(StreamArgs) == 448 && offsetof(StreamArgs, x) == 128 &&
+              offsetof(StreamArgs, out) == 256 && offsetof(StreamArgs, x_scales) == 288 &&
+              offsetof(StreamArgs, lora) == 312 && offsetof(StreamArgs, dtype) == 392 &&
+              offsetof(StreamArgs, stages) == 400);
 
 constexpr int OUTPUTS = 64;                 // of a consumer warpgroup: the M of wgmma, as weights are its `a`
 constexpr int EPILOGUE_THREADS = WARPGROUP; // in four warps
@@ -89,6 +93,7 @@ struct Barriers {
     Mbarrier w_full[MAX_STAGES], w_empty[MAX_STAGES], x_full[MAX_X_STAGES], x_empty[MAX_X_STAGES];
     ClusterBarrier sums_full, sums_empty;
 };
+static_assert(sizeof(Barriers) + SWIZZLE_ATOM <= 2048, "`REST` of ops/linear_stream.rs");
 
 // Shared memory of a CTA. S: the `TileShape`.
 template <class S> struct Smem {

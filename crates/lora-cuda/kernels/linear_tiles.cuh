@@ -15,6 +15,8 @@ struct ManyRows {
     int32_t starts[MAX_SLICES + 1]; // First output of each slice, and the end of the last.
     int32_t slices, max_rank;
 };
+static_assert(sizeof(ManyRows) == 72 && offsetof(ManyRows, z) == 32 && offsetof(ManyRows, starts) == 40 &&
+              offsetof(ManyRows, slices) == 60 && offsetof(ManyRows, max_rank) == 64);
 
 // Laid out as `TilesArgs` of ops/linear_tiles.rs.
 struct TilesArgs {
@@ -28,6 +30,9 @@ struct TilesArgs {
     int32_t steps;  // Of K, 128 bytes each.
     int32_t bases;  // Boxes per half that are loaded from the output of the GEMM, in mode GATE_ADDED.
 };
+static_assert(sizeof(TilesArgs) == 512 && offsetof(TilesArgs, out) == 256 &&
+              offsetof(TilesArgs, bias) == 384 && offsetof(TilesArgs, lora) == 392 &&
+              offsetof(TilesArgs, rows) == 464 && offsetof(TilesArgs, bases) == 484);
 
 constexpr int ROWS = 128, OUTPUTS = 256; // of a CTA's tile
 constexpr int HALF = OUTPUTS / 2;
@@ -66,6 +71,7 @@ struct Control {
     int32_t slots[ROWS];                             // by row of the tile that the loader warps work on
     uint16_t rank_blocks[MAX_ROW_TILES * MAX_SLICES]; // by group of 256 rows and slice
 };
+static_assert(sizeof(Control) == 1920, "`CONTROL` of ops/linear_tiles.rs");
 
 // Shared memory of a CTA.
 struct Smem {

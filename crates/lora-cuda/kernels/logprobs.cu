@@ -15,6 +15,8 @@ struct LogprobArgs {
     float *target;            // By row: log-probability of the target.
     int32_t *rank;            // By row: rank of the target, from 1.
 };
+static_assert(sizeof(LogprobArgs) == 120 && offsetof(LogprobArgs, top) == 64 &&
+              offsetof(LogprobArgs, targets) == 96 && offsetof(LogprobArgs, rank) == 112);
 
 // Grid (row).
 extern "C" __global__ void logprobs(LogprobArgs a) {

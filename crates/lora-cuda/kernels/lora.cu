@@ -69,6 +69,8 @@ struct LoraRowsArgs {
     const int32_t *slots; // By row; negative without an adapter.
     int32_t in_dim;
 };
+static_assert(sizeof(LoraRowsArgs) == 96 && offsetof(LoraRowsArgs, ids) == 64 &&
+              offsetof(LoraRowsArgs, slots) == 80 && offsetof(LoraRowsArgs, in_dim) == 88);
 
 // The index of a token among those that the adapter brings along, or -1.
 __device__ int find_token(const TokenRows &rows, int id) {

@@ -11,6 +11,9 @@ struct SlotRow {
     float scale;
     int32_t rank, a_dtype, b_dtype, replacement_dtype, active;
 };
+static_assert(sizeof(SlotRow) == 64 && offsetof(SlotRow, replacement) == 16 &&
+              offsetof(SlotRow, shift) == 32 && offsetof(SlotRow, scale) == 40 &&
+              offsetof(SlotRow, active) == 60);
 
 // The weight of an RMS norm by row: its adapter's, or else the base model's. Laid out as `NormWeightArg` of
 // ops/norm.rs. No kernel writes any of it.
@@ -26,6 +29,8 @@ struct NormWeight {
         return own ? static_cast<const float *>(own) : base;
     }
 };
+static_assert(sizeof(NormWeight) == 24 && offsetof(NormWeight, adapters) == 8 &&
+              offsetof(NormWeight, slots) == 16);
 
 // Rows of the vocabulary that an adapter brings along. Laid out as `TokenRows` of ops/lora_rows.rs.
 struct TokenRows {
@@ -33,6 +38,8 @@ struct TokenRows {
     const int32_t *ids; // Ascending.
     int32_t count, dtype;
 };
+static_assert(sizeof(TokenRows) == 24 && offsetof(TokenRows, ids) == 8 && offsetof(TokenRows, count) == 16 &&
+              offsetof(TokenRows, dtype) == 20);
 
 // The adapters of a site, and which rows of the batch use them. Laid out as `LoraArgs` of ops/lora.rs.
 struct LoraArgs {
@@ -52,6 +59,10 @@ struct LoraArgs {
     int32_t chunk, partials; // Columns of K per partial, and their number.
     int32_t tile_rows;       // Rows of a full tile.
 };
+static_assert(sizeof(LoraArgs) == 176 && offsetof(LoraArgs, ids) == 64 && offsetof(LoraArgs, order) == 80 &&
+              offsetof(LoraArgs, tiles) == 112 && offsetof(LoraArgs, z) == 136 &&
+              offsetof(LoraArgs, inputs) == 144 && offsetof(LoraArgs, slices) == 152 &&
+              offsetof(LoraArgs, tile_rows) == 172);
 
 __device__ inline float *z_of(const LoraArgs &a, int64_t row, int slice, int rank) {
     return a.z + (row * a.slices + slice) * a.max_rank + rank;
@@ -72,6 +83,9 @@ struct FewRows {
     int32_t slices, max_rank, partials;
     int32_t *inputs; // Two words by which the shrink, the kernel before, signals that x is ready.
 };
+static_assert(sizeof(FewRows) == 80 && offsetof(FewRows, z) == 32 && offsetof(FewRows, starts) == 40 &&
+              offsetof(FewRows, slices) == 56 && offsetof(FewRows, partials) == 64 &&
+              offsetof(FewRows, inputs) == 72);
 
 // The GEMM needs x now and z only in its epilogue, so it polls a ready flag instead of waiting for the shrink grid.
 // The flag is an epoch, of which there are two words in global memory: the shrink increments the first before it

@@ -25,6 +25,9 @@ struct ShrinkArgs {
     int32_t slices, max_rank;
     int32_t steps; // of K per CTA
 };
+static_assert(sizeof(ShrinkArgs) == 96 && offsetof(ShrinkArgs, table) == 32 &&
+              offsetof(ShrinkArgs, z) == 72 && offsetof(ShrinkArgs, slices) == 80 &&
+              offsetof(ShrinkArgs, steps) == 88);
 
 constexpr int ROWS = 128;      // of a tile
 constexpr int RANKS = 16;      // of a rank block, which belongs to one slice

@@ -31,6 +31,8 @@ struct NormArgs {
     NormWeight w;
     float eps;
 };
+static_assert(sizeof(NormArgs) == 128 && offsetof(NormArgs, out) == 64 && offsetof(NormArgs, w) == 96 &&
+              offsetof(NormArgs, eps) == 120);
 
 extern "C" __global__ void rms_norm(NormArgs a) {
     pdl_prologue();

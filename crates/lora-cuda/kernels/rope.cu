@@ -21,6 +21,9 @@ struct RopeArgs {
     float eps, k_scale, v_scale;
     int32_t heads, kv_heads, head_dim;
 };
+static_assert(sizeof(RopeArgs) == 216 && offsetof(RopeArgs, q_norm) == 128 &&
+              offsetof(RopeArgs, positions) == 176 && offsetof(RopeArgs, eps) == 192 &&
+              offsetof(RopeArgs, head_dim) == 212);
 
 // Rotates a pair of elements. The order of roundings is written out, so that all kernels agree.
 __device__ void rotate(float &low, float &high, float cosine, float sine) {

@@ -14,6 +14,8 @@ struct GatherArgs {
     Mat table, out;
     const int32_t *ids;
 };
+static_assert(sizeof(GatherArgs) == 72 && offsetof(GatherArgs, out) == 32 &&
+              offsetof(GatherArgs, ids) == 64);
 
 // out[i] = table[ids[i]]. Grid (row).
 extern "C" __global__ void gather_rows(GatherArgs a) {
@@ -46,6 +48,7 @@ extern "C" __global__ void gather_rows_vec8(GatherArgs a) {
 struct GateArgs {
     Mat gate_up, out;
 };
+static_assert(sizeof(GateArgs) == 64 && offsetof(GateArgs, out) == 32);
 
 // out = silu(gate) * up, the gate in the left half of `gate_up`. Grid (row, part of its columns).
 extern "C" __global__ void silu_mul(GateArgs a) {

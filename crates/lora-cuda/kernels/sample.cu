@@ -26,6 +26,9 @@ struct SampleRow {
     uint32_t history[2], banned[2], bias[2]; // First entry and count.
     int32_t mask; // Row of `masks`; negative: none.
 };
+static_assert(sizeof(SampleRow) == 72 && offsetof(SampleRow, seed) == 16 &&
+              offsetof(SampleRow, position) == 24 && offsetof(SampleRow, repetition_penalty) == 32 &&
+              offsetof(SampleRow, history) == 44 && offsetof(SampleRow, mask) == 68);
 
 // Laid out as `SampleArgs` of ops/sample.rs.
 struct SampleArgs {
@@ -33,6 +36,8 @@ struct SampleArgs {
     const int32_t *banned;
     int32_t *out;
 };
+static_assert(sizeof(SampleArgs) == 208 && offsetof(SampleArgs, scratch) == 160 &&
+              offsetof(SampleArgs, banned) == 192 && offsetof(SampleArgs, out) == 200);
 
 // Philox4x32-10 (Salmon et al., 2011): the first word of a block.
 __device__ uint32_t philox(const uint32_t seed[2], uint32_t c0, uint32_t c1) {

@@ -18,6 +18,7 @@ __device__ inline uint32_t padding_to_atom(const void *smem) { return -smem_addr
 struct alignas(64) TensorMap {
     uint64_t words[16];
 };
+static_assert(sizeof(TensorMap) == 128);
 
 // An mbarrier in shared memory; its phases complete one after another.
 struct Mbarrier {

@@ -1,6 +1,7 @@
 // The C interface of libloramux_flashinfer.so, and declarations that its files share.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cuda_runtime.h>
 
@@ -22,6 +23,10 @@ struct PrefillArgs {
     int32_t rows, heads, kv_heads, head_dim, tokens_per_block;
     int32_t before; // Sliding window: positions before its own that a row sees; -1: all.
 };
+static_assert(sizeof(PrefillArgs) == 152 && offsetof(PrefillArgs, tables) == 32 &&
+              offsetof(PrefillArgs, block_ends) == 40 && offsetof(PrefillArgs, keys_of) == 88 &&
+              offsetof(PrefillArgs, query_stride) == 96 && offsetof(PrefillArgs, scale) == 120 &&
+              offsetof(PrefillArgs, before) == 144);
 
 // One file each, as each takes a minute to compile.
 cudaError_t prefill_64(const PrefillArgs &args, cudaStream_t stream);
