@@ -15,7 +15,7 @@ constexpr int WARPS = 4;
 constexpr int MAX_HEAD_DIM = 256;
 constexpr int PER_LANE = MAX_HEAD_DIM / WARP; // elements of the head in a lane's registers
 
-// Online softmax over keys `first + warp`, `first + warp + WARPS`, ...: row maximum, row sum, and weighted values.
+// Online softmax over every WARPSth key from `first + warp` on: row maximum, row sum, and weighted values.
 template <class C>
 __device__ void attend(const AttentionArgs &a, const float *query, int64_t sequence, int first, int last, int column,
                        float &row_max, float &row_sum, float *acc) {
@@ -29,7 +29,8 @@ __device__ void attend(const AttentionArgs &a, const float *query, int64_t seque
         for (int e = 0; e < PER_LANE; e++)
             if (lane + e * WARP < a.head_dim) score += query[e] * to_float(key[lane + e * WARP]);
         score = warp_reduce(score, Sum());
-        float new_max = fmaxf(row_max, score), rescale = expf(row_max - new_max), weight = expf(score - new_max);
+        float new_max = fmaxf(row_max, score);
+        float rescale = expf(row_max - new_max), weight = expf(score - new_max);
         const C *value = a.v_cache.row<C>(cached) + column;
         row_sum = row_sum * rescale + weight;
 #pragma unroll

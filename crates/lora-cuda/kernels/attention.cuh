@@ -12,7 +12,7 @@ struct AttentionArgs {
     float scale, v_scale; // `scale` includes the scale of the keys.
     int32_t tokens_per_block, window; // window 0: none
     int32_t heads, kv_heads, head_dim;
-    int32_t apart; // Whether the prefill kernel leaves rows that are alone to a decode kernel, launched after it.
+    int32_t apart; // Whether prefill leaves rows that are alone to a decode kernel after it.
 };
 static_assert(sizeof(AttentionArgs) == 192 && offsetof(AttentionArgs, out) == 96 &&
               offsetof(AttentionArgs, sequences) == 128 && offsetof(AttentionArgs, table_stride) == 152 &&

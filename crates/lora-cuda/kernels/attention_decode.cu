@@ -23,7 +23,7 @@
 
 #include "attention.cuh"
 
-constexpr int WARPS = 4;
+constexpr int WARPS = 4, THREADS = WARPS * WARP;
 constexpr int HEADS = 8;      // query heads of a CTA: the columns of an mma
 constexpr int KEYS = 16;      // keys of a tile, which a warp takes at a time: the rows of an mma
 constexpr int KEY_STEP = 32;   // elements of a key that four lanes load at once, eight each
@@ -49,14 +49,14 @@ __device__ void load_once(uint2 &to, const void *from) {
 __device__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 __device__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
-// The query heads of a CTA in shared memory. Rows are padded by 16 banks, so that two of them are read at once.
+// The query heads of a CTA in shared memory, rows padded by 16 banks so that two of them are read at once.
 template <int DIM> struct Queries {
     static constexpr int VECS = DIM / VEC8;
     uint4 rows[HEADS][VECS + 4];
 
     // `from` is the first of `heads` heads.
     __device__ void fill(const void *from, int heads) {
-        for (int i = threadIdx.x; i < HEADS * VECS; i += WARPS * WARP)
+        for (int i = threadIdx.x; i < HEADS * VECS; i += THREADS)
             rows[i / VECS][i % VECS] = i / VECS < heads ? static_cast<const uint4 *>(from)[i]
                                                               : make_uint4(0, 0, 0, 0);
     }
@@ -118,7 +118,7 @@ template <int DIM, class C> struct Values {
     }
 };
 
-// A partial softmax, by which warps and CTAs exchange their results: per head row maximum, row sum, weighted values.
+// A partial softmax, by which warps and CTAs exchange their results: the row maximum, row sum and weighted values of each head.
 template <int DIM> struct Partial {
     float row_max[HEADS], row_sum[HEADS], acc[HEADS][DIM];
 };
@@ -286,12 +286,12 @@ __device__ void decode(const AttentionArgs &a, Smem<DIM> &smem, int r) {
             out[e] = from_float<O>(m.acc / m.row_sum * a.v_scale);
         };
         if (gridDim.z == 1) {
-            for (int e = threadIdx.x; e < heads * DIM; e += WARPS * WARP)
+            for (int e = threadIdx.x; e < heads * DIM; e += THREADS)
                 write(e, Merged(WARPS, e / DIM, e % DIM, of_warp));
             return;
         }
         auto cluster = cooperative_groups::this_cluster();
-        for (int e = threadIdx.x; e < heads * DIM; e += WARPS * WARP) {
+        for (int e = threadIdx.x; e < heads * DIM; e += THREADS) {
             Merged m(WARPS, e / DIM, e % DIM, of_warp);
             smem.merged.acc[e / DIM][e % DIM] = m.acc;
             if (e % DIM > 0) continue;
@@ -299,18 +299,18 @@ __device__ void decode(const AttentionArgs &a, Smem<DIM> &smem, int r) {
         }
         cluster.sync();
         auto of_block = [&](int n) { return cluster.map_shared_rank(&smem.merged, n); };
-        int index = blockIdx.z * WARPS * WARP + threadIdx.x, threads = gridDim.z * WARPS * WARP;
+        int index = blockIdx.z * THREADS + threadIdx.x, threads = gridDim.z * THREADS;
         for (int e = index; e < heads * DIM; e += threads)
             write(e, Merged(gridDim.z, e / DIM, e % DIM, of_block));
         cluster.sync(); // A CTA must not exit while others read its shared memory.
     });
 }
 
-// The next row after `r` that is alone and of one of this CTA's sequences; the number of rows if there is none.
+// The next row after `r` that is alone and of one of this CTA's sequences, or else the number of rows.
 __device__ int next_alone(const AttentionArgs &a, int r) {
     int rows = a.queries.rows, found = rows;
 #pragma unroll 8
-    for (int i = r + 1 + threadIdx.x; i < rows; i += WARPS * WARP)
+    for (int i = r + 1 + threadIdx.x; i < rows; i += THREADS)
         if (a.sequences[i] % int(gridDim.y) == int(blockIdx.y) && is_alone(a, i)) found = min(found, i);
     return -block_reduce(-found, -rows, Max());
 }
@@ -337,22 +337,22 @@ template <int DIM> __device__ void decode_any(const AttentionArgs &a) {
     });
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, CTAS_64) attention_decode_64(AttentionArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS_64) attention_decode_64(AttentionArgs a) {
     pdl_prologue();
     decode_any<64>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, CTAS_96) attention_decode_96(AttentionArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS_96) attention_decode_96(AttentionArgs a) {
     pdl_prologue();
     decode_any<96>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, CTAS_128) attention_decode_128(AttentionArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS_128) attention_decode_128(AttentionArgs a) {
     pdl_prologue();
     decode_any<128>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, CTAS_256) attention_decode_256(AttentionArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS_256) attention_decode_256(AttentionArgs a) {
     pdl_prologue();
     decode_any<256>(a);
 }

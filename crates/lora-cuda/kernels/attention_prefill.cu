@@ -66,7 +66,7 @@ struct Rows {
 };
 
 // Copies a tile of keys or values to shared memory; a thread has the same eight elements of every `STEP`th row. Caches
-// in the queries' dtype are copied by cp.async; e4m3 goes through registers, where it is converted.
+// in the queries' dtype are copied by cp.async; e4m3 is converted in registers.
 template <int DIM, class T, class C> struct KvLoader {
     static constexpr int VECS = DIM / VEC8, STEP = THREADS / VECS, PARTS = (KEYS + STEP - 1) / STEP;
     static constexpr bool ASYNC = sizeof(C) == sizeof(T);
@@ -120,7 +120,7 @@ template <int DIM, class T> struct Softmax {
         wgmma_commit();
     }
 
-    // Masks scores of rows of other runs, and of keys that a row must not see. `base`: the position of the first key.
+    // Masks scores of rows of other runs, and of keys that a row must not see. `base`: the first key.
     __device__ void mask(float (&scores)[KEYS / 2], const Run &run, int base, int window) {
         int quad = threadIdx.x % 4;
 #pragma unroll

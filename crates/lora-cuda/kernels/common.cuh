@@ -29,8 +29,8 @@ __device__ inline void pdl_prologue() {
 // Dtypes as numbered by `dtype_number` in args.rs.
 enum : int32_t { DTYPE_F32 = 0, DTYPE_F16 = 1, DTYPE_BF16 = 2, DTYPE_I32 = 3, DTYPE_F8 = 4 };
 
-// A row-major matrix; `data` points at its first element. Laid out as `MatArg` of args.rs. Every struct that the host
-// fills states its layout, as its twin in Rust does.
+// A row-major matrix; `data` points at its first element. Laid out as `MatArg` of args.rs. The static_assert
+// behind each struct that the host fills has a counterpart in Rust.
 struct Mat {
     void *data;
     int64_t row_stride;

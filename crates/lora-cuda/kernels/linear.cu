@@ -134,7 +134,8 @@ struct alignas(VEC8) Codes {
 
     template <class X> __device__ Codes(const Vec8<X> &x, const Divisor &divisor) {
         for (int i = 0; i < VEC8 / 2; i++) {
-            float low = divisor.quotient(to_float(x.v[2 * i])), high = divisor.quotient(to_float(x.v[2 * i + 1]));
+            float low = divisor.quotient(to_float(x.v[2 * i]));
+            float high = divisor.quotient(to_float(x.v[2 * i + 1]));
             pairs[i] = __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
         }
     }

@@ -61,7 +61,7 @@ template <int N, int GROUPS> struct TileShape {
     static constexpr int W_BYTES = WIDTH * SWIZZLE, X_BYTES = N * SWIZZLE;
     static constexpr int X_STAGES = MAX_X_STAGES / GROUPS;
     static constexpr int BATCH = 4 / GROUPS; // K steps between two waits for wgmma
-    // Weight tiles in flight. With more, weights would not arrive sooner, and all other reads would queue behind them.
+    // Weight tiles in flight. With more, weights would not arrive sooner, and other reads would queue behind.
     static constexpr int MAX_IN_FLIGHT = 8 / GROUPS;
     static constexpr int STRIDE = WIDTH + 4; // Padded, so that a warp's stores hit all banks.
     static constexpr int CONSUMERS = GROUPS * WARPGROUP;
@@ -239,7 +239,7 @@ __device__ void multiply(const StreamArgs &a, const Smem<S> &smem, ConsumerState
         at.w.advance(a.stages), at.x.advance(S::X_STAGES);
     }
     wgmma_commit_and_wait();
-    // Tensor cores keep few bits of e4m3 sums, so these are promoted to f32 registers every 128 terms (COUNT is 1).
+    // Tensor cores keep few bits of e4m3 sums, so these move to f32 registers every 128 terms (COUNT is 1).
 #pragma unroll
     for (int i = 0; i < N / 2; i++) acc[i] += fresh[i];
     if (threadIdx.x % WARP != 0) return;
@@ -368,10 +368,11 @@ template <class S> struct Epilogue {
         }
     }
 
-    // deltas = scale * B z of a tile's outputs. The warps take tiles of rows in turn, T mma's of outputs at a time.
+    // deltas = scale * B z of a tile's outputs. Warps take tiles of rows in turn, T mma's of outputs at once.
     template <int T> __device__ void expand(int tile) const {
         constexpr int OUTPUTS_AT_ONCE = 16 * T;
-        int count = min(width, a.out.cols - first_of(tile)); // The last tile may reach beyond the last output.
+        // The last tile may reach beyond the last output.
+        int count = min(width, a.out.cols - first_of(tile));
         for (int t = warp; t < tiles; t += EPILOGUE_THREADS / WARP)
             for (int from = 0; from < count; from += OUTPUTS_AT_ONCE) expand<T>(t, first_of(tile) + from, from);
     }
@@ -522,7 +523,8 @@ template <class S> __device__ void run_epilogue(const StreamArgs &a, const Smem<
 
 template <int N, int GROUPS> __device__ __forceinline__ void stream(const StreamArgs &a, uint8_t *shared) {
     using S = TileShape<N, GROUPS>;
-    constexpr int PRODUCERS = S::CONSUMERS + EPILOGUE_THREADS; // First thread of two warps, with one producer each.
+    // The first thread of two warps, with one producer each.
+    constexpr int PRODUCERS = S::CONSUMERS + EPILOGUE_THREADS;
     Smem<S> smem(shared, a.stages);
     Work work(a, S::WIDTH);
     int columns = a.dtype == DTYPE_F8 ? SWIZZLE : SWIZZLE / 2, thread = threadIdx.x;

@@ -160,7 +160,7 @@ template <class T, Mode MODE> struct Consumer {
 
     // acc += z B^T, as further steps of the same sum.
     __device__ void add_lora(const Tile &tile, float (&acc)[OUTPUTS / 2]) {
-        constexpr int BLOCK = RANKS * sizeof(bf16) / 16; // a rank block's bytes of a row, in units of a descriptor
+        constexpr int BLOCK = RANKS * sizeof(bf16) / 16; // bytes of a rank block's row, in descriptor units
 #pragma unroll 1
         for (int blocks = rank_blocks_of(a, smem, tile); blocks > 0; blocks -= BLOCKS_PER_STEP) {
             lora_full.wait(smem.control->lora_full, ring.stage);

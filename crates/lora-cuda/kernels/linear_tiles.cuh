@@ -5,12 +5,12 @@
 #include "tma.cuh"
 #include "wgmma.cuh"
 
-// The adapters of a site, of whose rows lora_shrink.cu has computed z. Laid out as `ManyRows` of ops/linear_tiles.rs.
+// The adapters of a site, z of which is computed. Laid out as `ManyRows` of ops/linear_tiles.rs.
 struct ManyRows {
     const SlotRow *table;        // [slots, slices]
     const int32_t *slot_of_row;  // -1: no adapter
-    const int32_t *group_starts; // By group of 256 rows: where its slots begin in `group_slots`, and the last's end.
-    const int32_t *group_slots;
+    const int32_t *group_starts; // By group of 256 rows: its first entry in `group_slots`, and the end.
+    const int32_t *group_slots;  // The slots that the rows of a group use.
     const bf16 *z;                  // scale * A x: [rows, slices, 2 (hi, lo), max_rank]
     int32_t starts[MAX_SLICES + 1]; // First output of each slice, and the end of the last.
     int32_t slices, max_rank;
@@ -26,7 +26,7 @@ struct TilesArgs {
     ManyRows lora;     // No slices: no LoRA.
     int32_t rows, cols;
     int32_t width;  // Outputs that a tile stores: 256, or 128 of SwiGLU.
-    int32_t second; // Distance of a tile's second half from its first, in outputs: 128, or that of up from gate.
+    int32_t second; // Outputs from a tile's first half to its second: 128, or those from gate to up.
     int32_t steps;  // Of K, 128 bytes each.
     int32_t bases;  // Boxes per half that are loaded from the output of the GEMM, in mode GATE_ADDED.
 };
@@ -45,7 +45,7 @@ constexpr int WARPGROUP_ROWS = 64;           // of a consumer warpgroup: the M o
 constexpr int CONSUMERS = 2 * WARPGROUP;
 constexpr int LOADERS = 3 * WARP;
 constexpr int THREADS = CONSUMERS + WARP + LOADERS;
-constexpr int LOADER_BARRIER = 3; // named barrier of the loader warps; 1 and 2 are those of the consumer warpgroups
+constexpr int LOADER_BARRIER = 3;      // named barrier of the loader warps; consumers have 1 and 2
 constexpr int ROW_TILES_PER_GROUP = 8; // in the order of tiles: see `TileScheduler`
 constexpr int RANKS = 16;              // of a rank block: the K of a bf16 wgmma; of one slot and slice
 constexpr int BLOCKS_PER_STEP = 2;     // rank blocks that share a stage
@@ -87,7 +87,7 @@ struct Smem {
     __device__ uint8_t *w(int stage) const { return x(stage) + X_BYTES; }
 };
 
-// Phase parities of one kind of mbarrier, a bit per stage, for those that are not used in every turn of the ring.
+// Phase parities of one kind of mbarrier, a bit per stage, for those that not every turn of the ring uses.
 struct PhaseBits {
     uint32_t parities = 0;
 
@@ -108,7 +108,8 @@ struct TileScheduler {
     int row_tiles, output_tiles, width, rank;
 
     __device__ explicit TileScheduler(const TilesArgs &a) : width(a.width), rank(cluster_rank()) {
-        row_tiles = (a.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS, output_tiles = (a.cols + a.width - 1) / a.width;
+        row_tiles = (a.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
+        output_tiles = (a.cols + a.width - 1) / a.width;
     }
     __device__ int begin() const { return blockIdx.x; }
     __device__ int step() const { return gridDim.x; }

@@ -124,7 +124,8 @@ struct LoraLoader {
         using L = CopyLane<RANKS / CHUNK>;
         L lane(thread);
         int k = block.from + lane.chunk * CHUNK, width = k < block.rank ? width_of(a.lora, block.slice) : 0;
-        int first = in_slice(a, tile.output, 0, block.slice), second = in_slice(a, tile.output, 1, block.slice);
+        int first = in_slice(a, tile.output, 0, block.slice);
+        int second = in_slice(a, tile.output, 1, block.slice);
         to += swizzled_offset(lane.row, chunk + lane.chunk);
 #pragma unroll
         for (int row = lane.row; row < OUTPUTS; row += L::ROW_STEP) {

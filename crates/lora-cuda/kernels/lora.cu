@@ -13,7 +13,7 @@
 #include "common.cuh"
 #include "lora.cuh"
 
-// Finds row `i` in adapter order and its adapter's part of the slice; false if there is none, or it has no effect.
+// Finds row `i` in adapter order and its adapter's part of the slice; false if there is none to compute.
 __device__ bool find_row(const LoraArgs &a, int i, int slice, int &row, SlotRow &part) {
     if (i >= a.sizes[1]) return false;
     int low = 0, high = a.sizes[0] - 1;

@@ -53,7 +53,7 @@ struct LoraArgs {
     const int4 *tiles;      // Rows of one adapter: start in `order`, count, slot.
     const int32_t *sizes;   // Number of segments, of rows in `order`, and of tiles.
     const int32_t *columns; // First output of each slice, and the end of the last.
-    float *z; // Split-K partials of A x: [partials, rows, slices, max_rank]; with no partials z of lora_shrink.cu.
+    float *z;        // [partials, rows, slices, max_rank] of A x; without partials z of lora_shrink.cu.
     int32_t *inputs; // Two words, see `begin_epoch`.
     int32_t slices, max_rank, in_dim;
     int32_t chunk, partials; // Columns of K per partial, and their number.
@@ -95,7 +95,7 @@ static_assert(sizeof(FewRows) == 80 && offsetof(FewRows, z) == 32 && offsetof(Fe
 // first CTA take part.
 __device__ inline bool is_first_block() { return blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0; }
 
-// Starts an epoch, before `pdl_launch_dependents`. Returns it to the thread that calls `signal_ready` for the CTA.
+// Starts an epoch, before `pdl_launch_dependents`. Returns it to the thread that signals.
 __device__ inline int32_t begin_epoch(int32_t *words) {
     if (!is_first_block()) return 0;
     int32_t epoch = 0;

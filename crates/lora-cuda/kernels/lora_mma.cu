@@ -21,8 +21,10 @@
 
 constexpr int RANKS = 16;         // ranks of a CTA of the shrink: the rows of one mma
 constexpr int SHRINK_WARPS = 4;   // of a CTA of the shrink; each takes every fourth piece of K
+constexpr int SHRINK_THREADS = SHRINK_WARPS * WARP;
 constexpr int SHRINK_CTAS = 8;    // per SM: small enough to run beside the GEMM that follows
 constexpr int EXPAND_WARPS = 8;   // of a CTA of the expand
+constexpr int EXPAND_THREADS = EXPAND_WARPS * WARP;
 constexpr int EXPAND_OUTPUTS = 64; // of a warp of the expand: 8 per thread group
 constexpr int EXPAND_CTAS_8 = 3, EXPAND_CTAS_32 = 2; // per SM, for tiles of 8 and 32 rows
 constexpr int MAX_RANK = 256;     // rows of z in shared memory
@@ -144,7 +146,7 @@ __device__ void store_partial(const LoraArgs &a, const ShrinkTile &shrink, const
 }
 
 // Grid (eight rows of a tile, slice and 16 of its ranks, chunk of K).
-extern "C" __global__ void __launch_bounds__(SHRINK_WARPS *WARP, SHRINK_CTAS) lora_shrink_mma(LoraArgs a) {
+extern "C" __global__ void __launch_bounds__(SHRINK_THREADS, SHRINK_CTAS) lora_shrink_mma(LoraArgs a) {
     int32_t epoch = begin_epoch(a.inputs);
     pdl_launch_dependents();
     ShrinkTile shrink;
@@ -153,8 +155,7 @@ extern "C" __global__ void __launch_bounds__(SHRINK_WARPS *WARP, SHRINK_CTAS) lo
         pdl_wait();
         return signal_ready(a.inputs, epoch);
     }
-    // The tables of adapters were written before the first kernel of the step, so A can be requested before x is
-    // ready.
+    // The tables of adapters were written before the first kernel of the step: A need not wait for x.
     Columns columns(a);
     int lane = threadIdx.x % WARP, group = lane / 4;
     int ranks = shrink.tile.part.rank - shrink.first_rank;
@@ -350,19 +351,19 @@ template <int ROW_GROUPS, bool BEGIN> __device__ void expand(const LoraArgs &a) 
     expander.run(padded);
 }
 
-extern "C" __global__ void __launch_bounds__(EXPAND_WARPS *WARP, EXPAND_CTAS_8) lora_expand_mma8(LoraArgs a) {
+extern "C" __global__ void __launch_bounds__(EXPAND_THREADS, EXPAND_CTAS_8) lora_expand_mma8(LoraArgs a) {
     expand<1, false>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(EXPAND_WARPS *WARP, EXPAND_CTAS_32) lora_expand_mma32(LoraArgs a) {
+extern "C" __global__ void __launch_bounds__(EXPAND_THREADS, EXPAND_CTAS_32) lora_expand_mma32(LoraArgs a) {
     expand<4, false>(a);
 }
 
 // The LoRA term alone, to which a GEMM adds the base layer later.
-extern "C" __global__ void __launch_bounds__(EXPAND_WARPS *WARP, EXPAND_CTAS_8) lora_begin_mma8(LoraArgs a) {
+extern "C" __global__ void __launch_bounds__(EXPAND_THREADS, EXPAND_CTAS_8) lora_begin_mma8(LoraArgs a) {
     expand<1, true>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(EXPAND_WARPS *WARP, EXPAND_CTAS_32) lora_begin_mma32(LoraArgs a) {
+extern "C" __global__ void __launch_bounds__(EXPAND_THREADS, EXPAND_CTAS_32) lora_begin_mma32(LoraArgs a) {
     expand<4, true>(a);
 }

@@ -65,7 +65,7 @@ struct RankBlock {
 };
 
 // Finds tile `number`, where each segment is cut into tiles and the tiles of all segments are numbered in turn. By one
-// warp, 32 segments at a time: a prefix sum of their tiles, and a vote for the segment that has the tile.
+// warp, 32 segments at a time: a prefix sum of their tiles, and a vote for the one with it.
 __device__ Tile find_tile(const ShrinkArgs &a, int number) {
     int lane = threadIdx.x % WARP, segments = a.sizes[0];
     for (int base = 0; base < segments; base += WARP) {
@@ -100,7 +100,7 @@ struct Control {
     }
 };
 
-// Shared memory of a CTA: the ring, whose place the sums [ROWS, STRIDE] take in the end. T: rank blocks of the CTA.
+// Shared memory of a CTA: the ring, whose place the sums [ROWS, STRIDE] take in the end. T: rank blocks.
 template <int T> struct Smem {
     static constexpr int STAGE_BYTES = X_BYTES + T * RANKS * SWIZZLE;
     static constexpr int STRIDE = T * RANKS + 4; // Padded, so that a warp's stores hit all banks.

@@ -91,7 +91,7 @@ __device__ void load_floats(const float *from, float (&to)[VEC8]) {
     reinterpret_cast<float4 *>(to)[1] = reinterpret_cast<const float4 *>(from)[1];
 }
 
-// The root mean square of a head, summed in the order of the kernel above. All lanes of the warp must call it.
+// The root mean square of a head, summed in the order of the kernel above. By whole warps.
 template <int VECS> __device__ float root_of(const float (&head)[VECS][VEC8], const RopeArgs &a) {
     float square[VEC8];
 #pragma unroll

@@ -189,7 +189,7 @@ __device__ Threshold select_bin(Histogram &bins, const Threshold &parent, int sh
     }
     weight = parent.above + exclusive_sum(weight), count = parent.count + exclusive_sum(count);
     Threshold found = {};
-    // The thread with the largest rank wins: the highest bin that reaches the target, or else the lowest other.
+    // The thread with the largest rank wins: the highest bin to reach the target, or else the lowest.
     int rank = -1;
 #pragma unroll
     for (int i = 0; i < PER_THREAD; i++) {
@@ -283,7 +283,7 @@ __device__ const float *process_logits(const SampleArgs &a, const SampleRow &p, 
         if (!allowed(entry[0])) continue;
         float times = entry[1], logit = logits[entry[0]];
         logit = logit > 0.0f ? logit / p.repetition_penalty : logit * p.repetition_penalty;
-        // No fused multiply-add, as in the other backends: which of two tokens is likelier must not depend on the device.
+        // No fused multiply-add: which of two tokens is likelier must not depend on the backend.
         if (times > 0.0f)
             logit = __fsub_rn(logit, __fadd_rn(p.presence_penalty, __fmul_rn(times, p.frequency_penalty)));
         logits[entry[0]] = logit;

@@ -1,4 +1,4 @@
-// Asynchronous copies to and from shared memory, by TMA and by cp.async, and the mbarriers that they complete on.
+// Asynchronous copies by TMA and cp.async, and the mbarriers on which they complete.
 #pragma once
 
 #include "cluster.cuh"
@@ -118,7 +118,7 @@ __device__ inline void tma_store(const TensorMap &map, int column, int row, cons
                  : "memory");
 }
 
-// Waits until all but the last PENDING stores of this thread have read shared memory, which may be reused then.
+// Waits until all but the last PENDING stores of this thread have read shared memory.
 template <int PENDING> __device__ inline void tma_store_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }

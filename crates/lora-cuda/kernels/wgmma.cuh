@@ -16,7 +16,7 @@ template <int REGISTERS> __device__ inline void setmaxnreg_dec() {
 }
 
 // Descriptor of an operand in shared memory: rows of 128 bytes under 128-byte swizzling. An MN-major operand of more
-// than one such column of rows has them `leading_bytes` apart; K-major operands do not use that distance.
+// than one such column of rows has them `leading_bytes` apart; K-major operands ignore it.
 __device__ inline uint64_t smem_descriptor(const void *tile, int leading_bytes = 0) {
     uint64_t address = (smem_address(tile) & 0x3ffff) >> 4;
     return address | uint64_t(leading_bytes >> 4) << 16 | uint64_t{SWIZZLE_ATOM >> 4} << 32 | uint64_t{1} << 62;
@@ -51,7 +51,7 @@ __device__ inline void wgmma_commit_and_wait() {
     "%98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, "         \
     "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// As `wgmma_wait`, where later groups stay pending: naming the accumulators keeps the compiler from reading them before.
+// As `wgmma_wait`, where later groups stay pending: as it names the accumulators, the compiler reads them only after it.
 template <int PENDING> __device__ inline void wgmma_wait(float (&d)[32]) {
     asm volatile("wgmma.wait_group.sync.aligned %32;" : ACC_16(0), ACC_16(16) : "n"(PENDING) : "memory");
 }
