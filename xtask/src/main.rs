@@ -4,6 +4,7 @@ mod bench_cpu;
 mod bench_gpu;
 mod bench_load;
 mod docs;
+mod format_kernels;
 mod kernels;
 mod model_pack;
 mod nvcc;
@@ -32,6 +33,8 @@ enum Command {
     BenchLoadOnce(bench_load::OnceArgs),
     /// Compiles the CUDA kernels, with nvcc from PyPI where none is installed.
     Kernels(kernels::Args),
+    /// Formats the CUDA kernels, with clang-format from PyPI.
+    FormatKernels(format_kernels::Args),
     /// Runs the tests of the CUDA backend, or packs them for a machine without a toolchain.
     TestGpu(test_gpu::Args),
     /// Measures a layer and whole steps with adapters on the GPU, beside floors and peers.
@@ -46,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         Command::BenchLoad(args) => bench_load::run(&args),
         Command::BenchLoadOnce(args) => bench_load::run_once(&args),
         Command::Kernels(args) => kernels::run(&args),
+        Command::FormatKernels(args) => format_kernels::run(&args),
         Command::TestGpu(args) => test_gpu::run(&args),
         Command::BenchGpu(args) => bench_gpu::run(&args),
         Command::Docs => docs::write(),

@@ -40,7 +40,7 @@ impl Nvcc {
         let folder = cache_folder("cuda-13.0")?;
         let nvcc = Self(folder.join(INSIDE).join("bin").join("nvcc"));
         if nvcc.version().is_err() {
-            install(&PACKAGES, &folder)?;
+            install(&PACKAGES, &folder).context("there is no nvcc, which $NVCC may name")?;
             nvcc.version()?;
         }
         Ok(nvcc)
@@ -94,16 +94,24 @@ pub fn library_headers() -> Result<[PathBuf; 5]> {
     Ok(inside.map(|headers| data.join(headers)))
 }
 
-fn cache_folder(name: &str) -> Result<PathBuf> {
+/// A folder of the user's cache directory for what is installed under this name.
+///
+/// # Errors
+/// If there is no cache directory.
+pub fn cache_folder(name: &str) -> Result<PathBuf> {
     let cache = dirs::cache_dir().context("there is no cache directory; set HOME")?;
     Ok(cache.join("loramux").join(name))
 }
 
-fn install(packages: &[&str], folder: &Path) -> Result<()> {
+/// Installs packages from PyPI into a folder, without what they depend on.
+///
+/// # Errors
+/// If pip cannot be run or cannot install them.
+pub fn install(packages: &[&str], folder: &Path) -> Result<()> {
     eprintln!("installing {} into {}", packages.join(", "), folder.display());
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]).arg(folder);
-    let status = pip.args(packages).status().context("cannot run python3; set NVCC")?;
+    let status = pip.args(packages).status().context("cannot run python3")?;
     if status.success() {
         return Ok(());
     }
