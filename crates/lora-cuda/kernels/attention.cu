@@ -17,8 +17,8 @@ constexpr int PER_LANE = MAX_HEAD_DIM / WARP; // elements of the head in a lane'
 
 // Online softmax over every WARPSth key from `first + warp` on: row maximum, row sum, and weighted values.
 template <class C>
-__device__ void attend(const AttentionArgs &a, const float *query, int64_t sequence, int first, int last, int column,
-                       float &row_max, float &row_sum, float *acc) {
+__device__ void attend(const AttentionArgs &a, const float *query, int64_t sequence, int first, int last,
+                       int column, float &row_max, float &row_sum, float *acc) {
     int lane = threadIdx.x % WARP;
     const int32_t *table = a.tables + sequence * a.table_stride;
     for (int p = first + threadIdx.x / WARP; p <= last; p += WARPS) {

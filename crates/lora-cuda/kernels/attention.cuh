@@ -9,7 +9,7 @@ struct AttentionArgs {
     const int32_t *sequences, *positions; // By row.
     const int32_t *tables;                // Block table by sequence.
     int64_t table_stride;
-    float scale, v_scale; // `scale` includes the scale of the keys.
+    float scale, v_scale;             // `scale` includes the scale of the keys.
     int32_t tokens_per_block, window; // window 0: none
     int32_t heads, kv_heads, head_dim;
     int32_t apart; // Whether prefill leaves rows that are alone to a decode kernel after it.
@@ -35,14 +35,13 @@ __device__ inline float exp2_approx(float v) {
     return power;
 }
 
-// The score of a masked key, and the initial row maximum: above it and below all other scores. Finite, so that their
-// differences are.
+// The score of a masked key, and the initial row maximum: above it and below all other scores. Finite, so
+// that their differences are.
 constexpr float MASKED = -3.0e38f, LOWEST = -1.0e38f;
 
 // The row of the KV cache that holds position `p` of the sequence with this block table.
 __device__ inline int64_t cache_row(const AttentionArgs &a, const int32_t *table, int p) {
-    return static_cast<int64_t>(table[p / a.tokens_per_block]) * a.tokens_per_block +
-           p % a.tokens_per_block;
+    return static_cast<int64_t>(table[p / a.tokens_per_block]) * a.tokens_per_block + p % a.tokens_per_block;
 }
 
 // The first position that a row at position `last` may see.
@@ -58,13 +57,17 @@ template <class T> __device__ uint32_t fp8x2_to_16bit(T t, uint32_t codes) {
 }
 
 // Eight adjacent elements of a cache, as loaded.
-template <class C> struct RawVec8 { using Type = uint4; };
-template <> struct RawVec8<f8> { using Type = uint2; };
+template <class C> struct RawVec8 {
+    using Type = uint4;
+};
+template <> struct RawVec8<f8> {
+    using Type = uint2;
+};
 template <class C> using Raw = typename RawVec8<C>::Type;
 
 // Converts eight elements of a cache to the queries' type.
 template <class T> __device__ uint4 convert_vec8(T, uint4 v) { return v; }
 template <class T> __device__ uint4 convert_vec8(T t, uint2 codes) {
-    return make_uint4(fp8x2_to_16bit(t, codes.x), fp8x2_to_16bit(t, codes.x >> 16), fp8x2_to_16bit(t, codes.y),
-                      fp8x2_to_16bit(t, codes.y >> 16));
+    return make_uint4(fp8x2_to_16bit(t, codes.x), fp8x2_to_16bit(t, codes.x >> 16),
+                      fp8x2_to_16bit(t, codes.y), fp8x2_to_16bit(t, codes.y >> 16));
 }

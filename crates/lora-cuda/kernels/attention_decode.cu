@@ -24,15 +24,15 @@
 #include "attention.cuh"
 
 constexpr int WARPS = 4, THREADS = WARPS * WARP;
-constexpr int HEADS = 8;      // query heads of a CTA: the columns of an mma
-constexpr int KEYS = 16;      // keys of a tile, which a warp takes at a time: the rows of an mma
+constexpr int HEADS = 8;       // query heads of a CTA: the columns of an mma
+constexpr int KEYS = 16;       // keys of a tile, which a warp takes at a time: the rows of an mma
 constexpr int KEY_STEP = 32;   // elements of a key that four lanes load at once, eight each
 constexpr int VALUE_STEP = 64; // elements of a value that eight lanes load at once, eight each
 // CTAs per SM by head_dim, which bound the registers that keys, values and accumulators may take.
 constexpr int CTAS_64 = 4, CTAS_96 = 3, CTAS_128 = 3, CTAS_256 = 2;
 
-// Loads that take no line of the L1, for data that is used once. `volatile` keeps them where the program has them, well before
-// their use.
+// Loads that take no line of the L1, for data that is used once. `volatile` keeps them where the program has
+// them, well before their use.
 __device__ void load_once(uint4 &to, const void *from) {
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
@@ -40,9 +40,7 @@ __device__ void load_once(uint4 &to, const void *from) {
 }
 
 __device__ void load_once(uint2 &to, const void *from) {
-    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(to.x), "=r"(to.y)
-                 : "l"(from));
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to.x), "=r"(to.y) : "l"(from));
 }
 
 // Of two pairs of 16-bit numbers: the low ones as a pair, and the high ones.
@@ -57,8 +55,8 @@ template <int DIM> struct Queries {
     // `from` is the first of `heads` heads.
     __device__ void fill(const void *from, int heads) {
         for (int i = threadIdx.x; i < HEADS * VECS; i += THREADS)
-            rows[i / VECS][i % VECS] = i / VECS < heads ? static_cast<const uint4 *>(from)[i]
-                                                              : make_uint4(0, 0, 0, 0);
+            rows[i / VECS][i % VECS] =
+                i / VECS < heads ? static_cast<const uint4 *>(from)[i] : make_uint4(0, 0, 0, 0);
     }
 };
 
@@ -118,7 +116,8 @@ template <int DIM, class C> struct Values {
     }
 };
 
-// A partial softmax, by which warps and CTAs exchange their results: the row maximum, row sum and weighted values of each head.
+// A partial softmax, by which warps and CTAs exchange their results: the row maximum, row sum and weighted
+// values of each head.
 template <int DIM> struct Partial {
     float row_max[HEADS], row_sum[HEADS], acc[HEADS][DIM];
 };
@@ -128,8 +127,8 @@ template <int DIM> struct Smem {
     Partial<DIM> partials[WARPS], merged; // By warp, and of the CTA.
 };
 
-// A thread's online softmax of two heads: row maximum, row sum, and of every 64 adjacent elements of the weighted values
-// eight, two per mma.
+// A thread's online softmax of two heads: row maximum, row sum, and of every 64 adjacent elements of the
+// weighted values eight, two per mma.
 template <int DIM, class T, class C> struct State {
     static constexpr int PARTS = Values<DIM, C>::PARTS;
     float row_max[2] = {LOWEST, LOWEST}, row_sum[2] = {0.0f, 0.0f}, acc[PARTS][4][4] = {};
@@ -160,8 +159,7 @@ template <int DIM, class T, class C> struct State {
         uint32_t low = movmatrix_trans(pack2(T{}, weights[0], weights[1]));
         uint32_t high = movmatrix_trans(pack2(T{}, weights[2], weights[3]));
         auto multiply = [&](float (&to)[4], uint32_t v0, uint32_t v1, uint32_t v2, uint32_t v3) {
-            mma(T{}, to,
-                {low_halves(v0, v1), high_halves(v0, v1), low_halves(v2, v3), high_halves(v2, v3)},
+            mma(T{}, to, {low_halves(v0, v1), high_halves(v0, v1), low_halves(v2, v3), high_halves(v2, v3)},
                 low, high);
         };
 #pragma unroll
@@ -209,8 +207,8 @@ struct Span {
         base = first_key(a, position) + turn * KEYS, last = position, step = WARPS * gridDim.z * KEYS;
     }
 
-    // The cache row of key `lane % KEYS` of the tile at `from`. Behind the last key, block table and cache may hold
-    // anything, so the last key is read again; its copies are masked.
+    // The cache row of key `lane % KEYS` of the tile at `from`. Behind the last key, block table and cache
+    // may hold anything, so the last key is read again; its copies are masked.
     __device__ int row(const AttentionArgs &a, const int32_t *table, int from) const {
         int p = min(from + int(threadIdx.x % KEYS), last);
         return static_cast<int>(cache_row(a, table, p));
@@ -219,8 +217,8 @@ struct Span {
 
 // The main loop of a warp. The next keys and values are loaded as soon as their registers are free.
 template <int DIM, class T, class C>
-__device__ void attend(const AttentionArgs &a, const Queries<DIM> &queries, Span span,
-                       const int32_t *table, int column, State<DIM, T, C> &state) {
+__device__ void attend(const AttentionArgs &a, const Queries<DIM> &queries, Span span, const int32_t *table,
+                       int column, State<DIM, T, C> &state) {
     Keys<DIM, C> keys;
     Values<DIM, C> values;
     int next = 0;
@@ -239,8 +237,7 @@ __device__ void attend(const AttentionArgs &a, const Queries<DIM> &queries, Span
         int after = span.row(a, table, span.base + 2 * span.step);
         int left = span.last - span.base - threadIdx.x % WARP / 4;
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            scores[i] = left >= i / 2 * 8 ? scores[i] * (a.scale * LOG2_E) : MASKED;
+        for (int i = 0; i < 4; i++) scores[i] = left >= i / 2 * 8 ? scores[i] * (a.scale * LOG2_E) : MASKED;
         state.online_softmax(scores);
         state.add(scores, values);
         if (more) values.load(a.v_cache, next, column);
@@ -274,17 +271,15 @@ __device__ void decode(const AttentionArgs &a, Smem<DIM> &smem, int r) {
     int position = a.positions[r], sequence = a.sequences[r];
     smem.queries.fill(a.queries.row<T>(r) + first_head * DIM, heads);
     State<DIM, T, C> state;
-    attend<DIM, T, C>(a, smem.queries, Span(a, position), a.tables + sequence * a.table_stride,
-                      kv_head * DIM, state);
+    attend<DIM, T, C>(a, smem.queries, Span(a, position), a.tables + sequence * a.table_stride, kv_head * DIM,
+                      state);
     state.store(smem.partials[threadIdx.x / WARP]);
     __syncthreads();
     auto of_warp = [&](int n) { return &smem.partials[n]; };
     with_float(a.out.dtype, [&](auto o) {
         using O = decltype(o);
         O *out = a.out.row<O>(r) + first_head * DIM;
-        auto write = [&](int e, const Merged &m) {
-            out[e] = from_float<O>(m.acc / m.row_sum * a.v_scale);
-        };
+        auto write = [&](int e, const Merged &m) { out[e] = from_float<O>(m.acc / m.row_sum * a.v_scale); };
         if (gridDim.z == 1) {
             for (int e = threadIdx.x; e < heads * DIM; e += THREADS)
                 write(e, Merged(WARPS, e / DIM, e % DIM, of_warp));
@@ -315,8 +310,9 @@ __device__ int next_alone(const AttentionArgs &a, int r) {
     return -block_reduce(-found, -rows, Max());
 }
 
-// Grid (chunk of eight query heads, row, split of the keys); with `apart` the second extent counts sequences. A CTA goes
-// on with other rows if the grid has fewer. All heads of a row run together, as their keys are adjacent in memory.
+// Grid (chunk of eight query heads, row, split of the keys); with `apart` the second extent counts sequences.
+// A CTA goes on with other rows if the grid has fewer. All heads of a row run together, as their keys are
+// adjacent in memory.
 template <int DIM, class T, class C>
 __device__ void decode_rows(const AttentionArgs &a, Smem<DIM> &smem) {
     int r = a.apart ? next_alone(a, -1) : int(blockIdx.y);

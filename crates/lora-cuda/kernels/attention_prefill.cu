@@ -16,16 +16,16 @@
 #include "tma.cuh"
 #include "wgmma.cuh"
 
-constexpr int GROUPS = 3;          // warpgroups of a CTA
-constexpr int M = GROUPS * 64;     // (row, head) pairs of a CTA: wgmma's 64 per warpgroup
-constexpr int KEYS = 64;           // keys of a tile
+constexpr int GROUPS = 3;      // warpgroups of a CTA
+constexpr int M = GROUPS * 64; // (row, head) pairs of a CTA: wgmma's 64 per warpgroup
+constexpr int KEYS = 64;       // keys of a tile
 constexpr int THREADS = GROUPS * WARPGROUP;
-constexpr int SPLIT = 64;          // elements of a swizzled row of 128 bytes: head_dim is split into columns of them
-constexpr int KV_STAGES = 2;       // of keys and of values in shared memory
-constexpr int LOOKUPS = 4;         // tiles whose cache rows are known at a time
+constexpr int SPLIT = 64; // elements of a swizzled row of 128 bytes: head_dim is split into columns of them
+constexpr int KV_STAGES = 2; // of keys and of values in shared memory
+constexpr int LOOKUPS = 4;   // tiles whose cache rows are known at a time
 
-// The offset in elements of eight adjacent ones, number `vec` of row `row`, in a tile of `rows` rows: one column of 64
-// elements after the other, each under 128-byte swizzling.
+// The offset in elements of eight adjacent ones, number `vec` of row `row`, in a tile of `rows` rows: one
+// column of 64 elements after the other, each under 128-byte swizzling.
 __device__ int swizzled_element(int rows, int row, int vec) {
     return vec / 8 * rows * SPLIT + row * SPLIT + ((vec ^ row) & 7) * VEC8;
 }
@@ -65,8 +65,8 @@ struct Rows {
     }
 };
 
-// Copies a tile of keys or values to shared memory; a thread has the same eight elements of every `STEP`th row. Caches
-// in the queries' dtype are copied by cp.async; e4m3 is converted in registers.
+// Copies a tile of keys or values to shared memory; a thread has the same eight elements of every `STEP`th
+// row. Caches in the queries' dtype are copied by cp.async; e4m3 is converted in registers.
 template <int DIM, class T, class C> struct KvLoader {
     static constexpr int VECS = DIM / VEC8, STEP = THREADS / VECS, PARTS = (KEYS + STEP - 1) / STEP;
     static constexpr bool ASYNC = sizeof(C) == sizeof(T);
@@ -74,9 +74,7 @@ template <int DIM, class T, class C> struct KvLoader {
     Raw<C> raw[PARTS]; // Unless ASYNC.
 
     __device__ static int first() { return threadIdx.x / VECS; }
-    __device__ static bool has(int part) {
-        return (part + 1) * STEP <= KEYS || first() + part * STEP < KEYS;
-    }
+    __device__ static bool has(int part) { return (part + 1) * STEP <= KEYS || first() + part * STEP < KEYS; }
 
     // Starts to copy the cache rows `rows` to `to`.
     __device__ void start(const Mat &cache, const int *rows, int column, T *to) {
@@ -138,8 +136,8 @@ template <int DIM, class T> struct Softmax {
         }
     }
 
-    // Turns scores, times `factor` >= 0, into unnormalised probabilities. Returns in `rescale` by what the accumulators
-    // must be multiplied for the new row maximum.
+    // Turns scores, times `factor` >= 0, into unnormalised probabilities. Returns in `rescale` by what the
+    // accumulators must be multiplied for the new row maximum.
     __device__ void online_softmax(float (&scores)[KEYS / 2], float factor, float (&rescale)[2]) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -177,7 +175,8 @@ template <int DIM, class T> struct Softmax {
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++)
-            wgmma(T{}, acc, probabilities[k], smem_descriptor(values + k * 16 * SPLIT, KEYS * SPLIT * sizeof(T)));
+            wgmma(T{}, acc, probabilities[k],
+                  smem_descriptor(values + k * 16 * SPLIT, KEYS * SPLIT * sizeof(T)));
         wgmma_commit();
     }
 };
@@ -199,8 +198,8 @@ template <int DIM, class T, class C> struct Mainloop {
     int column, count; // `count`: rows of the tile
     KvLoader<DIM, T, C> keys, values;
 
-    // The cache row of the thread's key of a tile. Behind the last key, block table and cache may hold anything, so the
-    // last key is read again; its copies are masked.
+    // The cache row of the thread's key of a tile. Behind the last key, block table and cache may hold
+    // anything, so the last key is read again; its copies are masked.
     __device__ int look_up(int tile) const {
         int key = min(run.first_key + tile * KEYS + int(threadIdx.x), run.last_key);
         return threadIdx.x < KEYS ? int(cache_row(a, run.table, key)) : 0;
@@ -248,8 +247,8 @@ template <int DIM, class T, class C> struct Mainloop {
         softmax.multiply_keys(scores, queries, smem.keys[0]);
         wgmma_wait<0>(scores);
         online_softmax(0, scores, rescale, softmax);
-        // The last P V GEMM of an iteration is awaited in the next one. With the wait at the end, the compiler would not
-        // overlap what lies between.
+        // The last P V GEMM of an iteration is awaited in the next one. With the wait at the end, the
+        // compiler would not overlap what lies between.
         for (int tile = 0; tile < last; tile++) {
             wgmma_wait<0>(softmax.acc);
             softmax.rescale_and_convert(scores, rescale);
@@ -335,7 +334,8 @@ __device__ void prefill(const AttentionArgs &a, void *memory, Rows &rows, CacheR
             O *out = a.out.row<O>(first_row + softmax.row[half]) + head * DIM + lane % 4 * 2;
             const float *acc = softmax.acc + 2 * half;
 #pragma unroll
-            for (int d = 0; d < DIM / 2; d += 4) store_pair(out + d * 2, acc[d] * factor, acc[d + 1] * factor);
+            for (int d = 0; d < DIM / 2; d += 4)
+                store_pair(out + d * 2, acc[d] * factor, acc[d + 1] * factor);
         });
     }
 }

@@ -31,8 +31,8 @@ __device__ inline float4 ld_shared_cluster(uint32_t address, uint32_t rank) {
     return v;
 }
 
-// CTAs of a cluster communicate through shared memory only. Fences restricted to it are cheap; unrestricted ones
-// wait for global memory too, which takes longer than many a kernel.
+// CTAs of a cluster communicate through shared memory only. Fences restricted to it are cheap; unrestricted
+// ones wait for global memory too, which takes longer than many a kernel.
 __device__ inline void fence_release_cluster() {
     asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
 }

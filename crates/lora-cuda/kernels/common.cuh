@@ -12,12 +12,12 @@ using f16 = __half;
 using f8 = __nv_fp8_e4m3;
 using u64 = unsigned long long;
 
-// Programmatic dependent launch: lets the next kernel of the stream start. It waits, by `pdl_wait`, for the end
-// of this one before it reads what this one writes.
+// Programmatic dependent launch: lets the next kernel of the stream start. It waits, by `pdl_wait`, for the
+// end of this one before it reads what this one writes.
 __device__ inline void pdl_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
 
-// Waits for the end of the kernels before this one, whose writes are visible then. Before it, a kernel may read
-// only what no kernel writes, such as weights.
+// Waits for the end of the kernels before this one, whose writes are visible then. Before it, a kernel may
+// read only what no kernel writes, such as weights.
 __device__ inline void pdl_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // The start of kernels that have nothing to do before their inputs are ready.
@@ -36,9 +36,7 @@ struct Mat {
     int64_t row_stride;
     int32_t rows, cols, dtype, padding;
 
-    template <class T> __device__ T *row(int64_t r) const {
-        return static_cast<T *>(data) + r * row_stride;
-    }
+    template <class T> __device__ T *row(int64_t r) const { return static_cast<T *>(data) + r * row_stride; }
 };
 static_assert(sizeof(Mat) == 32 && offsetof(Mat, row_stride) == 8 && offsetof(Mat, rows) == 16 &&
               offsetof(Mat, dtype) == 24 && offsetof(Mat, padding) == 28);

@@ -13,8 +13,8 @@ __device__ inline float float_of_key(uint32_t key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// A pair that is ordered by `v`, equal ones by descending index: the maximum is the largest float, and of equal ones the
-// one with the lowest index.
+// A pair that is ordered by `v`, equal ones by descending index: the maximum is the largest float, and of
+// equal ones the one with the lowest index.
 __device__ inline u64 ordered_pair(float v, int index) {
     return static_cast<u64>(ordered_key(v)) << 32 | (0xffffffffu - index);
 }

@@ -54,8 +54,7 @@ extern "C" __global__ void linear(LinearArgs a) {
         for (int r = 0; r < ROWS; r++) {
             float value = warp_reduce(sums[r], Sum());
             if (r >= rows || lane != 0) continue;
-            float scale = (a.x_scales ? a.x_scales[from + r] : 1.0f) *
-                          (a.w_scales ? a.w_scales[n] : 1.0f);
+            float scale = (a.x_scales ? a.x_scales[from + r] : 1.0f) * (a.w_scales ? a.w_scales[n] : 1.0f);
             value = value * scale + (a.bias ? a.bias[n] : 0.0f);
             a.out.row<O>(from + r)[n] = from_float<O>(value);
         }
@@ -77,8 +76,8 @@ __device__ float row_scale(float largest) {
     return scale >= MIN_NORMAL && scale < INFINITY ? scale : 1.0f;
 }
 
-// codes = e4m3(x / scale), where `scale` 0 means that of the row's largest magnitude; `scales` gets the scale of each
-// row. Grid (row).
+// codes = e4m3(x / scale), where `scale` 0 means that of the row's largest magnitude; `scales` gets the scale
+// of each row. Grid (row).
 extern "C" __global__ void quantise_rows(QuantiseArgs a) {
     pdl_prologue();
     int64_t r = blockIdx.x;
@@ -100,14 +99,19 @@ extern "C" __global__ void quantise_rows(QuantiseArgs a) {
 }
 
 template <class X> struct PairOf;
-template <> struct PairOf<bf16> { using Type = __nv_bfloat162; };
-template <> struct PairOf<f16> { using Type = __half2; };
+template <> struct PairOf<bf16> {
+    using Type = __nv_bfloat162;
+};
+template <> struct PairOf<f16> {
+    using Type = __half2;
+};
 
 // The maximum of `largest` and the magnitudes of eight numbers.
 template <class X> __device__ float max_magnitude(float largest, const Vec8<X> &x) {
     using Pair = typename PairOf<X>::Type;
     const Pair *pairs = reinterpret_cast<const Pair *>(x.v);
-    Pair most = __hmax2(__hmax2(__habs2(pairs[0]), __habs2(pairs[1])), __hmax2(__habs2(pairs[2]), __habs2(pairs[3])));
+    Pair most =
+        __hmax2(__hmax2(__habs2(pairs[0]), __habs2(pairs[1])), __hmax2(__habs2(pairs[2]), __habs2(pairs[3])));
     return fmaxf(largest, fmaxf(to_float(most.x), to_float(most.y)));
 }
 

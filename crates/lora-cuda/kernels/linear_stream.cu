@@ -41,9 +41,9 @@ static_assert(sizeof(StreamArgs) == 448 && offsetof(StreamArgs, x) == 128 &&
 constexpr int OUTPUTS = 64;                 // of a consumer warpgroup: the M of wgmma, as weights are its `a`
 constexpr int EPILOGUE_THREADS = WARPGROUP; // in four warps
 constexpr int EPILOGUE_BARRIER = 2;         // named barrier of the epilogue warps
-constexpr int MAX_STAGES = 24;              // of weights; their mbarriers are initialised by the lanes of one warp
-constexpr int MAX_X_STAGES = 8;             // of x
-constexpr int MAX_CLUSTER = 2; // Clusters of four leave SMs idle: not every GPC has a multiple of four.
+constexpr int MAX_STAGES = 24;  // of weights; their mbarriers are initialised by the lanes of one warp
+constexpr int MAX_X_STAGES = 8; // of x
+constexpr int MAX_CLUSTER = 2;  // Clusters of four leave SMs idle: not every GPC has a multiple of four.
 static_assert(MAX_STAGES <= WARP && MAX_X_STAGES <= WARP);
 
 // What the epilogue needs of an adapter's slice, in shared memory.
@@ -67,8 +67,8 @@ template <int N, int GROUPS> struct TileShape {
     static constexpr int CONSUMERS = GROUPS * WARPGROUP;
 };
 
-// A barrier at which one role of every CTA of the cluster arrives. Every thread arrives for itself, in its own CTA by
-// the instructions of CTA scope, which race checkers follow.
+// A barrier at which one role of every CTA of the cluster arrives. Every thread arrives for itself, in its
+// own CTA by the instructions of CTA scope, which race checkers follow.
 struct ClusterBarrier {
     Mbarrier own, peer;
 
@@ -153,8 +153,8 @@ struct Work {
     }
 };
 
-// Iterates over the K steps of one tile, then of the next. Incremented rather than computed from a number, as a producer
-// has few cycles for each step.
+// Iterates over the K steps of one tile, then of the next. Incremented rather than computed from a number, as
+// a producer has few cycles for each step.
 struct StepIterator {
     int tile, step, left;
 
@@ -185,8 +185,8 @@ template <class S> struct WeightProducer {
     __device__ void begin(const StreamArgs &a, const Smem<S> &smem, const Work &work, int columns) {
         for (int i = 0; i < min(S::MAX_IN_FLIGHT, a.stages) && at.left > 0; i++) load(a, smem, work, columns);
     }
-    // Loads the rest: a tile for each that arrives, as soon as its stage is empty. Does not wait for x, as no kernel
-    // writes weights.
+    // Loads the rest: a tile for each that arrives, as soon as its stage is empty. Does not wait for x, as no
+    // kernel writes weights.
     __device__ void run(const StreamArgs &a, const Smem<S> &smem, const Work &work, int columns) {
         while (at.left > 0) {
             smem.barriers->w_full[arrived.stage].wait(arrived.parity);
@@ -199,7 +199,8 @@ template <class S> struct WeightProducer {
 
 // Loads x, once it is ready. One thread.
 template <class S>
-__device__ void produce_x(const StreamArgs &a, const Smem<S> &smem, const Work &work, int columns, int32_t epoch) {
+__device__ void produce_x(const StreamArgs &a, const Smem<S> &smem, const Work &work, int columns,
+                          int32_t epoch) {
     PipelineState ring;
     if (a.lora.inputs) wait_ready(a.lora.inputs, epoch);
     else pdl_wait();
@@ -273,7 +274,8 @@ template <int N, class S> __device__ void store_sums(const Smem<S> &smem, const 
 }
 
 // The consumer warpgroups.
-template <int N, class S> __device__ void consume(const StreamArgs &a, const Smem<S> &smem, const Work &work) {
+template <int N, class S> __device__ void consume(const StreamArgs &a, const Smem<S> &smem,
+                                                  const Work &work) {
     uint32_t parity = 0;
     Barriers &barriers = *smem.barriers;
     ConsumerState at;
@@ -319,8 +321,8 @@ __device__ int slice_of(const FewRows &lora, int n) {
     return slice;
 }
 
-// The epilogue warps: compute the LoRA term of a tile, add it to the sums and store the outputs. The CTAs of a cluster
-// share the outputs of a tile.
+// The epilogue warps: compute the LoRA term of a tile, add it to the sums and store the outputs. The CTAs of
+// a cluster share the outputs of a tile.
 template <class S> struct Epilogue {
     const StreamArgs &a;
     const Smem<S> &smem;
@@ -346,8 +348,8 @@ template <class S> struct Epilogue {
         for (int i = thread; i < tiles * a.lora.slices; i += EPILOGUE_THREADS) {
             int slot = smem.tiles[i / a.lora.slices].z;
             const SlotRow &part = a.lora.table[slot * a.lora.slices + i % a.lora.slices];
-            smem.parts[i] = {static_cast<const bf16 *>(part.b), part.gain, part.shift,
-                             part.scale, part.rank, part.active};
+            smem.parts[i] = {
+                static_cast<const bf16 *>(part.b), part.gain, part.shift, part.scale, part.rank, part.active};
         }
         epilogue_sync();
     }
@@ -374,7 +376,8 @@ template <class S> struct Epilogue {
         // The last tile may reach beyond the last output.
         int count = min(width, a.out.cols - first_of(tile));
         for (int t = warp; t < tiles; t += EPILOGUE_THREADS / WARP)
-            for (int from = 0; from < count; from += OUTPUTS_AT_ONCE) expand<T>(t, first_of(tile) + from, from);
+            for (int from = 0; from < count; from += OUTPUTS_AT_ONCE)
+                expand<T>(t, first_of(tile) + from, from);
     }
     template <int T> __device__ void expand(int t, int n, int from) const {
         int slice = slice_of(a.lora, n), rows = smem.tiles[t].y, start = smem.tiles[t].x;
@@ -414,8 +417,8 @@ template <class S> struct Epilogue {
         if (a.x_scales && thread < a.out.rows) smem.row_scales[thread] = a.x_scales[thread];
     }
 
-    // Scales and bias of a thread's four outputs of a tile. Loaded before the sums are ready, as loads take long while
-    // weights stream in.
+    // Scales and bias of a thread's four outputs of a tile. Loaded before the sums are ready, as loads take
+    // long while weights stream in.
     struct ScaleBias {
         float scales[4], bias[4];
     };
@@ -432,8 +435,8 @@ template <class S> struct Epilogue {
         return loaded;
     }
 
-    // Adds the split-K partials, applies scales, bias and LoRA, and stores, four adjacent outputs at a time. All loads
-    // of an iteration come first, so that their latencies overlap.
+    // Adds the split-K partials, applies scales, bias and LoRA, and stores, four adjacent outputs at a time.
+    // All loads of an iteration come first, so that their latencies overlap.
     __device__ void store(int tile, const ScaleBias &scale_bias) const {
         constexpr int UNROLL = 4;
         int log = 31 - __clz(width / 4), count = a.out.rows << log, mask = (1 << log) - 1;

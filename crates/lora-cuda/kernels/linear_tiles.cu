@@ -20,10 +20,11 @@
 #include "linear_tiles_loader.cuh"
 #include "mma.cuh"
 
-// Registers per thread once the warpgroups have traded them: consumers hold 128 accumulators each, and copying needs
-// few.
+// Registers per thread once the warpgroups have traded them: consumers hold 128 accumulators each, and
+// copying needs few.
 constexpr int CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40;
-static_assert((2 * CONSUMER_REGISTERS + PRODUCER_REGISTERS) * WARPGROUP <= 65536, "an SM has 64 Ki registers");
+static_assert((2 * CONSUMER_REGISTERS + PRODUCER_REGISTERS) * WARPGROUP <= 65536,
+              "an SM has 64 Ki registers");
 
 // Loads x and weights. One thread.
 struct Producer {
@@ -40,7 +41,8 @@ struct Producer {
                            tile.output + half * a.second, full, CacheHint::EVICT_NORMAL);
     }
     __device__ void load_inputs(int stage, const Tile &tile, int step) const {
-        tma_load(smem.x(stage), a.x, step * COLUMNS, tile.row, smem.control->full[stage], CacheHint::EVICT_LAST);
+        tma_load(smem.x(stage), a.x, step * COLUMNS, tile.row, smem.control->full[stage],
+                 CacheHint::EVICT_LAST);
     }
 
     // A box of each half of the GEMM's output, in mode GATE_ADDED.
@@ -127,8 +129,8 @@ template <class T, Mode MODE> struct Consumer {
     }
     __device__ uint64_t w_descriptor() const { return smem_descriptor(smem.w(ring.stage)); }
 
-    // Releases a stage to the producers of both CTAs, after the wgmma's that read it have completed. Nothing was written,
-    // so no fence is needed.
+    // Releases a stage to the producers of both CTAs, after the wgmma's that read it have completed. Nothing
+    // was written, so no fence is needed.
     __device__ void release(int stage) const {
         if (lane < CLUSTER) smem.control->empty[stage].arrive_cluster(lane);
     }
@@ -218,7 +220,8 @@ template <class T, Mode MODE> struct Consumer {
                 add_base(smem.w(ring.stage), chunk, ups);
             }
 #pragma unroll
-            for (int i = 0; i < 8; i++) values[i / 4][i % 4] = swiglu_fast(values[i / 4][i % 4], ups[i / 4][i % 4]);
+            for (int i = 0; i < 8; i++)
+                values[i / 4][i % 4] = swiglu_fast(values[i / 4][i % 4], ups[i / 4][i % 4]);
         }
     }
     __device__ void add_bias(int output, int chunk, int from, const float *acc, float (&values)[2][4]) const {
@@ -294,11 +297,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) linear_tiles(const __gr
     multiply_tiles(a, [&](const Smem &smem) { Consumer<bf16, Mode::LINEAR>(a, smem).run(); });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) linear_tiles_begin(const __grid_constant__ TilesArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    linear_tiles_begin(const __grid_constant__ TilesArgs a) {
     multiply_tiles(a, [&](const Smem &smem) { Consumer<bf16, Mode::BEGIN>(a, smem).run(); });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) linear_tiles_gate(const __grid_constant__ TilesArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    linear_tiles_gate(const __grid_constant__ TilesArgs a) {
     multiply_tiles(a, [&](const Smem &smem) { Consumer<bf16, Mode::GATE>(a, smem).run(); });
 }
 

@@ -7,10 +7,10 @@
 
 // The adapters of a site, z of which is computed. Laid out as `ManyRows` of ops/linear_tiles.rs.
 struct ManyRows {
-    const SlotRow *table;        // [slots, slices]
-    const int32_t *slot_of_row;  // -1: no adapter
-    const int32_t *group_starts; // By group of 256 rows: its first entry in `group_slots`, and the end.
-    const int32_t *group_slots;  // The slots that the rows of a group use.
+    const SlotRow *table;           // [slots, slices]
+    const int32_t *slot_of_row;     // -1: no adapter
+    const int32_t *group_starts;    // By group of 256 rows: its first entry in `group_slots`, and the end.
+    const int32_t *group_slots;     // The slots that the rows of a group use.
     const bf16 *z;                  // scale * A x: [rows, slices, 2 (hi, lo), max_rank]
     int32_t starts[MAX_SLICES + 1]; // First output of each slice, and the end of the last.
     int32_t slices, max_rank;
@@ -68,7 +68,7 @@ struct Control {
     Mbarrier lora_free[STAGES]; // The producer has handed an empty stage to the loader warps.
     Mbarrier empty[STAGES];     // The consumers of both CTAs have read it.
     Entry entries[MAX_ENTRIES];
-    int32_t slots[ROWS];                             // by row of the tile that the loader warps work on
+    int32_t slots[ROWS];                              // by row of the tile that the loader warps work on
     uint16_t rank_blocks[MAX_ROW_TILES * MAX_SLICES]; // by group of 256 rows and slice
 };
 static_assert(sizeof(Control) == 1920, "`CONTROL` of ops/linear_tiles.rs");
@@ -102,8 +102,8 @@ struct Tile {
     int row, output, cluster_row;
 };
 
-// The tiles of this CTA: the clusters take them in turn, eight row tiles by all outputs before the next rows. So tiles
-// that run at the same time share rows and outputs, and the L2 holds what they read.
+// The tiles of this CTA: the clusters take them in turn, eight row tiles by all outputs before the next rows.
+// So tiles that run at the same time share rows and outputs, and the L2 holds what they read.
 struct TileScheduler {
     int row_tiles, output_tiles, width, rank;
 
@@ -123,7 +123,9 @@ struct TileScheduler {
     }
 };
 
-__device__ int width_of(const ManyRows &lora, int slice) { return lora.starts[slice + 1] - lora.starts[slice]; }
+__device__ int width_of(const ManyRows &lora, int slice) {
+    return lora.starts[slice + 1] - lora.starts[slice];
+}
 
 // The first output of half a tile, relative to a slice; it may lie before or behind the slice.
 __device__ int in_slice(const TilesArgs &a, int output, int half, int slice) {

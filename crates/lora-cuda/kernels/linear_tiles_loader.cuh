@@ -103,8 +103,8 @@ struct LoraLoader {
         }
     }
 
-    // Assigns the chunks of a tile to threads: a thread has one chunk of rows that are a fixed number apart, so that few
-    // instructions are left for each copy.
+    // Assigns the chunks of a tile to threads: a thread has one chunk of rows that are a fixed number apart,
+    // so that few instructions are left for each copy.
     template <int CHUNKS> struct CopyLane {
         static constexpr int ROW_STEP = LOADERS / CHUNKS;
         static_assert(ROW_STEP % 8 == 0, "all rows of a thread are swizzled alike");

@@ -33,8 +33,7 @@ extern "C" __global__ void logprobs(LogprobArgs a) {
     best = block_reduce(best, -INFINITY, Max());
     likelier = block_reduce(likelier, 0, Sum());
     double total = 0.0;
-    for (int t = threadIdx.x; t < vocab; t += blockDim.x)
-        total += exp(static_cast<double>(logits[t] - best));
+    for (int t = threadIdx.x; t < vocab; t += blockDim.x) total += exp(static_cast<double>(logits[t] - best));
     total = block_reduce(total, 0.0, Sum());
     float normaliser = best + static_cast<float>(log(total));
     if (threadIdx.x == 0) {

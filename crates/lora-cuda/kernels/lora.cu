@@ -62,7 +62,7 @@ extern "C" __global__ void lora_shrink(LoraArgs a) {
 
 // Laid out as `LoraRowsArgs` of ops/lora_rows.rs.
 struct LoraRowsArgs {
-    Mat x;              // Input of a linear site; of an embedding, `ids` stands for it.
+    Mat x; // Input of a linear site; of an embedding, `ids` stands for it.
     Mat out;
     const int32_t *ids; // Null unless the site is an embedding.
     const TokenRows *table;
@@ -83,8 +83,8 @@ __device__ int find_token(const TokenRows &rows, int id) {
     return low == high && rows.ids[low] == id ? low : -1;
 }
 
-// Replaces the base layer's output by the adapter's rows of tokens: of an embedding the row of the input token, of
-// lm_head the logits of those tokens. Grid (row, part of its tokens); of an embedding (row).
+// Replaces the base layer's output by the adapter's rows of tokens: of an embedding the row of the input
+// token, of lm_head the logits of those tokens. Grid (row, part of its tokens); of an embedding (row).
 extern "C" __global__ void lora_rows(LoraRowsArgs a) {
     pdl_prologue();
     int64_t r = blockIdx.x;
@@ -152,8 +152,8 @@ extern "C" __global__ void lora_expand(LoraArgs a) {
         if (part.rank > 0)
             with_float(part.b_dtype, [&](auto t) {
                 using B = decltype(t);
-                delta = dot(z, static_cast<const B *>(part.b) + static_cast<int64_t>(n) * part.rank,
-                            part.rank);
+                delta =
+                    dot(z, static_cast<const B *>(part.b) + static_cast<int64_t>(n) * part.rank, part.rank);
             });
         float base = part.replacement ? replaced(a, part, row, n, width) : 0.0f;
         if (threadIdx.x % WARP != 0) continue;

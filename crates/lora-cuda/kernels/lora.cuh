@@ -3,8 +3,8 @@
 
 #include "common.cuh"
 
-// One adapter's part of one slice of a site: a fused projection such as qkv has a slice per matrix. Laid out as
-// `SlotRow` of ops/lora_table.rs.
+// One adapter's part of one slice of a site: a fused projection such as qkv has a slice per matrix. Laid out
+// as `SlotRow` of ops/lora_table.rs.
 struct SlotRow {
     const void *a, *b, *replacement; // replacement: a matrix in the base layer's place; null: none
     const float *gain, *shift;       // Factor and summand of each output; null: none.
@@ -43,16 +43,16 @@ static_assert(sizeof(TokenRows) == 24 && offsetof(TokenRows, ids) == 8 && offset
 
 // The adapters of a site, and which rows of the batch use them. Laid out as `LoraArgs` of ops/lora.rs.
 struct LoraArgs {
-    Mat x;              // Input of the base layer; of an embedding, `ids` stands for it.
+    Mat x; // Input of the base layer; of an embedding, `ids` stands for it.
     Mat out;
-    const int32_t *ids; // Null unless the site is an embedding.
-    const SlotRow *table;   // [slots, slices]
-    const int32_t *order;   // Rows sorted by adapter. A segment of it is the rows of one adapter.
+    const int32_t *ids;            // Null unless the site is an embedding.
+    const SlotRow *table;          // [slots, slices]
+    const int32_t *order;          // Rows sorted by adapter. A segment of it is the rows of one adapter.
     const int32_t *starts, *slots; // By segment: its start in `order` (and the last's end), its slot.
-    const int32_t *idle;    // Rows without an adapter.
-    const int4 *tiles;      // Rows of one adapter: start in `order`, count, slot.
-    const int32_t *sizes;   // Number of segments, of rows in `order`, and of tiles.
-    const int32_t *columns; // First output of each slice, and the end of the last.
+    const int32_t *idle;           // Rows without an adapter.
+    const int4 *tiles;             // Rows of one adapter: start in `order`, count, slot.
+    const int32_t *sizes;          // Number of segments, of rows in `order`, and of tiles.
+    const int32_t *columns;        // First output of each slice, and the end of the last.
     float *z;        // [partials, rows, slices, max_rank] of A x; without partials z of lora_shrink.cu.
     int32_t *inputs; // Two words, see `begin_epoch`.
     int32_t slices, max_rank, in_dim;
@@ -71,8 +71,8 @@ __device__ inline float *z_of(const LoraArgs &a, int64_t row, int slice, int ran
 // The most slices of a site whose LoRA is fused into a GEMM.
 constexpr int MAX_SLICES = 4;
 
-// The adapters of a site as linear_stream.cu takes them: a subset of `LoraArgs`, by value. Laid out as `FewRows` of
-// ops/lora.rs.
+// The adapters of a site as linear_stream.cu takes them: a subset of `LoraArgs`, by value. Laid out as
+// `FewRows` of ops/lora.rs.
 struct FewRows {
     const SlotRow *table;
     const int32_t *order;
@@ -87,12 +87,12 @@ static_assert(sizeof(FewRows) == 80 && offsetof(FewRows, z) == 32 && offsetof(Fe
               offsetof(FewRows, slices) == 56 && offsetof(FewRows, partials) == 64 &&
               offsetof(FewRows, inputs) == 72);
 
-// The GEMM needs x now and z only in its epilogue, so it polls a ready flag instead of waiting for the shrink grid.
-// The flag is an epoch, of which there are two words in global memory: the shrink increments the first before it
-// lets the GEMM start, and stores the same number to the second once it has itself waited for x. The GEMM reads the
-// first word before the kernel after it may start, and polls the second until it reaches that epoch. Epochs only
-// grow: several kernels may be resident at once, the next perhaps before this one's x is ready. All threads of the
-// first CTA take part.
+// The GEMM needs x now and z only in its epilogue, so it polls a ready flag instead of waiting for the shrink
+// grid. The flag is an epoch, of which there are two words in global memory: the shrink increments the first
+// before it lets the GEMM start, and stores the same number to the second once it has itself waited for x.
+// The GEMM reads the first word before the kernel after it may start, and polls the second until it reaches
+// that epoch. Epochs only grow: several kernels may be resident at once, the next perhaps before this one's x
+// is ready. All threads of the first CTA take part.
 __device__ inline bool is_first_block() { return blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0; }
 
 // Starts an epoch, before `pdl_launch_dependents`. Returns it to the thread that signals.

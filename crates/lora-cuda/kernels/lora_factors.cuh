@@ -11,18 +11,20 @@ __device__ inline uint2 load_up_to_4(const bf16 *from, int count) {
     return make_uint2(pack2(v[0], v[1]), pack2(v[2], v[3]));
 }
 
-// A thread's fragments of B for T instructions and 16 ranks. The thread computes 2 T adjacent outputs: instruction
-// t has outputs 2 t and 2 t + 1, as rows `group` and `group + 8` of its tile of B.
+// A thread's fragments of B for T instructions and 16 ranks. The thread computes 2 T adjacent outputs:
+// instruction t has outputs 2 t and 2 t + 1, as rows `group` and `group + 8` of its tile of B.
 template <int T> struct Factors {
     uint2 even[T], odd[T];
 
-    // Loads four ranks of each row, from rank `from` on; zeros behind `rank`. `first` is the thread's first row, and
-    // `left` the number of rows from there to the end.
+    // Loads four ranks of each row, from rank `from` on; zeros behind `rank`. `first` is the thread's first
+    // row, and `left` the number of rows from there to the end.
     __device__ void load(const bf16 *first, int rank, int left, int from) {
         if (from >= rank) left = 0;
         first += from;
         if (rank % 4 == 0) {
-            for_each_row(rank, left, [&](const bf16 *row) { return __ldg(reinterpret_cast<const uint2 *>(row)); }, first);
+            for_each_row(
+                rank, left, [&](const bf16 *row) { return __ldg(reinterpret_cast<const uint2 *>(row)); },
+                first);
         } else {
             for_each_row(rank, left, [&](const bf16 *row) { return load_up_to_4(row, rank - from); }, first);
         }

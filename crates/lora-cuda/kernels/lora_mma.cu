@@ -19,15 +19,15 @@
 //   and write the output once more.
 #include "lora_factors.cuh"
 
-constexpr int RANKS = 16;         // ranks of a CTA of the shrink: the rows of one mma
-constexpr int SHRINK_WARPS = 4;   // of a CTA of the shrink; each takes every fourth piece of K
+constexpr int RANKS = 16;       // ranks of a CTA of the shrink: the rows of one mma
+constexpr int SHRINK_WARPS = 4; // of a CTA of the shrink; each takes every fourth piece of K
 constexpr int SHRINK_THREADS = SHRINK_WARPS * WARP;
-constexpr int SHRINK_CTAS = 8;    // per SM: small enough to run beside the GEMM that follows
-constexpr int EXPAND_WARPS = 8;   // of a CTA of the expand
+constexpr int SHRINK_CTAS = 8;  // per SM: small enough to run beside the GEMM that follows
+constexpr int EXPAND_WARPS = 8; // of a CTA of the expand
 constexpr int EXPAND_THREADS = EXPAND_WARPS * WARP;
-constexpr int EXPAND_OUTPUTS = 64; // of a warp of the expand: 8 per thread group
+constexpr int EXPAND_OUTPUTS = 64;                   // of a warp of the expand: 8 per thread group
 constexpr int EXPAND_CTAS_8 = 3, EXPAND_CTAS_32 = 2; // per SM, for tiles of 8 and 32 rows
-constexpr int MAX_RANK = 256;     // rows of z in shared memory
+constexpr int MAX_RANK = 256;                        // rows of z in shared memory
 
 // Rows of one adapter, and the adapter's part of a slice.
 struct Tile {
@@ -46,8 +46,8 @@ __device__ bool read_tile(const LoraArgs &a, int index, int slice, Tile &tile) {
     return tile.part.active != 0;
 }
 
-// As `read_tile` for the `begin` kernels, which write every output: tiles without an effect, and tiles of the rows
-// without an adapter, are to be filled with zeros.
+// As `read_tile` for the `begin` kernels, which write every output: tiles without an effect, and tiles of the
+// rows without an adapter, are to be filled with zeros.
 __device__ bool read_tile_or_zeros(const LoraArgs &a, int index, int slice, int rows, Tile &tile) {
     if (read_tile(a, index, slice, tile)) return true;
     tile.part = {};
@@ -102,8 +102,8 @@ struct Columns {
     static constexpr int UNROLL = 2, STEP = SHRINK_WARPS * UNROLL * 32;
 };
 
-// acc += A x over a warp's columns; `low` and `high` are the thread's rows of A. A thread holds eight adjacent columns
-// where the fragment has others; as both operands do so alike, the sum is the same.
+// acc += A x over a warp's columns; `low` and `high` are the thread's rows of A. A thread holds eight
+// adjacent columns where the fragment has others; as both operands do so alike, the sum is the same.
 __device__ void multiply(const bf16 *x, const bf16 *low, const bf16 *high, Columns columns, float (&acc)[4]) {
     constexpr int UNROLL = Columns::UNROLL;
     // Lanes without data iterate too, as mma needs the whole warp.
@@ -117,8 +117,8 @@ __device__ void multiply(const bf16 *x, const bf16 *low, const bf16 *high, Colum
             v[i] = load_vec8(x, k, columns.end);
             p[i] = load_vec8(low, k, columns.end), r[i] = load_vec8(high, k, columns.end);
         }
-        // Makes every load a dependency of the branch before the first mma. The compiler would otherwise move each
-        // load to its mma, and their latencies would add up.
+        // Makes every load a dependency of the branch before the first mma. The compiler would otherwise move
+        // each load to its mma, and their latencies would add up.
 #pragma unroll
         for (int i = 0; i < UNROLL; i++) any |= or_of(v[i]) | or_of(p[i]) | or_of(r[i]);
         if (!__any_sync(ALL_LANES, any != 0)) continue;
@@ -226,8 +226,7 @@ template <int ROWS> struct ZTile {
 
     // `padded` is the rank rounded up to a whole mma.
     __device__ void fill(const LoraArgs &a, Tile &tile, int slice, int padded) {
-        if (threadIdx.x < ROWS)
-            rows[threadIdx.x] = threadIdx.x < tile.count ? tile.rows[threadIdx.x] : -1;
+        if (threadIdx.x < ROWS) rows[threadIdx.x] = threadIdx.x < tile.count ? tile.rows[threadIdx.x] : -1;
         if (a.partials > 0) add_partials(a, tile, slice, padded);
         else copy(a, tile, slice, padded);
     }
@@ -263,8 +262,8 @@ template <int ROWS> struct ZTile {
     }
 };
 
-// Computes 64 outputs of a tile's rows per warp and iteration. A thread has eight adjacent outputs, two of each of four
-// instructions. ROW_GROUPS: groups of eight rows, an mma's columns.
+// Computes 64 outputs of a tile's rows per warp and iteration. A thread has eight adjacent outputs, two of
+// each of four instructions. ROW_GROUPS: groups of eight rows, an mma's columns.
 template <int ROW_GROUPS, bool BEGIN> struct Expander {
     const LoraArgs &a;
     const Tile &tile;

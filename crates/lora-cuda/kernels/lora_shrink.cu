@@ -29,12 +29,12 @@ static_assert(sizeof(ShrinkArgs) == 96 && offsetof(ShrinkArgs, table) == 32 &&
               offsetof(ShrinkArgs, z) == 72 && offsetof(ShrinkArgs, slices) == 80 &&
               offsetof(ShrinkArgs, steps) == 88);
 
-constexpr int ROWS = 128;      // of a tile
-constexpr int RANKS = 16;      // of a rank block, which belongs to one slice
-constexpr int COLUMNS = 64;    // of K in a step: 128 bytes, a row under 128-byte swizzling
-constexpr int CHUNK = 8;       // columns of one cp.async of 16 bytes
+constexpr int ROWS = 128;   // of a tile
+constexpr int RANKS = 16;   // of a rank block, which belongs to one slice
+constexpr int COLUMNS = 64; // of K in a step: 128 bytes, a row under 128-byte swizzling
+constexpr int CHUNK = 8;    // columns of one cp.async of 16 bytes
 constexpr int CHUNKS = COLUMNS / CHUNK;
-constexpr int STAGES = 4;      // of the ring
+constexpr int STAGES = 4;          // of the ring
 constexpr int WARPGROUP_ROWS = 64; // of a consumer warpgroup: the M of wgmma
 constexpr int CONSUMERS = 2 * WARPGROUP, LOADERS = WARPGROUP, THREADS = CONSUMERS + LOADERS;
 constexpr int CTAS_PER_SM = 2;
@@ -64,8 +64,8 @@ struct RankBlock {
     }
 };
 
-// Finds tile `number`, where each segment is cut into tiles and the tiles of all segments are numbered in turn. By one
-// warp, 32 segments at a time: a prefix sum of their tiles, and a vote for the one with it.
+// Finds tile `number`, where each segment is cut into tiles and the tiles of all segments are numbered in
+// turn. By one warp, 32 segments at a time: a prefix sum of their tiles, and a vote for the one with it.
 __device__ Tile find_tile(const ShrinkArgs &a, int number) {
     int lane = threadIdx.x % WARP, segments = a.sizes[0];
     for (int base = 0; base < segments; base += WARP) {
@@ -126,8 +126,8 @@ struct KSplit {
     }
 };
 
-// Copies x and A. A thread has the same eight columns of one row of each rank block and of every sixteenth row of the
-// tile.
+// Copies x and A. A thread has the same eight columns of one row of each rank block and of every sixteenth
+// row of the tile.
 template <int T> struct Loader {
     const ShrinkArgs &a;
     const Smem<T> &smem;
@@ -223,8 +223,8 @@ template <int T> struct Consumer {
     }
 };
 
-// Adds the split-K partials of the cluster, scales them and stores z. Each CTA takes a share of the tile, four ranks at
-// a time.
+// Adds the split-K partials of the cluster, scales them and stores z. Each CTA takes a share of the tile,
+// four ranks at a time.
 template <int T> __device__ void reduce_and_store(const ShrinkArgs &a, const Smem<T> &smem, Tile tile) {
     constexpr int FLOAT4S_PER_ROW = T * RANKS / 4;
     int ctas = cluster_size(), float4s = tile.rows * FLOAT4S_PER_ROW, share = (float4s + ctas - 1) / ctas;
@@ -253,8 +253,8 @@ template <int T> __device__ bool has_ranks(const ShrinkArgs &a, Tile tile) {
     return any;
 }
 
-// Grid (tile, T rank blocks, CTA of the cluster). The tables of adapters were written before the first kernel of the
-// step, so they may be read before `pdl_wait`.
+// Grid (tile, T rank blocks, CTA of the cluster). The tables of adapters were written before the first kernel
+// of the step, so they may be read before `pdl_wait`.
 template <int T> __device__ void shrink_rows(const ShrinkArgs &a) {
     extern __shared__ uint8_t shared[];
     pdl_launch_dependents();

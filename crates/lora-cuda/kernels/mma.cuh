@@ -19,12 +19,12 @@ __device__ inline uint32_t pack2(f16, float a, float b) {
 }
 
 // d += a b for tiles a [16, 16] and b [16, 8] of 16-bit numbers, in the fragments of `mma.m16n8k16`.
-#define DEFINE_MMA(T, TYPE)                                                                            \
-    __device__ inline void mma(T, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {   \
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                    \
-                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                 \
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                  \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                  \
+#define DEFINE_MMA(T, TYPE)                                                                                  \
+    __device__ inline void mma(T, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {         \
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                          \
+                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                       \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                        \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                        \
     }
 
 DEFINE_MMA(bf16, "bf16")

@@ -21,8 +21,7 @@ __device__ void normalise(const X *x, const float *w, float eps, O *out, int col
     }
     square = block_reduce(square, 0.0f, Sum());
     float root = sqrtf(square / cols + eps);
-    for (int c = threadIdx.x; c < cols; c += blockDim.x)
-        out[c] = from_float<O>(to_float(x[c]) / root * w[c]);
+    for (int c = threadIdx.x; c < cols; c += blockDim.x) out[c] = from_float<O>(to_float(x[c]) / root * w[c]);
 }
 
 // Laid out as `NormArgs` of ops/norm.rs.
@@ -95,8 +94,7 @@ extern "C" __global__ void rms_norm_vec8(NormArgs a) {
         square = block_reduce(square, 0.0f, Sum());
         float root = sqrtf(square / a.x.cols + a.eps);
         if (!inside) return;
-        for (int i = 0; i < VEC8; i++)
-            row.v[i] = from_float<T>(to_float(row.v[i]) / root * w.v[i]);
+        for (int i = 0; i < VEC8; i++) row.v[i] = from_float<T>(to_float(row.v[i]) / root * w.v[i]);
         row.store(a.out.row<T>(r) + c);
     });
 }

@@ -39,8 +39,8 @@ __device__ void store_head(Mat cache, int64_t slot, int from, const T *head, int
         cache.row<C>(slot)[from + i] = from_float<C>(to_float(head[i]) / scale);
 }
 
-// Grid (row, some of its heads); a warp per head: those of queries, then of keys, then of values. `shared` holds a head
-// in f32 per warp.
+// Grid (row, some of its heads); a warp per head: those of queries, then of keys, then of values. `shared`
+// holds a head in f32 per warp.
 extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
     pdl_prologue();
     extern __shared__ float shared[];
@@ -80,8 +80,9 @@ extern "C" __global__ void qk_norm_rope_append(RopeArgs a) {
     });
 }
 
-// The kernels below have four lanes per head. A lane has every fourth vec8 of it: both elements of a rotated pair, and
-// the elements that eight lanes of the kernel above sum first, so that sums of squares can be added in the same order.
+// The kernels below have four lanes per head. A lane has every fourth vec8 of it: both elements of a rotated
+// pair, and the elements that eight lanes of the kernel above sum first, so that sums of squares can be added
+// in the same order.
 constexpr int LANES = 4;
 constexpr int STEP = LANES * VEC8; // elements between the vec8's of a lane
 
@@ -121,8 +122,8 @@ __device__ void store_vecs(C *to, const float (&head)[VECS][VEC8]) {
     }
 }
 
-// As `qk_norm_rope_append`, for 16-bit numbers and caches of the same dtype or e4m3. Grid: the heads of all rows, one
-// after another.
+// As `qk_norm_rope_append`, for 16-bit numbers and caches of the same dtype or e4m3. Grid: the heads of all
+// rows, one after another.
 template <int DIM, class T> __device__ void norm_rope_append(const RopeArgs &a) {
     constexpr int VECS = DIM / STEP, PAIRS = VECS / 2;
     int column = threadIdx.x % LANES * VEC8, heads = a.heads + 2 * a.kv_heads;
@@ -159,8 +160,7 @@ template <int DIM, class T> __device__ void norm_rope_append(const RopeArgs &a) 
 #pragma unroll
         for (int e = 0; e < PAIRS; e++)
 #pragma unroll
-            for (int i = 0; i < VEC8; i++)
-                rotate(head[e][i], head[e + PAIRS][i], cosines[e][i], sines[e][i]);
+            for (int i = 0; i < VEC8; i++) rotate(head[e][i], head[e + PAIRS][i], cosines[e][i], sines[e][i]);
         store_vecs(from, head);
     }
     if (keys < 0 || slot < 0) return;

@@ -14,8 +14,7 @@ struct GatherArgs {
     Mat table, out;
     const int32_t *ids;
 };
-static_assert(sizeof(GatherArgs) == 72 && offsetof(GatherArgs, out) == 32 &&
-              offsetof(GatherArgs, ids) == 64);
+static_assert(sizeof(GatherArgs) == 72 && offsetof(GatherArgs, out) == 32 && offsetof(GatherArgs, ids) == 64);
 
 // out[i] = table[ids[i]]. Grid (row).
 extern "C" __global__ void gather_rows(GatherArgs a) {
@@ -34,8 +33,8 @@ extern "C" __global__ void gather_rows(GatherArgs a) {
     });
 }
 
-// As `gather_rows`, eight columns per thread, where table and output have one 16-bit dtype. Grid (row, part of its
-// columns).
+// As `gather_rows`, eight columns per thread, where table and output have one 16-bit dtype. Grid (row, part
+// of its columns).
 extern "C" __global__ void gather_rows_vec8(GatherArgs a) {
     pdl_prologue();
     int64_t i = blockIdx.x;

@@ -15,7 +15,7 @@
 
 constexpr int THREADS = 512;
 constexpr int CTAS_PER_SM = 2;
-constexpr int UNROLL = 4; // loads of four logits that a thread has in flight
+constexpr int UNROLL = 4;                      // loads of four logits that a thread has in flight
 constexpr float WEIGHT_ONE = 1099511627776.0f; // 2^40: the integer weight of the most likely token
 
 // Sampling parameters of a row. Laid out as `lora_core::ops::SampleRow`.
@@ -24,7 +24,7 @@ struct SampleRow {
     uint32_t top_k, seed[2], position, stream;
     float repetition_penalty, presence_penalty, frequency_penalty;
     uint32_t history[2], banned[2], bias[2]; // First entry and count.
-    int32_t mask; // Row of `masks`; negative: none.
+    int32_t mask;                            // Row of `masks`; negative: none.
 };
 static_assert(sizeof(SampleRow) == 72 && offsetof(SampleRow, seed) == 16 &&
               offsetof(SampleRow, position) == 24 && offsetof(SampleRow, repetition_penalty) == 32 &&
@@ -57,8 +57,8 @@ __device__ uint32_t philox(const uint32_t seed[2], uint32_t c0, uint32_t c1) {
 __device__ int thread_of_row() { return blockIdx.z * THREADS + threadIdx.x; }
 __device__ int threads_of_row() { return gridDim.z * THREADS; }
 
-// Calls `f` with tokens and logits: this thread's share of a row, in no particular order. Unless `ONCE`, some tokens come
-// several times, which saves branches that the compiler would move the loads behind.
+// Calls `f` with tokens and logits: this thread's share of a row, in no particular order. Unless `ONCE`, some
+// tokens come several times, which saves branches that the compiler would move the loads behind.
 template <bool ONCE = true, class F> __device__ void for_each_logit(const float *row, int vocab, F &&f) {
     int thread = thread_of_row(), threads = threads_of_row();
     // Single logits up to a 16-byte boundary, float4 from there on, single ones at the end.
@@ -123,7 +123,9 @@ struct Row {
     __device__ u64 weight(float logit) const {
         return static_cast<u64>(expf((logit - max_logit) / temperature) * WEIGHT_ONE);
     }
-    __device__ float relative_probability(float logit) const { return expf((logit - max_logit) / temperature); }
+    __device__ float relative_probability(float logit) const {
+        return expf((logit - max_logit) / temperature);
+    }
 };
 
 // A threshold in the descending order of tokens.
@@ -136,8 +138,8 @@ struct Threshold {
 constexpr int DIGIT = 11; // bits of a digit: three digits make a key
 constexpr int BINS = 1 << DIGIT;
 
-// A histogram of tokens and their weights by a digit of their keys. Weights are added in two halves, as shared memory has
-// no 64-bit atomic add.
+// A histogram of tokens and their weights by a digit of their keys. Weights are added in two halves, as
+// shared memory has no 64-bit atomic add.
 struct Histogram {
     uint32_t low[BINS], high[BINS], count[BINS];
 
@@ -172,9 +174,10 @@ __device__ void sum_over_cluster(Histogram &bins) {
     }
 }
 
-// The first bin in descending order at which the running sum reaches `target`, or else the last one that is not empty.
-// `parent` is the threshold by the digits before this one.
-__device__ Threshold select_bin(Histogram &bins, const Threshold &parent, int shift, u64 target, bool counting) {
+// The first bin in descending order at which the running sum reaches `target`, or else the last one that is
+// not empty. `parent` is the threshold by the digits before this one.
+__device__ Threshold select_bin(Histogram &bins, const Threshold &parent, int shift, u64 target,
+                                bool counting) {
     constexpr int PER_THREAD = BINS / THREADS;
     __shared__ Threshold selected;
     auto cluster = cooperative_groups::this_cluster();
@@ -207,8 +210,8 @@ __device__ Threshold select_bin(Histogram &bins, const Threshold &parent, int sh
     return selected;
 }
 
-// The first threshold in descending order at which the running sum of weights (or, if `counting`, the number of tokens)
-// reaches `target`, which must not be 0 nor more than the sum of all.
+// The first threshold in descending order at which the running sum of weights (or, if `counting`, the number
+// of tokens) reaches `target`, which must not be 0 nor more than the sum of all.
 __device__ __noinline__ Threshold find_threshold(Row row, u64 target, bool counting) {
     __shared__ Histogram bins;
     auto cluster = cooperative_groups::this_cluster();
@@ -233,8 +236,8 @@ __device__ __noinline__ Threshold find_threshold(Row row, u64 target, bool count
     return threshold;
 }
 
-// Writes the id of tie number `index`, from 0, among the tokens with a key, in ascending order of ids. Every warp of the
-// row has a contiguous part of the vocabulary.
+// Writes the id of tie number `index`, from 0, among the tokens with a key, in ascending order of ids. Every
+// warp of the row has a contiguous part of the vocabulary.
 __device__ void write_tie(const Row &row, uint32_t key, int index, int32_t *out) {
     constexpr int WARPS = THREADS / WARP;
     __shared__ int counts[WARPS];
@@ -269,7 +272,8 @@ __device__ const float *process_logits(const SampleArgs &a, const SampleRow &p, 
     auto allowed = [&](int t) { return !mask || (mask[t / 32] >> (t % 32) & 1); };
     auto cluster = cooperative_groups::this_cluster();
     uint32_t thread = thread_of_row(), threads = threads_of_row();
-    for_each_logit<false>(raw, a.logits.cols, [&](int t, float logit) { logits[t] = allowed(t) ? logit : -INFINITY; });
+    for_each_logit<false>(raw, a.logits.cols,
+                          [&](int t, float logit) { logits[t] = allowed(t) ? logit : -INFINITY; });
     cluster.sync();
     if (p.bias[1] != 0) { // Uniform across the cluster, as the barrier needs.
         for (uint32_t i = thread; i < p.bias[1]; i += threads) {
@@ -328,9 +332,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM) sample(Sample
     Row row = {process_logits(a, p, r), a.logits.cols, 0.0f, p.temperature};
     // The most likely token, the lowest id among equals: see `ordered_pair`.
     u64 first = 0;
-    for_each_logit<false>(row.logits, row.vocab, [&](int t, float logit) {
-        first = max(first, ordered_pair(logit, t));
-    });
+    for_each_logit<false>(row.logits, row.vocab,
+                          [&](int t, float logit) { first = max(first, ordered_pair(logit, t)); });
     first = row_reduce(first, Max());
     row.max_logit = float_of_pair(first);
     // If every token is banned or masked, there is no distribution.

@@ -8,11 +8,15 @@ constexpr int SWIZZLE = 128;
 constexpr int SWIZZLE_ATOM = 8 * SWIZZLE;
 
 // The byte offset of 16-byte chunk `chunk` of row `row` in a swizzled tile.
-__device__ inline int swizzled_offset(int row, int chunk) { return row * SWIZZLE + ((chunk ^ (row & 7)) << 4); }
+__device__ inline int swizzled_offset(int row, int chunk) {
+    return row * SWIZZLE + ((chunk ^ (row & 7)) << 4);
+}
 
 // Bytes from an address of shared memory to the next one where a swizzled tile may begin: the pattern goes by
 // addresses, and dynamic shared memory need not be aligned to it.
-__device__ inline uint32_t padding_to_atom(const void *smem) { return -smem_address(smem) & (SWIZZLE_ATOM - 1); }
+__device__ inline uint32_t padding_to_atom(const void *smem) {
+    return -smem_address(smem) & (SWIZZLE_ATOM - 1);
+}
 
 // A `CUtensorMap`, which only the TMA reads.
 struct alignas(64) TensorMap {
@@ -102,12 +106,12 @@ __device__ inline void tma_load(void *to, const TensorMap &map, int column, int 
 // As `tma_load`, to the same place in every CTA of the mask, each of which completes on its own mbarrier.
 __device__ inline void tma_load_multicast(uint16_t ctas, void *to, const TensorMap &map, int column, int row,
                                           Mbarrier &full, CacheHint hint) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(
-                     smem_address(to)),
-                 "l"(&map), "r"(column), "r"(row), "r"(smem_address(&full.state)), "h"(ctas),
-                 "l"(static_cast<uint64_t>(hint))
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(smem_address(to)),
+        "l"(&map), "r"(column), "r"(row), "r"(smem_address(&full.state)), "h"(ctas),
+        "l"(static_cast<uint64_t>(hint))
+        : "memory");
 }
 
 // Stores a box, as far as it lies inside of the matrix, as a bulk group of its own.
@@ -133,8 +137,8 @@ __device__ inline void cp_async_16(void *to, const void *from, bool valid) {
                  : "memory");
 }
 
-// Arrives at an mbarrier once all earlier cp.async of this thread are complete. It counts as one of the arrivals
-// that the mbarrier expects.
+// Arrives at an mbarrier once all earlier cp.async of this thread are complete. It counts as one of the
+// arrivals that the mbarrier expects.
 __device__ inline void cp_async_arrive(Mbarrier &barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_address(&barrier.state))
                  : "memory");

@@ -5,19 +5,19 @@
 #include <cstdint>
 #include <cuda_runtime.h>
 
-// Attention of rows that the host has planned: lists with an entry per tile and head, CTA by CTA. A run is adjacent rows
-// of one sequence. Laid out as `PrefillArgs` of src/flashinfer.rs.
+// Attention of rows that the host has planned: lists with an entry per tile and head, CTA by CTA. A run is
+// adjacent rows of one sequence. Laid out as `PrefillArgs` of src/flashinfer.rs.
 struct PrefillArgs {
     const void *queries, *keys, *values; // bf16; the heads of a row are adjacent
     void *out;
-    const int32_t *tables;      // KV blocks of the sequences
-    const int32_t *block_ends;  // First entry of each CTA, and the end of the last.
-    const int32_t *heads_of;    // By entry: query head.
-    const int32_t *tiles;       // Number of the tile in its run.
-    const int32_t *first_rows;  // First row of the run.
-    const int32_t *first_blocks; // First KV block of its sequence in `tables`.
-    const int32_t *rows_of;     // Rows of the run, which are the last of their sequence.
-    const int32_t *keys_of;     // Positions of the sequence up to the run's end.
+    const int32_t *tables;                          // KV blocks of the sequences
+    const int32_t *block_ends;                      // First entry of each CTA, and the end of the last.
+    const int32_t *heads_of;                        // By entry: query head.
+    const int32_t *tiles;                           // Number of the tile in its run.
+    const int32_t *first_rows;                      // First row of the run.
+    const int32_t *first_blocks;                    // First KV block of its sequence in `tables`.
+    const int32_t *rows_of;                         // Rows of the run, which are the last of their sequence.
+    const int32_t *keys_of;                         // Positions of the sequence up to the run's end.
     int64_t query_stride, cache_stride, out_stride; // of rows, in elements
     float scale;
     int32_t rows, heads, kv_heads, head_dim, tokens_per_block;

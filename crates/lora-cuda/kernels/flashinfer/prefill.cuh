@@ -13,8 +13,8 @@
 //   of attention_prefill.cu (bench/evidence, "attention of prompts").
 #pragma once
 
-// Replaces a header of FlashInfer that includes parts of CUTLASS's tests, which need cuRAND. The attention kernels use
-// none of them.
+// Replaces a header of FlashInfer that includes parts of CUTLASS's tests, which need cuRAND. The attention
+// kernels use none of them.
 #define FLASHINFER_CUTLASS_UTILS_CUH_
 #include <cute/tensor.hpp>
 #include <cutlass/cutlass.h>
@@ -58,9 +58,9 @@ Params params_of(const PrefillArgs &a) {
     return p;
 }
 
-// Adds a proxy fence to the consumer side of a pipeline. Paged keys and values are copied by cp.async, which writes by the
-// generic proxy, and multiplied by wgmma, which reads by the async proxy: the PTX ISA ("Async proxy") asks for a fence in
-// between, which FlashInfer lacks.
+// Adds a proxy fence to the consumer side of a pipeline. Paged keys and values are copied by cp.async, which
+// writes by the generic proxy, and multiplied by wgmma, which reads by the async proxy: the PTX ISA ("Async
+// proxy") asks for a fence in between, which FlashInfer lacks.
 template <class Pipeline> struct Fenced : Pipeline {
     using Pipeline::Pipeline;
 
@@ -81,14 +81,16 @@ template <int DIM> struct Traits : Base<DIM> {
 
 } // namespace
 
-// Stores the outputs of a tile through shared memory. FlashInfer 0.7.2's own epilogue has a race: every warp arrives twice
-// at a barrier that counts each once, so that the faster half completes it and reads what the others have not written.
-template <int DIM> struct flashinfer::CollectiveEpilogue<Traits<DIM>> : flashinfer::CollectiveEpilogue<Base<DIM>> {
+// Stores the outputs of a tile through shared memory. FlashInfer 0.7.2's own epilogue has a race: every warp
+// arrives twice at a barrier that counts each once, so that the faster half completes it and reads what the
+// others have not written.
+template <int DIM> struct flashinfer::CollectiveEpilogue<Traits<DIM>>
+    : flashinfer::CollectiveEpilogue<Base<DIM>> {
     using Own = flashinfer::CollectiveEpilogue<Base<DIM>>;
 
     template <class Sums, class Lse, class Shared, class Mma, class Place>
-    __device__ void store(const typename Own::Params &params, const Sums &sums, const Lse &, Shared &shared, Mma mma,
-                          int thread, const Place &place) {
+    __device__ void store(const typename Own::Params &params, const Sums &sums, const Lse &, Shared &shared,
+                          Mma mma, int thread, const Place &place) {
         using namespace cute;
         auto [tile, head, kv_head, first_row, first_block, rows, keys, sequence] = place;
         auto outputs = make_tensor(make_smem_ptr(shared.smem_o.data()), typename Own::SmemLayoutO{});
@@ -99,8 +101,8 @@ template <int DIM> struct flashinfer::CollectiveEpilogue<Traits<DIM>> : flashinf
         cute::copy(copy_sums, mine.retile_S(narrow), mine.partition_D(outputs));
         mma_threads_sync(); // All have written their outputs.
         flashinfer::write_O<Own::NUM_COPY_THREADS>(params.O_ptr, typename Own::TiledCopyO{}, params.layout_O,
-                                                   select<0, 1>(typename Own::TileShape_PDV{}), outputs, thread, tile,
-                                                   head, first_row, rows, /*write_warp_idx=*/0);
+                                                   select<0, 1>(typename Own::TileShape_PDV{}), outputs,
+                                                   thread, tile, head, first_row, rows, /*write_warp_idx=*/0);
         mma_threads_sync(); // All have read them: the next values may overwrite them.
     }
 
