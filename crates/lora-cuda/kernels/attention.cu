@@ -7,7 +7,7 @@
 //   softmaxes are merged through shared memory at the end.
 // Numerics: f32 throughout, with expf; online softmax (Milakov & Gimelshein, 2018). Warps are merged in
 //   their order.
-// Chosen when: `choose` in ops/attention.rs finds no tensor-core kernel: f32 queries, rows that are not
+// Chosen when: `choose` in ops/attention/mod.rs finds no tensor-core kernel: f32 queries, rows that are not
 //   16-byte aligned, a cache dtype other than the queries' or e4m3, or a head_dim without an instantiation.
 #include "attention.cuh"
 

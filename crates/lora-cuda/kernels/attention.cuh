@@ -3,7 +3,7 @@
 
 #include "mma.cuh"
 
-// Laid out as `AttentionArgs` of ops/attention.rs.
+// Laid out as `AttentionArgs` of ops/attention/mod.rs.
 struct AttentionArgs {
     Mat queries, k_cache, v_cache, out;
     const int32_t *sequences, *positions; // By row.

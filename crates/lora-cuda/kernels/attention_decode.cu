@@ -13,8 +13,8 @@
 // Numerics: mma.sync m16n8k16 with f32 accumulators; ex2.approx; probabilities are rounded to the queries'
 //   dtype. Partials are merged in a fixed order.
 // Chosen when: no sequence has more than one row, or for single rows beside prompts (`choose_decode` and
-//   `choose_for_rest` in ops/attention.rs), which would keep a prefill tile busy one after the other. Keys
-//   are split up to about 512 CTAs, which keep the device busy, but not finer than one turn of 64 keys.
+//   `choose_for_rest` in ops/attention/mod.rs), which would keep a prefill tile busy one after the other.
+//   Keys are split up to about 512 CTAs, which keep the device busy, but not finer than one turn of 64 keys.
 //
 // GEMMs sum over the head's elements (or the keys) in any order, and any row of a tile may be any key: so a
 // thread may hold eight adjacent elements where the instruction's fragment has them elsewhere, which makes

@@ -10,8 +10,8 @@
 //   lookups are one more ahead. The softmax of a tile overlaps the P V GEMM of the tile before.
 // Numerics: wgmma with f32 accumulators; ex2.approx; probabilities are rounded to the queries' dtype.
 // Chosen when: a sequence has several rows and FlashInfer's kernel does not fit (`choose` in
-//   ops/attention.rs): f16, FP8 caches, rows that the host has not planned, steps that are recorded. Where
-//   both fit, FlashInfer's takes 0.5 to 0.8 of the time (bench/evidence, "attention of prompts").
+//   ops/attention/mod.rs): f16, FP8 caches, rows that the host has not planned, steps that are recorded.
+//   Where both fit, FlashInfer's takes 0.5 to 0.8 of the time (bench/evidence, "attention of prompts").
 #include "attention.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"

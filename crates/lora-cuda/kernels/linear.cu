@@ -7,12 +7,12 @@
 // Pipeline: none; `quantise_rows_vec8` keeps a row in registers between its maximum and its rounding.
 // Numerics: f32 sums in an order that does not depend on the batch; quotients are rounded as IEEE 754
 //   divides.
-// Chosen when: `linear` where neither linear_stream.cu nor cuBLASLt takes the operands (`multiply_input` in
-//   ops/linear.rs); `quantise_rows*` before FP8 GEMMs (`choose_quantise`: vec8 where a row fits the
-//   registers of a CTA); `row_norms` when a DoRA adapter is loaded.
+// Chosen when: `linear` where neither linear_stream.cu nor cuBLASLt takes the operands (`choose` in
+//   ops/linear/choice.rs); `quantise_rows*` before FP8 GEMMs (`choose` in ops/linear/quantise.rs: vec8 where
+//   a row fits the registers of a CTA); `row_norms` when a DoRA adapter is loaded.
 #include "common.cuh"
 
-// Laid out as `LinearArgs` of ops/linear.rs.
+// Laid out as `LinearArgs` of ops/linear/any.rs.
 struct LinearArgs {
     Mat x, w, out;
     const float *x_scales; // By row; null: 1.
@@ -61,7 +61,7 @@ extern "C" __global__ void linear(LinearArgs a) {
     });
 }
 
-// Laid out as `QuantiseArgs` of ops/linear.rs.
+// Laid out as `QuantiseArgs` of ops/linear/quantise.rs.
 struct QuantiseArgs {
     Mat x, codes;
     float *scales;
@@ -173,7 +173,7 @@ extern "C" __global__ void quantise_rows_vec8(QuantiseArgs a) {
     });
 }
 
-// Laid out as `RowNormArgs` of ops/linear.rs.
+// Laid out as `RowNormArgs` of ops/linear/row_norms.rs.
 struct RowNormArgs {
     Mat w, a, b;
     const float *w_scales;

@@ -13,15 +13,15 @@
 // Numerics: wgmma with f32 accumulators; for e4m3, whose tensor-core sums keep about 14 bits, every 128
 //   terms are added to f32 registers. z is split into bf16 hi + lo for the expand. How K is split depends
 //   on the weights alone.
-// Chosen when: M <= 64 and x and w are of one dtype and 16-byte aligned (`multiply_stream` in
-//   ops/linear_stream.rs); the LoRA is fused where few adapters are in the batch and the expand hides
-//   behind the GEMM (`expand_is_hidden` in ops/lora.rs), so that few adapters cost about their bytes.
+// Chosen when: M <= 64 and x and w are of one dtype and 16-byte aligned (`suits_stream`
+//   in ops/linear/choice.rs); the LoRA is fused where few adapters are in the batch and the expand hides
+//   behind the GEMM (`expand_is_hidden` in ops/lora/route.rs), so that few adapters cost about their bytes.
 //   Elsewhere lora_mma.cu expands afterwards.
 #include "lora_factors.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
 
-// Laid out as `StreamArgs` of ops/linear_stream.rs.
+// Laid out as `StreamArgs` of ops/linear/stream.rs.
 struct StreamArgs {
     TensorMap w, x;
     Mat out;
@@ -53,7 +53,7 @@ struct SliceFactors {
     float scale;
     int32_t rank, active;
 };
-static_assert(sizeof(SliceFactors) == 40, "`PART` of ops/linear_stream.rs");
+static_assert(sizeof(SliceFactors) == 40, "`PART_BYTES` of ops/linear/stream_cut.rs");
 
 // N: rows of x, rounded up to what wgmma takes. GROUPS: consumer warpgroups, of 64 outputs each.
 template <int N, int GROUPS> struct TileShape {
@@ -93,7 +93,7 @@ struct Barriers {
     Mbarrier w_full[MAX_STAGES], w_empty[MAX_STAGES], x_full[MAX_X_STAGES], x_empty[MAX_X_STAGES];
     ClusterBarrier sums_full, sums_empty;
 };
-static_assert(sizeof(Barriers) + SWIZZLE_ATOM <= 2048, "`REST` of ops/linear_stream.rs");
+static_assert(sizeof(Barriers) + SWIZZLE_ATOM <= 2048, "`CONTROL_BYTES` of ops/linear/stream_cut.rs");
 
 // Shared memory of a CTA. S: the `TileShape`.
 template <class S> struct Smem {

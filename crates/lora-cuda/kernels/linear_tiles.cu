@@ -12,11 +12,11 @@
 //   (lora_free/lora_full). Weights of the first steps are requested before the kernels ahead of this one
 //   end. Outputs leave through two boxes per warpgroup, one filled while the other is stored by TMA.
 // Numerics: wgmma bf16 with f32 accumulators; z comes as bf16 hi + lo (lora_shrink.cu); silu by __expf.
-// Chosen when: ops/linear_tiles.rs: `suits_operands` (1,536 rows and more, where it is about as fast as
-//   cuBLASLt), `suits_gate` (or fewer rows without adapters, if tiles fill the waves), `suits` (512 rows
-//   and more, at most 16 adapters per 256 rows on average, each about half a K step). `_begin` and
-//   `_gate_added` serve what cuBLASLt multiplies: fewer rows, and FP8. GEMM and SwiGLU take 643 us where
-//   cuBLASLt and silu_mul took 621 and 60 (bench/evidence, "Prefill").
+// Chosen when: `suits` in ops/linear/tiles.rs (1,536 rows and more, where it is about as fast as
+//   cuBLASLt), `suits_gate` (or fewer rows without adapters, if tiles fill the waves), `suits_tiles` in
+//   ops/lora/route.rs (512 rows and more, at most 16 adapters per 256 rows on average, each about half a K
+//   step). `_begin` and `_gate_added` serve what cuBLASLt multiplies: fewer rows, and FP8. GEMM and SwiGLU
+//   take 643 us where cuBLASLt and silu_mul took 621 and 60 (bench/evidence, "Prefill").
 #include "linear_tiles_loader.cuh"
 #include "mma.cuh"
 

@@ -5,7 +5,7 @@
 #include "tma.cuh"
 #include "wgmma.cuh"
 
-// The adapters of a site, z of which is computed. Laid out as `ManyRows` of ops/linear_tiles.rs.
+// The adapters of a site, z of which is computed. Laid out as `ManyRows` of ops/linear/fused_args.rs.
 struct ManyRows {
     const SlotRow *table;           // [slots, slices]
     const int32_t *slot_of_row;     // -1: no adapter
@@ -18,7 +18,7 @@ struct ManyRows {
 static_assert(sizeof(ManyRows) == 72 && offsetof(ManyRows, z) == 32 && offsetof(ManyRows, starts) == 40 &&
               offsetof(ManyRows, slices) == 60 && offsetof(ManyRows, max_rank) == 64);
 
-// Laid out as `TilesArgs` of ops/linear_tiles.rs.
+// Laid out as `TilesArgs` of ops/linear/tiles.rs.
 struct TilesArgs {
     TensorMap w, x;    // Boxes of 128 rows by 128 bytes. In mode GATE_ADDED `x` is the output of the GEMM.
     TensorMap out;     // Boxes of 64 rows by 128 bytes.
@@ -71,7 +71,7 @@ struct Control {
     int32_t slots[ROWS];                              // by row of the tile that the loader warps work on
     uint16_t rank_blocks[MAX_ROW_TILES * MAX_SLICES]; // by group of 256 rows and slice
 };
-static_assert(sizeof(Control) == 1920, "`CONTROL` of ops/linear_tiles.rs");
+static_assert(sizeof(Control) == 1920, "`CONTROL` of ops/linear/tiles.rs");
 
 // Shared memory of a CTA.
 struct Smem {

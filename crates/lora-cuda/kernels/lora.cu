@@ -7,9 +7,9 @@
 //   a warp per output. Rows: (row, part of its tokens), a warp per token.
 // Pipeline: none.
 // Numerics: f32 sums; one partial of z, over all of K.
-// Chosen when: ops/lora.rs: an adapter whose factors are not bf16 or that replaces the base matrix, an
+// Chosen when (ops/lora/route.rs): an adapter whose factors are not bf16 or that replaces the base matrix, an
 //   embedding, inputs or outputs that are not bf16, inputs that are not 16-byte aligned, ranks above 256.
-//   `lora_rows` (ops/lora_rows.rs) whenever a resident adapter has rows of tokens.
+//   `lora_rows` (ops/lora/token_rows.rs) whenever a resident adapter has rows of tokens.
 #include "common.cuh"
 #include "lora.cuh"
 
@@ -60,7 +60,7 @@ extern "C" __global__ void lora_shrink(LoraArgs a) {
     });
 }
 
-// Laid out as `LoraRowsArgs` of ops/lora_rows.rs.
+// Laid out as `LoraRowsArgs` of ops/lora/token_rows.rs.
 struct LoraRowsArgs {
     Mat x; // Input of a linear site; of an embedding, `ids` stands for it.
     Mat out;

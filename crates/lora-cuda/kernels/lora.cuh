@@ -4,7 +4,7 @@
 #include "common.cuh"
 
 // One adapter's part of one slice of a site: a fused projection such as qkv has a slice per matrix. Laid out
-// as `SlotRow` of ops/lora_table.rs.
+// as `SlotRow` of ops/lora/table.rs.
 struct SlotRow {
     const void *a, *b, *replacement; // replacement: a matrix in the base layer's place; null: none
     const float *gain, *shift;       // Factor and summand of each output; null: none.
@@ -32,7 +32,7 @@ struct NormWeight {
 static_assert(sizeof(NormWeight) == 24 && offsetof(NormWeight, adapters) == 8 &&
               offsetof(NormWeight, slots) == 16);
 
-// Rows of the vocabulary that an adapter brings along. Laid out as `TokenRows` of ops/lora_rows.rs.
+// Rows of the vocabulary that an adapter brings along. Laid out as `TokenRows` of ops/lora/token_rows.rs.
 struct TokenRows {
     const void *values; // [count, columns]
     const int32_t *ids; // Ascending.
@@ -41,7 +41,7 @@ struct TokenRows {
 static_assert(sizeof(TokenRows) == 24 && offsetof(TokenRows, ids) == 8 && offsetof(TokenRows, count) == 16 &&
               offsetof(TokenRows, dtype) == 20);
 
-// The adapters of a site, and which rows of the batch use them. Laid out as `LoraArgs` of ops/lora.rs.
+// The adapters of a site, and which rows of the batch use them. Laid out as `LoraArgs` of ops/lora/args.rs.
 struct LoraArgs {
     Mat x; // Input of the base layer; of an embedding, `ids` stands for it.
     Mat out;
@@ -72,7 +72,7 @@ __device__ inline float *z_of(const LoraArgs &a, int64_t row, int slice, int ran
 constexpr int MAX_SLICES = 4;
 
 // The adapters of a site as linear_stream.cu takes them: a subset of `LoraArgs`, by value. Laid out as
-// `FewRows` of ops/lora.rs.
+// `FewRows` of ops/linear/fused_args.rs.
 struct FewRows {
     const SlotRow *table;
     const int32_t *order;

@@ -12,7 +12,8 @@
 //   their order by whoever reads them: no zeroing and no atomics, and chunks depend on the site alone, so
 //   that with this shrink a row's bits do not depend on its batch. z is split into bf16 hi + lo for the
 //   expand.
-// Chosen when: ops/lora.rs, all factors bf16 and ranks <= 256. Shrink: below 512 rows, or with tiles of 8
+// Chosen when (ops/lora/route.rs): all factors bf16 and ranks <= 256. Shrink: below 512 rows, or with tiles
+// of 8
 //   rows; above, lora_shrink.cu is faster. Expand: whatever linear_stream.cu and linear_tiles.cu do not
 //   fuse, such as many adapters in a batch of up to 64 rows, or DoRA gains above that. `begin`: above 64
 //   rows without gains, as it is cheaper if cuBLASLt reads the LoRA term while it multiplies than to read

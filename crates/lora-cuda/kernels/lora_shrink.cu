@@ -9,13 +9,14 @@
 //   memory, and the CTAs add up those of the whole cluster.
 // Numerics: wgmma with f32 accumulators; split-K partials are added in the order of the CTAs, without
 //   atomics. How K is split depends on the batch.
-// Chosen when: 512 rows and more in tiles of 32 (`MIN_ROWS_TO_SHRINK` in ops/lora.rs). K is split until the
+// Chosen when: 512 rows and more in tiles of 32 (`MIN_ROWS_FOR_CLUSTER` in ops/lora/route.rs). K is split
+// until the
 //   device is filled once, not finer than four steps.
 #include "lora_factors.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
 
-// Laid out as `ShrinkArgs` of ops/lora_shrink.rs.
+// Laid out as `ShrinkArgs` of ops/lora/cluster_shrink.rs.
 struct ShrinkArgs {
     Mat x;
     const SlotRow *table;

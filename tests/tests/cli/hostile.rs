@@ -1,7 +1,7 @@
 //! Endless files, FIFOs without a writer, and huge numbers are refused at once.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;

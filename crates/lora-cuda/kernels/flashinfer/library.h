@@ -6,7 +6,7 @@
 #include <cuda_runtime.h>
 
 // Attention of rows that the host has planned: lists with an entry per tile and head, CTA by CTA. A run is
-// adjacent rows of one sequence. Laid out as `PrefillArgs` of src/flashinfer.rs.
+// adjacent rows of one sequence. Laid out as `PrefillArgs` of src/library/flashinfer.rs.
 struct PrefillArgs {
     const void *queries, *keys, *values; // bf16; the heads of a row are adjacent
     void *out;

@@ -9,8 +9,8 @@
 //   that it lacks; the epilogue is this crate's.
 // Numerics: wgmma with f32 accumulators; probabilities in bf16.
 // Chosen when: planned prompts in bf16, aligned, with equal strides of K and V and no V scale
-//   (`suits_flashinfer` in ops/attention.rs), and the step is not recorded. It takes 0.5 to 0.8 of the time
-//   of attention_prefill.cu (bench/evidence, "attention of prompts").
+//   (`suits_flashinfer` in ops/attention/mod.rs), and the step is not recorded. It takes 0.5 to 0.8 of the
+//   time of attention_prefill.cu (bench/evidence, "attention of prompts").
 #pragma once
 
 // Replaces a header of FlashInfer that includes parts of CUTLASS's tests, which need cuRAND. The attention
