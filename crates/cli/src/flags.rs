@@ -23,10 +23,10 @@ pub(crate) fn with_flags(error: anyhow::Error) -> anyhow::Error {
         .filter(|(setting, _)| names(&message, setting))
         .map(|(setting, flag)| format!("{setting} is set by {flag}"))
         .collect();
-    match named.is_empty() {
-        true => error,
-        false => anyhow::anyhow!("{message}\nhint: {}", named.join(", ")),
+    if named.is_empty() {
+        return error;
     }
+    anyhow::anyhow!("{message}\nhint: {}", named.join(", "))
 }
 
 /// Whether `message` has `setting` as a word of its own.

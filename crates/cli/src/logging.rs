@@ -16,14 +16,15 @@ const VARIABLE: &str = "RUST_LOG";
 /// If `RUST_LOG` cannot be understood.
 pub(crate) fn start(verbosity: Verbosity) -> anyhow::Result<()> {
     let named = std::env::var(VARIABLE).unwrap_or_default();
-    let filter = match named.is_empty() {
-        true => EnvFilter::new(level(verbosity)),
-        false => EnvFilter::builder().parse(&named).map_err(|error| {
+    let filter = if named.is_empty() {
+        EnvFilter::new(level(verbosity))
+    } else {
+        EnvFilter::builder().parse(&named).map_err(|error| {
             anyhow::anyhow!(
                 "{VARIABLE} is {named:?}: {error}; give a level such as debug, or a list such as \
                  loramux_engine=debug,warn"
             )
-        })?,
+        })?
     };
     // A run in a process that has a subscriber leaves it in place.
     let _ = tracing_subscriber::fmt()

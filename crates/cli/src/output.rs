@@ -138,10 +138,7 @@ impl<'a> Output<'a> {
         Ok(match Place::of(path)? {
             Place::Straight => {
                 let file = OpenOptions::new().write(true).open(path)?;
-                match file.metadata()?.is_file() {
-                    true => To::File(file),
-                    false => To::Stream(Box::new(file)),
-                }
+                if file.metadata()?.is_file() { To::File(file) } else { To::Stream(Box::new(file)) }
             }
             Place::Beside { target, old } => To::Beside { file: beside(&target, old)?, target },
         })

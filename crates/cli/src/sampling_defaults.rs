@@ -1,4 +1,4 @@
-//! Sampling parameters that neither flags nor requests give.
+//! Sampling parameters of requests that do not set them: defaults of this program or of the model, and flags.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::exit::{Exit, Failure, OrExit};
 
 const FILE: &str = "generation_config.json";
 
-/// The fields of `generation_config.json` that say how tokens are drawn. It has others.
+/// The fields of `generation_config.json` that control sampling; others are ignored.
 #[derive(Deserialize)]
 struct GenerationConfig {
     do_sample: Option<bool>,
@@ -24,12 +24,19 @@ struct GenerationConfig {
     max_new_tokens: Option<usize>,
 }
 
-/// The fields of sampling parameters that hold where requests say nothing else, and a line that says
-/// where they come from.
+/// The sampling parameters of requests that do not set them.
+pub(crate) struct InForce {
+    /// The parameters, under the names of `SamplingParams` in JSON.
+    pub fields: Map<String, Value>,
+    /// One line for the user: the parameters and where they come from.
+    pub note: String,
+}
+
+/// The defaults that the command line chooses, overridden by its flags.
 ///
 /// # Errors
 /// [`Exit::Usage`] if the model's defaults are asked for and cannot be read.
-pub(crate) fn of(job: &GenerateJob) -> Result<(Map<String, Value>, String), Failure> {
+pub(crate) fn of(job: &GenerateJob) -> Result<InForce, Failure> {
     let mut fields = Map::new();
     let source = match job.sampling_defaults {
         SamplingDefaults::Loramux => "loramux's defaults".to_owned(),
@@ -41,21 +48,19 @@ pub(crate) fn of(job: &GenerateJob) -> Result<(Map<String, Value>, String), Fail
     };
     let defaults = words(&fields);
     fields.extend(job.sampling.clone());
-    let flags = match job.sampling.is_empty() {
-        true => String::new(),
-        false => format!("; flags: {}", words(&job.sampling)),
+    let flags = if job.sampling.is_empty() {
+        String::new()
+    } else {
+        format!("; flags: {}", words(&job.sampling))
     };
-    Ok((fields, format!("sampling: {source}: {defaults}{flags}")))
+    Ok(InForce { fields, note: format!("sampling: {source}: {defaults}{flags}") })
 }
 
-/// Fields and values in a line.
+/// Fields and values as one line.
 fn words(fields: &Map<String, Value>) -> String {
     let words: Vec<String> =
         fields.iter().map(|(field, value)| format!("{field} {value}")).collect();
-    match words.is_empty() {
-        true => "greedy, max_tokens 32".to_owned(),
-        false => words.join(", "),
-    }
+    if words.is_empty() { "greedy, max_tokens 32".to_owned() } else { words.join(", ") }
 }
 
 fn of_model(model: &Path) -> anyhow::Result<Map<String, Value>> {
@@ -67,7 +72,7 @@ fn of_model(model: &Path) -> anyhow::Result<Map<String, Value>> {
     Ok(fields(&config))
 }
 
-/// The parameters as transformers takes them: without `do_sample`, the likeliest token is drawn.
+/// The parameters as transformers reads them: without `do_sample`, decoding is greedy.
 fn fields(config: &GenerationConfig) -> Map<String, Value> {
     let &GenerationConfig { temperature, top_k, top_p, min_p, .. } = config;
     let mut fields = Map::new();

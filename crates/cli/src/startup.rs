@@ -13,8 +13,7 @@ use crate::flags;
 use crate::progress;
 use crate::streams::Streams;
 
-/// Loads the model, starts an engine on the device that the flags name, and says what its memory is
-/// used for.
+/// Loads the model, starts an engine on the device that the flags choose, and reports how its memory is divided.
 ///
 /// # Errors
 /// [`Exit::Usage`] if a setting is out of range for the model or the adapter in `lora_dir` cannot
@@ -31,9 +30,9 @@ pub(crate) fn start(
         layers.set_length(all as u64);
         layers.set_position(done as u64);
     });
-    let (on_gpu, device) = device(compute.device);
-    streams.note(format_args!("device: {}", device.replace('\n', " ")));
-    let llm = if on_gpu {
+    let chosen = choose_device(compute.device);
+    streams.note(format_args!("device: {}", chosen.note.replace('\n', " ")));
+    let llm = if chosen.is_gpu {
         builder.build_ranks(|rank| Cuda::new(rank).map_err(Into::into))
     } else {
         let threads = compute.threads.map(NonZeroUsize::get);
@@ -42,7 +41,7 @@ pub(crate) fn start(
     };
     bar.finish_and_clear();
     let llm = llm.map_err(|error| {
-        // Before any request, the only adapter that is read is the one in `lora_dir`, a setting.
+        // No adapter is read before the first request, except the one in the setting `lora_dir`.
         let setting = matches!(error, LlmError::Adapter(_));
         let failure = Failure::from(anyhow::Error::new(error).context("cannot start the engine"));
         let exit = if setting { Exit::Usage } else { failure.exit };
@@ -52,32 +51,44 @@ pub(crate) fn start(
     Ok(llm)
 }
 
-/// Number of the GPU that is looked at to choose a device, that of the first rank.
-const GPU: usize = 0;
+/// The GPU of the first rank, which `--device auto` probes.
+const FIRST_GPU: usize = 0;
 
-/// Whether the GPU is taken, and what to say of the choice.
-fn device(device: Device) -> (bool, String) {
+/// The device to run on.
+struct Chosen {
+    is_gpu: bool,
+    /// The choice and its reason, for the user.
+    note: String,
+}
+
+impl Chosen {
+    fn cpu(note: String) -> Self {
+        Self { is_gpu: false, note }
+    }
+
+    fn gpu(note: String) -> Self {
+        Self { is_gpu: true, note }
+    }
+}
+
+fn choose_device(device: Device) -> Chosen {
     match device {
-        Device::Cpu => (false, "the CPU, as --device cpu asks".to_owned()),
-        Device::Cuda => (true, "the GPU, as --device cuda asks".to_owned()),
-        Device::Auto => match Cuda::probe(GPU) {
-            Ok(name) => (true, format!("{name}; --device cpu takes the CPU")),
-            Err(reason) => (false, format!("the CPU, as there is no GPU to use: {reason}")),
+        Device::Cpu => Chosen::cpu("the CPU (--device cpu)".to_owned()),
+        Device::Cuda => Chosen::gpu("the GPU (--device cuda)".to_owned()),
+        Device::Auto => match Cuda::probe(FIRST_GPU) {
+            Ok(name) => Chosen::gpu(format!("{name}; --device cpu selects the CPU")),
+            Err(reason) => Chosen::cpu(format!("the CPU, as no GPU can be used: {reason}")),
         },
     }
 }
 
-/// Fails above the number of threads that this machine has a use for.
+/// Refuses more threads than this machine can use.
 fn check_threads(threads: Option<usize>) -> Result<(), Failure> {
     let most = CpuRef::max_threads();
-    match threads.filter(|threads| *threads > most) {
-        None => Ok(()),
-        Some(found) => {
-            let error = anyhow::anyhow!(
-                "--threads is {found}; allowed: 1 to {most}, as more than a few for each core only take \
-                 turns; leave it out for one thread a core"
-            );
-            Err(Failure { exit: Exit::Usage, error })
-        }
-    }
+    let Some(found) = threads.filter(|threads| *threads > most) else { return Ok(()) };
+    let error = anyhow::anyhow!(
+        "--threads is {found}; allowed: 1 to {most}, as further threads only compete for the same cores; \
+         leave it out for one thread a core"
+    );
+    Err(Failure { exit: Exit::Usage, error })
 }

@@ -53,10 +53,10 @@ pub(super) struct DiffArgs {
 fn tolerance(word: &str) -> Result<f64, String> {
     let number: f64 =
         word.parse().map_err(|_| "not a number; write one such as 1e-6".to_owned())?;
-    match number >= 0.0 && number.is_finite() {
-        true => Ok(number),
-        false => Err("out of range; write a number of at least 0, such as 1e-6".to_owned()),
+    if !number.is_finite() || number < 0.0 {
+        return Err("out of range; write a number of at least 0, such as 1e-6".to_owned());
     }
+    Ok(number)
 }
 
 /// What `loramux diff` is to do.

@@ -242,9 +242,8 @@ fn check_sampling(given: &Map<String, Value>, others: bool) -> Result<(), String
 
 impl SourceArgs {
     fn source(self) -> Source {
-        let requests = |path: PathBuf| match path.as_os_str() == "-" {
-            true => Source::Stdin,
-            false => Source::File(path),
+        let requests = |path: PathBuf| {
+            if path.as_os_str() == "-" { Source::Stdin } else { Source::File(path) }
         };
         // The group makes sure that one of them is given.
         let prompt = || Source::Prompt(self.prompt.unwrap_or_default());

@@ -12,10 +12,10 @@ where
     T::Err: Display,
 {
     let number: T = word.parse().map_err(|error: T::Err| error.to_string())?;
-    match number.into().is_finite() {
-        true => Ok(number),
-        false => Err("it must be a finite number, such as 0.7".to_owned()),
+    if !number.into().is_finite() {
+        return Err("it must be a finite number, such as 0.7".to_owned());
     }
+    Ok(number)
 }
 
 #[cfg(test)]

@@ -28,7 +28,8 @@ const TICK: Duration = Duration::from_millis(20);
 pub(super) fn run(
     llm: &Llm,
     first: Option<Line>,
-    (intake, defaults): (&Intake, &Defaults),
+    intake: &Intake,
+    defaults: &Defaults,
     sink: &Sink,
     streams: &mut Streams<'_>,
 ) -> Result<Exit, Failure> {
@@ -247,9 +248,10 @@ impl Run<'_> {
         }
         let mut unanswered = VecDeque::new();
         while let Some(waiting) = self.waiting.front() {
-            match waiting.result.as_ref().is_some_and(is_complete) {
-                true => self.write_first()?,
-                false => unanswered.extend(self.waiting.pop_front()),
+            if waiting.result.as_ref().is_some_and(is_complete) {
+                self.write_first()?;
+            } else {
+                unanswered.extend(self.waiting.pop_front());
             }
         }
         self.waiting = unanswered;

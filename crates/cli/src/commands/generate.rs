@@ -25,8 +25,8 @@ pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, 
     // Whatever can be told of the command line is told before the model is loaded.
     output::check(job)?;
     let intake = intake(&job.source, streams)?;
-    let (sampling, in_force) = sampling_defaults::of(job)?;
-    let single = single(job, &sampling)?;
+    let sampling = sampling_defaults::of(job)?;
+    let single = single(job, &sampling.fields)?;
     let config = engine_config(job)?;
     if let (Some(lora), false) = (&config.lora_config, job.adapters.is_empty()) {
         adapters::probe(&job.adapters, lora, &model_geometry::read(&job.model)?)?;
@@ -35,7 +35,7 @@ pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, 
     for adapter in &job.adapters {
         llm.register_adapter(adapter)?;
     }
-    streams.note(in_force);
+    streams.note(&sampling.note);
     match (single, &job.sink) {
         (Some(line), Sink::Text) => answer_text(&llm, line, streams),
         (single, sink) => {
@@ -43,9 +43,9 @@ pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, 
                 model: model_name(&job.model),
                 adapters: job.adapters.clone(),
                 lora: job.lora.clone(),
-                sampling,
+                sampling: sampling.fields,
             };
-            batch::run(&llm, single, (&intake, &defaults), sink, streams)
+            batch::run(&llm, single, &intake, &defaults, sink, streams)
         }
     }
 }

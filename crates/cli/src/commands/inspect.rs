@@ -240,10 +240,8 @@ fn write_origin(out: &mut dyn Write, adapter: &Adapter) -> io::Result<()> {
 fn write_modules(out: &mut dyn Write, groups: &[Group]) -> io::Result<()> {
     let mut table = table::columns();
     for Group { module, layers, change } in groups {
-        let layers = match layers.is_empty() {
-            true => String::new(),
-            false => format!("layers {}", ranges(layers)),
-        };
+        let layers =
+            if layers.is_empty() { String::new() } else { format!("layers {}", ranges(layers)) };
         let rank = change.rank.map(|rank| format!("rank {rank}")).unwrap_or_default();
         let scale = change.scale.map(|scale| format!("scale {scale}")).unwrap_or_default();
         table.add_row([module.clone(), layers, rank, scale, change.extras()]);

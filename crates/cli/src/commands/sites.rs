@@ -117,9 +117,8 @@ pub(super) fn ranges(numbers: &[u32]) -> String {
             _ => ranges.push((number, number)),
         }
     }
-    let word = |(start, end): &(u32, u32)| match start == end {
-        true => start.to_string(),
-        false => format!("{start}-{end}"),
+    let word = |(start, end): &(u32, u32)| {
+        if start == end { start.to_string() } else { format!("{start}-{end}") }
     };
     ranges.iter().map(word).collect::<Vec<_>>().join(", ")
 }

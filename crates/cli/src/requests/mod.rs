@@ -114,9 +114,10 @@ pub fn find_adapter<'a>(
     name: &str,
 ) -> Result<&'a LoraRequest, String> {
     adapters.iter().find(|adapter| adapter.lora_name == name).ok_or_else(|| {
-        let known = match adapters.is_empty() {
-            true => "there are no adapters".to_owned(),
-            false => format!("known: {}", names(adapters)),
+        let known = if adapters.is_empty() {
+            "there are no adapters".to_owned()
+        } else {
+            format!("known: {}", names(adapters))
         };
         format!("adapter {name:?} is not known; {known}; add it with --adapter NAME=PATH")
     })
@@ -141,9 +142,10 @@ impl Line {
             Err(problem) => return line(RawValue::NULL.to_owned(), None, Err(problem)),
         };
         let identity: Identity<'_> = serde_json::from_str(text).unwrap_or_default();
-        let request = match identity.is_openai() {
-            true => parse(text).and_then(|line: BatchLine| from_openai(line, defaults)),
-            false => parse(text).and_then(|fields: Fields| fields.into_request(defaults)),
+        let request = if identity.is_openai() {
+            parse(text).and_then(|line: BatchLine| from_openai(line, defaults))
+        } else {
+            parse(text).and_then(|fields: Fields| fields.into_request(defaults))
         };
         match request.map(seeded) {
             Ok((request, seed)) => {
@@ -243,19 +245,21 @@ fn from_openai(line: BatchLine, defaults: &Defaults) -> Result<GenerateRequest, 
 /// The adapter that a `model` names; `None` for the base model.
 fn named(model: &str, defaults: &Defaults) -> Result<Option<LoraRequest>, String> {
     let adapter = defaults.adapters.iter().find(|adapter| adapter.lora_name == model);
-    let base = model == defaults.model || model.rsplit('/').next() == Some(&*defaults.model);
-    match (adapter, base) {
-        (Some(adapter), _) => Ok(Some(adapter.clone())),
-        (None, true) => Ok(None),
-        (None, false) => Err(format!(
-            "body.model is {model:?}, which is neither the base model ({:?}) nor an adapter ({})",
-            defaults.model,
-            match defaults.adapters.is_empty() {
-                true => "there are none".to_owned(),
-                false => names(&defaults.adapters),
-            }
-        )),
+    if let Some(adapter) = adapter {
+        return Ok(Some(adapter.clone()));
     }
+    if model == defaults.model || model.rsplit('/').next() == Some(&*defaults.model) {
+        return Ok(None);
+    }
+    let known = if defaults.adapters.is_empty() {
+        "there are none".to_owned()
+    } else {
+        names(&defaults.adapters)
+    };
+    Err(format!(
+        "body.model is {model:?}, which is neither the base model ({:?}) nor an adapter ({known})",
+        defaults.model
+    ))
 }
 
 /// The sampling parameters `given`, completed field by field from `defaults`.
