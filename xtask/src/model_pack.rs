@@ -1,5 +1,5 @@
-//! `cargo xtask test-gpu --pack-model`: the demo's adapters, and its model in pieces, each of which fits
-//! one transfer.
+//! `cargo xtask test-gpu --pack-model`: the demo's adapters and its model, cut into pieces that are small enough to
+//! copy to the machine with the GPU.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,22 +8,22 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use loramux::model_fetch::{MODEL_FILE, SHA256, fetch_model};
 
-use crate::test_gpu::copy_folder;
+use crate::folder;
 
 /// The largest piece, in bytes.
-const MOST: usize = 48 << 20;
+const MAX_PIECE: usize = 48 << 20;
 
 /// Writes the adapters and the model's pieces into a folder, with a script that joins them.
 ///
 /// # Errors
 /// If the model cannot be had, a piece is too large, or the folder cannot be written.
-pub fn write(folder: &Path, pieces: usize) -> Result<()> {
+pub fn write(out: &Path, pieces: usize) -> Result<()> {
     let model = fetch_model()?;
     let bytes = fs::read(&model).with_context(|| model.display().to_string())?;
-    split(folder, pieces, &bytes, SHA256)?;
+    split(out, pieces, &bytes, SHA256)?;
     let adapters = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/adapters");
-    copy_folder(&adapters, &folder.join("adapters"))?;
-    let join = folder.join("join");
+    folder::copy(&adapters, &out.join("adapters"))?;
+    let join = out.join("join");
     println!(
         "run {} where all {pieces} pieces have arrived, then name its folder by LORAMUX_DEMO_MODEL",
         join.display()
@@ -33,8 +33,8 @@ pub fn write(folder: &Path, pieces: usize) -> Result<()> {
 
 fn split(folder: &Path, pieces: usize, bytes: &[u8], hash: &str) -> Result<()> {
     let size = bytes.len().div_ceil(pieces.max(1)).max(1);
-    let least = bytes.len().div_ceil(MOST);
-    ensure!(size <= MOST, "--parts is {pieces}; allowed: {least} to 99, for pieces of 48 MiB");
+    let least = bytes.len().div_ceil(MAX_PIECE);
+    ensure!(size <= MAX_PIECE, "--parts is {pieces}; allowed: {least} to 99, for pieces of 48 MiB");
     ensure!(pieces <= 99, "--parts is {pieces}; allowed: {least} to 99");
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     for (i, piece) in bytes.chunks(size).enumerate() {
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn pieces_that_fit_no_transfer_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let error = split(dir.path(), 1, &vec![0; MOST + 1], ABC).unwrap_err().to_string();
+        let error = split(dir.path(), 1, &vec![0; MAX_PIECE + 1], ABC).unwrap_err().to_string();
         assert!(error.contains("--parts is 1") && error.contains("2 to 99"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! An engine under measurement.
+//! The engine as benchmarks run it: a model, synthetic adapters and uniform batches of requests.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -8,11 +8,13 @@ use lora_core::testkit::{Recipe, write_peft};
 use lora_core::{Backend, LoraConfig, LoraRequest, ModelGeometry, QuantConfig};
 use loramux_engine::{GenerateRequest, KvCacheConfig, Llm, LoadFormat, Prompt, SamplingParams};
 
-/// What an engine is started for.
+use crate::median::median;
+
+/// What to start an engine with.
 pub struct Plan<'a> {
     /// `demo`, or the name of a folder under `bench/models`.
     pub model: &'a str,
-    /// Weights in another format, quantised at load.
+    /// Quantises the weights at load.
     pub quant: Option<QuantConfig>,
     /// The largest batch.
     pub batch: usize,
@@ -22,10 +24,10 @@ pub struct Plan<'a> {
     pub rank: usize,
     /// The longest sequence, in tokens.
     pub length: usize,
-    /// Tokens of one step.
+    /// Most tokens of one step.
     pub step_tokens: usize,
-    /// Whether steps may be launched ahead, where the device computes by itself.
-    pub overlap: bool,
+    /// Turns overlap scheduling off; otherwise it is on where the device is asynchronous.
+    pub no_overlap: bool,
 }
 
 /// One batch of requests.
@@ -33,7 +35,7 @@ pub struct Plan<'a> {
 pub struct Load {
     /// Sequences.
     pub batch: usize,
-    /// Adapters, which take turns; 0 is the base model.
+    /// Adapters, assigned to sequences round-robin; 0 runs the base model.
     pub adapters: usize,
     /// Tokens of each prompt.
     pub prompt: usize,
@@ -50,13 +52,20 @@ pub struct Times {
     pub step_ms: f64,
 }
 
+/// Times of one run of a [`Load`].
+struct Run {
+    /// Seconds until every sequence had its first token.
+    prefill_s: f64,
+    /// Milliseconds of every decode step.
+    step_ms: Vec<f64>,
+}
+
 /// A model with synthetic adapters.
 pub struct Serving {
     llm: Llm,
     adapters: Vec<LoraRequest>,
-    weight_bytes: u64,
-    adapter_bytes: u64,
-    /// Holds the adapters' files.
+    read_bytes: ReadBytes,
+    /// Keeps the adapters' files alive.
     _dir: tempfile::TempDir,
 }
 
@@ -69,25 +78,23 @@ impl Serving {
         let start = Instant::now();
         let (path, format) = locate(plan.model)?;
         let max_loras = Some(plan.adapters.max(1));
-        let builder = Llm::builder(&path)
+        let mut builder = Llm::builder(&path)
             .load_format(format)
             .lora_config(LoraConfig { max_loras, ..LoraConfig::default() })
             .max_num_tokens(plan.step_tokens)
             .max_batch_size(plan.batch)
             .max_seq_len(plan.length)
-            // A prompt that comes again is computed again.
+            // Otherwise a repeated prompt would be a prefix-cache hit and skip prefill.
             .kv_cache_config(KvCacheConfig {
                 enable_block_reuse: false,
                 ..KvCacheConfig::default()
             });
-        let builder = match plan.quant.clone() {
-            Some(quant) => builder.quant_config(quant),
-            None => builder,
-        };
-        let builder = match plan.overlap {
-            true => builder,
-            false => builder.disable_overlap_scheduler(true),
-        };
+        if let Some(quant) = plan.quant.clone() {
+            builder = builder.quant_config(quant);
+        }
+        if plan.no_overlap {
+            builder = builder.disable_overlap_scheduler(true);
+        }
         let llm = builder.build(backend);
         let llm = llm.with_context(|| format!("loading {}", path.display()))?;
         eprintln!("{} loaded in {:.1} s", plan.model, start.elapsed().as_secs_f64());
@@ -101,29 +108,29 @@ impl Serving {
                 Ok(LoraRequest::new(format!("adapter-{i}"), i as i64, path))
             })
             .collect::<std::io::Result<_>>()?;
-        let (weight_bytes, adapter_bytes) = bytes(geometry, plan.rank);
-        Ok(Self { llm, adapters, weight_bytes, adapter_bytes, _dir: dir })
+        let read_bytes = ReadBytes::new(geometry, plan.rank);
+        Ok(Self { llm, adapters, read_bytes, _dir: dir })
     }
 
-    /// Bytes of weights in 16 bits that a decode step has to read, adapters included.
+    /// Bytes of 16-bit weights that a decode step reads, adapters included.
     pub fn step_bytes(&self, adapters: usize) -> u64 {
-        self.weight_bytes + adapters as u64 * self.adapter_bytes
+        self.read_bytes.model + adapters as u64 * self.read_bytes.adapter
     }
 
-    /// The medians of some runs, after one that is not counted.
+    /// The medians over `repeats` runs, after one warm-up run.
     pub fn measure(&self, load: Load, repeats: usize) -> anyhow::Result<Times> {
-        self.call(Load { new_tokens: load.new_tokens.min(2), ..load })?;
+        self.run(Load { new_tokens: load.new_tokens.min(2), ..load })?;
         let (mut prefills, mut steps) = (Vec::new(), Vec::new());
         for _ in 0..repeats.max(1) {
-            let (prefill, of_steps) = self.call(load)?;
-            prefills.push(prefill);
-            steps.extend(of_steps);
+            let run = self.run(load)?;
+            prefills.push(run.prefill_s);
+            steps.extend(run.step_ms);
         }
         Ok(Times { prefill_s: median(prefills), step_ms: median(steps) })
     }
 
-    /// Seconds until all first tokens, and milliseconds of every further step.
-    fn call(&self, load: Load) -> anyhow::Result<(f64, Vec<f64>)> {
+    /// Runs one batch and times its steps.
+    fn run(&self, load: Load) -> anyhow::Result<Run> {
         let Load { batch, adapters, prompt, new_tokens } = load;
         let vocab = self.llm.info().model.vocab;
         let requests = (0..batch).map(|i| GenerateRequest {
@@ -137,7 +144,7 @@ impl Serving {
             lora: (adapters > 0).then(|| self.adapters[i % adapters].clone()),
         });
         let requests = requests.collect();
-        // Tokens of one step arrive together, so the last sequence's mark the end of each step.
+        // Tokens of one step arrive together, so that of the last sequence marks the end of a step.
         let mut arrivals = Vec::with_capacity(new_tokens);
         let start = Instant::now();
         let answers = self.llm.generate_each(requests, &mut |update| {
@@ -149,18 +156,18 @@ impl Serving {
             answer?;
         }
         ensure!(arrivals.len() == new_tokens, "{} tokens instead of {new_tokens}", arrivals.len());
-        let steps = arrivals.windows(2).map(|w| (w[1] - w[0]) * 1e3).collect();
-        Ok((arrivals[0], steps))
+        let step_ms = arrivals.windows(2).map(|w| (w[1] - w[0]) * 1e3).collect();
+        Ok(Run { prefill_s: arrivals[0], step_ms })
     }
 }
 
-/// A token that depends on nothing but its place.
+/// A token id that depends only on sequence and position.
 fn token(sequence: usize, position: usize, vocab: usize) -> u32 {
     ((sequence * 7919 + position * 104_729 + 13) % vocab) as u32
 }
 
-/// Where a model is: the demo's in its cache, others by their shape alone, beside the program or in
-/// the sources.
+/// Finds a model: the demo's in the user's cache; others are only a `config.json`, beside the program or
+/// in the checkout, and get random weights.
 fn locate(model: &str) -> anyhow::Result<(PathBuf, LoadFormat)> {
     if model == "demo" {
         return Ok((loramux::model_fetch::fetch_model()?, LoadFormat::Auto));
@@ -170,17 +177,24 @@ fn locate(model: &str) -> anyhow::Result<(PathBuf, LoadFormat)> {
     Ok((if beside.is_dir() { beside } else { source }, LoadFormat::Dummy))
 }
 
-/// Bytes that a decode step reads of the base model, and of one adapter: everything in 16 bits.
-fn bytes(model: &ModelGeometry, rank: usize) -> (u64, u64) {
-    let dims: Vec<(usize, usize)> =
-        model.modules().into_iter().filter_map(|module| model.dims(module)).collect();
-    let weights: usize = dims.iter().map(|(i, o)| i * o).sum();
-    let factors: usize = dims.iter().map(|(i, o)| rank * (i + o)).sum();
-    let head = model.vocab * model.hidden;
-    (2 * (model.layers * weights + head) as u64, 2 * (model.layers * factors) as u64)
+/// Bytes that a decode step reads in 16 bits.
+struct ReadBytes {
+    /// Of the base model: every layer and the output projection.
+    model: u64,
+    /// Of one adapter.
+    adapter: u64,
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+impl ReadBytes {
+    fn new(model: &ModelGeometry, rank: usize) -> Self {
+        let dims: Vec<(usize, usize)> =
+            model.modules().into_iter().filter_map(|module| model.dims(module)).collect();
+        let weights: usize = dims.iter().map(|(i, o)| i * o).sum();
+        let factors: usize = dims.iter().map(|(i, o)| rank * (i + o)).sum();
+        let lm_head = model.vocab * model.hidden;
+        Self {
+            model: 2 * (model.layers * weights + lm_head) as u64,
+            adapter: 2 * (model.layers * factors) as u64,
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{kernels, model_pack, parity};
+use crate::{folder, kernels, model_pack, parity};
 
 /// Arguments of `cargo xtask test-gpu`.
 #[derive(clap::Args)]
@@ -121,28 +121,15 @@ fn pack(folder: &Path) -> Result<()> {
     compressed(&own, &folder.join("xtask"))?;
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for (from, to) in [("tests/fixtures", "fixtures"), ("bench/models", "models")] {
-        copy_folder(&sources.join(from), &folder.join(to))?;
+        folder::copy(&sources.join(from), &folder.join(to))?;
     }
     let runner = folder.join("run");
     fs::write(&runner, RUNNER)?;
     fs::set_permissions(&runner, fs::metadata(&own)?.permissions())?;
-    let bytes = size(folder)?;
+    let bytes = folder::size(folder)?;
     ensure!(bytes <= MAX_PACKED, "{} has {bytes} bytes; allowed: 60 MiB", folder.display());
     println!("run {} on a machine with a GPU ({} MiB)", runner.display(), bytes >> 20);
     Ok(())
-}
-
-/// Bytes of all files in a folder.
-fn size(folder: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        bytes += match entry.file_type()?.is_dir() {
-            true => size(&entry.path())?,
-            false => entry.metadata()?.len(),
-        };
-    }
-    Ok(bytes)
 }
 
 /// Writes a program beside `to`, compressed and without the symbols of debuggers, which make up most of it.
@@ -178,20 +165,6 @@ fn executable(messages: &[Value], target: &str) -> Result<PathBuf> {
     let of_target = messages.iter().filter(|message| message["target"]["name"] == target);
     let path = of_target.filter_map(|message| message["executable"].as_str()).next_back();
     path.map(PathBuf::from).with_context(|| format!("cargo named no program {target}"))
-}
-
-/// Copies all files of a folder.
-pub fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to).with_context(|| to.display().to_string())?;
-    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => copy_folder(&entry.path(), &target)?,
-            false => drop(fs::copy(entry.path(), target)?),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

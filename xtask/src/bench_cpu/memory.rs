@@ -1,10 +1,12 @@
-//! How fast memory can be read at all.
+//! The memory bandwidth that a plain parallel read reaches, the floor of a decode step.
 
 use std::time::Instant;
 
 use rayon::prelude::*;
 
-/// Larger than any cache, small enough for a laptop.
+use crate::median::median;
+
+/// Bytes of the buffer: larger than any cache, small enough for a laptop.
 const BYTES: usize = 1 << 30;
 const REPEATS: usize = 5;
 
@@ -12,7 +14,7 @@ const REPEATS: usize = 5;
 pub fn read_rate() -> f64 {
     let buffer = vec![1u64; BYTES / 8];
     let share = buffer.len().div_ceil(rayon::current_num_threads());
-    let mut rates: Vec<f64> = (0..REPEATS)
+    let rates = (0..REPEATS)
         .map(|_| {
             let start = Instant::now();
             let sum: u64 = buffer.par_chunks(share).map(sum).reduce(|| 0, u64::wrapping_add);
@@ -20,11 +22,10 @@ pub fn read_rate() -> f64 {
             BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
         })
         .collect();
-    rates.sort_by(f64::total_cmp);
-    rates[REPEATS / 2]
+    median(rates)
 }
 
-/// Eight sums at once, so that the additions do not wait for each other.
+/// Adds up `values` in eight independent sums, so that reads and not the latency of additions bound it.
 fn sum(values: &[u64]) -> u64 {
     let (chunks, rest) = values.as_chunks::<8>();
     let mut sums = [0u64; 8];

@@ -1,4 +1,4 @@
-//! One model on the CPU backend.
+//! Running one model on the CPU backend.
 
 use lora_cpu_ref::CpuRef;
 
@@ -6,7 +6,7 @@ use super::report::Row;
 use super::{Args, memory};
 use crate::serving::{Load, Plan, Serving};
 
-/// A model with as many synthetic adapters as the largest row needs.
+/// A loaded model, with as many synthetic adapters as the largest row of the table needs.
 pub struct Bench {
     name: String,
     serving: Serving,
@@ -24,14 +24,14 @@ impl Bench {
             rank: args.rank,
             length: args.prompt + args.new_tokens,
             step_tokens: batch * args.prompt,
-            overlap: true,
+            no_overlap: false,
         };
         let threads = args.threads;
         let serving = Serving::start(&plan, move || CpuRef::with_threads(threads))?;
         Ok(Self { name: model.to_owned(), serving })
     }
 
-    /// Measures a batch in which `adapters` adapters take turns.
+    /// Measures a batch whose sequences use `adapters` adapters round-robin.
     pub fn measure(&self, batch: usize, adapters: usize, args: &Args) -> anyhow::Result<Row> {
         let plain_read_gb_per_s = memory::read_rate();
         let load = Load { batch, adapters, prompt: args.prompt, new_tokens: args.new_tokens };

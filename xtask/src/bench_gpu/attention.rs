@@ -1,4 +1,4 @@
-//! Attention of prompts as Llama-3-8B has it: by FlashInfer's kernel and by the crate's own, in turn.
+//! Prefill attention with Llama-3-8B's heads: FlashInfer's kernel and the crate's own, alternating.
 
 use anyhow::{Context, Result};
 use comfy_table::Table;
@@ -8,43 +8,57 @@ use lora_cuda::{Cuda, CudaQueue};
 use serde::Serialize;
 
 use super::layer::random;
-use super::median;
+use crate::median::median;
 
 const DIMS: HeadDims = HeadDims { heads: 32, kv_heads: 8, head_dim: 128 };
 const TOKENS_PER_BLOCK: usize = 32;
 
-/// Sequences, rows of each, and tokens that each has with them.
-const CASES: [[usize; 3]; 7] = [
-    [1, 2048, 2048],
-    [2, 1024, 1024],
-    [8, 256, 256],
-    [16, 128, 128],
-    [32, 64, 64],
-    [1, 512, 4096],
-    [1, 8192, 8192],
+/// A batch of equal prompts.
+#[derive(Clone, Copy)]
+struct Case {
+    sequences: usize,
+    /// Query rows of each sequence in this step.
+    rows: usize,
+    /// Keys of each sequence: the rows of this step, and those of the prefix before them.
+    keys: usize,
+}
+
+const fn case(sequences: usize, rows: usize, keys: usize) -> Case {
+    Case { sequences, rows, keys }
+}
+
+const CASES: [Case; 7] = [
+    case(1, 2048, 2048),
+    case(2, 1024, 1024),
+    case(8, 256, 256),
+    case(16, 128, 128),
+    case(32, 64, 64),
+    case(1, 512, 4096),
+    case(1, 8192, 8192),
 ];
 
-/// Launches that are timed together.
+/// Launches in one timed interval.
 const LAUNCHES: usize = 8;
 
-/// Products of an H100's tensor cores in a second, as large ones reach it.
+/// FLOP/s that large GEMMs reach on an H100; the floor assumes it.
 const FLOPS: f64 = 8.0e14;
 
-/// Medians in microseconds.
+/// One case and its median times in microseconds.
 #[derive(Serialize)]
 struct Row {
     sequences: usize,
     rows: usize,
     keys: usize,
+    /// The time of the two GEMMs alone at [`FLOPS`].
     floor: f64,
-    flashinfer: f32,
-    own: f32,
+    flashinfer: f64,
+    own: f64,
 }
 
 /// Measures every case and prints a JSON line for each, then the table.
 ///
 /// # Errors
-/// If there is no GPU.
+/// If no GPU is present.
 pub fn run(replays: usize) -> Result<()> {
     let cuda = Cuda::new(0)?;
     println!("{}, kernels {}", cuda.device_name(), lora_cuda::kernels::version());
@@ -68,9 +82,9 @@ pub fn run(replays: usize) -> Result<()> {
     Ok(())
 }
 
-/// Operands of one step.
+/// A case's plan and operands on the device.
 struct Step {
-    case: [usize; 3],
+    case: Case,
     plan: <Cuda as Backend>::AttentionPlan,
     queries: Tensor<Cuda>,
     caches: [Tensor<Cuda>; 2],
@@ -81,8 +95,8 @@ struct Step {
 }
 
 impl Step {
-    fn new(cuda: &Cuda, q: &mut CudaQueue, case: [usize; 3]) -> Result<Self> {
-        let [sequences, rows, keys] = case;
+    fn new(cuda: &Cuda, q: &mut CudaQueue, case: Case) -> Result<Self> {
+        let Case { sequences, rows, keys } = case;
         let blocks = keys.div_ceil(TOKENS_PER_BLOCK);
         let mut floats = |rows, cols, seed| -> Result<Tensor<Cuda>> {
             let host = random(rows, cols, seed)?;
@@ -137,12 +151,13 @@ impl Step {
                 let ms =
                     cuda.time(q, |q| (0..LAUNCHES).try_for_each(|_| self.attend(cuda, q, planned)));
                 if replay >= 3 {
-                    times.push(ms.context("attention")? * 1e3 / LAUNCHES as f32);
+                    times.push(f64::from(ms.context("attention")?) * 1e3 / LAUNCHES as f64);
                 }
             }
         }
-        let ([flashinfer, own], [sequences, rows, keys]) = (times.map(median), self.case);
-        // A row at position p has products with p + 1 keys and as many values.
+        let [flashinfer, own] = times.map(median);
+        let Case { sequences, rows, keys } = self.case;
+        // The row at position p attends to p + 1 keys.
         let pairs = sequences * rows * (2 * keys - rows + 1) / 2;
         let floor = (4 * pairs * DIMS.q_cols()) as f64 / FLOPS * 1e6;
         Ok(Row { sequences, rows, keys, floor, flashinfer, own })

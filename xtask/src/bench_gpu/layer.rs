@@ -1,4 +1,4 @@
-//! The linear modules of one layer of Llama-3-8B, with adapters.
+//! The linear modules of one layer of Llama-3-8B, with adapters of random factors.
 
 use anyhow::{Context, Result, ensure};
 use lora_core::lora::{LoraSite, SiteSpec, SlotLowRank, SlotSlice};
@@ -9,7 +9,7 @@ use lora_cuda::{Cuda, CudaLinear, CudaLoraPlan, CudaQueue};
 const SITES: [(usize, &[usize]); 4] =
     [(4096, &[4096, 1024, 1024]), (4096, &[4096]), (4096, &[14336, 14336]), (14336, &[4096])];
 
-/// Factor of every adapter.
+/// `scale` of every adapter.
 const SCALE: f32 = 0.5;
 
 /// Sum of the input and output widths of all modules.
@@ -17,7 +17,7 @@ pub fn widths() -> usize {
     SITES.iter().flat_map(|(k, parts)| parts.iter().map(move |n| k + n)).sum()
 }
 
-/// One layer.
+/// The four sites of one layer, with a weight and LoRA slots each.
 pub struct Layer {
     sites: Vec<Site>,
 }
@@ -28,7 +28,7 @@ struct Site {
     adapters: Vec<Vec<SlotLowRank>>,
 }
 
-/// Inputs and outputs, and which adapter each row uses.
+/// Inputs and outputs of a step, and the adapter of each row.
 pub struct Batch {
     lora: CudaLoraPlan,
     slot_of_row: Vec<i32>,
@@ -37,14 +37,14 @@ pub struct Batch {
     out: Vec<Tensor<Cuda>>,
 }
 
-/// Uniform numbers in bf16 of variance `1 / cols`: a block of random ones, repeated.
+/// A bf16 matrix of uniform numbers with variance `1 / cols`: one random block, repeated.
 pub fn random(rows: usize, cols: usize, seed: u64) -> Result<HostTensor> {
     const BLOCK: usize = (1 << 20) - 3;
     let limit = (3.0 / cols as f32).sqrt();
     let mut state = seed;
     let block: Vec<f32> = (0..BLOCK.min(rows * cols))
         .map(|_| {
-            // A linear congruential generator (Knuth's MMIX) is random enough for speed.
+            // Knuth's MMIX generator: a benchmark needs no better randomness.
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             ((state >> 40) as f32 / (1u32 << 23) as f32 - 1.0) * limit
         })
@@ -54,16 +54,15 @@ pub fn random(rows: usize, cols: usize, seed: u64) -> Result<HostTensor> {
     HostTensor::new(DType::Bf16, vec![rows, cols], bytes).context("a matrix")
 }
 
-/// Sequences that decode in one step, at most.
+/// Batches of more rows than this are taken as prefill.
 const MAX_DECODING: usize = 256;
 
 impl Batch {
-    /// `tokens` rows that use `adapters` adapters: in turn where each is a sequence that decodes, else one after
-    /// another, as the rows of a prompt are neighbours.
+    /// `tokens` rows over `adapters` adapters: round-robin for decode, where each row is a sequence; in contiguous
+    /// runs for prefill, where the rows of a prompt are neighbours.
     pub fn new(cuda: &Cuda, q: &mut CudaQueue, tokens: usize, adapters: usize) -> Result<Self> {
-        let slot = |row: usize| match tokens > MAX_DECODING {
-            true => row * adapters / tokens,
-            false => row % adapters,
+        let slot = |row: usize| {
+            if tokens > MAX_DECODING { row * adapters / tokens } else { row % adapters }
         };
         let slot_of_row: Vec<i32> = (0..tokens).map(|row| slot(row) as i32).collect();
         let mut lora = cuda.lora_plan(tokens)?;
@@ -96,7 +95,7 @@ impl Layer {
         Ok(Self { sites })
     }
 
-    /// Replaces the adapters.
+    /// Replaces the adapters by `adapters` random ones of `rank`.
     pub fn load_adapters(
         &mut self,
         cuda: &Cuda,
@@ -129,7 +128,7 @@ impl Layer {
         Ok(())
     }
 
-    /// All products of the layer.
+    /// Runs every linear module of the layer.
     pub fn run(
         &self,
         cuda: &Cuda,
@@ -145,8 +144,7 @@ impl Layer {
         Ok(())
     }
 
-    /// Runs the layer without and with adapters, and compares the difference of some elements with
-    /// the formula in f64.
+    /// Runs the layer without and with adapters, and compares sampled elements with the formula in f64.
     pub fn check(&self, cuda: &Cuda, q: &mut CudaQueue, batch: &mut Batch) -> Result<()> {
         let mut results = Vec::new();
         for with_adapters in [false, true] {
@@ -173,7 +171,7 @@ impl Layer {
 }
 
 impl Site {
-    /// `scale * B (A x)` of one output.
+    /// `scale * B (A x)` of output `n` in `row`.
     fn delta(&self, batch: &Batch, site: usize, row: usize, n: usize) -> f64 {
         let spec = &self.lora.spec;
         let slice = spec.slices.iter().position(|columns| columns.contains(&n)).unwrap_or(0);

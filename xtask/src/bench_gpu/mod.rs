@@ -1,4 +1,5 @@
-//! `cargo xtask bench-gpu`: layers and whole steps with adapters on the GPU, beside floors and peers.
+//! `cargo xtask bench-gpu`: what adapters cost on the GPU, in one layer and in whole steps, beside the hardware's
+//! floor and other engines.
 
 mod attention;
 mod layer;
@@ -12,36 +13,38 @@ use lora_cuda::Cuda;
 use layer::{Batch, Layer};
 use report::{Measured, Row};
 
+use crate::median::median;
+
 /// Arguments of `cargo xtask bench-gpu`.
 #[derive(clap::Args)]
 pub struct Args {
     /// What to measure
     #[arg(long, value_enum, default_value_t = What::Layers)]
     what: What,
-    /// Replays of each recorded layer, of which the median counts
+    /// Timed replays of each CUDA graph; the median is reported
     #[arg(long, default_value_t = 21)]
     replays: usize,
-    /// Only cases with this rank
+    /// Measure only cases of this rank
     #[arg(long)]
     rank: Option<usize>,
-    /// Only cases with this number of tokens in a step
+    /// Measure only cases with this number of tokens in a step
     #[arg(long)]
     tokens: Option<usize>,
-    /// Have each step of the engine wait for the tokens of the one before
+    /// Turn overlap scheduling off: launch each step only once the tokens of the one before are known
     #[arg(long)]
     no_overlap: bool,
 }
 
-/// What is measured.
+/// The benchmarks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 enum What {
-    /// What adapters add to the products of one layer
+    /// Time that adapters add to the linear modules of one layer
     Layers,
-    /// Steps of the engine with weights in bf16
+    /// Engine steps with bf16 weights
     Steps,
-    /// Steps of the engine with weights in FP8
+    /// Engine steps with FP8 weights
     StepsFp8,
-    /// Attention of prompts, by FlashInfer and by the crate's own kernel
+    /// Prefill attention, by FlashInfer's kernel and by the crate's own
     Attention,
 }
 
@@ -52,49 +55,61 @@ impl Args {
     }
 }
 
-/// One row of the table: a batch on one layer of Llama-3-8B, with what others add to it.
+/// One row of the table: a batch on one layer of Llama-3-8B, and what adapters add elsewhere, in microseconds.
 struct Case {
     rank: usize,
     tokens: usize,
     adapters: usize,
-    /// Microseconds that vLLM 0.26.0 and SGLang 0.5.23 (its faster engine, `triton_v2`, where that was measured)
-    /// add on an H200, and what is to be reached.
-    vllm: Option<f32>,
-    sglang: Option<f32>,
-    target: f32,
+    peers: Peers,
+    /// What adapters should add here at most.
+    target: f64,
 }
 
-const fn case(dims: [usize; 3], peers: [Option<f32>; 2], target: f32) -> Case {
-    let ([rank, tokens, adapters], [vllm, sglang]) = (dims, peers);
-    Case { rank, tokens, adapters, vllm, sglang, target }
+/// What adapters add in other engines on an H200, in microseconds, where it was measured.
+#[derive(Clone, Copy)]
+struct Peers {
+    /// vLLM 0.26.0.
+    vllm: Option<f64>,
+    /// SGLang 0.5.23, by the faster of its engines (`triton_v2`, where that was measured).
+    sglang: Option<f64>,
+}
+
+const fn measured(vllm: f64, sglang: f64) -> Peers {
+    Peers { vllm: Some(vllm), sglang: Some(sglang) }
+}
+
+const UNKNOWN: Peers = Peers { vllm: None, sglang: None };
+
+const fn case(rank: usize, tokens: usize, adapters: usize, peers: Peers, target: f64) -> Case {
+    Case { rank, tokens, adapters, peers, target }
 }
 
 const CASES: [Case; 11] = [
-    case([16, 1, 1], [Some(51.0), Some(10.0)], 4.0),
-    case([16, 64, 1], [Some(45.0), Some(22.0)], 9.0),
-    case([16, 64, 8], [Some(134.0), Some(27.0)], 13.0),
-    case([16, 64, 64], [Some(901.0), Some(101.0)], 60.0),
-    case([16, 256, 8], [Some(198.0), Some(60.0)], 30.0),
-    case([16, 256, 64], [Some(928.0), Some(111.0)], 65.0),
-    case([16, 2048, 1], [Some(545.0), Some(1617.0)], 70.0),
-    case([16, 2048, 8], [Some(747.0), Some(1621.0)], 75.0),
-    case([64, 64, 8], [None, None], 40.0),
-    case([64, 64, 64], [None, None], 200.0),
-    case([64, 2048, 8], [None, None], 110.0),
+    case(16, 1, 1, measured(51.0, 10.0), 4.0),
+    case(16, 64, 1, measured(45.0, 22.0), 9.0),
+    case(16, 64, 8, measured(134.0, 27.0), 13.0),
+    case(16, 64, 64, measured(901.0, 101.0), 60.0),
+    case(16, 256, 8, measured(198.0, 60.0), 30.0),
+    case(16, 256, 64, measured(928.0, 111.0), 65.0),
+    case(16, 2048, 1, measured(545.0, 1617.0), 70.0),
+    case(16, 2048, 8, measured(747.0, 1621.0), 75.0),
+    case(64, 64, 8, UNKNOWN, 40.0),
+    case(64, 64, 64, UNKNOWN, 200.0),
+    case(64, 2048, 8, UNKNOWN, 110.0),
 ];
 
-/// Layers with weights of their own, so that one finds none of its own in the cache.
+/// Layers run in turn, each with its own weights, so that L2 is cold for each.
 const LAYERS: usize = 2;
 
-/// Measures what is asked for.
+/// Runs the benchmark of `args`.
 ///
 /// # Errors
-/// If there is no GPU, or a result is wrong.
+/// If no GPU is present, or a result differs from the formula.
 pub fn run(args: &Args) -> Result<()> {
     match args.what {
         What::Layers => layers(args),
-        What::Steps => steps::run(false, args.tokens, !args.no_overlap),
-        What::StepsFp8 => steps::run(true, args.tokens, !args.no_overlap),
+        What::Steps => steps::run(false, args.tokens, args.no_overlap),
+        What::StepsFp8 => steps::run(true, args.tokens, args.no_overlap),
         What::Attention => attention::run(args.replays),
     }
 }
@@ -121,7 +136,7 @@ fn layers(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The medians of replays without and with adapters, in turn, in microseconds a layer.
+/// Replays the layers without and with adapters, alternating, and takes the medians in microseconds a layer.
 fn measure(
     cuda: &Cuda,
     q: &mut <Cuda as Backend>::Queue,
@@ -134,22 +149,17 @@ fn measure(
         let graph = cuda.capture(q, |q| {
             layers.iter().try_for_each(|layer| layer.run(cuda, q, batch, with_adapters))
         })?;
-        graphs.push(graph.context("the layers cannot be recorded")?);
+        graphs.push(graph.context("the layers cannot be captured into a CUDA graph")?);
     }
     let mut times = [Vec::new(), Vec::new()];
     for replay in 0..replays + 3 {
         for (graph, times) in graphs.iter().zip(&mut times) {
             let ms = cuda.time(q, |q| cuda.replay(q, graph).map(drop))?;
             if replay >= 3 {
-                times.push(ms * 1e3 / layers.len() as f32);
+                times.push(f64::from(ms) * 1e3 / layers.len() as f64);
             }
         }
     }
     let [base, with_adapters] = times.map(median);
     Ok(Measured { base, with_adapters })
-}
-
-fn median(mut values: Vec<f32>) -> f32 {
-    values.sort_by(f32::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

@@ -1,40 +1,40 @@
-//! Rows of the table, with floors.
+//! Results of `bench-gpu` on one layer, as a table and as JSON.
 
 use comfy_table::Table;
 use serde::Serialize;
 
 use super::{Case, layer};
 
-/// Bytes a second that floors are reckoned with: about what a copy moves on an H100.
+/// Memory bandwidth that floors assume: about what a copy reaches on an H100.
 const BYTES_PER_SECOND: f64 = 3.0e12;
 
 /// Medians in microseconds a layer.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Measured {
-    /// The base products.
-    pub base: f32,
-    /// The same with adapters.
-    pub with_adapters: f32,
+    /// The base layer alone.
+    pub base: f64,
+    /// The base layer with adapters.
+    pub with_adapters: f64,
 }
 
-/// One case with its numbers, all in microseconds a layer.
+/// One case and its times, all in microseconds a layer.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     rank: usize,
     tokens: usize,
     adapters: usize,
-    /// Time to read every factor once.
+    /// Time to read every LoRA factor once at [`BYTES_PER_SECOND`].
     floor: f64,
     #[serde(flatten)]
     measured: Measured,
-    adds: f32,
-    vllm_adds: Option<f32>,
-    sglang_adds: Option<f32>,
-    target: f32,
+    adds: f64,
+    vllm_adds: Option<f64>,
+    sglang_adds: Option<f64>,
+    target: f64,
 }
 
 impl Row {
-    /// A case as it was measured.
+    /// The row of a measured case.
     pub fn new(case: &Case, measured: Measured) -> Self {
         let bytes = 2 * case.rank * case.adapters * layer::widths();
         Self {
@@ -44,14 +44,14 @@ impl Row {
             floor: bytes as f64 / BYTES_PER_SECOND * 1e6,
             adds: measured.with_adapters - measured.base,
             measured,
-            vllm_adds: case.vllm,
-            sglang_adds: case.sglang,
+            vllm_adds: case.peers.vllm,
+            sglang_adds: case.peers.sglang,
             target: case.target,
         }
     }
 }
 
-/// The table for people.
+/// The rows as a table.
 pub fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.set_header([
@@ -67,7 +67,7 @@ pub fn table(rows: &[Row]) -> Table {
         "at most",
     ]);
     for row in rows {
-        let peer = |adds: Option<f32>| adds.map_or_else(String::new, |us| format!("{us:.0}"));
+        let peer = |adds: Option<f64>| adds.map_or_else(String::new, |us| format!("{us:.0}"));
         table.add_row([
             row.rank.to_string(),
             row.tokens.to_string(),

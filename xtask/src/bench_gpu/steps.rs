@@ -1,5 +1,5 @@
-//! Steps of a whole engine: Llama-3-8B's shape with random weights, prompts and answers of 128 tokens,
-//! adapters on all seven linear modules.
+//! Prefill and decode steps of the whole engine: Llama-3-8B's shape with random weights, prompts and answers of
+//! 128 tokens, adapters on all seven linear modules.
 
 use std::time::Instant;
 
@@ -11,22 +11,35 @@ use serde::Serialize;
 
 use crate::serving::{Load, Plan, Serving};
 
-/// A batch, with what vLLM 0.26.0 takes on an H200 and what is to be reached, in milliseconds.
+/// A batch, and its times elsewhere in milliseconds.
 struct Case {
     batch: usize,
     adapters: usize,
     prompt: usize,
+    times: Times,
+}
+
+/// Milliseconds to compare a step with.
+#[derive(Clone, Copy)]
+struct Times {
+    /// vLLM 0.26.0 on an H200, without adapters.
     vllm_base: f64,
+    /// vLLM 0.26.0 on an H200, with adapters.
     vllm: f64,
+    /// What a step with adapters should take here at most.
     target: f64,
 }
 
-const fn decode(batch: usize, adapters: usize, [vllm_base, vllm, target]: [f64; 3]) -> Case {
-    Case { batch, adapters, prompt: 128, vllm_base, vllm, target }
+const fn times(vllm_base: f64, vllm: f64, target: f64) -> Times {
+    Times { vllm_base, vllm, target }
 }
 
-const fn prefill([vllm_base, vllm, target]: [f64; 3]) -> Case {
-    Case { batch: 1, adapters: 1, prompt: 2048, vllm_base, vllm, target }
+const fn decode(batch: usize, adapters: usize, times: Times) -> Case {
+    Case { batch, adapters, prompt: 128, times }
+}
+
+const fn prefill(times: Times) -> Case {
+    Case { batch: 1, adapters: 1, prompt: 2048, times }
 }
 
 impl Case {
@@ -34,36 +47,38 @@ impl Case {
         self.prompt > 128
     }
 
-    /// Tokens of the step that is measured.
+    /// Tokens of the measured step.
     fn tokens(&self) -> usize {
         if self.is_prefill() { self.prompt } else { self.batch }
     }
 }
 
 const BF16: [Case; 6] = [
-    decode(1, 1, [4.77, 6.69, 4.1]),
-    decode(8, 8, [4.91, 9.02, 4.4]),
-    decode(64, 1, [5.87, 7.59, 5.4]),
-    decode(64, 8, [5.87, 10.16, 5.6]),
-    decode(256, 8, [10.63, 16.40, 9.7]),
-    prefill([51.7, 68.7, 46.0]),
+    decode(1, 1, times(4.77, 6.69, 4.1)),
+    decode(8, 8, times(4.91, 9.02, 4.4)),
+    decode(64, 1, times(5.87, 7.59, 5.4)),
+    decode(64, 8, times(5.87, 10.16, 5.6)),
+    decode(256, 8, times(10.63, 16.40, 9.7)),
+    prefill(times(51.7, 68.7, 46.0)),
 ];
 
 const FP8: [Case; 4] = [
-    decode(1, 1, [3.40, 5.09, 2.9]),
-    decode(8, 8, [3.52, 7.60, 3.2]),
-    decode(64, 8, [4.38, 8.68, 4.5]),
-    prefill([32.9, 67.8, 31.0]),
+    decode(1, 1, times(3.40, 5.09, 2.9)),
+    decode(8, 8, times(3.52, 7.60, 3.2)),
+    decode(64, 8, times(4.38, 8.68, 4.5)),
+    prefill(times(32.9, 67.8, 31.0)),
 ];
 
-/// Rank of the adapters, and the most of them.
+/// Rank of the adapters.
 const RANK: usize = 16;
+
+/// Adapters that are loaded.
 const ADAPTERS: usize = 8;
 
-/// Tokens generated for each prompt where steps of decoding are measured.
+/// Tokens generated for each prompt where decode steps are measured.
 const NEW_TOKENS: usize = 128;
 
-/// One case with its times in milliseconds.
+/// One case and its times in milliseconds.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
     weights: &'static str,
@@ -77,13 +92,12 @@ struct Row {
     target: f64,
 }
 
-/// Measures every case, or those with one number of tokens in a step, with weights in bf16, or in FP8 if `fp8`, and
-/// prints a JSON line for each, then the table. Without `overlap`, each step waits for the tokens of
-/// the one before.
+/// Measures every case, or only those with `tokens` in a step, and prints a JSON line for each, then the table.
+/// Weights are in FP8 if `fp8` is set, else in bf16; `no_overlap` turns overlap scheduling off.
 ///
 /// # Errors
-/// If there is no GPU, or a request fails.
-pub fn run(fp8: bool, tokens: Option<usize>, overlap: bool) -> Result<()> {
+/// If no GPU is present, or a request fails.
+pub fn run(fp8: bool, tokens: Option<usize>, no_overlap: bool) -> Result<()> {
     let (weights, cases): (_, &[Case]) = if fp8 { ("fp8", &FP8) } else { ("bf16", &BF16) };
     let quant =
         fp8.then(|| QuantConfig { quant_algo: Some(QuantAlgo::Fp8), ..QuantConfig::default() });
@@ -95,7 +109,7 @@ pub fn run(fp8: bool, tokens: Option<usize>, overlap: bool) -> Result<()> {
         rank: RANK,
         length: 2048 + NEW_TOKENS,
         step_tokens: 2048,
-        overlap,
+        no_overlap,
     };
     let serving = Serving::start(&plan, || Cuda::new(0).map_err(Into::into))?;
     let start = Instant::now();
@@ -123,15 +137,15 @@ fn measure(serving: &Serving, case: &Case, weights: &'static str) -> Result<Row>
         what: if is_prefill { "prefill of 2048" } else { "decode step" },
         base: time(0)?,
         with_adapters: time(case.adapters)?,
-        vllm_base: case.vllm_base,
-        vllm: case.vllm,
-        target: case.target,
+        vllm_base: case.times.vllm_base,
+        vllm: case.times.vllm,
+        target: case.times.target,
     };
     println!("{}", serde_json::to_string(&row)?);
     Ok(row)
 }
 
-/// The table for people.
+/// The rows as a table.
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.set_header([

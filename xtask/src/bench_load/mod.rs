@@ -1,8 +1,8 @@
-//! `cargo xtask bench-load`: how fast an adapter on all routed experts is loaded, beside a plain
-//! read of its file, and how much memory that takes.
+//! `cargo xtask bench-load`: time and peak memory to load an adapter on all routed experts, beside a plain read of
+//! its file.
 //!
-//! Every measurement is a process of its own, because the peak of a process's memory never falls
-//! again; reads and loads take turns, after one read that warms the cache of the file system.
+//! Each measurement runs in its own process, because the peak memory that the system reports for a process never
+//! falls. Reads and loads alternate, after one read that warms the page cache.
 
 mod once;
 mod report;
@@ -21,10 +21,12 @@ use once::{Measured, What};
 pub use once::{OnceArgs, run as run_once};
 use report::Row;
 
+use crate::median::median;
+
 /// What to measure; the sizes are those of Qwen3-30B-A3B.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Layouts of the file, by their names in `moe_layout`.
+    /// Layouts to measure, by their `moe_layout` names.
     #[arg(long, value_delimiter = ',', default_values = ["per-expert", "stacked", "target-parameters"])]
     layouts: Vec<String>,
     /// Routed experts in a layer.
@@ -36,13 +38,13 @@ pub struct Args {
     /// Rank of every expert.
     #[arg(long, default_value_t = 16)]
     rank: usize,
-    /// Width of the residual stream.
+    /// Hidden width of the model.
     #[arg(long, default_value_t = 2048)]
     hidden: usize,
-    /// Inner width of one expert.
+    /// Intermediate width of one expert.
     #[arg(long, default_value_t = 768)]
     inner: usize,
-    /// Times that a file is read and loaded; medians are reported.
+    /// Repeats of each read and load; the medians are reported.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
     /// Appends a JSON line for each layout to this file.
@@ -83,7 +85,7 @@ fn layout(name: &str) -> anyhow::Result<ExpertLayout> {
     found.with_context(|| format!("--layouts: found {name:?}, allowed are {names}"))
 }
 
-/// A model with nothing but routed experts.
+/// A model of routed experts only.
 fn geometry(args: &Args) -> ModelGeometry {
     ModelGeometry {
         hidden: args.hidden,
@@ -111,21 +113,17 @@ fn measure(layout: ExpertLayout, path: &Path, repeats: usize) -> anyhow::Result<
         reads.push(spawn(What::Read, &weights)?);
         loads.push(spawn(What::Load, path)?);
     }
-    let median = |measured: &[Measured]| {
-        let mut seconds: Vec<f64> = measured.iter().map(|m| m.seconds).collect();
-        seconds.sort_by(f64::total_cmp);
-        seconds[seconds.len() / 2]
-    };
+    let seconds = |measured: &[Measured]| median(measured.iter().map(|m| m.seconds).collect());
     Ok(Row {
         layout: layout.name(),
         file_bytes,
-        read_s: median(&reads),
-        load_s: median(&loads),
+        read_s: seconds(&reads),
+        load_s: seconds(&loads),
         peak_bytes: loads.iter().map(|load| load.peak_bytes).max().unwrap_or(0),
     })
 }
 
-/// Measures in a process of its own.
+/// Runs one measurement in a process of its own.
 fn spawn(what: What, path: &Path) -> anyhow::Result<Measured> {
     let program = std::env::current_exe().context("the path of this program")?;
     let output = Command::new(program)
