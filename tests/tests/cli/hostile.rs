@@ -217,11 +217,10 @@ fn numbers_above_their_bounds_are_refused_with_the_bound() {
         ),
     ] {
         let words = ["generate", "--model", &llama(), "--prompt", "x", "--device", "cpu", flag];
-        let words: Vec<&str> = if flag.starts_with("--max-lora") {
-            [&words[..], &["--lora-config", LORA_CONFIG]].concat()
-        } else {
-            words.to_vec()
-        };
+        let mut words = words.to_vec();
+        if flag.starts_with("--max-lora") {
+            words.extend(["--lora-config", LORA_CONFIG]);
+        }
         let outcome = in_time(&words, b"");
         assert_eq!(outcome.exit, Exit::Usage, "{flag}: {}", outcome.stderr);
         for part in parts {

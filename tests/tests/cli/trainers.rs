@@ -36,8 +36,8 @@ fn quoted(text: &str) -> Vec<String> {
 /// The model of an adapter, which the name of its folder begins with; inputs to refuse are for `llama`.
 fn model(example: &str) -> String {
     let name = example.rsplit('/').next().unwrap();
-    let model =
-        if example.contains("refusals/") { "llama" } else { name.split('.').next().unwrap() };
+    let refused = example.contains("refusals/");
+    let model = if refused { "llama" } else { name.split('.').next().unwrap() };
     field_model(model).display().to_string()
 }
 
