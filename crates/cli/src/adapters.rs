@@ -1,4 +1,4 @@
-//! Adapters that a command line gives.
+//! The adapters named on the command line.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,10 @@ use lora_core::{CkptSource, LoraConfig, LoraRequest, ModelGeometry, validate_ada
 
 use crate::exit::{Exit, Failure, OrExit};
 
-/// Name and path of every adapter in a folder of folders: each is named as its folder.
+/// Name and path of every adapter in `dir`, whose subfolders hold one each; the subfolder's name is the adapter's.
 ///
 /// # Errors
-/// If the folder cannot be read or holds no adapter, or a name cannot be an adapter's.
+/// If the folder cannot be read, holds no adapter, or a subfolder's name is not valid for an adapter.
 pub(crate) fn in_folder(dir: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let help = || format!("cannot read {}; give a folder with --adapters DIR", dir.display());
     let mut adapters = Vec::new();
@@ -41,10 +41,10 @@ fn name(path: &Path) -> anyhow::Result<String> {
     Ok(name.to_owned())
 }
 
-/// Requests for adapters, with ids 0, 1, 2, ... in the order given.
+/// Assigns ids 0, 1, 2, ... in the order given.
 ///
 /// # Errors
-/// A message naming the first name that is given twice.
+/// A message with the first name that is given twice.
 pub(crate) fn numbered(adapters: Vec<(String, PathBuf)>) -> Result<Vec<LoraRequest>, String> {
     let mut requests: Vec<LoraRequest> = Vec::with_capacity(adapters.len());
     for (id, (name, path)) in (0..).zip(adapters) {
@@ -57,11 +57,11 @@ pub(crate) fn numbered(adapters: Vec<(String, PathBuf)>) -> Result<Vec<LoraReque
     Ok(requests)
 }
 
-/// Reads the configuration and the tensor headers of every adapter, so that one that cannot be served
-/// is told before the model is loaded.
+/// Checks the configuration and the tensor headers of every adapter, so that one that cannot be served is reported
+/// before the model is loaded.
 ///
 /// # Errors
-/// What is wrong with the first that cannot be read or breaks a rule.
+/// The problem of the first adapter that cannot be read or breaks a rule.
 pub(crate) fn probe(
     adapters: &[LoraRequest],
     config: &LoraConfig,
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_with_an_adapter_are_named_as_they_are() {
+    fn adapters_are_named_after_their_folders() {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str| std::fs::create_dir(dir.path().join(name)).unwrap();
         ["b", "a", "notes"].into_iter().for_each(make);

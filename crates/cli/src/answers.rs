@@ -4,16 +4,16 @@ use loramux_engine::{CompletionOutput, Logprobs, RequestOutput};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-/// What became of one request.
+/// The outcome of one request.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// The request's `id`, as it is written there.
+    /// The request's `id`, verbatim.
     pub id: Box<RawValue>,
-    /// Name of the adapter that it asked for.
+    /// Name of the requested adapter.
     pub lora: Option<String>,
-    /// Seed of its random numbers, where tokens were drawn at random.
+    /// Seed of a request that sampled at random; `None` under greedy decoding.
     pub seed: Option<u64>,
-    /// The outputs, or why there are none.
+    /// The outputs, or the error message.
     pub result: Result<RequestOutput, String>,
 }
 
@@ -46,7 +46,7 @@ impl Answer {
     /// missing, or `{"id", "lora", "error"}`, as one line with its newline.
     ///
     /// # Errors
-    /// If the answer has no form in JSON.
+    /// If the answer cannot be serialised.
     pub fn line(&self) -> serde_json::Result<Vec<u8>> {
         let content = match &self.result {
             Ok(output) => Content::Output {

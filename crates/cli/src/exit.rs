@@ -1,4 +1,4 @@
-//! How a run ends.
+//! Exit codes, and the mapping from errors to them.
 
 use std::io;
 use std::process::ExitCode;
@@ -9,24 +9,23 @@ use loramux_engine::adapters::RegistryError;
 use loramux_engine::model::ModelError;
 use loramux_engine::{ErrorKind, LlmError};
 
-/// The exit codes of `loramux`, as its help and the README list them.
+/// The exit codes of `loramux`, as `--help` and `docs/command-line.md` list them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Exit {
-    /// All went well.
+    /// Success.
     Fine = 0,
-    /// What was asked about is refused or failed: an adapter would not be served or cannot be
-    /// converted, two adapters differ, or at least one request has no answer.
+    /// An adapter would be refused or cannot be converted, two adapters differ, or at least one request failed.
     Refused = 1,
     /// The command line is wrong, or names a file that cannot be read or written.
     Usage = 2,
-    /// The model cannot be had or loaded.
+    /// The model cannot be downloaded or loaded.
     Model = 3,
-    /// SIGINT ended a batch; what was done is written.
+    /// SIGINT ended a batch; finished answers are written.
     Interrupted = 130,
-    /// Nobody reads the answers any more.
+    /// The reader of the output closed it.
     ClosedPipe = 141,
-    /// SIGTERM ended a batch; what was done is written.
+    /// SIGTERM ended a batch; finished answers are written.
     Terminated = 143,
 }
 
@@ -37,13 +36,13 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
-    /// The exit code of an error, the same in every command: that of the outermost cause that has one.
+    /// The exit code of an error, the same in every command: that of the outermost cause that determines one.
     pub fn of(error: &anyhow::Error) -> Self {
         error.chain().find_map(of_cause).unwrap_or(Self::Refused)
     }
 
-    /// The exit code of an adapter that cannot be used: files that cannot be read are the command
-    /// line's fault, what is in them is the adapter's, and weights to compare it with are the model's.
+    /// The exit code for an adapter that cannot be used: [`Exit::Usage`] if its files are not found, [`Exit::Model`] if
+    /// the base weights to compare it with cannot be read, else [`Exit::Refused`].
     pub fn of_adapter(error: &AdapterError) -> Self {
         match error {
             AdapterError::Base { .. } => Self::Model,
@@ -75,7 +74,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     cause.downcast_ref().map(of_engine)
 }
 
-/// The exit code of an engine that does not start.
+/// The exit code for an error of the engine.
 fn of_engine(error: &LlmError) -> Exit {
     if let LlmError::Adapter(error) = error
         && let RegistryError::Load { cause, .. } = &**error
@@ -92,9 +91,9 @@ fn of_engine(error: &LlmError) -> Exit {
 /// An error that ends a run.
 #[derive(Debug)]
 pub struct Failure {
-    /// With which exit code.
+    /// The exit code.
     pub exit: Exit,
-    /// What went wrong.
+    /// The error to show.
     pub error: anyhow::Error,
 }
 
@@ -105,7 +104,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// Gives an error another exit code than [`Exit::of`] does.
+/// Overrides the exit code that [`Exit::of`] would choose.
 pub(crate) trait OrExit<T> {
     /// The value, or the error with this code.
     fn or_exit(self, exit: Exit) -> Result<T, Failure>;
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_fault_has_the_same_code_wherever_it_is_met() {
+    fn an_error_has_the_same_code_in_every_command() {
         let absent = || AdapterError::Missing { path: "p".into(), what: "this file".to_owned() };
         let damaged = || AdapterError::InvalidSafetensors { path: "p".into(), problem: "x".into() };
         let load = |cause| LlmError::from(RegistryError::Load { name: "a".to_owned(), cause });

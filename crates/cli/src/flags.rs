@@ -1,6 +1,6 @@
-//! The flags of settings that messages of the libraries name.
+//! Hints for errors of the libraries, which name settings and not flags.
 
-/// Settings, and the flags that give them.
+/// Settings, and where the command line sets them.
 const FLAGS: [(&str, &str); 11] = [
     ("kv_cache_config.max_tokens", "--kv-cache-tokens"),
     ("free_gpu_memory_fraction", "--free-gpu-memory-fraction"),
@@ -15,7 +15,7 @@ const FLAGS: [(&str, &str); 11] = [
     ("quant_config", "--quant-algo"),
 ];
 
-/// The error, with a line that says by which flags the settings in its message are given.
+/// Adds a hint to `error` that lists the flags of the settings in its message.
 pub(crate) fn with_flags(error: anyhow::Error) -> anyhow::Error {
     let message = format!("{error:#}");
     let named: Vec<String> = FLAGS
@@ -29,7 +29,7 @@ pub(crate) fn with_flags(error: anyhow::Error) -> anyhow::Error {
     anyhow::anyhow!("{message}\nhint: {}", named.join(", "))
 }
 
-/// Whether `message` has `setting` as a word of its own.
+/// Whether `message` contains `setting` as a whole word.
 fn names(message: &str, setting: &str) -> bool {
     let of_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
     message.match_indices(setting).any(|(at, _)| {
@@ -43,11 +43,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_in_a_message_are_told_with_their_flags() {
-        let text = |message: &'static str| format!("{:#}", with_flags(anyhow::anyhow!(message)));
-        let told = text("lower max_loras or kv_cache_config.max_tokens");
-        assert!(told.contains("\nhint: kv_cache_config.max_tokens is set by --kv-cache-tokens"));
-        assert!(told.contains("max_loras is set by --max-loras"), "{told}");
+    fn settings_in_a_message_get_hints() {
+        let text = |error: &'static str| format!("{:#}", with_flags(anyhow::anyhow!(error)));
+        let message = text("lower max_loras or kv_cache_config.max_tokens");
+        assert!(message.contains("\nhint: kv_cache_config.max_tokens is set by --kv-cache-tokens"));
+        assert!(message.contains("max_loras is set by --max-loras"), "{message}");
         assert_eq!(text("max_loras_of_all is absent"), "max_loras_of_all is absent");
     }
 }

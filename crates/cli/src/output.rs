@@ -1,5 +1,5 @@
-//! Where the lines of answers go: whole lines only, and an old file is kept until the new one is
-//! complete.
+//! The destination of JSON lines: only whole lines are written, and an existing file is replaced only once the new one
+//! is complete.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -12,23 +12,22 @@ use tempfile::{Builder, NamedTempFile};
 use crate::args::{GenerateJob, Sink, Source};
 use crate::exit::{Exit, Failure, OrExit};
 
-/// A destination of lines.
+/// A destination of lines and their count.
 pub(crate) struct Output<'a> {
     to: To<'a>,
     lines: usize,
 }
 
 enum To<'a> {
-    /// What is written is out of reach: a pipe, a terminal, a device.
+    /// A pipe, a terminal or a device, from which nothing can be taken back.
     Stream(Box<dyn Write + 'a>),
-    /// A regular file that is open already, such as standard output.
+    /// A regular file that is already open, such as redirected standard output.
     File(File),
-    /// A file in the folder of `target`, which takes the place of `target` in the end.
+    /// A temporary file beside `target`, which replaces `target` at the end.
     Beside { file: NamedTempFile, target: PathBuf },
 }
 
-/// Refuses a file of answers that cannot be written, or is the file of requests, before any work is
-/// done.
+/// Checks, before the model is loaded, that the file of answers can be written and is not the file of requests.
 ///
 /// # Errors
 /// [`Exit::Usage`] with the file.
@@ -52,26 +51,26 @@ fn check_file(path: &Path, source: &Source) -> anyhow::Result<()> {
         }
     }
     match Place::of(path)? {
-        Place::Straight => Ok(()),
+        Place::Direct => Ok(()),
         Place::Beside { target, .. } => beside(&target, None).map(drop),
     }
 }
 
-/// Links to files that are open, such as those that a shell makes for `>(command)`.
+/// Paths to files that are already open, such as a shell's `>(command)`.
 const OPEN_FILES: [&str; 4] = ["/dev/fd", "/dev/stdout", "/dev/stderr", "/proc"];
 
-/// How a path can be written.
+/// How to write to a path.
 enum Place {
-    /// It is no regular file.
-    Straight,
-    /// The file, links resolved, and the permissions that it has if it is there.
+    /// Directly, as it is no regular file.
+    Direct,
+    /// By a temporary file beside it: the path with links resolved, and the permissions of an existing file.
     Beside { target: PathBuf, old: Option<Permissions> },
 }
 
 impl Place {
     fn of(path: &Path) -> anyhow::Result<Self> {
         if OPEN_FILES.iter().any(|open| path.starts_with(open)) {
-            return Ok(Self::Straight);
+            return Ok(Self::Direct);
         }
         let old = match fs::metadata(path) {
             Ok(old) => old,
@@ -84,7 +83,7 @@ impl Place {
             bail!("it is a folder; give a file");
         }
         if !old.is_file() {
-            return Ok(Self::Straight);
+            return Ok(Self::Direct);
         }
         if old.permissions().readonly() {
             bail!("it is read-only");
@@ -93,7 +92,7 @@ impl Place {
     }
 }
 
-/// An empty file in the folder of `target`, named after it.
+/// Creates an empty temporary file in the folder of `target`, named after it.
 fn beside(target: &Path, permissions: Option<Permissions>) -> anyhow::Result<NamedTempFile> {
     let folder = match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -101,7 +100,7 @@ fn beside(target: &Path, permissions: Option<Permissions>) -> anyhow::Result<Nam
     };
     let mut name = target.file_name().context("it is no file")?.to_owned();
     name.push(".");
-    // The process's mask applies.
+    // The process's umask applies.
     let permissions = permissions.unwrap_or_else(|| Permissions::from_mode(0o666));
     let file = Builder::new()
         .prefix(&name)
@@ -112,8 +111,7 @@ fn beside(target: &Path, permissions: Option<Permissions>) -> anyhow::Result<Nam
 }
 
 impl<'a> Output<'a> {
-    /// Opens the destination of a job's answers; `stdout_file` is standard output where that is a regular
-    /// file.
+    /// Opens the destination of a job's answers. `stdout_file` is standard output if that is a regular file.
     ///
     /// # Errors
     /// [`Exit::Usage`] with the file.
@@ -136,7 +134,7 @@ impl<'a> Output<'a> {
 
     fn open_file(path: &Path) -> anyhow::Result<To<'a>> {
         Ok(match Place::of(path)? {
-            Place::Straight => {
+            Place::Direct => {
                 let file = OpenOptions::new().write(true).open(path)?;
                 if file.metadata()?.is_file() { To::File(file) } else { To::Stream(Box::new(file)) }
             }
@@ -149,8 +147,8 @@ impl<'a> Output<'a> {
         self.lines
     }
 
-    /// Writes a line, which ends with a newline, so that a reader sees it at once. Of one that cannot
-    /// be written whole, nothing stays in a file.
+    /// Writes and flushes a line, which ends with a newline. If it cannot be written whole, a file is truncated to the
+    /// lines before it.
     ///
     /// # Errors
     /// That of the system.
@@ -164,10 +162,10 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// Puts a new file in the place of the old one, once it is complete.
+    /// Replaces the old file by the complete new one.
     ///
     /// # Errors
-    /// That of the system; the old file is then as it was, and the new one where the message says.
+    /// That of the system; the old file is then unchanged, and the message says where the new one is.
     pub fn finish(self) -> anyhow::Result<()> {
         let To::Beside { file, target } = self.to else { return Ok(()) };
         let name = || format!("cannot write {}", target.display());
@@ -184,8 +182,8 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Says where the lines of an output are that will not be complete; keeps their file, if they are
-    /// in one and there are any.
+    /// Abandons an incomplete output. Keeps the temporary file if it has lines, and returns a note that says where it
+    /// is; otherwise returns an empty string.
     pub fn give_up(self) -> String {
         match self.to {
             To::Beside { file, .. } if self.lines > 0 => keep(file),
@@ -194,7 +192,7 @@ impl<'a> Output<'a> {
     }
 }
 
-/// Keeps a file that was to be renamed, and says which.
+/// Keeps a temporary file, and returns a note with its path.
 fn keep(file: NamedTempFile) -> String {
     match file.keep() {
         Ok((_, path)) => format!("; the answers so far are in {}", path.display()),
@@ -202,11 +200,11 @@ fn keep(file: NamedTempFile) -> String {
     }
 }
 
-/// Writes all of `bytes` behind what the file holds, or nothing.
+/// Appends all of `bytes` to the file, or nothing.
 fn write_whole(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     let end = file.metadata()?.len();
     file.write_all(bytes).inspect_err(|_| {
-        // What failed is told; that the rest of the line stays is the worst that comes of this.
+        // The write error is returned; if truncating fails too, a partial line remains.
         let _ = file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end)));
     })
 }

@@ -1,13 +1,13 @@
-//! Progress for people, drawn on standard error if that is a terminal.
+//! Progress bars, drawn on standard error if it is a terminal.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::meter::Meter;
 
-/// Longest tail of a growing answer that is drawn, in characters; fits beside a label in 80 columns.
+/// Characters to show of the end of a growing answer, so that it fits beside a label in 80 columns.
 const TAIL: usize = 60;
 
-/// A bar over `length` things, or none that is seen.
+/// A bar of `length` steps, hidden unless `live`.
 fn bar(length: usize, live: bool, template: &str) -> ProgressBar {
     let target = if live { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     ProgressBar::with_draw_target(Some(length as u64), target).with_style(style(template))
@@ -23,19 +23,19 @@ pub(crate) fn loading_bar(live: bool) -> ProgressBar {
     bar(0, live, "loading {wide_bar} {pos}/{len} layers")
 }
 
-/// A bar for a batch of answers; its length grows with the requests that are taken in.
+/// A bar for a batch of answers; its length grows with the requests that are read.
 pub(crate) fn batch_bar(live: bool) -> ProgressBar {
     bar(0, live, "answers {wide_bar} {pos}/{len}  {msg}")
 }
 
-/// Shows in `bar` how far a batch is.
+/// Updates `bar` to the state of a batch.
 pub(crate) fn show(bar: &ProgressBar, meter: &Meter) {
     bar.set_position(meter.finished() as u64);
     let (tokens, rate) = (meter.tokens(), meter.tokens_per_second());
     bar.set_message(format!("{tokens} tokens, {rate:.0} tokens/s"));
 }
 
-/// One line for each answer, in which its text grows.
+/// One line for each answer, which shows the end of its text while it is generated.
 pub(crate) struct LiveLines {
     lines: Vec<(ProgressBar, String)>,
     all: MultiProgress,
@@ -55,7 +55,7 @@ impl LiveLines {
         Self { lines, all }
     }
 
-    /// Adds to the text of one line; its end stays in sight.
+    /// Appends to the text of one line.
     pub fn push(&mut self, line: usize, piece: &str) {
         let Some((bar, text)) = self.lines.get_mut(line) else { return };
         text.extend(piece.chars().map(|c| if c.is_control() { ' ' } else { c }));
@@ -65,7 +65,7 @@ impl LiveLines {
         bar.set_message(text.clone());
     }
 
-    /// Takes all lines away.
+    /// Removes all lines.
     pub fn clear(self) {
         // Only drawing can fail, and nothing depends on it.
         let _ = self.all.clear();

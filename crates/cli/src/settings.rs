@@ -1,4 +1,4 @@
-//! Settings from files, overridden by flags.
+//! Configuration of the engine and of LoRA: files, overridden by flags.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -10,11 +10,10 @@ use loramux_engine::EngineConfig;
 use crate::args::{EngineArgs, LoraConfigArgs};
 use crate::exit::{Exit, Failure, OrExit};
 
-/// The settings of the engine of a command: those of the file of `--config`, overridden by flags.
+/// The engine's configuration: the `--config` file, or else the defaults, overridden by flags.
 ///
 /// # Errors
-/// [`Exit::Usage`] if the file cannot be read, or holds something else than settings; the message
-/// names the file, the field and its place.
+/// [`Exit::Usage`] if the file cannot be read or is malformed; the message has the file, the field and the line.
 pub(crate) fn engine(args: &EngineArgs) -> Result<EngineConfig, Failure> {
     let mut config = match &args.config {
         Some(path) => {
@@ -27,12 +26,12 @@ pub(crate) fn engine(args: &EngineArgs) -> Result<EngineConfig, Failure> {
     Ok(config)
 }
 
-/// The settings of LoRA of a command: those of the file of `--lora-config`, else those `of_engine`, else
-/// the defaults, overridden by flags. They break no rule by themselves.
+/// The LoRA configuration: the `--lora-config` file, or else `of_engine` (from the `--config` file), or else the
+/// defaults, overridden by flags. Values are validated.
 ///
 /// # Errors
-/// [`Exit::Usage`] if the file cannot be read, holds something else than fields of [`LoraConfig`],
-/// or values are out of range; the message names the file and the field.
+/// [`Exit::Usage`] if the file cannot be read, has other fields than those of [`LoraConfig`], or values are out of
+/// range; the message has the file and the field.
 pub(crate) fn lora(
     args: &LoraConfigArgs,
     of_engine: Option<LoraConfig>,
@@ -64,9 +63,9 @@ fn read(path: &Path) -> Result<LoraConfig> {
 }
 
 fn parse(text: &str) -> Result<LoraConfig> {
-    // Serde would also read the values alone, in the order of the fields.
+    // Serde would also accept an array of the values in field order.
     if !text.trim_start().starts_with('{') {
-        bail!("holds no JSON object; write one, such as {{\"allow_noop_adapter\": true}}");
+        bail!("is no JSON object; write one, such as {{\"allow_noop_adapter\": true}}");
     }
     let mut json = serde_json::Deserializer::from_str(text);
     let config = serde_path_to_error::deserialize(&mut json)?;

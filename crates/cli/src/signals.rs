@@ -1,4 +1,4 @@
-//! Signals that ask a batch to end.
+//! SIGINT and SIGTERM during a batch.
 
 use std::io;
 use std::sync::Arc;
@@ -9,33 +9,34 @@ use signal_hook::flag;
 
 use crate::exit::Exit;
 
-/// From its making on, the first SIGINT or SIGTERM is only noted here; the second ends the process
-/// at once with the same exit code. Before, signals do what they do by default.
+/// Signal handlers: the first SIGINT or SIGTERM is recorded for [`Signals::caught`]; the second ends the process at
+/// once with the signal's exit code.
 pub(crate) struct Signals {
-    noted: [(Exit, Arc<AtomicBool>); 2],
+    received: [(Exit, Arc<AtomicBool>); 2],
 }
 
 impl Signals {
-    /// Starts to note signals.
+    /// Installs the handlers.
     ///
     /// # Errors
     /// That of the system.
-    pub fn note() -> io::Result<Self> {
+    pub fn install() -> io::Result<Self> {
         let any = Arc::new(AtomicBool::new(false));
-        let note = |signal, exit: Exit| {
-            let noted = Arc::new(AtomicBool::new(false));
-            // Actions run in the order in which they were registered.
+        let install = |signal, exit: Exit| {
+            let received = Arc::new(AtomicBool::new(false));
+            // Actions run in the order of registration, so `any` is still false at the first signal.
             flag::register_conditional_shutdown(signal, exit as i32, any.clone())?;
             flag::register(signal, any.clone())?;
-            flag::register(signal, noted.clone())?;
-            io::Result::Ok((exit, noted))
+            flag::register(signal, received.clone())?;
+            io::Result::Ok((exit, received))
         };
-        Ok(Self { noted: [note(SIGINT, Exit::Interrupted)?, note(SIGTERM, Exit::Terminated)?] })
+        let received = [install(SIGINT, Exit::Interrupted)?, install(SIGTERM, Exit::Terminated)?];
+        Ok(Self { received })
     }
 
-    /// The exit code of the signal that came, if one did.
+    /// The exit code of the received signal, if any.
     pub fn caught(&self) -> Option<Exit> {
-        let caught = self.noted.iter().find(|(_, noted)| noted.load(Ordering::Relaxed));
+        let caught = self.received.iter().find(|(_, received)| received.load(Ordering::Relaxed));
         caught.map(|(exit, _)| *exit)
     }
 }

@@ -1,4 +1,4 @@
-//! Where a command reads and writes.
+//! The input and output streams of a command.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -6,30 +6,30 @@ use std::io::{BufRead, Write};
 
 /// The streams of a run: those of the process, or buffers in a test.
 pub struct Streams<'a> {
-    /// Requests, where `-` is given for a file. A thread of its own reads them while others run.
+    /// Requests, if `-` is given for a file; read on a background thread.
     pub stdin: Box<dyn BufRead + Send>,
     /// Answers.
     pub stdout: &'a mut dyn Write,
-    /// Standard output, if that is a regular file: what is written there can be taken back.
+    /// Standard output, if it is a regular file, so that a partial line can be truncated.
     pub stdout_file: Option<File>,
-    /// Everything else.
+    /// Messages and progress.
     pub stderr: &'a mut dyn Write,
-    /// Whether a person watches standard error on a terminal, so that progress is drawn there.
+    /// Whether standard error is a terminal, so that progress is drawn there.
     pub live: bool,
-    /// Whether only errors are told; set by `--quiet`.
+    /// Whether only errors are printed; set by `--quiet`.
     pub quiet: bool,
 }
 
 impl Streams<'_> {
-    /// Tells something that is no error, in one line on standard error, unless `quiet`.
+    /// Prints a line that is no error on standard error, unless `quiet`.
     pub(crate) fn note(&mut self, line: impl Display) {
         if !self.quiet {
-            self.tell(line);
+            self.print(line);
         }
     }
 
-    /// Writes a line to standard error. Nobody is left to be told if that is closed.
-    pub(crate) fn tell(&mut self, line: impl Display) {
+    /// Prints a line on standard error. A failure is ignored, as a closed stream leaves nowhere to report it.
+    pub(crate) fn print(&mut self, line: impl Display) {
         let _ = writeln!(self.stderr, "{line}");
     }
 }

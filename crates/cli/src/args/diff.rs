@@ -7,12 +7,11 @@ use clap::Args;
 use super::lora::{FILE_HELP, LoraConfigArgs};
 
 const LONG_ABOUT: &str = "\
-Compares what two adapters change, whatever their formats and layouts: the updates scale * B A of \
-every module and every routed expert are multiplied out and held against each other, and so is all \
-else that the adapters have.
+Compares the effect of two adapters, whatever their formats and layouts: the updates scale * B A of every module \
+and every routed expert are multiplied out and compared, as is everything else that an adapter can hold.
 
-A module that only one of them changes counts as an update of zero in the other. A path that ends \
-in .nemo, or a folder with such an archive and without adapter_config.json, is read as NeMo's.";
+A module that only one of them changes counts as a zero update in the other. A path that ends in .nemo, or a \
+folder with such an archive and without adapter_config.json, is read as a NeMo adapter.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,30 +21,30 @@ Examples:
 ";
 
 const EXIT_CODES: &str = "
-It exits with 0 if the adapters do the same, with 1 if they differ or one would be refused, with 2 if
-one cannot be read.
+Exits with 0 if the adapters have the same effect, with 1 if they differ or one would be refused, and
+with 2 if one cannot be read.
 Exit codes are listed by `loramux --help`.";
 
-/// Compare what two adapters change
+/// Compare the effect of two adapters
 #[derive(Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = format!("{EXAMPLES}{FILE_HELP}{EXIT_CODES}"))]
 pub(super) struct DiffArgs {
-    /// An adapter
+    /// The first adapter
     #[arg(value_name = "A")]
     one: PathBuf,
-    /// Another one
+    /// The second adapter
     #[arg(value_name = "B")]
     other: PathBuf,
-    /// Read both for this model: a folder or a .gguf file
+    /// The model that both are for: a folder or a .gguf file
     #[arg(long, value_name = "DIR|FILE.gguf")]
     model: Option<PathBuf>,
     /// JSON file with fields of LoraConfig, such as {"moe_layout": "fused-interleaved"}
     #[arg(long, value_name = "FILE.json")]
     lora_config: Option<PathBuf>,
-    /// Differences up to this share of an update's largest element count as none
+    /// Largest difference to ignore, as a fraction of an update's largest element
     #[arg(long, value_name = "X", default_value_t = 1e-6, value_parser = tolerance)]
     tolerance: f64,
-    /// Write one JSON object
+    /// Write the report as one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -59,16 +58,16 @@ fn tolerance(word: &str) -> Result<f64, String> {
     Ok(number)
 }
 
-/// What `loramux diff` is to do.
+/// The parsed arguments of `loramux diff`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DiffJob {
-    /// The adapters.
+    /// The two adapters.
     pub paths: [PathBuf; 2],
-    /// The model to read them for.
+    /// The model that both are for.
     pub model: Option<PathBuf>,
-    /// How they are read.
+    /// Settings for reading them.
     pub lora: LoraConfigArgs,
-    /// Largest relative difference that counts as none.
+    /// Largest relative difference to ignore.
     pub tolerance: f64,
     /// Whether to write JSON.
     pub json: bool,
@@ -87,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tolerance_is_a_share_of_at_least_nothing() {
+    fn a_tolerance_is_a_finite_number_of_at_least_zero() {
         assert_eq!((tolerance("0"), tolerance("1e-3")), (Ok(0.0), Ok(1e-3)));
         for bad in ["-1", "nan", "inf", "x", ""] {
             assert!(tolerance(bad).is_err(), "{bad}");

@@ -1,4 +1,4 @@
-//! Arguments of the engine.
+//! Engine flags, which override the settings of a `--config` file.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use loramux_engine::{EngineConfig, KvCacheDtype, LoadFormat};
 
 use super::number::finite;
 
-/// What computes.
+/// The device to run on.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, ValueEnum)]
 pub enum Device {
-    /// The GPU where there is one that can be used, else the CPU.
+    /// The first GPU if it can be used, else the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -21,13 +21,13 @@ pub enum Device {
     Cuda,
 }
 
-/// What computes, and how exactly.
+/// Flags of every command that runs a model: device, dtype, threads.
 #[derive(Args, Clone, PartialEq, Default, Debug)]
 pub struct ComputeArgs {
-    /// Dtype of the activations; weights stay as they are stored [default: the checkpoint's]
+    /// Dtype of the activations; weights keep their stored dtype [default: the checkpoint's]
     #[arg(long, value_enum, help_heading = "Engine")]
     dtype: Option<DTypeArg>,
-    /// What computes. auto: the GPU if there is one that loramux can use, else the CPU
+    /// Device to run on. auto: the GPU if loramux can use it, else the CPU
     #[arg(long, value_enum, default_value_t = Device::Auto, help_heading = "Engine")]
     pub(crate) device: Device,
     /// CPU threads [default: all cores]
@@ -44,11 +44,11 @@ impl ComputeArgs {
     }
 }
 
-/// Settings of the engine: those of a file, and flags that override them.
+/// Engine settings: a file, and flags that override it.
 #[derive(Args, Clone, PartialEq, Default, Debug)]
 pub struct EngineArgs {
-    /// YAML file with settings of the engine under TensorRT-LLM's names, such as lora_config and
-    /// kv_cache_config; flags override it
+    /// YAML file of engine settings under TensorRT-LLM's names, such as lora_config and kv_cache_config;
+    /// flags override it
     #[arg(
         long,
         visible_alias = "extra_llm_api_options",
@@ -61,39 +61,40 @@ pub struct EngineArgs {
     tokenizer: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
-    /// Where weights come from; dummy: random numbers of the config's shape [default: auto]
+    /// Source of the weights. auto: the checkpoint; dummy: random weights of the config's shape
+    /// [default: auto]
     #[arg(long, value_enum, help_heading = "Engine")]
     load_format: Option<LoadFormatArg>,
-    /// Sequences that run at a time [default: 256]
+    /// Maximum sequences that run at once [default: 256]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     max_batch_size: Option<NonZeroUsize>,
-    /// Tokens of one step; longer prompts are computed in chunks [default: 1024]
+    /// Maximum tokens of one step; longer prompts are prefilled in chunks [default: 1024]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     max_num_tokens: Option<NonZeroUsize>,
-    /// Prompt and answer together, in tokens [default: the model's limit]
+    /// Maximum tokens of prompt and answer together [default: the model's limit]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     max_seq_len: Option<NonZeroUsize>,
-    /// Devices that hold the model together, each with a part of every layer; on the CPU, groups of
-    /// threads [default: 1]
+    /// Tensor-parallel ranks, each with a shard of every layer; on the CPU, a rank is a group of threads
+    /// [default: 1]
     #[arg(long, visible_alias = "tp_size", value_name = "N", help_heading = "Engine")]
     tensor_parallel_size: Option<NonZeroUsize>,
-    /// Tokens that fit the KV cache [default: what the batch can need, up to 2 GiB of the host's memory or
-    /// a share of the GPU's]
+    /// Capacity of the KV cache in tokens [default: the most that a batch can need, up to 2 GiB on the CPU
+    /// or the fraction of --free-gpu-memory-fraction on a GPU]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     kv_cache_tokens: Option<NonZeroUsize>,
-    /// Share of the memory for the KV cache that model, activations and adapters leave free
+    /// Fraction of the memory left by weights, activations and adapters that the KV cache takes
     /// [default: 0.9 on a GPU]
-    #[arg(long, value_name = "SHARE", value_parser = finite::<f64>, help_heading = "Engine")]
+    #[arg(long, value_name = "FRACTION", value_parser = finite::<f64>, help_heading = "Engine")]
     free_gpu_memory_fraction: Option<f64>,
-    /// Element type of keys and values. auto: the checkpoint's [default: auto]
+    /// Dtype of the KV cache. auto: as in the checkpoint [default: auto]
     #[arg(long, value_enum, help_heading = "Engine")]
     kv_cache_dtype: Option<KvDtypeArg>,
-    /// FP8 quantises a 16-bit model while it is loaded; NO_QUANT [default: as in the checkpoint]
+    /// FP8: quantise a 16-bit model at load; NO_QUANT: do not [default: as in the checkpoint]
     #[arg(long, value_name = "ALGO", value_parser = quant_algo, help_heading = "Engine")]
     quant_algo: Option<QuantAlgo>,
 }
 
-/// Puts the value of a flag, if it is given, in the place of a setting.
+/// Overwrites a setting with the value of its flag, if the flag is given.
 fn overlay<T>(setting: &mut T, flag: Option<impl Into<T>>) {
     if let Some(value) = flag {
         *setting = value.into();
@@ -139,10 +140,10 @@ impl From<DTypeArg> for Option<DType> {
     }
 }
 
-/// Reads the name of an algorithm.
+/// Parses the name of a quantisation algorithm.
 fn quant_algo(word: &str) -> Result<QuantAlgo, String> {
     QuantAlgo::from_name(&word.to_uppercase())
-        .ok_or_else(|| format!("there is no algorithm {word}; give FP8 or NO_QUANT"))
+        .ok_or_else(|| format!("unknown algorithm {word}; give FP8 or NO_QUANT"))
 }
 
 #[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]

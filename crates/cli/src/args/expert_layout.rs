@@ -1,9 +1,9 @@
-//! Names of layouts on the command line.
+//! Parsing of `--moe-layout`.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_core::ExpertLayout;
 
-/// Reads the name of a layout of routed experts.
+/// Parses the name of a routed-expert layout.
 pub(super) fn expert_layout() -> impl TypedValueParser<Value = ExpertLayout> {
     let names = PossibleValuesParser::new(ExpertLayout::ALL.map(ExpertLayout::name));
     names.try_map(|name| {

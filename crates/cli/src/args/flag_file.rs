@@ -1,4 +1,4 @@
-//! Flags in files: a word `@FILE` stands for the words in FILE.
+//! Flag files: an argument `@FILE` is replaced by the arguments in FILE.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -7,11 +7,11 @@ use clap::Command;
 use clap::error::ErrorKind;
 use lora_core::files;
 
-/// What a word of this kind starts with.
+/// The prefix of an argument that names a flag file.
 const MARK: char = '@';
 
-/// Puts the words of files in the place of the words that name them. A word that is the value of a
-/// flag of `cli` is left as it is.
+/// Replaces every `@FILE` by the arguments in FILE, except where it is the value of a flag of `cli`, such as a prompt
+/// that starts with `@`.
 ///
 /// # Errors
 /// If a file cannot be read, or leaves a quotation open.
@@ -37,7 +37,7 @@ pub(super) fn expand(
     Ok(expanded)
 }
 
-/// Whether a word is a flag of some command whose value is the next word.
+/// Whether `word` is a flag that takes the next argument as its value.
 fn takes_value(cli: &Command, word: &OsStr) -> bool {
     let Some(flag) = word.to_str().and_then(|word| word.strip_prefix("--")) else { return false };
     let mut arguments = cli.get_subcommands().flat_map(Command::get_arguments);

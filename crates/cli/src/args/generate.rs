@@ -18,16 +18,15 @@ use crate::{adapters, requests};
 const LONG_ABOUT: &str = "\
 Answers prompts with the base model and any number of adapters.
 
-One prompt comes from --prompt (taken as it is) or --chat (put in the model's chat template as a \
-user's message); its answer is written as plain text while it is generated. Many come from \
---requests, one JSON object a line, and run in one batch whatever adapters they use; their answers \
-are JSON lines in the same order. A line that cannot be answered gets a line with \"error\" and \
-does not touch the others.
+Give one prompt with --prompt (raw text) or --chat (a user message, put through the chat template); its answer is \
+streamed to standard output as plain text. Give many with --requests, one JSON object a line; they run in one \
+continuous batch, whatever adapters they use, and their answers are JSON lines in the same order. A line that \
+cannot be answered gets an answer with \"error\" and does not affect the others.
 
-Lines are taken in as they come, also from a pipe, and each answer is written as soon as it and those \
-before it are done. SIGINT or SIGTERM ends what runs, writes what is done and names what is not; the \
-same again ends the program at once. --output writes to FILE.*.partial, which takes the place of FILE when all is \
-done, and stays if the run ends before.";
+Requests are read as they arrive, also from a pipe. Each answer is written as soon as it and all answers before it \
+are finished. On SIGINT or SIGTERM the batch stops, writes the finished answers and lists the unfinished requests; a \
+second signal ends the program at once. --output writes to FILE.*.partial and renames it to FILE at the end; if the \
+run ends early, the partial file stays.";
 
 const EXAMPLES: &str = r#"Examples:
   loramux generate --model my-model --prompt 'Once upon a time' --max-tokens 64
@@ -39,25 +38,25 @@ A line of --requests:
   {"id": 7, "messages": [{"role": "user", "content": "How many books?"}], "lora": "sql",
    "sampling": {"max_tokens": 20, "stop": ";"}}
 It has exactly one of "prompt" (text), "input_ids" (token ids) and "messages", whose "content" is a
-text or a list of {"type": "text", "text"}; at most one of "lora" (a name given with --adapter; null:
-the base model) and "lora_request" ({"lora_name", "lora_int_id", "lora_path"}); and may have
+string or a list of {"type": "text", "text"}; at most one of "lora" (a name given with --adapter;
+null: the base model) and "lora_request" ({"lora_name", "lora_int_id", "lora_path"}); and optionally
 "max_tokens". Fields of "sampling" override the flags one by one. Unknown fields are refused.
 
-A line may have the shape of OpenAI's batches, too; its "model" is the base model or an adapter:
+Lines in OpenAI's batch format are accepted too; "model" is the base model or an adapter:
   {"custom_id": "7", "method": "POST", "url": "/v1/chat/completions",
    "body": {"model": "sql", "messages": [{"role": "user", "content": "How many books?"}]}}
-What cannot be honoured of it is refused by name, and what it leaves open is as the flags say.
+Unsupported fields are refused by name; omitted ones take the values of the flags.
 
 A line of answers:
   {"id", "lora", "seed", "prompt_token_ids", "outputs": [{"index", "text", "token_ids",
    "cumulative_logprob", "logprobs", "finish_reason", "stop_reason"}], "prompt_logprobs"}
-or {"id", "lora", "error"}. "id" is that of the request, as it is written there; "seed" is there where
-tokens are drawn at random.
+or {"id", "lora", "error"}. "id" is copied from the request verbatim; "seed" is present unless
+decoding is greedy.
 "#;
 
 const EXIT_CODES: &str = "\nExit codes are listed by `loramux --help`.";
 
-/// Heading of what goes in and out.
+/// Help heading of the flags for requests and answers.
 const REQUESTS: &str = "Requests and answers (one of --prompt, --chat and --requests)";
 
 /// Answer prompts, with adapters or without
@@ -73,12 +72,12 @@ pub(super) struct GenerateArgs {
     lora: LoraArgs,
     #[command(flatten)]
     source: SourceArgs,
-    /// Write answers as JSON lines to this file; -: to standard output
+    /// Write answers to this file as JSON lines; -: to standard output
     #[arg(long, value_name = "FILE.jsonl|-", help_heading = REQUESTS)]
     output: Option<PathBuf>,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Where sampling parameters come from that neither flags nor requests give
+    /// Source of sampling parameters that neither flags nor requests set
     #[arg(long, value_enum, default_value_t = SamplingDefaults::Loramux, help_heading = "Sampling")]
     sampling_defaults: SamplingDefaults,
 }
@@ -86,18 +85,19 @@ pub(super) struct GenerateArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Adapters")]
 struct LoraArgs {
-    /// An adapter and the name that requests use for it; repeatable
+    /// An adapter, and the name by which requests select it; repeatable
     #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = named_adapter)]
     adapters: Vec<NamedAdapter>,
-    /// A folder with a folder for each adapter, which is named as its folder
+    /// A folder with one subfolder for each adapter; the subfolder's name is the adapter's
     #[arg(long = "adapters", value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// The adapter of requests that name none [default: the base model]
+    /// Adapter of requests that select none [default: the base model]
     #[arg(long, value_name = "NAME")]
     lora: Option<String>,
     #[command(flatten)]
     config: LoraConfigArgs,
-    /// Adapters that one step can use [default: 64, or as many as max_loras of a file]
+    /// Maximum adapters on the device, which bounds those of one step [default: max_loras of the file,
+    /// else 64]
     #[arg(long, value_name = "N")]
     max_loras: Option<NonZeroUsize>,
 }
@@ -106,27 +106,27 @@ struct LoraArgs {
 #[command(next_help_heading = REQUESTS)]
 #[group(required = true, multiple = false)]
 struct SourceArgs {
-    /// Continue this text
+    /// Text to continue
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Answer this message
+    /// User message to answer, through the chat template
     #[arg(long, value_name = "TEXT")]
     chat: Option<String>,
-    /// Answer the requests of this file, one JSON object a line; -: of standard input
+    /// File of requests, one JSON object a line; -: standard input
     #[arg(long, value_name = "FILE.jsonl|-")]
     requests: Option<PathBuf>,
 }
 
-/// Where sampling parameters come from that nobody gives.
+/// Source of sampling parameters that neither flags nor requests set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum SamplingDefaults {
-    /// This program: greedy, up to 32 tokens.
+    /// Greedy decoding, up to 32 tokens.
     Loramux,
     /// The model's generation_config.json.
     Model,
 }
 
-/// Where requests come from.
+/// The source of requests.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Source {
     /// A text to continue.
@@ -139,7 +139,7 @@ pub enum Source {
     Stdin,
 }
 
-/// Where answers go.
+/// The destination of answers.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Sink {
     /// As plain text to standard output.
@@ -150,28 +150,28 @@ pub enum Sink {
     File(PathBuf),
 }
 
-/// What `loramux generate` is to do.
+/// The parsed arguments of `loramux generate`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct GenerateJob {
     /// The base model.
     pub model: PathBuf,
-    /// The engine.
+    /// Engine settings.
     pub engine: EngineArgs,
     /// Adapters by name, with ids in the order given.
     pub adapters: Vec<LoraRequest>,
-    /// The adapter of requests that name none.
+    /// Adapter of requests that select none; `None`: the base model.
     pub lora: Option<LoraRequest>,
-    /// How adapters are read.
+    /// Settings for reading adapters.
     pub lora_config: LoraConfigArgs,
-    /// Adapters that one step can use.
+    /// Maximum adapters on the device.
     pub max_loras: Option<usize>,
-    /// Where requests come from.
+    /// The source of requests.
     pub source: Source,
-    /// Where answers go.
+    /// The destination of answers.
     pub sink: Sink,
-    /// Sampling parameters that were given, as a JSON object.
+    /// Sampling parameters set by flags, as a JSON object.
     pub sampling: Map<String, Value>,
-    /// Where others come from.
+    /// Source of the other sampling parameters.
     pub sampling_defaults: SamplingDefaults,
 }
 
@@ -193,7 +193,7 @@ impl GenerateArgs {
         };
         if sink == Sink::Text && self.sampling.wants_logprobs() {
             return Err(refuse(
-                "log-probabilities have no place in plain text; add --output - for JSON".to_owned(),
+                "plain text cannot show log-probabilities; add --output - for JSON".to_owned(),
             ));
         }
         let sampling = self.sampling.given();
@@ -226,8 +226,8 @@ impl LoraArgs {
     }
 }
 
-/// Refuses parameters that no request could have. Those that only disagree with each other may still
-/// be completed by others, if there are `others`.
+/// Refuses sampling flags that no request could use. Flags that only contradict each other are accepted if
+/// `others` (the model's defaults or a request's fields) may still complete them.
 fn check_sampling(given: &Map<String, Value>, others: bool) -> Result<(), String> {
     let params = requests::sampling(&Map::new(), given.clone())?;
     match params.validate() {
@@ -245,7 +245,7 @@ impl SourceArgs {
         let requests = |path: PathBuf| {
             if path.as_os_str() == "-" { Source::Stdin } else { Source::File(path) }
         };
-        // The group makes sure that one of them is given.
+        // clap's group makes sure that exactly one of the three is given.
         let prompt = || Source::Prompt(self.prompt.unwrap_or_default());
         self.requests.map(requests).or(self.chat.map(Source::Chat)).unwrap_or_else(prompt)
     }

@@ -6,13 +6,13 @@ use super::lora::{FILE_HELP, LoraConfigArgs};
 use clap::Args;
 
 const LONG_ABOUT: &str = "\
-Describes an adapter and checks it: which modules of which layers it changes, at what rank and \
-scale, and every rule that it breaks, each with what was found, what is allowed and what to do.
+Describes and checks an adapter: the modules and layers that it changes, with rank and scale, and every rule that \
+it breaks, with the value found, the values allowed and the remedy.
 
-With --model it is read for that model and held against its dimensions and module names, and \
-against the target modules of --lora-config. A model that would not be run is refused as well, such as \
-one that is quantised by GPTQ. Of the model the configuration and the tokenizer are read, and those weights \
-that the adapter holds whole, to compare them. What differs of tokenizer, chat template and end tokens beside the adapter is told.";
+With --model, the adapter is also checked against the model's dimensions and module names, and against the \
+target modules of --lora-config. A model that loramux cannot run, such as one quantised by GPTQ, is reported too. \
+Only the model's configuration and tokenizer are read, and those weights that the adapter replaces, to compare them. \
+The report also shows how the adapter's own tokenizer, chat template and end tokens differ from the model's.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,7 +24,7 @@ Examples:
 ";
 
 const EXIT_CODES: &str = "
-It exits with 1 if the adapter would be refused, so that scripts can ask before they serve it.
+Exits with 1 if the adapter would be refused, so that scripts can check before serving it.
 Exit codes are listed by `loramux --help`.";
 
 /// Describe an adapter and check whether it would be served
@@ -38,20 +38,19 @@ pub(super) struct InspectArgs {
     model: Option<PathBuf>,
     #[command(flatten)]
     lora: LoraConfigArgs,
-    /// Write one JSON object
+    /// Write the report as one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// What `loramux inspect` is to do.
+/// The parsed arguments of `loramux inspect`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct InspectJob {
     /// The adapter.
     pub path: PathBuf,
-    /// Its format.
     /// The model to check against.
     pub model: Option<PathBuf>,
-    /// How it would be served.
+    /// Settings under which it would be served.
     pub lora: LoraConfigArgs,
     /// Whether to write JSON.
     pub json: bool,

@@ -1,4 +1,4 @@
-//! Settings of LoRA on the command line.
+//! LoRA flags, which override the settings of a `--lora-config` file.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -10,13 +10,12 @@ pub(super) const FILE_HELP: &str = r#"
 A file of --lora-config:
   {"max_lora_rank": 16, "allow_unknown_fields": true, "adapter_tokenizer": "base",
    "trtllm_modules_to_hf_modules": {"attn_q": ["q_proj", "wq"]}}
-It has any of the fields of LoraConfig, under the names that refusals and their remedies use: where
-one says "set allow_noop_adapter: true", add "allow_noop_adapter": true. Other fields are refused.
-Flags override its values; what neither gives has LoraConfig's default.
+It may have any field of LoraConfig, under the names that error messages use: where a remedy says
+"set allow_noop_adapter: true", add "allow_noop_adapter": true. Unknown fields are refused. Flags
+override the file; the rest keeps LoraConfig's defaults.
 "#;
 
-/// Settings of LoRA that reading and checking an adapter need: those of a file, and flags that
-/// override them.
+/// LoRA settings for reading and checking adapters: a file, and flags that override it.
 #[derive(Args, Clone, PartialEq, Default, Debug)]
 pub struct LoraConfigArgs {
     /// JSON file with fields of LoraConfig, such as {"allow_noop_adapter": true}
@@ -28,7 +27,7 @@ pub struct LoraConfigArgs {
 }
 
 impl LoraConfigArgs {
-    /// A file, if there is one, and no flags.
+    /// The settings of a file, without flags.
     pub fn of_file(lora_config: Option<PathBuf>) -> Self {
         Self { lora_config, max_lora_rank: None }
     }

@@ -1,4 +1,6 @@
-//! The arguments: what clap reads, and the jobs that are made of it.
+//! The command line: clap's argument structs, and the jobs that they are turned into.
+//!
+//! A job is fully checked, so that [`crate::commands`] need not know about flags.
 
 mod adapter;
 mod convert;
@@ -35,8 +37,8 @@ use inspect::InspectArgs;
 const LONG_ABOUT: &str = "\
 Serves many LoRA adapters on one base model, all in the same batch.
 
-An adapter that cannot be applied exactly as it was trained is refused, with the rule that it \
-breaks and what to do about it; it is never applied in part.";
+An adapter that cannot be applied exactly as it was trained is refused, with the rule that it breaks and the \
+remedy; it is never applied in part.";
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -46,19 +48,19 @@ Examples:
   loramux diff my-adapter my-copy
   loramux generate --model my-model --adapter sql=my-adapter --lora sql --chat 'How many books?'
 
-A word @FILE stands for the flags in FILE, which are written as in a shell, on any number of lines; \
-lines that start with # are skipped. The value of a flag may start with @ as it is.
+An argument @FILE is replaced by the arguments in FILE, quoted as in a shell, on any number of lines; lines that \
+start with # are skipped. The value of a flag may start with @ and is not replaced.
 
-RUST_LOG says what is logged more precisely than -v and -q, such as RUST_LOG=loramux_engine=debug,warn.
+RUST_LOG overrides -v and -q for single crates, as in RUST_LOG=loramux_engine=debug,warn.
 
 Exit codes:
-  0    all went well
+  0    success
   1    an adapter would be refused, adapters differ, or at least one request failed
   2    the command line is wrong, or names a file that cannot be read or written
-  3    the model cannot be had or loaded
-  130  SIGINT ended a batch; what was done is written
-  141  nobody reads the output any more
-  143  SIGTERM ended a batch; what was done is written";
+  3    the model cannot be downloaded or loaded
+  130  SIGINT ended a batch; finished answers are written
+  141  the reader of the output closed it
+  143  SIGTERM ended a batch; finished answers are written";
 
 #[derive(Parser)]
 #[command(name = "loramux", version, about = "Many LoRA adapters on one base model")]
@@ -75,17 +77,17 @@ struct VerbosityArgs {
     /// Log more; repeatable
     #[arg(short, long, action = ArgAction::Count, global = true, help_heading = "Messages")]
     verbose: u8,
-    /// Tell errors only
+    /// Print only errors
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Messages")]
     quiet: bool,
 }
 
-/// How much is told on standard error.
+/// How much is printed on standard error.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Verbosity {
-    /// Steps above the usual.
+    /// Number of `-v` flags.
     pub verbose: u8,
-    /// Whether only errors are told.
+    /// Whether only errors are printed.
     pub quiet: bool,
 }
 
@@ -98,12 +100,12 @@ enum CommandArgs {
     Inspect(InspectArgs),
 }
 
-/// What a command line asks for.
+/// A parsed command line.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Command {
-    /// Write an adapter in another format or layout.
+    /// Write an adapter in another format or layout and verify the copy.
     Convert(ConvertJob),
-    /// Show what adapters do.
+    /// Compare answers of several adapters.
     Demo(DemoJob),
     /// Compare two adapters.
     Diff(DiffJob),
@@ -113,12 +115,11 @@ pub enum Command {
     Inspect(InspectJob),
 }
 
-/// Reads a command line, of which the first word is the name of the program, and the files of flags
-/// that it names.
+/// Parses a command line, whose first word is the name of the program, and the flag files that it names.
 ///
 /// # Errors
-/// What clap refuses, and what it cannot know: files of flags or folders of adapters that cannot be
-/// read, malformed or repeated adapters, flags that make no sense together. A request for help is an error, too, whose text is the help.
+/// Whatever clap refuses; flag files and adapter folders that cannot be read; malformed or repeated adapters; flags
+/// that contradict each other. As in clap, `--help` is an error whose text is the help.
 pub fn parse(
     words: impl IntoIterator<Item = OsString>,
 ) -> Result<(Command, Verbosity), clap::Error> {
@@ -134,7 +135,7 @@ pub fn parse(
     Ok((command, Verbosity { verbose, quiet }))
 }
 
-/// A refusal of flags that clap found well formed, with the usage of the command.
+/// An error about flags that clap accepts, shown with the usage of the command.
 fn refuse(command: &str, message: impl std::fmt::Display) -> clap::Error {
     let mut cli = Cli::command();
     cli.build();
@@ -174,14 +175,14 @@ mod tests {
 
     #[test]
     fn messages_are_more_or_fewer_wherever_the_flag_stands() {
-        let told = |line: &str| {
+        let verbosity = |line: &str| {
             let words = shlex::split(line).unwrap();
             parse(words.into_iter().map(Into::into)).map(|(_, verbosity)| verbosity)
         };
         let expected = Verbosity { verbose: 2, quiet: false };
-        assert_eq!(told("loramux inspect x -vv").unwrap_or_default(), expected);
-        assert!(told("loramux inspect x -q").unwrap_or_default().quiet);
-        assert!(told("loramux inspect x -q -v").is_err());
+        assert_eq!(verbosity("loramux inspect x -vv").unwrap_or_default(), expected);
+        assert!(verbosity("loramux inspect x -q").unwrap_or_default().quiet);
+        assert!(verbosity("loramux inspect x -q -v").is_err());
     }
 
     #[test]

@@ -1,12 +1,12 @@
-//! Numbers on the command line.
+//! Parsing of floating-point flags.
 
 use std::fmt::Display;
 use std::str::FromStr;
 
-/// Reads a number that is neither infinite nor NaN, which Rust's own reader would accept.
+/// Parses a finite number; `FromStr` alone would accept infinities and NaN.
 ///
 /// # Errors
-/// What is allowed.
+/// A message with what is allowed.
 pub(super) fn finite<T: FromStr + Into<f64> + Copy>(word: &str) -> Result<T, String>
 where
     T::Err: Display,
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_number_is_refused() {
+    fn only_finite_numbers_are_accepted() {
         assert_eq!((finite("0.5"), finite("-2")), (Ok(0.5f32), Ok(-2.0f64)));
         for bad in ["nan", "inf", "-infinity", "1e39", "", "x"] {
             assert!(finite::<f32>(bad).is_err(), "{bad}");

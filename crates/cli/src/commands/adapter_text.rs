@@ -1,4 +1,4 @@
-//! What stands beside an adapter's weights: tokenizer, chat template and end tokens.
+//! `loramux inspect`: the tokenizer, chat template and end tokens in an adapter's folder.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -8,24 +8,25 @@ use loramux_engine::text::AdapterTextFiles;
 use loramux_engine::{AdapterText, AdapterTextError, TextChanges, TextModel};
 use serde::Serialize;
 
-/// What requests for an adapter take of its files, as part of a report on it.
+/// The part of a report about an adapter's text files.
 #[derive(Default, Serialize)]
 pub(super) struct TextReport {
-    /// What the folder has.
+    /// Text files in the folder.
     pub present: Vec<&'static str>,
-    /// What of it is taken, as it is not the model's; `None` without a model, or if it is refused.
+    /// Where they differ from the model's, and so are used for the adapter's requests; `None` without a model, or if
+    /// they are refused.
     pub taken: Option<TextChanges>,
-    /// What could not be compared.
+    /// What could not be compared with the model.
     pub warnings: Vec<String>,
-    /// Rules that it breaks.
+    /// Rules that the files break.
     #[serde(skip)]
     pub rejections: Vec<Rejection>,
-    /// Why it cannot be read.
+    /// Why the files cannot be read.
     #[serde(skip)]
     pub unreadable: Option<String>,
 }
 
-/// Looks at the files beside the weights at `path`, and compares them with those of `model`.
+/// Reads the text files in the adapter's folder `path` and compares them with those of `model`.
 pub(super) fn examine(path: &Path, model: Option<&Path>, whose: AdapterTokenizer) -> TextReport {
     let mut report = TextReport::default();
     if whose == AdapterTokenizer::Base || formats::source_of(path) == CkptSource::Nemo {
@@ -46,7 +47,7 @@ pub(super) fn examine(path: &Path, model: Option<&Path>, whose: AdapterTokenizer
 }
 
 impl TextReport {
-    /// Whether there is nothing to say.
+    /// Whether the report has nothing to show.
     pub fn is_empty(&self) -> bool {
         self.present.is_empty() && self.warnings.is_empty()
     }
@@ -62,18 +63,20 @@ impl TextReport {
         }
     }
 
-    /// Writes what is beside the weights, and what of it is taken.
+    /// Lists the files and their differences from the model's.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let lines = self.taken.as_ref().map(TextChanges::lines);
         if !self.present.is_empty() {
-            let said = match &lines {
-                None => "; requests use what is not the model's: --model says what",
-                Some(lines) if lines.is_empty() => ": as the model's",
-                Some(_) => "; not as the model's, and used by requests for this adapter:",
+            let note = match &lines {
+                None => "; add --model to see how they differ from the model's",
+                Some(lines) if lines.is_empty() => ": same as the model's",
+                Some(_) => {
+                    "; these differ from the model's and are used for this adapter's requests:"
+                }
             };
             let refused = self.unreadable.is_some() || !self.rejections.is_empty();
-            let said = if refused { "" } else { said };
-            writeln!(out, "\nbeside the weights: {}{said}", self.present.join(", "))?;
+            let note = if refused { "" } else { note };
+            writeln!(out, "\nbeside the weights: {}{note}", self.present.join(", "))?;
         }
         for line in lines.iter().flatten() {
             writeln!(out, "  {line}")?;

@@ -1,5 +1,7 @@
-//! Answering lines of requests: in their order, each as soon as it and those before it are done, and
-//! without losing any when the run ends early.
+//! Answering JSON lines in one continuous batch.
+//!
+//! Answers keep the order of the lines, and each is written as soon as it and all before it are finished. Finished
+//! answers survive a signal, a closed pipe and a full disk.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -21,10 +23,10 @@ use crate::requests::{Defaults, Intake, Line, Next};
 use crate::signals::Signals;
 use crate::streams::Streams;
 
-/// How long one thing is waited for before the others are looked at.
+/// How long to wait for one event source before polling the others.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Answers `first`, if it is given, and the lines that come in, until there are no more.
+/// Answers `first`, if given, then every line of `intake`.
 pub(super) fn run(
     llm: &Llm,
     first: Option<Line>,
@@ -34,17 +36,17 @@ pub(super) fn run(
     streams: &mut Streams<'_>,
 ) -> Result<Exit, Failure> {
     let file = streams.stdout_file.take();
-    // A FIFO opens when somebody reads it. Until then a signal ends the process as it always does.
+    // Opening a FIFO blocks until it has a reader; until then signals keep their default action.
     let output = Output::open(sink, &mut *streams.stdout, file)?;
-    let signals = Signals::note().context("cannot take signals")?;
+    let signals = Signals::install().context("cannot install signal handlers")?;
     let mut run = Run {
         batch: llm.batch(),
-        // A batch is always full, and however many lines come, few are held.
-        most: 2 * llm.info().max_batch_size,
+        // Keeps the batch full while memory stays bounded, however many lines arrive.
+        max_held: 2 * llm.info().max_batch_size,
         waiting: VecDeque::new(),
         places: HashMap::new(),
-        gone: 0,
-        taken: 0,
+        written: 0,
+        last_line: 0,
         open: true,
         output,
         report: Report::default(),
@@ -56,24 +58,24 @@ pub(super) fn run(
     }
     let ended = run.drive(intake, defaults, &signals);
     let (exit, report) = run.end(ended);
-    report.tell(streams);
+    report.print(streams);
     exit
 }
 
-/// A batch under way.
+/// A running batch.
 struct Run<'a> {
     batch: Batch<'a>,
-    /// Most lines that are held at a time.
-    most: usize,
-    /// Lines that are not written, in their order.
+    /// Maximum number of unwritten lines to hold.
+    max_held: usize,
+    /// Unwritten lines, in their order.
     waiting: VecDeque<Waiting>,
-    /// Places of running requests in the order of lines, by their number in the batch.
+    /// Index of each running request among all lines, by its number in the batch.
     places: HashMap<usize, usize>,
-    /// Lines that are no longer waiting: the place of the first that is.
-    gone: usize,
-    /// Number of the last line that was taken in.
-    taken: u64,
-    /// Whether more lines may come.
+    /// Lines written so far, which is the index of the first line in `waiting`.
+    written: usize,
+    /// Number of the last line that was read.
+    last_line: u64,
+    /// Whether the input may have more lines.
     open: bool,
     output: Output<'a>,
     report: Report,
@@ -81,30 +83,30 @@ struct Run<'a> {
     bar: ProgressBar,
 }
 
-/// A line that is not written.
+/// A line whose answer is not written yet.
 struct Waiting {
     number: u64,
     id: Box<RawValue>,
     lora: Option<String>,
     seed: Option<u64>,
-    /// What became of it, once that is known.
+    /// The outcome, once it is known.
     result: Option<Result<RequestOutput, String>>,
 }
 
-/// Why no more is done.
+/// Why the run ended.
 enum Ended {
     /// All lines are answered.
     Done,
-    /// A signal came.
+    /// A signal arrived.
     Signal(Exit),
     /// An answer cannot be written.
     Unwritten(io::Error),
-    /// Lines cannot be read; those before are answered.
+    /// The input failed; all lines before are answered.
     Unread(io::Error),
 }
 
 impl Run<'_> {
-    /// Takes lines in and writes answers.
+    /// Reads lines and writes answers until the run ends.
     fn drive(&mut self, intake: &Intake, defaults: &Defaults, signals: &Signals) -> Ended {
         let mut unread = None;
         loop {
@@ -112,12 +114,12 @@ impl Run<'_> {
                 return Ended::Signal(exit);
             }
             let mut wait = TICK;
-            if self.open && self.waiting.len() < self.most {
+            if self.open && self.waiting.len() < self.max_held {
                 let idle = self.batch.running() == 0;
                 match intake.next_within(if idle { TICK } else { Duration::ZERO }) {
                     Next::Line(raw) => {
                         self.add(Line::read(&raw, defaults));
-                        // Another one may be there: the engine runs them together.
+                        // Read further lines before waiting, so that they join the same step.
                         wait = Duration::ZERO;
                     }
                     Next::Nothing => (),
@@ -135,7 +137,7 @@ impl Run<'_> {
         }
     }
 
-    /// Hands the request of a line to the engine.
+    /// Submits the request of a line to the engine.
     fn add(&mut self, line: Line) {
         let Line { number, id, lora, seed, request } = line;
         let result = match request {
@@ -147,31 +149,31 @@ impl Run<'_> {
         };
         let result = match result {
             Ok(running) => {
-                self.places.insert(running, self.gone + self.waiting.len());
+                self.places.insert(running, self.written + self.waiting.len());
                 None
             }
             Err(problem) => Some(Err(problem)),
         };
-        self.taken = number;
-        tracing::info!("line {number} is taken in");
+        self.last_line = number;
+        tracing::info!("line {number} is read");
         self.waiting.push_back(Waiting { number, id, lora, seed, result });
     }
 
-    /// Waits for a request to end; whether one did.
+    /// Waits up to `limit` for a request to finish; returns whether one did.
     fn wait_for_answer(&mut self, limit: Duration) -> bool {
         let answered = self.batch.next_within(limit, &mut |update| {
             self.meter.update(&update);
             progress::show(&self.bar, &self.meter);
         });
         let Some((running, result)) = answered else { return false };
-        let place = self.places.remove(&running).map(|place| place - self.gone);
+        let place = self.places.remove(&running).map(|place| place - self.written);
         if let Some(waiting) = place.and_then(|place| self.waiting.get_mut(place)) {
             waiting.result = Some(result.map_err(|error| error.to_string()));
         }
         true
     }
 
-    /// Writes the answers before the first that is not there yet.
+    /// Writes all answers before the first unfinished one.
     fn write_done(&mut self) -> io::Result<()> {
         while self.waiting.front().is_some_and(|waiting| waiting.result.is_some()) {
             self.write_first()?;
@@ -179,7 +181,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes the answer of the first line, which is there; the line stays if it cannot be written.
+    /// Writes the answer of the first waiting line, if it is known. On an error the line stays in `waiting`.
     fn write_first(&mut self) -> io::Result<()> {
         let Some(Waiting { number, id, lora, seed, result }) = self.waiting.front_mut() else {
             return Ok(());
@@ -191,11 +193,11 @@ impl Run<'_> {
         self.report.answer(*number, &answer);
         tracing::info!("line {number} is answered");
         self.waiting.pop_front();
-        self.gone += 1;
+        self.written += 1;
         Ok(())
     }
 
-    /// Brings the run to its end: writes what is done, and notes what is not.
+    /// Ends the run: writes finished answers and reports the others.
     fn end(mut self, ended: Ended) -> (Result<Exit, Failure>, Report) {
         if !matches!(ended, Ended::Done | Ended::Unread(_)) {
             self.batch.abort();
@@ -210,38 +212,38 @@ impl Run<'_> {
             self.report.unanswered(*number, id);
         }
         if self.open {
-            self.report.not_taken_in(self.taken);
+            self.report.unread_after(self.last_line);
         }
         self.bar.finish_and_clear();
         self.report.rate(&self.meter);
         let lines = self.output.lines();
-        let told = |kept: String| format!("{lines} answers are written{kept}");
+        let written = |kept: String| format!("{lines} answers are written{kept}");
         let exit = match ended {
             Ended::Done => self.output.finish().or_exit(Exit::Usage).map(|()| self.report.exit()),
             Ended::Signal(exit) => {
-                self.report.ended(format!("ended by a signal: {}", told(self.output.give_up())));
+                self.report.ended(format!("ended by a signal: {}", written(self.output.give_up())));
                 Ok(exit)
             }
             Ended::Unwritten(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                let kept = told(self.output.give_up());
-                self.report.ended(format!("nobody reads the answers any more: {kept}"));
+                let kept = written(self.output.give_up());
+                self.report.ended(format!("the reader of the answers closed the pipe: {kept}"));
                 Ok(Exit::ClosedPipe)
             }
             Ended::Unwritten(error) => Err(error)
                 .with_context(|| {
-                    format!("cannot write the answers: {}", told(self.output.give_up()))
+                    format!("cannot write the answers: {}", written(self.output.give_up()))
                 })
                 .or_exit(Exit::Usage),
             Ended::Unread(error) => Err(error)
                 .with_context(|| {
-                    format!("cannot read the requests: {}", told(self.output.give_up()))
+                    format!("cannot read the requests: {}", written(self.output.give_up()))
                 })
                 .or_exit(Exit::Usage),
         };
         (exit, self.report)
     }
 
-    /// Waits for the requests that were ended, and writes the answers that were complete before.
+    /// Waits for the cancelled requests to end, and writes the answers that had finished before.
     fn drain(&mut self) -> io::Result<()> {
         while self.batch.running() > 0 {
             self.wait_for_answer(TICK);
@@ -259,7 +261,7 @@ impl Run<'_> {
     }
 }
 
-/// Whether no output was cut short.
+/// Whether no output was cancelled.
 fn is_complete(result: &Result<RequestOutput, String>) -> bool {
     let cut = |output: &RequestOutput| {
         output.outputs.iter().any(|output| output.finish_reason == FinishReason::Cancelled)

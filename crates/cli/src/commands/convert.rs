@@ -16,7 +16,7 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::streams::Streams;
 use crate::{model_geometry, settings};
 
-/// Reads the adapter, writes the copy, and reports it only when it was found to be one.
+/// Reads the adapter, writes the copy, and reports success only after the copy is verified.
 pub(super) fn run(job: &ConvertJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
     let config = settings::lora(&job.lora, None)?;
     let model = job.model.as_deref().map(model_geometry::read).transpose()?;
@@ -33,21 +33,24 @@ pub(super) fn run(job: &ConvertJob, streams: &mut Streams<'_>) -> Result<Exit, F
     };
     written?;
     let copy = verify(job, &adapter, &config, model.as_ref(), layout).inspect_err(|_| {
-        // The failure matters more than one of tidying up.
+        // The verification error matters more than one from removing the copy.
         let _ = remove(&job.output, made);
     })?;
     let out = &mut *streams.stdout;
     writeln!(out, "read      {}: {}", job.input.display(), described(&adapter))?;
     writeln!(out, "wrote     {}: {}", job.output.display(), described(&copy))?;
     let sites = adapter.sites.len();
-    writeln!(out, "verified  {sites} modules: every update of the copy equals the original's")?;
-    if let Some(layout) = copy.source.expert_layout.filter(|layout| !shows(*layout)) {
-        writeln!(out, "note      its files do not show the layout: set moe_layout to {layout}")?;
+    writeln!(out, "verified  {sites} modules: every update of the copy equals the adapter's")?;
+    if let Some(layout) = copy.source.expert_layout.filter(|layout| !is_detectable(*layout)) {
+        writeln!(
+            out,
+            "note      the layout cannot be detected from the files: set moe_layout to {layout}"
+        )?;
     }
     Ok(Exit::Fine)
 }
 
-/// Reads the adapter under all the rules that hold without an engine's limits.
+/// Reads the adapter under every rule except the limits of an engine's configuration.
 fn read(
     job: &ConvertJob,
     config: &LoraConfig,
@@ -65,14 +68,14 @@ fn read(
     Ok(adapter)
 }
 
-/// Holds an adapter against a model, without the limits that an engine's settings add.
+/// Checks an adapter against a model, without the limits of an engine's configuration.
 fn check(adapter: &Adapter, model: &ModelGeometry) -> Result<(), Rejections> {
     let unlimited =
         LoraConfig { max_lora_rank: usize::MAX, allow_noop_adapter: true, ..LoraConfig::default() };
     Rejections(adapter.check(model, &unlimited)).into_result()
 }
 
-/// The layout of routed experts in the copy.
+/// The routed-expert layout of the copy.
 fn layout(to: Target, source: Option<ExpertLayout>) -> ExpertLayout {
     use ExpertLayout::*;
     match (to, source) {
@@ -86,13 +89,13 @@ fn layout(to: Target, source: Option<ExpertLayout>) -> ExpertLayout {
     }
 }
 
-/// Whether files of a layout show that they are of it.
-fn shows(layout: ExpertLayout) -> bool {
+/// Whether a layout can be detected from its files.
+fn is_detectable(layout: ExpertLayout) -> bool {
     use ExpertLayout::*;
     !matches!(layout, FusedInterleaved | TargetParametersInterleaved | UnslothExpertSlowest)
 }
 
-/// Reads the copy and compares it with the original.
+/// Reads the copy back and compares it with the adapter.
 fn verify(
     job: &ConvertJob,
     adapter: &Adapter,
@@ -103,7 +106,7 @@ fn verify(
     let context = || format!("cannot verify {}, which is removed again", job.output.display());
     let mut options = ReadOptions::from_config(config).or_exit(Exit::Usage)?;
     options.model = model.cloned();
-    // What is written has its own order of experts and the usual one of gate and up.
+    // The writer puts gate before up, whatever the order in the input was.
     options.gate_first = true;
     (options.source, options.moe_layout) = match job.to {
         Target::Nemo => (CkptSource::Nemo, None),
@@ -114,7 +117,7 @@ fn verify(
         check(&copy, model).with_context(context)?;
     }
     let diffs = diff(adapter, &copy);
-    // Layouts move elements and add zeros: nothing is rounded on the way.
+    // Layouts only move elements and add zeros, so the copy must be exact.
     match diffs.iter().find(|diff| !diff.is_same(0.0)) {
         Some(different) => {
             Err(anyhow!(words(different))).with_context(context).or_exit(Exit::Refused)
@@ -143,7 +146,7 @@ fn described(adapter: &Adapter) -> String {
     format!("{}{experts}, {} bytes", source.format, source.bytes)
 }
 
-/// Removes what was written: a file, or the files of a directory, and the directory if it was made.
+/// Removes the copy: a file, or the files of a directory, and the directory itself if `made` here.
 fn remove(path: &Path, made: bool) -> io::Result<()> {
     if !path.is_dir() {
         return fs::remove_file(path);

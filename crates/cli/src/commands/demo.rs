@@ -16,20 +16,20 @@ use crate::progress::LiveLines;
 use crate::streams::Streams;
 use crate::{adapters, model_fetch, startup, table};
 
-/// What everybody is asked.
+/// The questions to the base model and to every adapter.
 const QUESTIONS: [&str; 3] = [
     "What is the capital of Spain?",
     "Show the title of books with pages greater than 300.",
     "Why is the sky blue?",
 ];
 
-/// Room in the KV cache for a question in the chat template, in tokens.
-const PROMPT_ROOM: usize = 256;
+/// Upper bound on the tokens of a question in the chat template, for sizing the KV cache.
+const MAX_PROMPT_TOKENS: usize = 256;
 
-/// One question to one speaker.
+/// One question to the base model or to one adapter.
 struct Turn<'a> {
     question: &'static str,
-    /// Its number, from 1.
+    /// Number of the question, from 1.
     number: usize,
     /// `None`: the base model.
     lora: Option<&'a LoraRequest>,
@@ -45,7 +45,7 @@ impl Turn<'_> {
     }
 }
 
-/// Asks all questions of the base model and of every adapter, in one batch.
+/// Asks the base model and every adapter all questions, in one batch.
 pub(super) fn run(job: &DemoJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
     let found = adapters::in_folder(&job.adapters).or_exit(Exit::Usage)?;
     let adapters = adapters::numbered(found).map_err(anyhow::Error::msg).or_exit(Exit::Usage)?;
@@ -59,7 +59,7 @@ pub(super) fn run(job: &DemoJob, streams: &mut Streams<'_>) -> Result<Exit, Fail
         lora_config: Some(LoraConfig { max_loras: Some(adapters.len()), ..LoraConfig::default() }),
         ..EngineConfig::default()
     };
-    config.kv_cache_config.max_tokens = Some(turns.len() * (PROMPT_ROOM + job.max_tokens));
+    config.kv_cache_config.max_tokens = Some(turns.len() * (MAX_PROMPT_TOKENS + job.max_tokens));
     job.compute.apply(&mut config);
     let llm = startup::start(&model, &job.compute, config, streams)?;
     announce(&turns, streams)?;
@@ -102,8 +102,8 @@ fn announce(turns: &[Turn<'_>], streams: &mut Streams<'_>) -> Result<(), Failure
     Ok(())
 }
 
-/// Runs the batch. Its texts are shown while they grow or, where nobody watches, as a line for
-/// each answer that is complete.
+/// Runs the batch. On a terminal the texts are shown as they are generated, elsewhere one line for each finished
+/// answer.
 fn answer(
     llm: &Llm,
     turns: &[Turn<'_>],
@@ -126,7 +126,7 @@ fn answer(
         if update.finished && !streams.live {
             let Some(turn) = turns.get(update.request) else { return };
             let (done, all, tokens) = (meter.finished(), turns.len(), update.tokens);
-            // Progress only: the answers themselves are checked when they are written.
+            // A failure to show progress is ignored; writing the answers is checked later.
             let _ = writeln!(streams.stderr, "[{done}/{all}] {} {tokens} tokens", turn.label());
         }
     });
@@ -150,7 +150,7 @@ fn write_table(
     Ok(())
 }
 
-/// The text of an answer; an ellipsis marks one that the limit of tokens cut off.
+/// The text of an answer, with an ellipsis if it was cut off by max_tokens.
 fn shown(answer: &Result<RequestOutput, LlmError>) -> String {
     let output = match answer {
         Ok(output) => output.outputs.first(),

@@ -12,8 +12,8 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::streams::Streams;
 use crate::{model_geometry, settings, table};
 
-/// How many differences are written in full.
-const SHOWN: usize = 20;
+/// Maximum differences to list in the text report.
+const MAX_LISTED: usize = 20;
 
 /// Compares the adapters.
 pub(super) fn run(job: &DiffJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
@@ -89,21 +89,21 @@ impl Report {
             return writeln!(out, "the same: {all} updates ({tolerance})");
         }
         let mut table = table::columns();
-        for diff in self.differing().take(SHOWN) {
+        for diff in self.differing().take(MAX_LISTED) {
             let expert = diff.expert.map(|expert| format!("expert {expert}")).unwrap_or_default();
             table.add_row([diff.site.to_string(), expert, found(diff)]);
         }
         for line in table.trim_fmt().lines() {
             writeln!(out, "{}", line.trim_start())?;
         }
-        if count > SHOWN {
-            writeln!(out, "and {} more; --json lists all", count - SHOWN)?;
+        if count > MAX_LISTED {
+            writeln!(out, "and {} more; --json lists all", count - MAX_LISTED)?;
         }
         writeln!(out, "\n{count} of {all} updates differ ({tolerance})")
     }
 }
 
-/// What differs, in words.
+/// The differences of one update, in words.
 fn found(diff: &SiteDiff) -> String {
     let update = match &diff.delta {
         DeltaDiff::Identical => None,

@@ -22,7 +22,7 @@ use crate::{adapters, model_geometry, output, sampling_defaults, settings, start
 
 /// Answers the requests of the job.
 pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-    // Whatever can be told of the command line is told before the model is loaded.
+    // Check as much as possible before the model is loaded, which takes long.
     output::check(job)?;
     let intake = intake(&job.source, streams)?;
     let sampling = sampling_defaults::of(job)?;
@@ -50,7 +50,7 @@ pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, 
     }
 }
 
-/// The lines of requests, which are read from here on.
+/// Starts reading the lines of `source`.
 fn intake(source: &Source, streams: &mut Streams<'_>) -> Result<Intake, Failure> {
     match source {
         Source::Prompt(_) | Source::Chat(_) => Ok(Intake::empty()),
@@ -64,7 +64,7 @@ fn intake(source: &Source, streams: &mut Streams<'_>) -> Result<Intake, Failure>
     }
 }
 
-/// The lines of a file. Pipes are welcome: a shell makes them for `<(command)`.
+/// Starts reading the lines of a file, which may be a pipe, as a shell's `<(command)` is.
 fn lines_of(path: &Path) -> anyhow::Result<Intake> {
     let kind = fs::metadata(path)?;
     if kind.is_dir() {
@@ -78,7 +78,7 @@ fn lines_of(path: &Path) -> anyhow::Result<Intake> {
     Ok(Intake::start(move || File::open(path).map(BufReader::new)))
 }
 
-/// The request of a command line that gives only one.
+/// The request of `--prompt` or `--chat`; `None` with `--requests`.
 fn single(job: &GenerateJob, sampling: &Map<String, Value>) -> Result<Option<Line>, Failure> {
     let prompt = match &job.source {
         Source::Stdin | Source::File(_) => return Ok(None),
@@ -96,8 +96,8 @@ fn single(job: &GenerateJob, sampling: &Map<String, Value>) -> Result<Option<Lin
     Ok(Some(Line { number: 1, id, lora: name, seed, request: Ok(request) }))
 }
 
-/// The settings of the engine. LoRA is on if it or an adapter is configured, and for lines, which may
-/// bring adapters of their own.
+/// The engine's configuration. LoRA is enabled if it is configured, if an adapter is given, and for `--requests`, whose
+/// lines may bring their own adapters.
 fn engine_config(job: &GenerateJob) -> Result<EngineConfig, Failure> {
     let mut config = settings::engine(&job.engine)?;
     let lines = matches!(job.source, Source::File(_) | Source::Stdin);
@@ -110,15 +110,15 @@ fn engine_config(job: &GenerateJob) -> Result<EngineConfig, Failure> {
     Ok(config)
 }
 
-/// The last part of a model's path, without the extension of a file.
+/// The model's name for OpenAI requests: the last component of its path, without a file's extension.
 fn model_name(path: &Path) -> String {
     let absolute = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let name = if absolute.is_dir() { absolute.file_name() } else { absolute.file_stem() };
     name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Writes the text of the only request while it grows or, where there are several outputs that
-/// would mix, when they are complete.
+/// Answers the only request as plain text. One output is streamed; several would interleave, so they are written when
+/// all are finished.
 fn answer_text(llm: &Llm, line: Line, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
     if let Some(seed) = line.seed {
         streams.note(format_args!("seed: {seed}"));

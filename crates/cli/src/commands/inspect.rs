@@ -18,37 +18,43 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::streams::Streams;
 use crate::{model_geometry, settings, table};
 
-/// How many breaches of one rule are written in full.
-const SHOWN: usize = 3;
+/// Maximum rejections with the same code to show in the text report.
+const MAX_SHOWN: usize = 3;
 
-/// How the weights of dense modules lie in all files.
+/// Description of the layout of dense modules, which is the same in all formats.
 const DENSE_LAYOUT: &str = "one pair of matrices for each dense module";
 
-/// The model to check against, if there is one.
+/// The base model to check against; empty without `--model`.
 #[derive(Default)]
 struct Base {
     /// Its dimensions; `None` if the engine would refuse it.
     geometry: Option<ModelGeometry>,
-    /// Its weights, which are read where an adapter's full weights are compared with them.
+    /// Its weights, read on demand to compare whole weights of the adapter with them.
     weights: Option<BaseWeights>,
     /// Why the engine would refuse it.
     rejection: Option<Rejection>,
     warnings: Vec<String>,
 }
 
-/// What was found out about an adapter.
+/// The findings about an adapter.
 struct Report<'a> {
     path: &'a Path,
     /// The adapter, if it can be read at all.
     adapter: Option<Adapter>,
     /// Every rule that it breaks, or that its base model breaks.
     rejections: Vec<Rejection>,
-    /// What should be known of it and its base model.
+    /// Warnings about it and its base model.
     warnings: Vec<String>,
-    /// Why its files cannot be read, and the exit code of that.
-    unreadable: Option<(String, Exit)>,
-    /// What stands beside its weights.
+    /// Why its files cannot be read.
+    unreadable: Option<Unreadable>,
+    /// The text files in its folder.
     text: TextReport,
+}
+
+/// Why files cannot be read.
+struct Unreadable {
+    problem: String,
+    exit: Exit,
 }
 
 /// Describes and checks the adapter.
@@ -72,7 +78,7 @@ impl Base {
     /// Reads the configuration of the model at `path`.
     ///
     /// # Errors
-    /// [`Exit::Model`] if it cannot be read; that it would be refused is part of the report.
+    /// [`Exit::Model`] if it cannot be read. A model that would be refused is no error, but part of the report.
     fn read(path: &Path) -> Result<Self, Failure> {
         let read = BaseModel::read(path);
         let rejection = read.as_ref().err().and_then(ModelError::rejection);
@@ -98,7 +104,7 @@ fn examine(path: &Path, base: Base, config: LoraConfig) -> Result<Report<'_>, Fa
     let config = config.or_exit(Exit::Usage)?;
     let (mut rejections, mut warnings) = (Vec::from_iter(base.rejection), base.warnings);
     let (mut adapter, mut unreadable) = (None, None);
-    // `lora_ckpt_source` is the format of `lora_dir`; the format of an adapter by its path shows.
+    // `lora_ckpt_source` applies to `lora_dir` only; the format of `path` follows from its files.
     match formats::load(path, &options.with_source(formats::source_of(path))) {
         Ok(read) => {
             rejections.extend(match model {
@@ -110,7 +116,10 @@ fn examine(path: &Path, base: Base, config: LoraConfig) -> Result<Report<'_>, Fa
             adapter = Some(read);
         }
         Err(AdapterError::Rejected { rejections: broken, .. }) => rejections.extend(broken.0),
-        Err(error) => unreadable = Some((error.to_string(), Exit::of_adapter(&error))),
+        Err(error) => {
+            let exit = Exit::of_adapter(&error);
+            unreadable = Some(Unreadable { problem: error.to_string(), exit });
+        }
     }
     Ok(Report { path, adapter, rejections, warnings, unreadable, text: TextReport::default() })
 }
@@ -118,14 +127,15 @@ fn examine(path: &Path, base: Base, config: LoraConfig) -> Result<Report<'_>, Fa
 impl Report<'_> {
     fn add_text(&mut self, mut text: TextReport) {
         self.rejections.append(&mut text.rejections);
-        let unreadable = text.unreadable.take().map(|problem| (problem, Exit::Refused));
+        let unreadable =
+            text.unreadable.take().map(|problem| Unreadable { problem, exit: Exit::Refused });
         self.unreadable = self.unreadable.take().or(unreadable);
         self.text = text;
     }
 
     fn exit(&self) -> Exit {
         match &self.unreadable {
-            Some((_, exit)) => *exit,
+            Some(unreadable) => unreadable.exit,
             None if self.accepted() => Exit::Fine,
             None => Exit::Refused,
         }
@@ -135,7 +145,7 @@ impl Report<'_> {
         self.rejections.is_empty() && self.unreadable.is_none()
     }
 
-    /// What was found out about the adapter and is no warning.
+    /// Findings about the adapter that need no action, unlike warnings.
     fn notes(&self) -> &[String] {
         self.adapter.as_ref().map_or(&[], |adapter| &adapter.source.notes)
     }
@@ -144,7 +154,7 @@ impl Report<'_> {
         let mut object = json!({
             "path": self.path,
             "accepted": self.accepted(),
-            "error": self.unreadable.as_ref().map(|(problem, _)| problem),
+            "error": self.unreadable.as_ref().map(|unreadable| &unreadable.problem),
             "rejections": self.rejections,
             "warnings": self.warnings,
             "notes": self.notes(),
@@ -184,7 +194,7 @@ impl Report<'_> {
         for warning in &self.warnings {
             writeln!(out, "\nwarning: {warning}")?;
         }
-        if let Some((problem, _)) = &self.unreadable {
+        if let Some(Unreadable { problem, .. }) = &self.unreadable {
             writeln!(out, "\nunreadable: {problem}")?;
         } else if self.rejections.is_empty() {
             writeln!(out, "\nno rule is broken")?;
@@ -193,28 +203,28 @@ impl Report<'_> {
     }
 }
 
-/// Writes what is broken; of one rule, which may be broken in every layer, only the first few.
+/// Writes the rejections, of each code only the first few, as one mistake often breaks a rule in every layer.
 fn write_rejections(out: &mut dyn Write, rejections: &[Rejection]) -> io::Result<()> {
     let mut by_code: BTreeMap<Code, Vec<&Rejection>> = BTreeMap::new();
     for rejection in rejections {
         by_code.entry(rejection.code).or_default().push(rejection);
     }
     for (code, broken) in by_code {
-        for Rejection { setting, found, allowed, remedy, .. } in broken.iter().take(SHOWN) {
+        for Rejection { setting, found, allowed, remedy, .. } in broken.iter().take(MAX_SHOWN) {
             writeln!(out, "\nrefused [{code}]")?;
             writeln!(out, "  setting  {setting}")?;
             writeln!(out, "  found    {found}")?;
             writeln!(out, "  allowed  {allowed}")?;
             writeln!(out, "  remedy   {remedy}")?;
         }
-        if broken.len() > SHOWN {
-            writeln!(out, "\nand {} more [{code}]; --json lists all", broken.len() - SHOWN)?;
+        if broken.len() > MAX_SHOWN {
+            writeln!(out, "\nand {} more [{code}]; --json lists all", broken.len() - MAX_SHOWN)?;
         }
     }
     Ok(())
 }
 
-/// How the weights lie in the files.
+/// The layout of the weights in the files.
 fn layout(adapter: &Adapter) -> String {
     match adapter.source.expert_layout {
         Some(layout) => format!("routed experts {layout}, {DENSE_LAYOUT}"),

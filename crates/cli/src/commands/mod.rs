@@ -1,4 +1,4 @@
-//! What the commands do.
+//! The commands, one module each.
 
 mod adapter_text;
 mod batch;
@@ -14,10 +14,10 @@ use crate::args::Command;
 use crate::exit::{Exit, Failure};
 use crate::streams::Streams;
 
-/// Does what `command` asks for.
+/// Runs `command`.
 ///
 /// # Errors
-/// What ends the whole run; a request that fails by itself is part of the answers.
+/// A failure that ends the whole run; a single request that fails gets an answer with its error instead.
 pub fn execute(command: &Command, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
     match command {
         Command::Convert(job) => convert::run(job, streams),

@@ -1,4 +1,4 @@
-//! What a batch tells at its end: how much was done, and what was not.
+//! The summary of a batch: counts, failed lines and lines without an answer.
 
 use serde_json::value::RawValue;
 
@@ -7,24 +7,24 @@ use crate::exit::Exit;
 use crate::meter::Meter;
 use crate::streams::Streams;
 
-/// How many lines are named of those that have no answer.
-const NAMED: usize = 20;
+/// Maximum lines to list of each kind.
+const MAX_LISTED: usize = 20;
 
-/// Most characters of an `id` or a message that are told.
-const SHOWN: usize = 200;
+/// Maximum characters to show of an `id` or a message.
+const MAX_CHARS: usize = 200;
 
-/// Counts and names of lines.
+/// The outcome of a batch, collected line by line.
 #[derive(Default)]
 pub(super) struct Report {
     answers: usize,
     failed: Named,
     unanswered: Named,
-    not_taken_in: Option<u64>,
+    unread_after: Option<u64>,
     ended: Option<String>,
     rate: String,
 }
 
-/// Lines, the first of them with their names.
+/// A count of lines, and the names of the first of them.
 #[derive(Default)]
 struct Named {
     count: usize,
@@ -34,17 +34,17 @@ struct Named {
 impl Named {
     fn push(&mut self, name: impl FnOnce() -> String) {
         self.count += 1;
-        if self.first.len() < NAMED {
+        if self.first.len() < MAX_LISTED {
             self.first.push(name());
         }
     }
 
-    fn tell(&self, what: &str, streams: &mut Streams<'_>) {
+    fn print(&self, what: &str, streams: &mut Streams<'_>) {
         for name in &self.first {
-            streams.tell(format_args!("{what}: {name}"));
+            streams.print(format_args!("{what}: {name}"));
         }
         if self.count > self.first.len() {
-            streams.tell(format_args!("{what}: and {} more lines", self.count - self.first.len()));
+            streams.print(format_args!("{what}: and {} more lines", self.count - self.first.len()));
         }
     }
 }
@@ -54,17 +54,17 @@ fn name(number: u64, id: &RawValue) -> String {
     format!("line {number} (id {})", shortened(id.get()))
 }
 
-/// The beginning of the first line of a text.
+/// The first line of a text, cut to [`MAX_CHARS`].
 fn shortened(text: &str) -> String {
     let first = text.lines().next().unwrap_or_default();
-    match first.char_indices().nth(SHOWN) {
+    match first.char_indices().nth(MAX_CHARS) {
         Some((end, _)) => format!("{}...", &first[..end]),
         None => first.to_owned(),
     }
 }
 
 impl Report {
-    /// Takes in an answer that was written.
+    /// Counts a written answer.
     pub fn answer(&mut self, number: u64, answer: &Answer) {
         self.answers += 1;
         if let Err(problem) = &answer.result {
@@ -74,22 +74,22 @@ impl Report {
         }
     }
 
-    /// Takes in a line whose answer is not written.
+    /// Counts a line without a written answer.
     pub fn unanswered(&mut self, number: u64, id: &RawValue) {
         self.unanswered.push(|| name(number, id));
     }
 
-    /// Takes in that lines after this one, if there are any, were not taken in.
-    pub fn not_taken_in(&mut self, after: u64) {
-        self.not_taken_in = Some(after);
+    /// Notes that lines after line `after`, if any, were not read.
+    pub fn unread_after(&mut self, after: u64) {
+        self.unread_after = Some(after);
     }
 
-    /// Says that the run ended early, and why.
+    /// Notes that the run ended early, and why.
     pub fn ended(&mut self, why: String) {
         self.ended = Some(why);
     }
 
-    /// Takes in how fast it went.
+    /// Notes the throughput.
     pub fn rate(&mut self, meter: &Meter) {
         self.rate = format!("{} tokens, {:.1} tokens/s", meter.tokens(), meter.tokens_per_second());
     }
@@ -99,15 +99,15 @@ impl Report {
         if self.failed.count == 0 { Exit::Fine } else { Exit::Refused }
     }
 
-    /// Tells all of it on standard error.
-    pub fn tell(&self, streams: &mut Streams<'_>) {
-        self.failed.tell("failed", streams);
-        self.unanswered.tell("not answered", streams);
-        if let Some(after) = self.not_taken_in {
-            streams.tell(format_args!("not answered: whatever comes after line {after}"));
+    /// Prints the summary on standard error.
+    pub fn print(&self, streams: &mut Streams<'_>) {
+        self.failed.print("failed", streams);
+        self.unanswered.print("not answered", streams);
+        if let Some(after) = self.unread_after {
+            streams.print(format_args!("not answered: whatever comes after line {after}"));
         }
         if let Some(why) = &self.ended {
-            streams.tell(why);
+            streams.print(why);
         }
         let Self { answers, failed, rate, .. } = self;
         streams.note(format_args!("summary: {answers} answers, {} failed, {rate}", failed.count));

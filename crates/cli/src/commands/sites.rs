@@ -1,28 +1,28 @@
-//! What an adapter changes, in few lines: layers that are changed alike are told together.
+//! The modules that an adapter changes, with layers that are changed alike grouped together.
 
 use lora_core::{Adapter, LowRank, SiteKey, SiteWeights};
 use serde::Serialize;
 
-/// Sites that are changed in the same way.
+/// Layers of one module that are changed in the same way.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub(super) struct Group {
     /// `embed_tokens`, a target module, or `lm_head`.
     pub module: String,
-    /// Layers, in rising order; none for `embed_tokens` and `lm_head`.
+    /// Layers, ascending; empty for `embed_tokens` and `lm_head`.
     pub layers: Vec<u32>,
-    /// How they are changed.
+    /// The change, the same in every layer.
     #[serde(flatten)]
     pub change: Change,
 }
 
-/// What is done at a site, without the numbers themselves.
+/// The kind of change at a site, without its weights.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub(super) struct Change {
-    /// Rank of the low-rank update, if there is one.
+    /// Rank of the low-rank update, if any.
     pub rank: Option<usize>,
     /// Its scale.
     pub scale: Option<f32>,
-    /// How many routed experts it is for; 1 if all of them share it.
+    /// Number of routed experts; 1 if all experts share the update.
     pub experts: Option<usize>,
     /// Whether it has a DoRA magnitude.
     pub dora: bool,
@@ -32,7 +32,7 @@ pub(super) struct Change {
     pub base_bias: bool,
     /// Whether the base layer's weight is replaced.
     pub saved: bool,
-    /// Rows of tokens that are replaced.
+    /// Number of vocabulary rows that are replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_rows: Option<usize>,
 }
@@ -53,7 +53,7 @@ impl From<&SiteWeights> for Change {
     }
 }
 
-/// The experts of a stack.
+/// Number of experts if the update is a stack of matrices.
 fn experts(low: &LowRank) -> Option<usize> {
     match (low.a.shape(), low.b.shape()) {
         (&[a, _, _], &[b, _, _]) => Some(a.max(b)),
@@ -62,7 +62,7 @@ fn experts(low: &LowRank) -> Option<usize> {
 }
 
 impl Change {
-    /// What goes beyond a plain low-rank update, in words.
+    /// Everything beyond a plain low-rank update, in words.
     pub fn extras(&self) -> String {
         let experts = self.experts.map(|experts| match experts {
             1 => "1 expert".to_owned(),
@@ -80,7 +80,7 @@ impl Change {
     }
 }
 
-/// The adapter's sites in groups: the embedding, then by module, then the output projection.
+/// The adapter's sites in groups: the embedding, then by module, then `lm_head`.
 pub(super) fn groups(adapter: &Adapter) -> Vec<Group> {
     let mut groups: Vec<(u16, Group)> = Vec::new();
     for (key, site) in &adapter.sites {
@@ -108,7 +108,7 @@ pub(super) fn groups(adapter: &Adapter) -> Vec<Group> {
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-/// Rising numbers as ranges: `0-3, 7`.
+/// Ascending numbers as ranges: `0-3, 7`.
 pub(super) fn ranges(numbers: &[u32]) -> String {
     let mut ranges: Vec<(u32, u32)> = Vec::new();
     for &number in numbers {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_that_are_changed_alike_are_told_together() {
+    fn layers_that_are_changed_alike_are_grouped() {
         let site = |rank: usize| {
             let tensor = |shape| HostTensor::from_f32(DType::F32, shape, &vec![1.0; rank]).unwrap();
             let low = LowRank {
@@ -161,7 +161,7 @@ mod tests {
             (SiteKey::Head, site(4)),
         ]);
         let groups = groups(&Adapter::new(sites, AdapterInfo::default(), None));
-        let told: Vec<_> = groups
+        let found: Vec<_> = groups
             .iter()
             .map(|g| (g.module.as_str(), ranges(&g.layers), g.change.rank.unwrap()))
             .collect();
@@ -171,6 +171,6 @@ mod tests {
             ("attn_v", "0".to_owned(), 4),
             ("lm_head", String::new(), 4),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(found, expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Lines of a stream, each of a bounded length, read by a thread of their own.
+//! Reads lines of bounded length from a stream on a background thread.
 
 use std::io::{self, BufRead};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use lora_core::files::{self, Line};
 
-/// Most bytes of a line.
+/// Maximum bytes of a line.
 pub const MAX_LINE: u64 = 16 << 20;
 
-/// Lines that are read before they are asked for.
+/// Lines that the background thread reads ahead.
 const READ_AHEAD: usize = 4;
 
-/// What UTF-8 files of some editors begin with.
+/// UTF-8 byte order mark, which some editors put at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A line that is not blank.
@@ -21,11 +21,11 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 pub struct RawLine {
     /// Its number, from 1.
     pub number: u64,
-    /// Its bytes without the newline; `None` if they are more than [`MAX_LINE`].
+    /// Its bytes without the newline; `None` if it is longer than [`MAX_LINE`].
     pub bytes: Option<Vec<u8>>,
 }
 
-/// Reads the lines of a stream that are not blank. A byte order mark at the start is skipped.
+/// Iterates over the lines of a stream. Blank lines and a byte order mark at the start are skipped.
 struct Lines<R> {
     reader: R,
     number: u64,
@@ -63,7 +63,7 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-/// Says of a line that does not end what the user should give instead.
+/// Turns the error of an endless line into one that tells the user what to give instead.
 fn without_end(error: io::Error, number: u64) -> io::Error {
     match error.kind() {
         io::ErrorKind::FileTooLarge => io::Error::new(
@@ -74,21 +74,21 @@ fn without_end(error: io::Error, number: u64) -> io::Error {
     }
 }
 
-/// Lines that come from a thread.
+/// Lines read by a background thread.
 pub struct Intake {
     lines: Receiver<io::Result<RawLine>>,
 }
 
-/// What waiting for a line led to.
+/// The outcome of waiting for a line.
 #[derive(Debug)]
 pub enum Next {
     /// A line.
     Line(RawLine),
-    /// None yet.
+    /// None arrived in time.
     Nothing,
-    /// There are no more lines.
+    /// The end of the stream.
     End,
-    /// No more can be read.
+    /// An error; no further lines can be read.
     Failed(io::Error),
 }
 
@@ -98,10 +98,11 @@ impl Intake {
         Self { lines: sync_channel(0).1 }
     }
 
-    /// The lines of what `open` opens, which may take its time: the end of a pipe is waited for.
+    /// Starts a thread that opens a stream by `open` and reads its lines. Opening may block, as for a FIFO without a
+    /// writer.
     pub fn start<R: BufRead>(open: impl FnOnce() -> io::Result<R> + Send + 'static) -> Self {
         let (sender, lines) = sync_channel(READ_AHEAD);
-        // Nobody waits for the thread, which may be waiting for a stream that never ends.
+        // The thread is not joined, as it may block on a stream that never ends.
         thread::spawn(move || {
             let lines = open().map(|reader| Lines { reader, number: 0 });
             let (lines, failed) = match lines {

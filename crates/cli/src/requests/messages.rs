@@ -1,4 +1,4 @@
-//! Messages of a conversation, whose content is a text or a list of texts.
+//! Chat messages, whose content is a string or a list of text parts.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub(super) struct Message {
     content: String,
 }
 
-/// The messages as the engine takes them.
+/// Converts messages to the engine's type.
 pub(super) fn chat(messages: Messages) -> Vec<ChatMessage> {
     let message =
         |Object(message): Object<Message>| ChatMessage::new(message.role, message.content);
@@ -44,7 +44,7 @@ impl<'de> Visitor<'de> for ContentVisitor {
         Ok(text.to_owned())
     }
 
-    /// Texts are joined by newlines, as vLLM does for templates that take a text.
+    /// Joins text parts by newlines, as vLLM does for chat templates that take a string.
     fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<String, A::Error> {
         let mut texts = Vec::new();
         while let Some(part) = parts.next_element::<Map<String, Value>>()? {

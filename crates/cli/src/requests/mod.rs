@@ -1,4 +1,4 @@
-//! Requests as JSON lines.
+//! Requests as JSON lines, in this program's own format or in OpenAI's batch format.
 
 mod lines;
 mod messages;
@@ -18,39 +18,39 @@ pub(crate) use seed::seeded;
 use messages::{Messages, chat};
 use openai::BatchLine;
 
-/// What holds for lines that do not say otherwise.
+/// Values for fields that a line leaves out, and the names that it may use.
 #[derive(Clone, Default, Debug)]
 pub struct Defaults {
-    /// The model's name, as far as OpenAI's requests may name it.
+    /// Name by which OpenAI requests select the base model.
     pub model: String,
-    /// Adapters that lines may name.
+    /// Adapters that lines may select by name.
     pub adapters: Vec<LoraRequest>,
-    /// The adapter of lines that name none.
+    /// Adapter of lines that select none.
     pub lora: Option<LoraRequest>,
-    /// Fields of the sampling parameters.
+    /// Sampling parameters, overridden field by field.
     pub sampling: Map<String, Value>,
 }
 
-/// One line, answered whatever it holds.
+/// A parsed line. Every line gets an answer, so a malformed one carries an error in place of its request.
 #[derive(Clone, Debug)]
 pub struct Line {
     /// Its number, from 1.
     pub number: u64,
-    /// Its `id`, as it is written there; null if there is none.
+    /// Its `id`, verbatim; null if it has none.
     pub id: Box<RawValue>,
-    /// Name of the adapter that it asks for.
+    /// Name of the requested adapter.
     pub lora: Option<String>,
-    /// Seed of its random numbers, where tokens are drawn at random.
+    /// Seed of a request that samples at random; `None` under greedy decoding.
     pub seed: Option<u64>,
-    /// The request, or why there is none; the message does not say which line it is about.
+    /// The request, or an error message without the line number.
     pub request: Result<GenerateRequest, String>,
 }
 
-/// The fields of a line.
+/// The fields of a line in this program's own format.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fields {
-    /// Read before.
+    /// Already read by [`Identity`].
     #[serde(default, rename = "id")]
     _id: Option<Box<RawValue>>,
     prompt: Option<String>,
@@ -63,7 +63,7 @@ struct Fields {
     sampling: Option<Map<String, Value>>,
 }
 
-/// A field that says something else when it is null than when it is left out.
+/// A field whose null differs from its absence.
 #[derive(Default)]
 enum Named {
     #[default]
@@ -76,7 +76,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Named, D::Error
     Ok(Option::deserialize(deserializer)?.map_or(Named::Null, Named::Name))
 }
 
-/// What tells a line from others, and its shape, whatever else is wrong with it.
+/// The fields needed to answer a line even if the rest of it is malformed, and to tell its format.
 #[derive(Default, Deserialize)]
 struct Identity<'a> {
     #[serde(borrow)]
@@ -105,10 +105,10 @@ impl Identity<'_> {
     }
 }
 
-/// The adapter of this name.
+/// Finds an adapter by name.
 ///
 /// # Errors
-/// A message that lists the names that are known.
+/// A message with the known names.
 pub fn find_adapter<'a>(
     adapters: &'a [LoraRequest],
     name: &str,
@@ -123,7 +123,7 @@ pub fn find_adapter<'a>(
     })
 }
 
-/// The names of adapters; of many, the first few.
+/// The names of the first few adapters.
 fn names(adapters: &[LoraRequest]) -> String {
     const SHOWN: usize = 20;
     let names: Vec<&str> =
@@ -134,7 +134,7 @@ fn names(adapters: &[LoraRequest]) -> String {
 }
 
 impl Line {
-    /// The request of a line; what holds none becomes a line with the reason.
+    /// Parses a line.
     pub fn read(raw: &RawLine, defaults: &Defaults) -> Self {
         let line = |id, lora, request| Self { number: raw.number, id, lora, seed: None, request };
         let text = match text(raw) {
@@ -171,7 +171,7 @@ fn parse<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, String> {
     serde_json::from_str(text).map(|Object(fields)| fields).map_err(|error| without_line(&error))
 }
 
-/// The message of an error in a single line, where "line 1" would mislead.
+/// The message of a JSON error without its "line 1", which would be taken for a line of the file.
 fn without_line(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -209,8 +209,11 @@ impl Fields {
     }
 }
 
-/// An adapter that a line brings, unless it takes the name or the number of one of the command line's
-/// for other files.
+/// Checks a line's `lora_request` against the adapters of the command line: the same name or id must mean
+/// the same path.
+///
+/// # Errors
+/// A message with the name or id that is already in use.
 fn own_adapter(asked: LoraRequest, adapters: &[LoraRequest]) -> Result<LoraRequest, String> {
     let absolute = |of: &LoraRequest| of.lora_path.canonicalize().unwrap_or(of.lora_path.clone());
     for known in adapters {
@@ -242,7 +245,7 @@ fn from_openai(line: BatchLine, defaults: &Defaults) -> Result<GenerateRequest, 
     Ok(GenerateRequest { prompt: asked.prompt, sampling, lora })
 }
 
-/// The adapter that a `model` names; `None` for the base model.
+/// The adapter that OpenAI's `model` selects; `None` for the base model.
 fn named(model: &str, defaults: &Defaults) -> Result<Option<LoraRequest>, String> {
     let adapter = defaults.adapters.iter().find(|adapter| adapter.lora_name == model);
     if let Some(adapter) = adapter {
@@ -262,11 +265,11 @@ fn named(model: &str, defaults: &Defaults) -> Result<Option<LoraRequest>, String
     ))
 }
 
-/// The sampling parameters `given`, completed field by field from `defaults`.
+/// The sampling parameters `given`, with missing fields from `defaults`.
 ///
 /// # Errors
-/// A message naming the first field that is not known or has a wrong type, or that asks for
-/// something that answers in JSON lines do not carry.
+/// A message with the first field that is unknown, has the wrong type, or requests something that JSON lines cannot
+/// carry.
 pub fn sampling(
     defaults: &Map<String, Value>,
     given: Map<String, Value>,

@@ -1,4 +1,4 @@
-//! Requests in the shape of OpenAI's batches: a chat or text completion in an envelope.
+//! Requests in OpenAI's batch format: the body of a chat or text completion in an envelope.
 
 use loramux_engine::Prompt;
 use serde::Deserialize;
@@ -13,7 +13,7 @@ const TEXT: &str = "/v1/completions";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BatchLine {
-    /// Read before, as other lines' `id`.
+    /// Already read by [`super::Identity`].
     #[serde(default, rename = "custom_id")]
     _custom_id: Option<Box<RawValue>>,
     method: Option<String>,
@@ -21,16 +21,16 @@ pub(super) struct BatchLine {
     body: Map<String, Value>,
 }
 
-/// What a line asks for.
+/// The request of a line, with the adapter still unresolved.
 pub(super) struct Asked {
     pub prompt: Prompt,
-    /// The model or the adapter.
+    /// Name of the base model or of an adapter.
     pub model: Option<String>,
     /// Sampling parameters under this program's names.
     pub sampling: Map<String, Value>,
 }
 
-/// Fields that do not touch what is generated.
+/// Fields that have no effect on the generated text, so any value is accepted.
 const WITHOUT_EFFECT: &[&str] = &[
     "user",
     "metadata",
@@ -42,7 +42,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "stream_options",
 ];
 
-/// Fields that say the same as a sampling parameter of the same name.
+/// Fields that have the meaning of the sampling parameter of the same name.
 const SAME_NAME: &[&str] = &[
     "temperature",
     "top_p",
@@ -64,10 +64,10 @@ const SAME_NAME: &[&str] = &[
 ];
 
 impl BatchLine {
-    /// What the line asks for.
+    /// Converts the line to this program's parameters.
     ///
     /// # Errors
-    /// A message naming the field that cannot be honoured.
+    /// A message with the first unsupported field.
     pub fn read(self) -> Result<Asked, String> {
         let mut body = self.body;
         if let Some(method) = self.method.filter(|method| method != "POST") {
@@ -130,7 +130,7 @@ fn prompt(body: &mut Map<String, Value>, is_chat: bool) -> Result<Prompt, String
     }
 }
 
-/// The limit, under its older or newer name.
+/// The token limit, by either of OpenAI's names for it.
 fn max_tokens(body: &mut Map<String, Value>) -> Result<Option<Value>, String> {
     let mut take = |field| body.shift_remove(field).filter(|value: &Value| !value.is_null());
     match (take("max_tokens"), take("max_completion_tokens")) {
@@ -141,7 +141,7 @@ fn max_tokens(body: &mut Map<String, Value>) -> Result<Option<Value>, String> {
     }
 }
 
-/// How many alternatives are reported: chats say whether and how many, texts how many.
+/// The number of alternatives to report: `logprobs` and `top_logprobs` in chats, `logprobs` alone in text completions.
 fn logprobs(body: &mut Map<String, Value>, is_chat: bool) -> Result<Option<Value>, String> {
     let mut take = |field| body.shift_remove(field).filter(|value: &Value| !value.is_null());
     let (logprobs, top) = (take("logprobs"), take("top_logprobs"));
@@ -154,7 +154,7 @@ fn logprobs(body: &mut Map<String, Value>, is_chat: bool) -> Result<Option<Value
     }
 }
 
-/// The shape that the answer must have.
+/// Converts `response_format` to guided decoding.
 fn guide(body: &mut Map<String, Value>) -> Result<Option<Value>, String> {
     let Some(format) = body.shift_remove("response_format").filter(|format| !format.is_null())
     else {
@@ -170,7 +170,7 @@ fn guide(body: &mut Map<String, Value>) -> Result<Option<Value>, String> {
     }
 }
 
-/// Refuses what is left, unless it changes nothing.
+/// Refuses the remaining fields, unless their value has no effect.
 fn refuse_others(body: Map<String, Value>) -> Result<(), String> {
     for (field, value) in body {
         let off = match field.as_str() {
@@ -189,7 +189,7 @@ fn refuse_others(body: Map<String, Value>) -> Result<(), String> {
     Ok(())
 }
 
-/// Fields that are not supported, where null says that they are not used.
+/// Unsupported fields that may be null, which means unused.
 const OPTIONAL: &[&str] = &[
     "stream",
     "echo",

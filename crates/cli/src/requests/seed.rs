@@ -1,12 +1,12 @@
-//! Seeds of requests that give none.
+//! Seeds of requests that set none.
 
 use loramux_engine::GenerateRequest;
 
-/// Seeds below this are numbers that every reader of JSON keeps exactly.
+/// Seeds stay below 2^53, so that every JSON parser reads them exactly.
 const BELOW: u64 = 1 << 53;
 
-/// The request with a fresh seed, if it draws tokens at random and gives none; and its seed, if it
-/// draws at random.
+/// Gives a request that samples at random a seed, unless it has one, and returns the seed; greedy requests stay as they
+/// are.
 pub(crate) fn seeded(mut request: GenerateRequest) -> (GenerateRequest, Option<u64>) {
     let sampling = &mut request.sampling;
     if sampling.is_greedy() {

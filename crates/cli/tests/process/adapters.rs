@@ -1,21 +1,21 @@
-//! Adapters of a command line are looked at before the model is loaded.
+//! Adapters named on the command line are checked before the model is loaded.
 
 use std::os::unix::fs::symlink;
 
 use super::program::{SHORT, fixture, generate, ids, run, text};
 
 #[test]
-fn an_adapter_that_cannot_be_served_is_told_before_the_model_is_loaded() {
+fn an_adapter_that_cannot_be_served_is_reported_before_the_model_is_loaded() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("adapter_config.json"), "{\"peft_type\": \"LOHA\"}").unwrap();
     let refused = dir.path().to_str().unwrap();
     for (path, code, part) in [("absent", 2, "absent"), (refused, 1, "LOHA")] {
         let flag = format!("a={path}");
         let output = run(&mut generate(&["--requests", "-", "--adapter", &flag]), SHORT);
-        let told = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{told}");
-        assert!(told.contains("adapter \"a\"") && told.contains(part), "{told}");
-        assert!(!told.contains("memory: ") && output.stdout.is_empty(), "{told}");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains("adapter \"a\"") && stderr.contains(part), "{stderr}");
+        assert!(!stderr.contains("memory: ") && output.stdout.is_empty(), "{stderr}");
     }
 }
 
@@ -33,11 +33,11 @@ fn a_folder_of_adapters_names_each_by_its_folder() {
     let words =
         ["--requests", "-", "--max-tokens", "2", "--adapters", dir.path().to_str().unwrap()];
     let output = run(&mut generate(&words), lines);
-    let (answers, told) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!((output.status.code(), ids(&answers).len()), (Some(1), 4), "{told}");
+    let (answers, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!((output.status.code(), ids(&answers).len()), (Some(1), 4), "{stderr}");
     let lines: Vec<&str> = answers.lines().collect();
     assert!(lines[0].contains("\"lora\":\"one\"") && lines[1].contains("\"lora\":\"two\""));
     assert!(lines[2].contains("known: one, two"), "{answers}");
     assert!(lines[3].contains("already used"), "{answers}");
-    assert!(told.contains("failed: line 3 (id 3)"), "{told}");
+    assert!(stderr.contains("failed: line 3 (id 3)"), "{stderr}");
 }

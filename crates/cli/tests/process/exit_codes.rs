@@ -1,9 +1,9 @@
-//! The same fault has the same exit code in every command, and the documents list them all.
+//! An error has the same exit code in every command, and the documents list all codes.
 
 use super::program::{fixture, loramux, run, text};
 
 #[test]
-fn an_adapter_that_is_not_there_or_refused_has_one_code_everywhere() {
+fn a_missing_or_refused_adapter_has_the_same_code_in_every_command() {
     let dir = tempfile::tempdir().unwrap();
     let (refused, copy) = (dir.path().join("refused"), dir.path().join("copy"));
     std::fs::create_dir(&refused).unwrap();

@@ -1,11 +1,11 @@
-//! Files of flags, what is told, and parameters of sampling.
+//! Flag files, verbosity, and sampling parameters.
 
 use serde_json::Value;
 
 use super::program::{SHORT, fixture, generate, loramux, run, text};
 
 #[test]
-fn a_file_of_flags_stands_for_them() {
+fn a_flag_file_is_replaced_by_its_flags() {
     let dir = tempfile::tempdir().unwrap();
     let flags = dir.path().join("flags");
     let model = fixture("models/llama");
@@ -20,8 +20,8 @@ fn a_file_of_flags_stands_for_them() {
 }
 
 #[test]
-fn what_is_told_follows_the_flags_and_rust_log() {
-    let told = |flags: &[&str], variable: Option<&str>| {
+fn verbosity_follows_the_flags_and_rust_log() {
+    let run_with = |flags: &[&str], variable: Option<&str>| {
         let mut command = generate(&[&["--requests", "-"], flags].concat());
         if let Some(value) = variable {
             command.env("RUST_LOG", value);
@@ -29,20 +29,20 @@ fn what_is_told_follows_the_flags_and_rust_log() {
         let output = run(&mut command, SHORT);
         (output.status.code(), text(&output.stderr))
     };
-    let (code, usual) = told(&[], None);
+    let (code, usual) = run_with(&[], None);
     assert_eq!(code, Some(0));
     let starts: Vec<&str> = usual.lines().map(|l| l.split(':').next().unwrap()).collect();
     assert_eq!(starts, ["device", "memory", "sampling", "summary"], "{usual}");
-    assert_eq!(told(&["-q"], None), (Some(0), String::new()));
-    assert!(told(&["-v"], None).1.contains("line 1 is taken in"));
-    assert!(told(&[], Some("info")).1.contains("line 1 is taken in"));
-    assert!(!told(&["-v"], Some("error")).1.contains("line 1 is taken in"));
-    let (code, wrong) = told(&[], Some("loramux=loud"));
+    assert_eq!(run_with(&["-q"], None), (Some(0), String::new()));
+    assert!(run_with(&["-v"], None).1.contains("line 1 is read"));
+    assert!(run_with(&[], Some("info")).1.contains("line 1 is read"));
+    assert!(!run_with(&["-v"], Some("error")).1.contains("line 1 is read"));
+    let (code, wrong) = run_with(&[], Some("loramux=loud"));
     assert!(code == Some(2) && wrong.contains("RUST_LOG"), "{wrong}");
 }
 
 #[test]
-fn a_seed_that_nobody_gives_is_told_and_repeats_the_answer() {
+fn a_generated_seed_is_reported_and_repeats_the_answer() {
     let ask = |seed: Option<u64>| -> Value {
         let seed = seed.map(|seed| format!(", \"seed\": {seed}")).unwrap_or_default();
         let sampling = format!("{{\"temperature\": 1.5, \"max_tokens\": 12{seed}}}");
@@ -79,7 +79,7 @@ fn a_bias_forces_and_forbids_tokens() {
 }
 
 #[test]
-fn the_models_defaults_hold_where_they_are_asked_for() {
+fn the_models_sampling_defaults_are_used_on_request() {
     let dir = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixture("models/llama")).unwrap() {
         let entry = entry.unwrap();

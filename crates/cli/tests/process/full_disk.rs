@@ -1,4 +1,4 @@
-//! A disk that is full, where the system lets a test make one.
+//! Writing to a full disk. Skipped where the test may not mount one.
 
 use std::fs::File;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::program::{SHORT, generate, ids, run, text};
 
-/// A file system of 64 KiB, unmounted in the end.
+/// A file system of 64 KiB, unmounted when dropped.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -35,7 +35,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// More lines of requests than have answers that fit.
+/// Requests whose answers need more space than the disk has.
 fn requests() -> String {
     let echo = "x".repeat(2000);
     (0..100).map(|id| SHORT.replace("short", &format!("{id}-{echo}")) + "\n").collect()
@@ -48,15 +48,15 @@ fn a_full_disk_leaves_whole_lines_and_the_old_file() {
     std::fs::write(&out, "old").unwrap();
     let words = ["--requests", "-", "--output", out.to_str().unwrap()];
     let output = run(&mut generate(&words), &requests());
-    let told = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{told}");
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "old");
-    let kept = told.split("the answers so far are in ").nth(1).unwrap();
+    let kept = stderr.split("the answers so far are in ").nth(1).unwrap();
     let kept = kept.split(": ").next().unwrap().trim();
     let whole = ids(&std::fs::read_to_string(kept).unwrap()).len();
     assert!((5..100).contains(&whole), "{whole}");
-    assert!(told.contains(&format!("{whole} answers are written")), "{told}");
-    assert!(told.contains("not answered: ") && told.contains("No space left"), "{told}");
+    assert!(stderr.contains(&format!("{whole} answers are written")), "{stderr}");
+    assert!(stderr.contains("not answered: ") && stderr.contains("No space left"), "{stderr}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The program `loramux` as a process: signals, pipes, and disks that are full.
+//! `loramux` as a process: signals, pipes, full disks, exit codes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

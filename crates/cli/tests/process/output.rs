@@ -1,4 +1,4 @@
-//! `--output FILE`: written beside, renamed at the end.
+//! `--output FILE`: written to a temporary file beside it, renamed at the end.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -52,9 +52,9 @@ fn the_file_of_requests_cannot_be_that_of_answers_by_any_name() {
     for answers in [&file, &link, &hard] {
         let words = ["--requests", file.to_str().unwrap(), "--output", answers.to_str().unwrap()];
         let output = run(&mut generate(&words), "");
-        let told = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{told}");
-        assert!(told.contains("the file of requests"), "{told}");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("the file of requests"), "{stderr}");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), SHORT);
     }
     let mut command = generate(&["--requests", "-", "--output", file.to_str().unwrap()]);

@@ -1,4 +1,4 @@
-//! Lines are taken in and answered one by one, and a closed pipe stops the work.
+//! Lines are read and answered one by one, and a closed pipe stops the work.
 
 use std::io::{BufRead, Write};
 use std::process::{Command, Stdio};
@@ -13,9 +13,9 @@ fn each_line_is_answered_when_it_is_done_while_the_input_stays_open() {
         assert_eq!(running.answer()["id"], "short");
     }
     drop(running.stdin.take());
-    let (code, rest, told) = running.end();
-    assert_eq!((code, rest.as_str()), (Some(0), ""), "{told}");
-    assert!(told.contains("summary: 3 answers, 0 failed"), "{told}");
+    let (code, rest, stderr) = running.end();
+    assert_eq!((code, rest.as_str()), (Some(0), ""), "{stderr}");
+    assert!(stderr.contains("summary: 3 answers, 0 failed"), "{stderr}");
 }
 
 #[test]
@@ -24,10 +24,10 @@ fn a_reader_that_has_enough_stops_the_work() {
     running.wait_for("sampling: ");
     drop(running.stdout.take());
     running.ask(&format!("{SHORT}\n{}", long()));
-    let (code, _, told) = running.end();
-    assert_eq!(code, Some(141), "{told}");
-    assert!(told.contains("nobody reads the answers any more"), "{told}");
-    assert!(!told.contains("panicked") && told.contains("not answered: line 1"), "{told}");
+    let (code, _, stderr) = running.end();
+    assert_eq!(code, Some(141), "{stderr}");
+    assert!(stderr.contains("the reader of the answers closed the pipe"), "{stderr}");
+    assert!(!stderr.contains("panicked") && stderr.contains("not answered: line 1"), "{stderr}");
 }
 
 #[test]
@@ -51,9 +51,9 @@ fn a_single_prompt_ends_when_nobody_reads_its_text() {
     let mut command = generate(&words);
     let mut running = Running::start(&mut command);
     drop(running.stdout.take());
-    let (code, _, told) = running.end();
-    assert_eq!(code, Some(141), "{told}");
-    assert!(!told.contains("panicked"), "{told}");
+    let (code, _, stderr) = running.end();
+    assert_eq!(code, Some(141), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
 }
 
 #[test]
@@ -80,17 +80,17 @@ fn a_line_over_the_bound_is_an_error_of_that_line() {
     assert!(error["error"].as_str().unwrap().contains("16777216 bytes"), "{error}");
     assert_eq!(running.answer()["id"], "short");
     drop(running.stdin.take());
-    let (code, _, told) = running.end();
+    let (code, _, stderr) = running.end();
     assert_eq!(code, Some(1));
-    assert!(told.contains("failed: line 1 (id null): "), "{told}");
+    assert!(stderr.contains("failed: line 1 (id null): "), "{stderr}");
 }
 
 #[test]
 fn a_file_without_lines_ends_the_run_and_not_the_memory() {
     let output = run(&mut generate(&["--requests", "/dev/zero"]), "");
-    let told = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{told}");
-    assert!(told.contains("line 1 has no end"), "{told}");
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("line 1 has no end"), "{stderr}");
 }
 
 #[test]
