@@ -1,4 +1,4 @@
-//! `adapter_config.json` beside the tensors of a small adapter.
+//! Fuzzes `adapter_config.json`, with the tensors of a small adapter.
 
 #![no_main]
 
@@ -7,7 +7,7 @@ use std::path::Path;
 use libfuzzer_sys::fuzz_target;
 use lora_core::formats::{ReadOptions, Source, peft, safetensors};
 
-/// Rank 2 on `q_proj` of one layer, inputs and outputs 2.
+/// LoRA of rank 2 on `q_proj` of one layer with 2 inputs and 2 outputs.
 const WEIGHTS: &[u8] = include_bytes!("q_proj.safetensors");
 
 fuzz_target!(|config: &[u8]| {

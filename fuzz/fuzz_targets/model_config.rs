@@ -1,4 +1,4 @@
-//! `config.json` of a model, and the dimensions made of it.
+//! Fuzzes a model's `config.json`, and the dimensions computed from it.
 
 #![no_main]
 

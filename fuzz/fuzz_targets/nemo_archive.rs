@@ -1,4 +1,4 @@
-//! A NeMo archive, plain or compressed.
+//! Fuzzes NeMo archives, plain or compressed.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! JSON lines of requests, and their sampling parameters.
+//! Fuzzes request lines and their sampling parameters.
 
 #![no_main]
 

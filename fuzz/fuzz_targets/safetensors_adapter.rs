@@ -1,4 +1,4 @@
-//! A safetensors file as the weights of an adapter whose configuration asks for all kinds of LoRA.
+//! Fuzzes safetensors files, as the weights of an adapter whose configuration allows every kind of LoRA.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A torch file, and every tensor that it yields.
+//! Fuzzes torch files, and reads every tensor found in them.
 
 #![no_main]
 

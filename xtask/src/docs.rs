@@ -1,4 +1,4 @@
-//! `cargo xtask docs`: the pages under `docs` that are made of tables in the code.
+//! `cargo xtask docs`: generates the pages under `docs` that come from tables in the code.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use lora_core::{Code, Stage};
 
-/// Writes every page into the checkout.
+/// Writes the pages into the checkout.
 ///
 /// # Errors
 /// If a file cannot be written.
@@ -73,12 +73,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_of_errors_is_the_one_that_the_tables_give() {
+    fn the_page_of_errors_is_up_to_date() {
         let written = fs::read_to_string(page("errors.md")).unwrap_or_default();
         assert!(
             written == errors_page(),
-            "docs/errors.md is not what the tables in crates/lora-core/src/rules give: run \
-             `cargo xtask docs`"
+            "docs/errors.md differs from the tables in crates/lora-core/src/rules: run `cargo xtask docs`"
         );
     }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask kernels`: from the sources of `lora-cuda` to a folder that it loads.
+//! `cargo xtask kernels`: compiles the kernels of `lora-cuda` into the folder that it loads them from.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::nvcc::{Nvcc, library_headers};
 /// Arguments of `cargo xtask kernels`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Architecture; the kernels use instructions of this one alone
+    /// GPU architecture; the kernels use instructions that only 90a has
     #[arg(long, default_value = "90a")]
     arch: String,
     /// Folder to write to
@@ -24,15 +24,15 @@ pub struct Args {
     out: PathBuf,
 }
 
-/// `target/kernels` of the checkout, where programs that are run there look.
+/// `target/kernels` of the checkout, where programs run from it look for kernels.
 pub fn default_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kernels")
 }
 
-/// Compiles the kernels, unless the folder holds those of this version.
+/// Compiles the kernels, unless the folder already has this version.
 ///
 /// # Errors
-/// If there is no compiler, or it refuses a file.
+/// If no compiler can be found or installed, or a file does not compile.
 pub fn run(args: &Args) -> Result<()> {
     ensure!(args.arch == "90a", "--arch is {}; allowed: 90a, as of an H100 or H200", args.arch);
     compile(&args.out)
@@ -64,7 +64,8 @@ pub fn compile(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The sources as files. They are taken from the program, so that what is compiled is what its version names.
+/// The sources, written to a temporary folder. They come from this program and not from the checkout, so that they match
+/// the version that the program expects.
 struct Sources(TempDir);
 
 impl Sources {

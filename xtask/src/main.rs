@@ -26,22 +26,22 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measures decode and prefill on the CPU, with a plain memory read beside them.
+    /// Measures prefill and decode on the CPU, beside the bandwidth of a plain memory read.
     BenchCpu(bench_cpu::Args),
-    /// Measures how fast an adapter on all routed experts is loaded, and in how much memory.
+    /// Measures time and peak memory to load an adapter on all routed experts.
     BenchLoad(bench_load::Args),
-    /// One measurement of `bench-load`.
+    /// Runs one measurement of `bench-load`.
     #[command(hide = true)]
     BenchLoadOnce(bench_load::OnceArgs),
-    /// Compiles the CUDA kernels, with nvcc from PyPI where none is installed.
+    /// Compiles the CUDA kernels, with nvcc from PyPI if none is installed.
     Kernels(kernels::Args),
     /// Formats the CUDA kernels, with clang-format from PyPI.
     FormatKernels(format_kernels::Args),
     /// Runs the tests of the CUDA backend, or packs them for a machine without a toolchain.
     TestGpu(test_gpu::Args),
-    /// Measures a layer and whole steps with adapters on the GPU, beside floors and peers.
+    /// Measures a layer, whole steps and attention on the GPU, beside other engines.
     BenchGpu(bench_gpu::Args),
-    /// Writes the pages under `docs` that are made of tables in the code.
+    /// Regenerates the pages under `docs` that come from tables in the code.
     Docs,
 }
 

@@ -13,10 +13,10 @@ use crate::folder;
 /// The largest piece, in bytes.
 const MAX_PIECE: usize = 48 << 20;
 
-/// Writes the adapters and the model's pieces into a folder, with a script that joins them.
+/// Writes the adapters, the model's pieces and a script that joins them into the folder `out`.
 ///
 /// # Errors
-/// If the model cannot be had, a piece is too large, or the folder cannot be written.
+/// If the model cannot be downloaded, a piece is too large, or the folder cannot be written.
 pub fn write(out: &Path, pieces: usize) -> Result<()> {
     let model = fetch_model()?;
     let bytes = fs::read(&model).with_context(|| model.display().to_string())?;
@@ -25,7 +25,7 @@ pub fn write(out: &Path, pieces: usize) -> Result<()> {
     folder::copy(&adapters, &out.join("adapters"))?;
     let join = out.join("join");
     println!(
-        "run {} where all {pieces} pieces have arrived, then name its folder by LORAMUX_DEMO_MODEL",
+        "copy {pieces} pieces, run {} there, and set LORAMUX_DEMO_MODEL to its folder",
         join.display()
     );
     Ok(())
@@ -50,7 +50,7 @@ fn split(folder: &Path, pieces: usize, bytes: &[u8], hash: &str) -> Result<()> {
 fn joiner(hash: &str) -> String {
     format!(
         r#"#!/usr/bin/env bash
-# Joins the pieces of the model that lie beside this script, and checks the whole.
+# Joins the pieces of the model in this folder and checks the SHA-256 of the result.
 set -euo pipefail
 cd "$(dirname "${{BASH_SOURCE[0]}}")"
 cat {MODEL_FILE}.part-* > joined
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_that_fit_no_transfer_are_refused() {
+    fn too_large_pieces_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let error = split(dir.path(), 1, &vec![0; MAX_PIECE + 1], ABC).unwrap_err().to_string();
         assert!(error.contains("--parts is 1") && error.contains("2 to 99"), "{error}");

@@ -1,4 +1,4 @@
-//! The compiler of CUDA: an installed one, or that of NVIDIA's packages on PyPI.
+//! The CUDA compiler: an installed one, or that of NVIDIA's packages on PyPI.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use lora_cuda::kernels::LIBRARY_HEADERS;
 
-/// Packages that make a compiler, of the CUDA version that the kernels are for.
+/// PyPI packages that together are a compiler, of the CUDA version that the kernels need.
 const PACKAGES: [&str; 5] = [
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-nvvm==13.0.88",
@@ -15,15 +15,15 @@ const PACKAGES: [&str; 5] = [
     "nvidia-cuda-cccl==13.0.85",
 ];
 
-/// Where the packages put CUDA.
+/// Folder of CUDA inside the packages.
 const INSIDE: &str = "nvidia/cu13";
 
-/// A compiler.
+/// A CUDA compiler.
 pub struct Nvcc(PathBuf);
 
 impl Nvcc {
-    /// The compiler that `$NVCC` names, else the one on `$PATH`, else the packages' in the user's
-    /// cache directory, which are installed there if need be.
+    /// Finds `$NVCC`, else `nvcc` on `$PATH`, else that of the packages, which are installed into the user's cache
+    /// directory if they are missing.
     ///
     /// # Errors
     /// If `$NVCC` cannot be run, or pip cannot install the packages.
@@ -46,7 +46,7 @@ impl Nvcc {
         Ok(nvcc)
     }
 
-    /// What the compiler says of itself, in one line.
+    /// The compiler's version, in one line.
     ///
     /// # Errors
     /// If it cannot be run.
@@ -58,16 +58,16 @@ impl Nvcc {
         line.map(str::to_owned).with_context(|| format!("{} is no nvcc", self.0.display()))
     }
 
-    /// Where the packages have the libraries of CUDA, whose `nvcc` does not look there by itself.
+    /// The folder of the CUDA libraries, which the packages' `nvcc` does not search by itself.
     pub fn libraries(&self) -> Option<PathBuf> {
         let folder = self.0.parent()?.parent()?.join("lib");
         folder.is_dir().then_some(folder)
     }
 
-    /// Compiles or links files to one.
+    /// Compiles or links `sources` to `target`.
     ///
     /// # Errors
-    /// With what the compiler said, if it refused.
+    /// With the compiler's messages, if it fails.
     pub fn run(&self, flags: &[&str], sources: &[PathBuf], target: &Path) -> Result<()> {
         let output = Command::new(&self.0).args(flags).args(sources).arg("-o").arg(target).output();
         let output = output.with_context(|| format!("cannot run {}", self.0.display()))?;
@@ -78,8 +78,8 @@ impl Nvcc {
     }
 }
 
-/// Folders of headers of FlashInfer, CUTLASS and CCCL, which are installed in the user's cache directory if
-/// need be.
+/// Header folders of FlashInfer, CUTLASS and CCCL, which are installed into the user's cache directory if they are
+/// missing.
 ///
 /// # Errors
 /// If pip cannot install them.
@@ -99,7 +99,7 @@ pub fn library_headers() -> Result<[PathBuf; 5]> {
 /// # Errors
 /// If there is no cache directory.
 pub fn cache_folder(name: &str) -> Result<PathBuf> {
-    let cache = dirs::cache_dir().context("there is no cache directory; set HOME")?;
+    let cache = dirs::cache_dir().context("no cache directory; set HOME")?;
     Ok(cache.join("loramux").join(name))
 }
 

@@ -1,4 +1,4 @@
-//! Running the tests of the CUDA backend with a report of how far its results are from the formulas.
+//! `cargo xtask test-gpu --report`: runs the tests of the CUDA backend and reports the largest error of each op.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,11 +8,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 
-/// The environment variable that names the file to which the tests write errors
-/// (`REPORT_VARIABLE` of `loramux-tests`).
+/// The environment variable with the file that the tests write errors to (`REPORT_VARIABLE` of `loramux-tests`).
 const ERRORS_VARIABLE: &str = "LORAMUX_PARITY_REPORT";
 
-/// Numbers of tests.
+/// Counts of tests.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 struct Counts {
     passed: u64,
@@ -20,15 +19,15 @@ struct Counts {
 }
 
 impl Counts {
-    fn and(self, other: Self) -> Self {
+    fn plus(self, other: Self) -> Self {
         Self { passed: self.passed + other.passed, failed: self.failed + other.failed }
     }
 }
 
-/// Runs the tests, one program after another, and writes the report, whether or not they pass.
+/// Runs the test programs one after another and writes the report, whether or not they pass.
 ///
 /// # Errors
-/// If there is no GPU, a test fails, or the report cannot be written.
+/// If no GPU is present, a test fails, or the report cannot be written.
 pub fn run(programs: impl IntoIterator<Item = Command>, report: &Path) -> Result<()> {
     let [device, driver] = device()?;
     let folder = tempfile::tempdir()?;
@@ -36,7 +35,7 @@ pub fn run(programs: impl IntoIterator<Item = Command>, report: &Path) -> Result
     let (mut counts, mut passed) = (Counts::default(), true);
     for mut program in programs {
         let (of_program, success) = run_one(program.env(ERRORS_VARIABLE, &errors))?;
-        counts = counts.and(of_program);
+        counts = counts.plus(of_program);
         passed &= success;
     }
     let mut content = json!({
@@ -55,7 +54,7 @@ pub fn run(programs: impl IntoIterator<Item = Command>, report: &Path) -> Result
     Ok(())
 }
 
-/// Runs a program of tests, shows what it writes, and returns its numbers and whether it succeeded.
+/// Runs a test program, echoes its output, and returns its counts and whether it succeeded.
 fn run_one(program: &mut Command) -> Result<(Counts, bool)> {
     let mut child = program.stdout(Stdio::piped()).spawn()?;
     let output = child.stdout.take().context("the tests have no output")?;
@@ -63,12 +62,12 @@ fn run_one(program: &mut Command) -> Result<(Counts, bool)> {
     for line in BufReader::new(output).lines() {
         let line = line?;
         println!("{line}");
-        counts = counts.and(parse_counts(&line).unwrap_or_default());
+        counts = counts.plus(parse_counts(&line).unwrap_or_default());
     }
     Ok((counts, child.wait()?.success()))
 }
 
-/// What the tests wrote, if they came so far.
+/// The errors that the tests wrote; `None` if they ended before that.
 fn read(errors: &Path) -> Result<Option<Map<String, Value>>> {
     if !errors.is_file() {
         return Ok(None);
@@ -88,7 +87,7 @@ fn device() -> Result<[String; 2]> {
     Ok([name.to_owned(), driver.to_owned()])
 }
 
-/// The numbers in the last line of a test program.
+/// Parses the last line of a test program's output.
 fn parse_counts(line: &str) -> Option<Counts> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let number = |what: &str| {
@@ -116,7 +115,7 @@ mod tests {
         program.args(["-c", "echo 'test result: ok. 3 passed; 0 failed; 5 ignored'; exit 1"]);
         let (counts, success) = run_one(&mut program).unwrap();
         assert_eq!((counts, success), (Counts { passed: 3, failed: 0 }, false));
-        let more = counts.and(Counts { passed: 5, failed: 1 });
+        let more = counts.plus(Counts { passed: 5, failed: 1 });
         assert_eq!(more, Counts { passed: 8, failed: 1 });
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask test-gpu`: the tests of the CUDA backend, here or on another machine.
+//! `cargo xtask test-gpu`: runs the tests of the CUDA backend here, or packs them for another machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,40 +12,43 @@ use crate::{folder, kernels, model_pack, parity};
 /// Arguments of `cargo xtask test-gpu`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Write a folder that runs the tests on a machine without a toolchain, and run nothing
+    /// Do not run the tests; write a folder that runs them on a machine without a toolchain
     #[arg(long, value_name = "DIR")]
     pack: Option<PathBuf>,
-    /// Write the demo's model in pieces that fit a transfer, its adapters, and a script that joins the pieces;
-    /// run nothing
+    /// Do not run the tests; write the demo's adapters and its model, cut into pieces that are small enough to
+    /// copy to another machine, with a script that joins them
     #[arg(long, value_name = "DIR")]
     pack_model: Option<PathBuf>,
-    /// Pieces of the model
+    /// Number of pieces of the model
     #[arg(long, value_name = "N", default_value_t = 2, requires = "pack_model")]
     parts: usize,
-    /// Write device, driver, numbers of tests and the largest error of each op to a JSON file
+    /// Write device, driver, test counts and the largest error of each op to this JSON file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["pack", "pack_model"])]
     report: Option<PathBuf>,
-    /// Run this program of tests, as packed, and compile nothing
+    /// Run this packed test program instead of compiling one
     #[arg(long, value_name = "FILE", conflicts_with_all = ["pack", "pack_model"])]
     program: Option<PathBuf>,
 }
 
-/// The program of tests.
+/// The test program.
 const TESTS: &str = "cuda";
 
-/// The program that users run.
+/// The `loramux` program.
 const PROGRAM: &str = "loramux";
 
-/// The most that a packed folder may have, in bytes.
+/// Maximum size of a packed folder, in bytes.
 const MAX_PACKED: u64 = 60 << 20;
 
-/// Runs the tests of a packed folder.
+/// Script that runs the programs of a packed folder.
 const RUNNER: &str = r#"#!/usr/bin/env bash
-# Runs the programs that are packed in this folder: `run parity FILE` the tests of the CUDA backend with a
-# report, `run cuda ARGUMENTS` some of them, `run cuda --ignored` those that fill the device, `run xtask
-# bench-gpu` the benchmark, `run loramux ARGUMENTS` the program itself. Where LORAMUX_DEMO_MODEL names the
-# folder that `--pack-model` wrote, its pieces joined, the demo is among the tests; the fixtures may be
-# elsewhere, where LORAMUX_FIXTURES names them.
+# Runs the programs packed in this folder:
+#   run parity FILE          all tests of the CUDA backend, with a JSON report
+#   run cuda ARGUMENTS       some of the tests
+#   run cuda --ignored       the tests that fill the device's memory
+#   run xtask bench-gpu      the benchmarks
+#   run loramux ARGUMENTS    the program itself
+# LORAMUX_DEMO_MODEL is the folder that `--pack-model` wrote, after its `join` was run; without it the demo's tests
+# are skipped. LORAMUX_FIXTURES overrides the folder of the fixtures.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export LORAMUX_KERNELS="$here/kernels" LORAMUX_FIXTURES="${LORAMUX_FIXTURES:-$here/fixtures}"
@@ -88,7 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The tests, and those that fill the device, which would leave no memory to others beside them.
+/// Two runs: most tests, and then those that fill the device, which would leave no memory for tests beside them.
 fn runs(program: Option<&Path>) -> Result<[Command; 2]> {
     let Some(program) = program else {
         let folder = kernels::default_folder();
@@ -132,7 +135,7 @@ fn pack(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a program beside `to`, compressed and without the symbols of debuggers, which make up most of it.
+/// Writes a program as `to.gz`, without debug symbols, which make up most of its size.
 fn compressed(from: &Path, to: &Path) -> Result<()> {
     let finish = |mut command: Command, name: &str| {
         let status = command.status().with_context(|| format!("cannot run {name}"))?;
@@ -147,8 +150,8 @@ fn compressed(from: &Path, to: &Path) -> Result<()> {
     finish(gzip, "gzip")
 }
 
-/// Builds the program of tests and the program itself, and returns their paths. One call builds both, as
-/// crates built for one package alone may have other features, and would be built twice.
+/// Builds the test program and `loramux`, and returns their paths. One call builds both, because cargo would otherwise
+/// unify features for each package alone and build dependencies twice.
 fn build() -> Result<[PathBuf; 2]> {
     let mut cargo = cargo("build");
     cargo.args(["-p", "loramux", "--test", TESTS, "--bin", PROGRAM]);
@@ -160,7 +163,7 @@ fn build() -> Result<[PathBuf; 2]> {
     Ok([executable(&messages, TESTS)?, executable(&messages, PROGRAM)?])
 }
 
-/// The path of a target among the messages of cargo.
+/// Finds the path of a target in cargo's messages.
 fn executable(messages: &[Value], target: &str) -> Result<PathBuf> {
     let of_target = messages.iter().filter(|message| message["target"]["name"] == target);
     let path = of_target.filter_map(|message| message["executable"].as_str()).next_back();

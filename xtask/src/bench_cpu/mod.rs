@@ -1,7 +1,7 @@
 //! `cargo xtask bench-cpu`: tokens per second of the engine on the CPU backend.
 //!
-//! Every row is one call of `generate` with prompts of random tokens, after a warm-up of the same
-//! adapters. The floor beside it is a plain read of as much memory, measured just before.
+//! Every row is a batch of prompts of random tokens, after a warm-up with the same adapters. The floor beside it is the
+//! bandwidth of a plain parallel read of memory, measured just before, as a decode step reads all weights once.
 
 mod memory;
 mod report;
@@ -16,16 +16,16 @@ use anyhow::Context;
 use report::Row;
 use run::Bench;
 
-/// What to measure.
+/// Arguments of `cargo xtask bench-cpu`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Models: `demo`, or the name of a folder under `bench/models`.
+    /// Models: `demo`, or names of folders in `bench/models`.
     #[arg(long, value_delimiter = ',', default_values = ["demo", "llama-3.2-1b"])]
     models: Vec<String>,
-    /// Sequences in the batch.
+    /// Batch sizes, in sequences.
     #[arg(long, value_delimiter = ',', default_values = ["1", "4", "16"])]
     batches: Vec<usize>,
-    /// Different adapters in the batch; 0 is the base model.
+    /// Numbers of different adapters in the batch; 0: the base model.
     #[arg(long, value_delimiter = ',', default_values = ["0", "1", "4"])]
     adapters: Vec<usize>,
     /// Tokens of each prompt.
@@ -37,13 +37,13 @@ pub struct Args {
     /// Rank of the adapters, which are on all seven linear modules.
     #[arg(long, default_value_t = 16)]
     rank: usize,
-    /// Times each row is measured; the median is reported.
+    /// Repeats of each row; the median is reported.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
-    /// Threads; all cores unless given.
+    /// CPU threads; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
-    /// Appends a JSON line for each row to this file.
+    /// Append a JSON line for each row to this file.
     #[arg(long)]
     json: Option<PathBuf>,
 }
@@ -51,7 +51,7 @@ pub struct Args {
 /// Measures and prints.
 ///
 /// # Errors
-/// If a model cannot be had or a request fails.
+/// If a model cannot be loaded or a request fails.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut rows: Vec<Row> = Vec::new();
     for model in &args.models {

@@ -1,9 +1,9 @@
-//! One row of results, as a table and as JSON.
+//! Results of `bench-cpu`, as a table and as JSON.
 
 use comfy_table::{Cell, CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde::Serialize;
 
-/// What one configuration reached.
+/// The results of one configuration.
 #[derive(Serialize)]
 pub struct Row {
     /// Model.
@@ -16,18 +16,18 @@ pub struct Row {
     pub prefill_tokens_per_s: f64,
     /// Median milliseconds of a decode step.
     pub step_ms: f64,
-    /// Tokens per second of the whole batch at that pace.
+    /// Tokens per second of the whole batch at that step time.
     pub decode_tokens_per_s: f64,
-    /// Bytes of weights that a decode step has to read, adapters included.
+    /// Bytes of weights that a decode step reads, adapters included.
     pub step_bytes: u64,
-    /// Those bytes by the time of a step.
+    /// `step_bytes` divided by the step time.
     pub read_gb_per_s: f64,
-    /// A plain read of memory, measured just before.
+    /// Bandwidth of a plain read of memory, measured just before.
     pub plain_read_gb_per_s: f64,
 }
 
 impl Row {
-    /// The row in a few words.
+    /// A one-line summary.
     pub fn line(&self) -> String {
         format!(
             "{} batch {} adapters {}: prefill {:.0} tok/s, decode {:.1} tok/s ({:.1} ms a step)",

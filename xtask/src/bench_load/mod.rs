@@ -23,7 +23,7 @@ use report::Row;
 
 use crate::median::median;
 
-/// What to measure; the sizes are those of Qwen3-30B-A3B.
+/// Arguments of `cargo xtask bench-load`; the default sizes are those of Qwen3-30B-A3B.
 #[derive(clap::Args)]
 pub struct Args {
     /// Layouts to measure, by their `moe_layout` names.
@@ -47,7 +47,7 @@ pub struct Args {
     /// Repeats of each read and load; the medians are reported.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
-    /// Appends a JSON line for each layout to this file.
+    /// Append a JSON line for each layout to this file.
     #[arg(long)]
     json: Option<PathBuf>,
 }

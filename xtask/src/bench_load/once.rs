@@ -1,4 +1,4 @@
-//! One measurement, for [`super::run`] to start as a process.
+//! One measurement, which [`super::run`] starts as a process.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -8,12 +8,12 @@ use clap::ValueEnum;
 use lora_core::formats::{self, ReadOptions};
 use serde::{Deserialize, Serialize};
 
-/// What a process does.
+/// The operation to measure.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum What {
-    /// Reads a file into memory.
+    /// Read a file into memory.
     Read,
-    /// Loads the adapter of a directory.
+    /// Load the adapter in a directory.
     Load,
 }
 
@@ -27,26 +27,26 @@ impl What {
     }
 }
 
-/// What it took.
+/// Cost of the operation.
 #[derive(Serialize, Deserialize)]
 pub struct Measured {
-    /// Time.
+    /// Wall time.
     pub seconds: f64,
-    /// The most memory that the process ever had.
+    /// Peak resident memory of the process.
     pub peak_bytes: u64,
 }
 
-/// What to do, with what.
+/// Arguments of the hidden command `bench-load-once`.
 #[derive(clap::Args)]
 pub struct OnceArgs {
     what: What,
     path: PathBuf,
 }
 
-/// Measures and writes one JSON object.
+/// Measures, and prints one JSON object.
 ///
 /// # Errors
-/// If the file cannot be read or the adapter not be loaded.
+/// If the file cannot be read or the adapter cannot be loaded.
 pub fn run(args: &OnceArgs) -> anyhow::Result<()> {
     let seconds = match args.what {
         What::Read => timed(|| Ok(std::fs::read(&args.path)?))?,

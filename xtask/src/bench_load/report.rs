@@ -1,9 +1,9 @@
-//! One row of results, as a table and as JSON.
+//! Results of `bench-load`, as a table and as JSON.
 
 use comfy_table::{Cell, CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde::Serialize;
 
-/// What one layout reached.
+/// The results of one layout.
 #[derive(Serialize)]
 pub struct Row {
     /// Name of the layout.
@@ -14,22 +14,22 @@ pub struct Row {
     pub read_s: f64,
     /// Median seconds of a load: read, checked, hashed, and laid out by expert.
     pub load_s: f64,
-    /// The most memory that a loading process ever had.
+    /// Peak resident memory of a loading process.
     pub peak_bytes: u64,
 }
 
 impl Row {
-    /// Speed of loading by the speed of the plain read.
+    /// Speed of loading relative to a plain read.
     fn of_read(&self) -> f64 {
         self.read_s / self.load_s
     }
 
-    /// Peak memory by the size of the file.
+    /// Peak memory relative to the size of the file.
     fn peak_of_file(&self) -> f64 {
         self.peak_bytes as f64 / self.file_bytes as f64
     }
 
-    /// The row in a few words.
+    /// A one-line summary.
     pub fn line(&self) -> String {
         format!(
             "{}: read {:.2} s, loaded {:.2} s, peak memory {:.2}x the file",
