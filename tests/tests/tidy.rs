@@ -139,9 +139,8 @@ fn every_dependency_has_a_licence_that_goes_with_ours() {
         let text = package.license.as_ref().unwrap_or_else(|| panic!("{name} has no licence"));
         let licence = Expression::parse_mode(text, ParseMode::LAX).unwrap();
         assert!(licence.evaluate(is_allowed), "{name}: {text}");
-        let is_named = |r: &spdx::expression::ExpressionReq| {
-            matches!(r.req.license, LicenseItem::Spdx { .. })
-        };
+        let is_named =
+            |r: &spdx::expression::ExpressionReq| matches!(r.req.license, LicenseItem::Spdx { .. });
         assert!(licence.requirements().all(is_named), "{name}: {text}");
     }
 }
@@ -186,7 +185,9 @@ fn retired_words_stay_retired() {
         }
         for (number, line) in (1..).zip(text.lines()) {
             let mut hits = retired.iter().filter(|(word, _)| word.is_match(line));
-            found.extend(hits.next().map(|(_, instead)| format!("{path}:{number}: write {instead}")));
+            found.extend(
+                hits.next().map(|(_, instead)| format!("{path}:{number}: write {instead}")),
+            );
         }
     }
     assert!(found.is_empty(), "{found:#?}");
