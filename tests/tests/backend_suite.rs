@@ -5,7 +5,7 @@ use lora_cpu_ref::inner::Level;
 use loramux_tests::backend_suite;
 use loramux_tests::suite::Types;
 
-/// The CPU backend without the instructions above `level`.
+/// The CPU backend limited to the vector instructions of `level`.
 fn capped(level: Level) -> CpuRef {
     CpuRef::new().at_most(level)
 }

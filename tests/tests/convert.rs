@@ -25,7 +25,7 @@ fn is_fused(layout: ExpertLayout) -> bool {
     !matches!(layout, PerExpert | Stacked | SharedOuter)
 }
 
-/// Options that read a file as exactly this layout.
+/// Read options for exactly this layout.
 fn options(layout: ExpertLayout) -> ReadOptions {
     ReadOptions { moe_layout: Some(layout), ..ReadOptions::default() }
 }
@@ -72,7 +72,7 @@ proptest! {
             }
         };
         prop_assert!(holds(layout, &experts), "{layout} should have been refused");
-        // Shared sides are written out and absent halves become zeros; all else is bit for bit.
+        // Shared sides are duplicated and absent halves become zeros; everything else is bit-identical.
         let diffs = diff(&adapter, &read);
         prop_assert!(worst(&diffs, 0.0).is_none(), "{layout}: {:?}", worst(&diffs, 0.0));
         let dense = |adapter: &Adapter| {
@@ -88,7 +88,7 @@ proptest! {
             prop_assert_eq!(read.source.expert_layout, Some(layout));
         }
         prop_assert_eq!(&read.source.warnings, &Vec::<String>::new());
-        // What was written is settled: it comes out of the next conversion as it is.
+        // Converting the copy again must not change it.
         if !(layout == ExpertLayout::SharedOuter && experts.shared > 0) {
             prop_assert_eq!(written(&read, layout).unwrap().generation, read.generation);
         }
@@ -181,7 +181,7 @@ fn layouts_of_the_oracle_are_written_to_the_byte() {
         ];
         for (twin, layout) in twins {
             let path = adapter_path(&format!("{model}.{twin}"));
-            // From the other family, so that nothing but the layout decides.
+            // With the other family's version, so that only the layout decides.
             let other = if layout == Stacked { "per-expert" } else { "stacked" };
             let source = adapter_path(&format!("{model}.experts-r4-{other}"));
             let dir = tempfile::tempdir().unwrap();

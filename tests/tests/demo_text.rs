@@ -1,5 +1,5 @@
-//! The demo model's tokenizer and chat template, as transformers wrote them and as rebuilt from
-//! the GGUF file's metadata.
+//! The demo model's tokenizer and chat template: those written by transformers and those rebuilt from the GGUF metadata
+//! must agree.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -99,9 +99,9 @@ fn prompts_and_answers_by_the_gguf_file_are_those_of_transformers() {
     assert_prompts_and_answers(&Tokenizer::try_from(vocab).unwrap(), &template);
 }
 
-/// Whether the fixture splits `text` as the model's own tokenizer does. transformers drops the
-/// GGUF's `smollm` pre-tokenizer, which cuts every digit off first: that matters where spaces stand
-/// before a digit, and for numerals that are no ASCII digits.
+/// Whether the fixture splits `text` as the model's own tokenizer does. transformers drops the GGUF's `smollm`
+/// pre-tokenizer, which splits off every digit first; the result differs for spaces before a digit and for numerals
+/// that are no ASCII digits.
 fn fixture_is_faithful(text: &str) -> bool {
     let letters: Vec<char> = text.chars().collect();
     let spaced_digit =

@@ -24,7 +24,7 @@ fn pages() -> Vec<PathBuf> {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_point_to_existing_files() {
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
@@ -45,7 +45,7 @@ fn commands(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn commands_are_understood() {
+fn commands_parse() {
     let mut count = 0;
     for page in pages() {
         for command in commands(&fs::read_to_string(&page).unwrap()) {

@@ -21,7 +21,7 @@ fn tokens(outputs: &[RequestOutput]) -> Vec<Vec<u32>> {
     outputs.iter().map(|output| output.outputs[0].token_ids.clone()).collect()
 }
 
-/// What the base model answers to the same prompts.
+/// The base model's answers to the same prompts.
 fn of_the_base(outputs: &[RequestOutput]) -> Vec<Vec<u32>> {
     let llm = Llm::builder(model_path("llama")).build(|| CpuRef::with_threads(None)).unwrap();
     let request = |output: &RequestOutput| GenerateRequest {
@@ -77,7 +77,7 @@ fn an_adapter_of_nemo_does_what_its_twin_does() {
 }
 
 #[test]
-fn cache_sizes_hold_and_are_told() {
+fn cache_sizes_hold_and_are_reported() {
     let (model, adapter) = (model_path("llama"), adapter_path("llama.attn-r8"));
     let (outputs, stats) = cache_sizes::run(cache_sizes::Args { model, adapter }).unwrap();
     assert_eq!(tokens(&outputs)[0], tokens(&outputs)[1]);

@@ -11,7 +11,7 @@ use loramux_tests::model_path;
 const EXPERTS: [&str; 3] = ["moe_h_to_4h", "moe_gate", "moe_4h_to_h"];
 const ATTENTION: [&str; 3] = ["attn_q", "attn_k", "attn_v"];
 
-/// The error of an engine with these settings; empty if it starts.
+/// The error of starting an engine with these settings; empty if it starts.
 fn refusal(targets: &[&str], backend: MoeBackendName, quant: QuantConfig) -> String {
     let lora = LoraConfig {
         lora_target_modules: targets.iter().map(ToString::to_string).collect(),
@@ -57,7 +57,7 @@ fn experts_need_both_projections() {
 }
 
 #[test]
-fn all_that_is_broken_is_told_at_once() {
+fn all_broken_rules_are_reported_at_once() {
     let error = refusal(&["moe_gate"], MoeBackendName::Triton, fp8());
     for named in ["TRITON", "FP8", "moe_4h_to_h"] {
         assert!(error.contains(named), "{error}");

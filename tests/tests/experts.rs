@@ -62,7 +62,7 @@ fn twins_have_the_same_delta_for_every_module_and_expert() {
                     assert!(ours.iter().any(|v| v.abs() > 1e-3), "a delta of some size");
                 }
             }
-            // Bit for bit, too: layouts only move elements.
+            // Bit-identical, as layouts only move elements.
             assert_eq!(other.generation, reference.generation);
         }
     }
@@ -114,7 +114,7 @@ fn of_model() -> ReadOptions {
     ReadOptions::default().for_model(geometry("mixtral"))
 }
 
-/// A number for each index, all of them different.
+/// A different number for each index.
 fn numbers(count: usize, from: usize) -> impl Iterator<Item = f32> {
     (0..count).map(move |i| ((i * 37 + from * 11) % 251) as f32 / 64.0 - 1.5)
 }
@@ -167,7 +167,7 @@ fn fused_rows_are_halves_or_alternate() {
 }
 
 #[test]
-fn gpt_oss_adapters_are_refused_until_their_rows_are_told() {
+fn gpt_oss_adapters_are_refused_unless_their_row_order_is_set() {
     let tensors: [(&str, &[usize]); 2] =
         [("gate_up_proj.lora_A", &[3, 2, 4]), ("gate_up_proj.lora_B", &[3, 6, 2])];
     let config = json!({
@@ -196,8 +196,8 @@ fn a_side_that_all_experts_share_is_kept_once() {
 }
 
 #[test]
-fn a_single_parameter_is_told_by_its_release_or_by_its_model() {
-    // Three experts of rank 2, four inputs and four outputs: shapes tell nothing.
+fn a_single_parameter_is_identified_by_its_release_or_its_model() {
+    // Three experts of rank 2, four inputs and four outputs: shapes are ambiguous.
     let tensors: [(&str, &[usize]); 2] = [("lora_A.weight", &[6, 4]), ("lora_B.weight", &[4, 6])];
     let layout = |version: Option<&str>, options: &ReadOptions| {
         let parameters = ["mlp.experts.down_proj"];
@@ -213,7 +213,7 @@ fn a_single_parameter_is_told_by_its_release_or_by_its_model() {
             assert_eq!(layout(unknown, &forced(forced_layout)), Ok(forced_layout));
         }
     }
-    // Inner size 96 and hidden size 64 of the model show which side is which.
+    // The model's intermediate size 96 and hidden size 64 show which side is which.
     for (a, b, expected) in [(96, 64, TargetParameters), (64, 96, TargetParametersSwapped)] {
         let tensors: [(&str, &[usize]); 2] =
             [("lora_A.weight", &[16, a]), ("lora_B.weight", &[b, 16])];

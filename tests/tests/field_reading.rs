@@ -19,7 +19,7 @@ use loramux_tests::{
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
-/// The kinds that are about reading; the others are about full weights, rows and text.
+/// The kinds of fixtures that test reading; the others test whole weights, vocabulary rows and text.
 const KINDS: [&str; 6] = ["K2", "K3", "K7", "dtype", "moe", "control"];
 
 fn adapter_dir(name: &str) -> PathBuf {
@@ -44,7 +44,7 @@ fn geometry_of(model: &str) -> ModelGeometry {
     }
 }
 
-/// The adapter, which its model takes, and all warnings about it.
+/// Reads an adapter that its model accepts, with all warnings.
 fn served(dir: &Path, model: &str) -> (Adapter, Vec<String>) {
     let model = geometry_of(model);
     let adapter = formats::load(dir, &ReadOptions::default().for_model(model.clone()));
@@ -55,7 +55,7 @@ fn served(dir: &Path, model: &str) -> (Adapter, Vec<String>) {
 }
 
 #[test]
-fn what_peft_serves_is_served_and_what_is_odd_is_told() {
+fn what_peft_serves_is_served_with_warnings_about_oddities() {
     let expected = |adapter: &str| match adapter {
         "llama.fan-in" => vec![vec!["fan_in_fan_out", "Conv1D"]],
         "llama.all-linear-attn-only" => {
@@ -222,7 +222,7 @@ fn an_alpha_of_zero_is_called_by_its_name() {
         assert_eq!(rejections[0].setting, "lora_alpha");
         assert!(rejections[0].found.contains(word), "{}", rejections[0]);
     }
-    // Some modules of scale zero are what PEFT computes, too.
+    // PEFT also accepts some modules of scale zero.
     let some = |files: &mut AdapterFiles| files.config["alpha_pattern"] = json!({"q_proj": 0});
     assert_eq!(refused("llama.control-list", some), []);
 }

@@ -1,5 +1,5 @@
-//! Tokenizer, chat template and end tokens beside an adapter: kind K4 of `fixtures/field`, and what
-//! cannot be used.
+//! Tokenizer, chat template and end tokens in an adapter's folder: kind K4 of `fixtures/field`, and files that cannot be
+//! used.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -18,7 +18,7 @@ use loramux_tests::{adapter_path, builder, field_cases, field_dir, field_model, 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// A case whose requests are text.
+/// A case with text requests.
 #[derive(Clone)]
 struct Case {
     id: String,
@@ -27,7 +27,7 @@ struct Case {
     note: Note,
 }
 
-/// What a request leads to by the adapter's own files.
+/// The expected result of a request with the adapter's own files.
 #[derive(Clone, Deserialize)]
 struct Note {
     messages: Option<Vec<ChatMessage>>,
@@ -110,7 +110,7 @@ fn chat() -> GenerateRequest {
     Case::of("llama.own-eos").request(None)
 }
 
-/// A folder with the adapter of a case, to be changed.
+/// A copy of a case's adapter folder, to be changed.
 struct Copy(tempfile::TempDir);
 
 impl Copy {
@@ -213,7 +213,7 @@ fn a_template_of_the_adapter_is_not_the_models() {
 fn a_stream_is_detokenized_by_the_adapters_tokenizer() {
     let llm = auto("llama520");
     let case = Case::of("llama520.added-tokens");
-    // The only token that may come next is one that the model's tokenizer does not know.
+    // The only allowed next token is one that the model's tokenizer lacks.
     let only = (0..520).filter(|id| *id != 512).collect();
     let sampling = SamplingParams {
         max_tokens: Some(2),
@@ -318,7 +318,7 @@ fn another_vocabulary_is_refused_unless_it_is_asked_for() {
     assert_ne!(ids(AdapterTokenizer::Adapter), ids(AdapterTokenizer::Base));
 }
 
-/// What the request for an adapter is refused with, while one for the base model beside it is served.
+/// The error of a request for an adapter, while a request for the base model beside it is served.
 fn refused(copy: &Copy) -> String {
     let llm = auto("llama");
     let good = GenerateRequest { prompt: Prompt::Ids(vec![5, 6]), ..chat() };

@@ -1,5 +1,5 @@
-//! Every case of the fixtures, alone and in one mixed batch: logits and tokens must be those of
-//! transformers and PEFT, and a batch must not change a bit.
+//! Every case of the fixtures, alone and in one mixed batch: logits and tokens must equal those of transformers and
+//! PEFT, and the batch must not change a bit.
 
 use lora_core::DType;
 use loramux_engine::RequestOutput;

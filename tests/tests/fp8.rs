@@ -1,4 +1,4 @@
-//! Base weights and KV cache in FP8: checkpoints, quantisation on loading, and what is refused.
+//! FP8 base weights and KV cache: checkpoints, quantisation at load, and refusals.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 /// Tolerance for the logits of the FP8 fixture.
 const TOLERANCE: f32 = 2e-2;
 
-/// Exact settings over a model.
+/// A builder with settings that make results exact.
 fn exact(model: &Path) -> LlmBuilder {
     builder(model, DType::F32)
 }
@@ -45,7 +45,7 @@ fn worst_error(dtype: DType) -> f32 {
         assert_eq!(alone.outputs, mixed.outputs, "{}: the batch matters", case.id);
         let error = relative_error(&context_logits(mixed), &fixtures.logits(case));
         println!("{} in {dtype}: {error}", case.id);
-        // Of the tokens those that no rounding of an activation to a neighbouring code turns.
+        // Compare only tokens that do not change when an activation is rounded to a neighbouring code.
         if error < TOLERANCE {
             case.assert_greedy(&mixed.outputs[0].token_ids, 0.1);
         }

@@ -24,7 +24,7 @@ fn name(layer: usize, path: &str, side: &str) -> String {
     format!("base_model.model.model.layers.{layer}.{path}.lora_{side}.weight")
 }
 
-/// The same adapter with the parts, which share A, as one module.
+/// The same adapter with the parts, which share A, fused into one module.
 fn fused(files: &AdapterFiles, block: &str, parts: &[&str], whole: &str) -> AdapterFiles {
     let mut fused = AdapterFiles { config: files.config.clone(), tensors: BTreeMap::new() };
     fused.config["target_modules"] = json!([whole]);
@@ -46,7 +46,7 @@ fn fused(files: &AdapterFiles, block: &str, parts: &[&str], whole: &str) -> Adap
     fused
 }
 
-/// An adapter of gate and up that share A.
+/// An adapter on gate and up projections that share A.
 fn gate_and_up() -> AdapterFiles {
     let mut files = AdapterFiles::open("llama.qkv-tied");
     files.config["target_modules"] = json!(["gate_proj", "up_proj"]);

@@ -40,16 +40,16 @@ fn llama() -> Llm {
 #[test]
 fn sampled_tokens_depend_on_the_seed_and_not_on_the_batch() {
     let llm = llama();
-    let drawn = |seed| SamplingParams {
+    let random = |seed| SamplingParams {
         temperature: Some(1.5),
         top_p: Some(0.95),
         seed: Some(seed),
         ..params(12)
     };
-    let alone = tokens(&llm, drawn(7));
-    assert_eq!(alone, tokens(&llm, drawn(7)));
-    assert_ne!(alone, tokens(&llm, drawn(8)));
-    let batch = run(&llm, (5..10).map(|seed| request(drawn(seed))).collect());
+    let alone = tokens(&llm, random(7));
+    assert_eq!(alone, tokens(&llm, random(7)));
+    assert_ne!(alone, tokens(&llm, random(8)));
+    let batch = run(&llm, (5..10).map(|seed| request(random(seed))).collect());
     assert_eq!(batch[2].outputs[0].token_ids, alone);
 }
 

@@ -42,8 +42,8 @@ fn llama() -> Llm {
     engine("llama", DType::F32)
 }
 
-/// Schemas whose texts all fit 400 tokens, but for the number's: random weights see no reason to end
-/// a string.
+/// Schemas whose texts all fit 400 tokens, except for the number's. Lengths are bounded, because random weights rarely
+/// end a string.
 fn schemas() -> Vec<Value> {
     let compact = |mut schema: Value| {
         schema["x-guidance"] = json!({"whitespace_flexible": false});
@@ -98,7 +98,7 @@ proptest! {
             let mut text = output.text.clone();
             match output.finish_reason {
                 FinishReason::Stop => prop_assert_eq!(output.token_ids.last(), Some(&END)),
-                // A number may have any number of digits; one more makes a whole one of it.
+                // A number may have any number of digits, so it may be cut off; one more digit completes it.
                 _ if schema["type"] == "number" => text.push('0'),
                 reason => prop_assert!(false, "{reason:?}, {schema}: {text}"),
             }
@@ -140,8 +140,7 @@ proptest! {
         prop_assert!(terms.len() <= 4 && terms.iter().all(bare), "{}", text);
     }
 
-    /// Objects of random weights may have no end, so their beginnings count, too: nothing but
-    /// the end of the text is wrong with them.
+    /// Random weights may never end an object, so a prefix is accepted: its only error is the end of the text.
     #[test]
     fn any_json_object_is_one_as_far_as_it_goes(temperature in temperature(), seed: u64) {
         let requests = (0..4).map(|i| guided(&json!({"json_object": true}), temperature, seed ^ i));
@@ -149,7 +148,7 @@ proptest! {
             prop_assert_eq!(output.text.chars().next(), Some('{'));
             match serde_json::from_str::<Value>(&output.text) {
                 Ok(value) => prop_assert!(value.is_object()),
-                // JSON has numbers of any size, and the reader has not.
+                // JSON allows numbers of any size, the parser does not.
                 Err(error) if error.to_string().contains("number out of range") => {}
                 Err(error) => {
                     prop_assert_eq!(output.finish_reason, FinishReason::Length);
@@ -258,7 +257,7 @@ fn a_text_that_can_go_on_does_until_min_tokens() {
         );
         assert!(output.token_ids.len() > 10, "{}", output.text);
     }
-    // A complete text has no other way than to end.
+    // After a complete text, only the end token is allowed.
     let output = one(&llm, json!({"guided_decoding": {"regex": "yes"}, "min_tokens": 10}));
     assert_eq!((output.text.as_str(), output.finish_reason), ("yes", FinishReason::Stop));
 }

@@ -12,19 +12,19 @@ fn package(arguments: &[&str]) -> String {
     cargo.current_dir(&workspace).args(["package", "--offline", "--allow-dirty"]).args(arguments);
     cargo.args(["--target-dir", "target/packaged"]).env("CARGO_PROFILE_DEV_DEBUG", "none");
     let output = cargo.output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "cargo package {arguments:?}: {told}");
-    told
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "cargo package {arguments:?}: {stderr}");
+    stderr
 }
 
 #[test]
 fn every_crate_can_be_packaged_and_one_is_built_from_its_package() {
-    let told = package(&["--workspace", "--no-verify"]);
+    let stderr = package(&["--workspace", "--no-verify"]);
     let crates =
         ["lora-core", "lora-cpu-ref", "lora-cuda", "loramux-moe", "loramux-engine", "loramux"];
     for name in crates {
-        assert!(told.contains(&format!("Packaging {name} v")), "{name}: {told}");
+        assert!(stderr.contains(&format!("Packaging {name} v")), "{name}: {stderr}");
     }
-    let told = package(&["-p", "lora-core"]);
-    assert!(told.contains("packaged/package/lora-core-"), "{told}");
+    let stderr = package(&["-p", "lora-core"]);
+    assert!(stderr.contains("packaged/package/lora-core-"), "{stderr}");
 }

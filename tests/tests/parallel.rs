@@ -121,17 +121,17 @@ fn a_model_that_cannot_be_divided_is_refused() {
 #[test]
 fn the_rank_that_fails_says_why() {
     let refuse = |rank| match rank {
-        1 => Err(lora_core::Error::Device("rank 1 is told to".to_owned())),
+        1 => Err(lora_core::Error::Device("rank 1 fails on purpose".to_owned())),
         _ => CpuRef::with_threads(Some(1)),
     };
     for ranks in [2, 4] {
         let builder = builder(&model_path("llama"), DType::F32).tensor_parallel_size(ranks);
         let error = builder.build_ranks(refuse).err().unwrap().to_string();
-        assert!(error.contains("rank 1 is told to"), "{error}");
+        assert!(error.contains("rank 1 fails on purpose"), "{error}");
     }
 }
 
-/// DoRA's norms of these weights are infinite, which shows when they are written, on every rank.
+/// DoRA's norms of these weights are infinite, which every rank detects when it writes them.
 #[test]
 fn an_adapter_that_cannot_be_written_leaves_the_group_alone() {
     let dir = tempfile::tempdir().unwrap();

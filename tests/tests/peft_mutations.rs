@@ -163,7 +163,7 @@ fn a_module_or_layer_renamed_throughout_is_noticed() {
             {
                 continue;
             }
-            // An adapter's own name in the keys, and a root that they all lack, change nothing.
+            // An adapter name in the keys, and a root that all keys lack, have no effect.
             let harmless = matches!(to, "lora_A.first" | "model.layers");
             let verdict = verdict_of(&changed, model);
             let noticed = verdict != Verdict::Accepted(generation);
@@ -203,7 +203,7 @@ fn no_module_can_be_dropped_whole_unnoticed() {
         for module in modules {
             let mut changed = files.clone();
             changed.tensors.retain(|name, _| !name.starts_with(module));
-            assert_told(&verdict_of(&changed, model), &format!("{adapter}: without {module}"));
+            assert_reported(&verdict_of(&changed, model), &format!("{adapter}: without {module}"));
         }
     });
 }
@@ -277,7 +277,7 @@ fn an_adapter_whose_b_is_zero_is_refused_as_no_adapter() {
     assert_eq!(verdict, Verdict::Refused(BTreeSet::from([Code::NoopAdapter])));
 }
 
-/// Values that a field is set to, one at a time; `None` removes it.
+/// Values to set a field to, one at a time; `None` removes it.
 fn values(field: &str) -> Vec<Option<Value>> {
     let special = match field {
         "layers_pattern" => vec![json!("h"), json!(["h"])],
@@ -319,7 +319,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Whether two values of a field say the same about a trained adapter of these fixtures.
+/// Whether two values of a field mean the same for the adapters of these fixtures.
 fn means_the_same(field: &str, old: &Value, new: &Value) -> bool {
     let plain_init = |v: &Value| v.is_null() || v.is_boolean();
     match field {
@@ -382,7 +382,7 @@ fn limits_of_the_engine_are_kept() {
 
 const Q0: &str = "base_model.model.model.layers.0.self_attn.q_proj";
 
-/// The codes of an adapter after a change of its files.
+/// The codes with which an adapter is refused after a change of its files.
 fn codes_after(
     adapter: &str,
     model: &str,
@@ -402,7 +402,7 @@ fn copy(files: &mut AdapterFiles, from: &str, to: String) {
 }
 
 #[test]
-fn each_rule_about_tensors_is_told_by_its_own_code() {
+fn each_rule_about_tensors_is_reported_by_its_own_code() {
     let a = format!("{Q0}.lora_A.weight");
     let plain = |change: &dyn Fn(&mut AdapterFiles)| codes_after("llama.attn-r8", "llama", change);
     let other = a.replace("layers.0", "layers.1");
@@ -432,7 +432,7 @@ fn each_rule_about_tensors_is_told_by_its_own_code() {
 }
 
 #[test]
-fn each_rule_about_the_model_is_told_by_its_own_code() {
+fn each_rule_about_the_model_is_reported_by_its_own_code() {
     let plain = |change: &dyn Fn(&mut AdapterFiles)| codes_after("llama.attn-r8", "llama", change);
     let fewer = plain(&|f| f.config["target_modules"] = json!(["q_proj"]));
     assert_eq!(fewer, [Code::WeightsWithoutTarget].into());
@@ -455,7 +455,7 @@ fn a_base_weight_saved_beside_its_lora_is_a_replacement() {
         AdapterFiles::open("llama.saved-head").tensors["base_model.model.lm_head.weight"].clone();
     files.tensors.insert("base_model.model.lm_head.base_layer.weight".into(), head);
     assert!(matches!(verdict_of(&files, &geometry("llama")), Verdict::Accepted(_)));
-    // Tied embeddings have one weight, so it replaces both.
+    // Tied embeddings are one weight, so it replaces both.
     assert!(matches!(verdict_of(&files, &geometry("llama-tied")), Verdict::Accepted(_)));
 }
 

@@ -20,14 +20,14 @@ fn bad(line: &Value, named: &[&'static str]) -> Bad {
     Bad { line: line.to_string().into_bytes(), named: named.to_vec() }
 }
 
-/// A request with an adapter of its own.
+/// A request that brings its own adapter.
 fn with_adapter(id: i64, path: &Path) -> Value {
     let name = format!("bad-{id}");
     let lora = json!({"lora_name": name, "lora_int_id": id, "lora_path": path});
     json!({"id": id, "prompt": "x", "lora_request": lora})
 }
 
-/// Adapters with one thing wrong.
+/// Adapters with one defect each.
 fn bad_adapters(dir: &Path) -> Vec<Bad> {
     let copy = |name: &str| Copy::new(dir, name);
     let narrow = copy("narrow").with_tensors("lora_A", |tensor| {
@@ -52,7 +52,7 @@ fn bad_adapters(dir: &Path) -> Vec<Bad> {
     (100..).zip(cases).map(|(id, (path, named))| bad(&with_adapter(id, &path), named)).collect()
 }
 
-/// Requests that are wrong by themselves, on an engine whose adapter `good` has id 0.
+/// Requests that are invalid on an engine whose adapter `good` has id 0.
 fn bad_requests() -> Vec<Bad> {
     let clash = json!({"lora_name": "other", "lora_int_id": 0,
         "lora_path": adapter_path("llama.dora-r8")});

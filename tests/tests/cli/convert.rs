@@ -19,7 +19,7 @@ pub fn diff(one: &Path, other: &Path, flags: &[&str]) -> Outcome {
 }
 
 #[test]
-fn layouts_are_converted_verified_and_told() {
+fn layouts_are_converted_verified_and_reported() {
     let dir = tempfile::tempdir().unwrap();
     let source = adapter_path("mixtral.experts-r4");
     for (to, layout) in [
@@ -49,7 +49,7 @@ fn a_layout_that_files_do_not_show_is_pointed_out() {
     let outcome = convert(&adapter_path("mixtral.experts-r4"), &copy, &flags);
     assert_eq!(outcome.exit, Exit::Fine, "{}", outcome.stderr);
     assert!(outcome.stdout.contains("set moe_layout to unsloth-expert-slowest"));
-    // Read so, the experts are others than PEFT's.
+    // Read in this layout, the experts differ from PEFT's.
     let other = dir.path().join("other");
     let flags = ["--to", "stacked", "--moe-layout", "unsloth-expert-slowest"];
     assert_eq!(convert(&copy, &other, &flags).exit, Exit::Fine);
@@ -99,7 +99,7 @@ fn refusals_leave_nothing_behind() {
 }
 
 #[test]
-fn differences_are_told_by_site_and_in_json() {
+fn differences_are_reported_by_site_and_in_json() {
     let dir = tempfile::tempdir().unwrap();
     let source = adapter_path("llama.attn-r8");
     let other =

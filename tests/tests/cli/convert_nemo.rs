@@ -23,7 +23,7 @@ fn nemo_archives_are_written_and_read_for_a_model() {
     let apart = diff(&source, &nemo, &[]);
     assert_eq!(apart.exit, Exit::Refused);
     assert!(apart.stdout.contains("--model"), "{}", apart.stdout);
-    // Without the model, parts cannot be held against the fused module.
+    // Without the model, the parts cannot be compared with the fused module.
     let whole = convert(&nemo, &dir.path().join("whole"), &["--to", "peft"]);
     assert_eq!(whole.exit, Exit::Refused);
     assert!(whole.stderr.contains("--model") && !dir.path().join("whole").exists());

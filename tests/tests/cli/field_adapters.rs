@@ -32,7 +32,7 @@ fn every_adapter_that_is_served_is_accepted() {
 }
 
 #[test]
-fn what_whole_weights_do_is_told_and_without_the_model_that_it_depends_on_it() {
+fn what_whole_weights_do_is_reported_and_without_the_model_that_it_depends_on_it() {
     let saved = adapter("llama.saved-superset");
     let model = field_model("llama").display().to_string();
     let (exit, text) = inspect(&[&saved, "--model", &model]);
@@ -59,7 +59,7 @@ fn a_model_without_weights_cannot_be_compared_with() {
     assert_eq!(exit, Exit::Fine, "{text}");
 }
 
-/// An adapter with the whole weight of a norm beside its pairs.
+/// An adapter with the whole weight of a norm and LoRA pairs.
 fn with_norm(dir: &std::path::Path, name: &str) -> String {
     let mut files = AdapterFiles::open("llama.attn-r8");
     let name = format!("base_model.model.model.{name}.weight");

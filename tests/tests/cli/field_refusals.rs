@@ -24,7 +24,7 @@ fn field() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/field")
 }
 
-/// What is wrong with the answer to an entry; `None` if it is as asked.
+/// How the output for an entry differs from what it asks for; `None` if it does not.
 fn fault(entry: &Entry) -> Option<String> {
     let adapter = field().join(&entry.adapter);
     let model = if entry.model.contains('/') {
@@ -41,7 +41,7 @@ fn fault(entry: &Entry) -> Option<String> {
     (!right).then(|| format!("{}: {:?}, without {missing:?}: {output}", entry.id, outcome.exit))
 }
 
-/// Output in lower case, without paths of the command line and without their last parts.
+/// Output in lower case, without the paths of the command line and their last components.
 fn without(output: &str, paths: &[PathBuf]) -> String {
     let mut output = output.to_owned();
     for path in paths {
@@ -69,7 +69,7 @@ fn report(adapter: &Path, model: &Path) -> (Exit, Value) {
 }
 
 #[test]
-fn another_vocabulary_is_told_as_such_and_once() {
+fn another_vocabulary_is_reported_as_such_and_once() {
     let larger = field().join("models/llama520");
     let resized = field().join("adapters/llama520.resized-lm_head-lora");
     let cases = [
@@ -95,7 +95,7 @@ fn the_json_form_has_the_faults_of_the_model_too() {
     let (exit, refused) = report(&adapter, &field().join("refusals/packed-nf4"));
     assert_eq!((exit, &refused["accepted"]), (Exit::Refused, &json!(false)));
     assert_eq!(refused["rejections"][0]["code"], "unsupported-model");
-    // The adapter is described all the same.
+    // The adapter is still described.
     assert_eq!(refused["modules"][0]["module"], "attn_q");
     let (exit, warned) = report(&adapter, &field().join("refusals/adapter-in-model"));
     assert_eq!((exit, &warned["accepted"]), (Exit::Fine, &json!(true)));

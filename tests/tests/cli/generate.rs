@@ -87,9 +87,9 @@ fn logprobs_have_an_entry_for_each_token() {
     assert_eq!(maps.len(), 4);
     let mut sum = 0.0;
     for (map, token) in maps.iter().zip(tokens(&answers[0])) {
-        let drawn = &map[token.to_string()];
-        assert_eq!((map.as_object().unwrap().len(), &drawn["rank"]), (2, &json!(1)));
-        sum += drawn["logprob"].as_f64().unwrap();
+        let sampled = &map[token.to_string()];
+        assert_eq!((map.as_object().unwrap().len(), &sampled["rank"]), (2, &json!(1)));
+        sum += sampled["logprob"].as_f64().unwrap();
     }
     assert!((sum - output["cumulative_logprob"].as_f64().unwrap()).abs() < 1e-4);
     let prompt = answers[0]["prompt_logprobs"].as_array().unwrap();
@@ -167,7 +167,7 @@ fn requests_and_answers_may_be_files() {
 }
 
 #[test]
-fn a_guide_shapes_the_answer_and_a_broken_one_is_told() {
+fn a_guide_shapes_the_answer_and_a_broken_one_is_reported() {
     let guided = |guide: Value| json!({"prompt": PROMPT, "sampling": {"guided_decoding": guide}});
     let schema = json!({"enum": ["left", "right", 7]});
     let lines = json_lines(&[

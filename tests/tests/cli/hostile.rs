@@ -12,19 +12,19 @@ use serde_json::{Value, json};
 
 use super::support::{Outcome, json_lines, llama, loramux};
 
-/// How long a refusal may take on a busy machine.
+/// Time limit of a refusal, generous for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a command line on a separate thread, so that the test fails if it hangs.
 fn in_time(words: &[&str], stdin: &[u8]) -> Outcome {
     let words: Vec<String> = words.iter().map(ToString::to_string).collect();
-    let (told, stdin, (done, outcome)) = (words.join(" "), stdin.to_vec(), mpsc::channel());
+    let (command, stdin, (done, outcome)) = (words.join(" "), stdin.to_vec(), mpsc::channel());
     std::thread::spawn(move || {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let _ = done.send(loramux(&words, &stdin));
     });
     let waited = outcome.recv_timeout(PATIENCE);
-    waited.unwrap_or_else(|error| panic!("{told}: {error}"))
+    waited.unwrap_or_else(|error| panic!("{command}: {error}"))
 }
 
 /// Objects in place of a file.
@@ -35,7 +35,7 @@ fn no_files(dir: &Path) -> [PathBuf; 2] {
     [fifo, endless]
 }
 
-/// A folder with links to the files of `from`, of which `name` leads to `to`.
+/// A folder with links to the files of `from`, except that `name` links to `to`.
 fn with_link(dir: &Path, from: &Path, name: &str, to: &Path) -> PathBuf {
     let made = tempfile::tempdir_in(dir).unwrap().keep();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -68,7 +68,7 @@ fn what_is_no_file_in_the_place_of_one_of_an_adapter_is_refused() {
             let words = ["generate", "--model", &llama(), "--requests", "-"];
             assert_refused(&in_time(&words, &line), &[Exit::Refused], name);
         }
-        // In the place of safetensors: an index, and a torch file.
+        // Instead of a safetensors file: an index, and a torch file.
         for name in ["adapter_model.safetensors.index.json", "adapter_model.bin"] {
             let bad = with_link(dir.path(), &adapter, name, &no_file);
             std::fs::remove_file(bad.join("adapter_model.safetensors")).unwrap();
@@ -115,15 +115,14 @@ fn what_is_no_file_in_the_place_of_one_of_a_model_is_refused() {
     }
 }
 
-/// A source file without its tests.
+/// The text of a source file without its tests.
 fn without_tests(source: &str) -> &str {
     source.split("#[cfg(test)]\nmod tests").next().unwrap()
 }
 
 #[test]
 fn users_files_are_opened_by_the_one_reader_alone() {
-    // The reader itself, our own download cache, requests, which may come from a FIFO, and answers, which
-    // are written.
+    // The reader itself; the download cache; requests, which may come from a FIFO; answers, which are written.
     const ALLOWED: [&str; 4] = [
         "lora-core/src/files.rs",
         "cli/src/model_fetch.rs",
@@ -152,7 +151,7 @@ fn users_files_are_opened_by_the_one_reader_alone() {
     }
 }
 
-/// Bytes of this process in memory.
+/// Resident memory of this process in bytes.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -196,8 +195,8 @@ fn no_number_of_a_flag_panics_hangs_or_takes_the_memory() {
             let taken = resident().saturating_sub(before);
             assert!(taken < 1 << 30, "{flag}: {taken} bytes");
             if outcome.exit != Exit::Fine {
-                let told = outcome.stderr + &outcome.stdout;
-                assert!(!told.contains("panicked") && !told.is_empty(), "{flag}: {told}");
+                let text = outcome.stderr + &outcome.stdout;
+                assert!(!text.contains("panicked") && !text.is_empty(), "{flag}: {text}");
             }
         }
     }
@@ -230,7 +229,7 @@ fn numbers_above_their_bounds_are_refused_with_the_bound() {
     }
 }
 
-/// Turns LoRA on without an adapter.
+/// Enables LoRA without an adapter.
 const LORA_CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/empty.json");
 
 fn answers(lines: &[Value]) -> (Exit, Vec<Value>) {
@@ -248,7 +247,7 @@ fn a_prompt_that_cannot_fit_is_refused_by_its_bytes() {
     assert_eq!(exit, Exit::Refused);
     let parts = ["the prompt has 8388608 bytes", "at most ", "max_seq_len is 512", "shorten it"];
     assert!(parts.iter().all(|part| error.contains(part)), "{error}");
-    // As many bytes as may be tokenized: what is refused then is the number of tokens.
+    // The largest text that is tokenized is refused for its tokens, a longer one for its bytes.
     let limit: usize =
         error.split("at most ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     let just = json!({"prompt": "x".repeat(limit)});
@@ -257,7 +256,7 @@ fn a_prompt_that_cannot_fit_is_refused_by_its_bytes() {
     let error = |at: usize| refused[at]["error"].as_str().unwrap();
     assert!(error(0).contains("tokens, but max_seq_len"), "{}", error(0));
     assert!(error(1).contains("bytes, but at most"), "{}", error(1));
-    // Cut to its end, a longer one is served, but not one of any length.
+    // With truncation to its end, a longer text is served, but only up to a limit.
     let cut = json!({"truncate_prompt_tokens": 4});
     let long = json!({"prompt": "x".repeat(limit + 1), "sampling": cut});
     line["sampling"] = cut;

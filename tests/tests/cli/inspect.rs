@@ -33,7 +33,7 @@ fn an_adapter_is_described_by_module_layers_rank_and_scale() {
 }
 
 #[test]
-fn what_goes_beyond_a_low_rank_update_is_told() {
+fn what_goes_beyond_a_low_rank_update_is_reported() {
     for (fixture, words) in [
         ("llama.dora-r8", "DoRA"),
         ("llama.lora-bias", "bias of lora_B"),
@@ -102,7 +102,7 @@ fn files_that_cannot_be_read_are_named() {
     assert!(outcome.stderr.contains("config.json"), "{}", outcome.stderr);
 }
 
-/// An adapter of `fixtures/field` with a tokenizer beside its weights.
+/// Inspects an adapter of `fixtures/field` that has its own tokenizer.
 fn inspect_text(fixture: &str, flags: &[&str]) -> (Exit, String) {
     let path = fixtures_dir().join("field/adapters").join(fixture);
     let outcome = loramux(&[&["inspect", path.to_str().unwrap()][..], flags].concat(), b"");
@@ -110,7 +110,7 @@ fn inspect_text(fixture: &str, flags: &[&str]) -> (Exit, String) {
 }
 
 #[test]
-fn what_is_taken_of_the_files_beside_the_weights_is_told() {
+fn differences_of_an_adapters_own_text_files_are_reported() {
     let base = fixtures_dir().join("field/models/llama520").to_str().unwrap().to_owned();
     for (fixture, model, lines) in [
         ("llama.own-eos", &llama(), &["chat template: the adapter's", "end tokens: 2, 278"][..]),

@@ -7,7 +7,7 @@ use loramux_tests::adapter_path;
 
 use super::support::loramux;
 
-/// The folders in `parent`, in the order of their names.
+/// The folders in `parent`, sorted by name.
 fn folders(parent: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = std::fs::read_dir(parent)
         .unwrap()
@@ -45,7 +45,7 @@ fn every_fixture_adapter_is_described() {
     let parent = adapter_path("llama.attn-r8").parent().unwrap().to_owned();
     compare(&parent, "", |name| {
         let model = name.split_once('.').unwrap().0;
-        // The program does not know the sizes of models with routed experts yet.
+        // Models with routed experts are not supported by the program yet.
         let dense = !["mixtral", "qwen3-moe"].contains(&model);
         dense.then(|| loramux_tests::model_path(model))
     });

@@ -1,4 +1,4 @@
-//! `--lora-config`: settings of LoRA from a file.
+//! `--lora-config`: LoRA settings from a file.
 
 use std::path::Path;
 
@@ -28,8 +28,8 @@ fn ask(adapter: &str, flags: &[&str]) -> Value {
     generate(&flags, &json_lines(&[json!({"prompt": "Hi there"})])).1.remove(0)
 }
 
-/// What is told of an adapter that cannot be served: before the model is loaded if it shows without
-/// its values, else in the answer.
+/// The error about an adapter that cannot be served: before the model is loaded if headers suffice to see it, else in
+/// the answer.
 fn refusal(adapter: &str) -> String {
     let model = llama();
     let words = ["generate", "--model", &model, "--requests", "-", "--dtype", "float32", adapter];

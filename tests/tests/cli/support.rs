@@ -1,4 +1,4 @@
-//! Running the program, and adapters with one thing wrong.
+//! Helpers: run the program in-process, and make adapters with one defect.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -52,9 +52,9 @@ pub fn generate(flags: &[&str], lines: &[u8]) -> (Exit, Vec<Value>) {
     let mut words = vec!["generate", "--model", &model, "--requests", "-", "--dtype", "float32"];
     words.extend(flags);
     let outcome = loramux(&words, lines);
-    for told in outcome.stderr.lines() {
+    for line in outcome.stderr.lines() {
         let expected = ["device: ", "memory: ", "sampling: ", "failed: ", "summary: "];
-        assert!(expected.iter().any(|start| told.starts_with(start)), "{}", outcome.stderr);
+        assert!(expected.iter().any(|start| line.starts_with(start)), "{}", outcome.stderr);
     }
     let answer = |line: &str| serde_json::from_str(line).unwrap();
     (outcome.exit, outcome.stdout.lines().map(answer).collect())
@@ -71,7 +71,7 @@ pub struct RawTensor {
     pub bytes: Vec<u8>,
 }
 
-/// A copy of the fixture adapter `llama.attn-r8` in `dir`, to be damaged; its tensors are bf16.
+/// A copy of the fixture adapter `llama.attn-r8` in `dir`, to be damaged. Its tensors are bf16.
 pub struct Copy {
     dir: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! Writes torch files and NeMo archives, sound ones and others.
+//! Writes torch files and NeMo archives, well-formed or malformed.
 
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -8,13 +8,13 @@ use tar::{EntryType, Header};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-/// A tensor of a state dict, as its pickle tells it.
+/// A tensor of a state dict, as the pickle describes it.
 #[derive(Clone, Debug)]
 pub struct TensorSpec {
     pub name: String,
-    /// Name of the class in `torch`.
+    /// Storage class in `torch`.
     pub class: &'static str,
-    /// Key and elements of its storage.
+    /// Key and element count of its storage.
     pub storage: (String, u32),
     pub offset: u32,
     pub shape: Vec<u32>,
@@ -76,7 +76,7 @@ pub fn call(module: &str, name: &str, args: &[Vec<u8>]) -> Vec<u8> {
     [global(module, name), tuple(args), b"R".to_vec()].concat()
 }
 
-/// A program that leaves a dict of these items.
+/// A pickle program that results in a dict of these items.
 pub fn dict(items: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     let items: Vec<u8> = items.iter().flat_map(|(k, v)| [&k[..], &v[..]].concat()).collect();
     [b"\x80\x02}(", &items[..], b"u."].concat()
@@ -102,7 +102,7 @@ pub fn zipped(entries: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
     zip.finish().unwrap().into_inner()
 }
 
-/// A torch file of a pickle and of storages under the keys 0, 1, …
+/// A torch file of a pickle and of storages with keys 0, 1, …
 pub fn torch_file(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     let names: Vec<String> = (0..storages.len()).map(|key| format!("a/data/{key}")).collect();
     let mut entries = vec![("a/data.pkl", pickle), ("a/byteorder", b"little")];
@@ -110,7 +110,7 @@ pub fn torch_file(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     zipped(&entries, CompressionMethod::Stored)
 }
 
-/// A torch file of sound tensors that count up, each with a storage of its own.
+/// A torch file of well-formed tensors with counting values, each with its own storage.
 pub fn torch_tensors(tensors: &[(&str, &[u32])]) -> Vec<u8> {
     let specs = tensors.iter().enumerate();
     let specs: Vec<_> = specs.map(|(key, (n, shape))| TensorSpec::plain(n, key, shape)).collect();
@@ -136,12 +136,12 @@ impl<'a> Member<'a> {
     }
 }
 
-/// A tar file of these members; names are written as they are.
+/// A tar file of these members, with names written verbatim.
 pub fn tarred(members: &[Member<'_>]) -> Vec<u8> {
     tarred_with(&[], members)
 }
 
-/// The same with keywords in an extended header in front of each member.
+/// A tar file of these members, with an extended header of these keywords before each.
 pub fn tarred_with(keywords: &[(&str, &[u8])], members: &[Member<'_>]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for member in members {
@@ -169,7 +169,7 @@ pub fn gzipped(data: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Bytes as a file of this name.
+/// A file of this name in memory.
 pub fn source(name: &str, bytes: impl Into<Vec<u8>>) -> Source {
     Source::in_memory(Path::new(name), bytes.into())
 }

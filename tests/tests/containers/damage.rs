@@ -7,7 +7,7 @@ use proptest::sample::Index;
 
 use super::build::{gzipped, source};
 
-/// Changes of bytes, and where the file is cut, if it is.
+/// Byte changes, and an optional length to truncate the file to.
 fn damage() -> impl Strategy<Value = (Vec<(Index, u8)>, Option<Index>)> {
     let changes = prop::collection::vec((any::<Index>(), any::<u8>()), 1..8);
     (changes, prop::option::weighted(0.2, any::<Index>()))
@@ -79,7 +79,7 @@ proptest! {
         changes in prop::collection::vec((any::<Index>(), any::<u8>()), 1..4),
         tail in any::<bool>(),
     ) {
-        // The directory of a zip file stands at its end, its pickle at the start.
+        // The directory of a zip file is at its end, the pickle at its start.
         let mut file = fixture("llama.qkv-tied-bin", "adapter_model.bin");
         let window = 2400.min(file.len());
         let start = if tail { file.len() - window } else { 0 };

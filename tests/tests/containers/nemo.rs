@@ -1,4 +1,4 @@
-//! NeMo archives with other modules, and archives that NeMo did not write.
+//! NeMo archives of every kind of module, and malformed archives.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use super::build::{
 const YAML: &str =
     "peft: {peft_scheme: lora, lora_tuning: {target_modules: [all], adapter_dim: 4, alpha: 2}}\n";
 
-/// Kinds of adapters with their `[rank, in]` and `[out, rank]` in the llama of the fixtures.
+/// NeMo modules, with the `[rank, in]` and `[out, rank]` of their adapters on the fixture model `llama`.
 const PAIRS: [(&str, [u32; 2], [u32; 2]); 4] = [
     ("self_attention.adapter_layer.lora_kqv_adapter", [4, 64], [128, 4]),
     ("self_attention.adapter_layer.lora_dense_attention_adapter", [4, 64], [64, 4]),
@@ -52,7 +52,7 @@ fn read(bytes: Vec<u8>) -> Result<Adapter, AdapterError> {
     formats::nemo::read_archive(&source("x.nemo", bytes), &options)
 }
 
-/// The codes of an archive of these tensors and of this configuration.
+/// The codes with which an archive of these tensors and this configuration is refused.
 fn codes(tensors: &[(String, Vec<u32>)], yaml: &str) -> BTreeSet<Code> {
     match read(archive(&weights(tensors), yaml)) {
         Ok(_) => BTreeSet::new(),
@@ -63,7 +63,7 @@ fn codes(tensors: &[(String, Vec<u32>)], yaml: &str) -> BTreeSet<Code> {
     }
 }
 
-/// The message about an archive of members beside sound ones.
+/// The error of an archive with these members besides well-formed ones.
 fn with_member(member: Member<'_>) -> String {
     let weights = weights(&tensors());
     let sound = ["model_weights.ckpt", "model_config.yaml"];
@@ -83,7 +83,7 @@ fn every_module_that_nemo_adapts_is_read() {
     assert_eq!(adapter.modules(), geometry("llama").modules());
     assert_eq!(adapter.check(&geometry("llama"), &LoraConfig::default()), []);
     assert!(adapter.low_ranks().all(|(_, low)| low.scale == 0.5 && low.rank == 4));
-    // Gate rows come first, in the order of the file.
+    // Gate rows come before up rows in the file.
     let low = |module: TargetModule| {
         let mut all = adapter.low_ranks();
         all.find(|(key, _)| key.module() == Some(module)).unwrap().1.clone()
@@ -107,7 +107,7 @@ fn without_alpha_the_scale_is_one() {
 }
 
 #[test]
-fn each_rule_about_tensors_is_told_by_its_own_code() {
+fn each_rule_about_tensors_is_reported_by_its_own_code() {
     let changed = |change: &dyn Fn(&mut Tensors)| {
         let mut tensors = tensors();
         change(&mut tensors);
@@ -152,7 +152,7 @@ fn tensors_must_be_finite_floating_point_numbers() {
     };
     assert_eq!(file("BFloat16Storage", vec![0xff; 512]), [Code::NonFinite]);
     assert_eq!(file("LongStorage", vec![0; 2048]), [Code::TensorDtype]);
-    // Beside A in bfloat16.
+    // Together with A in bfloat16.
     assert_eq!(file("FloatStorage", vec![0xff; 1024]), [Code::NonFinite]);
     assert_eq!(file("DoubleStorage", vec![0xff; 2048]), [Code::NonFinite]);
 }
@@ -223,7 +223,7 @@ fn extended_headers_are_read() {
         Member::file("model_config.yaml", YAML.as_bytes()),
         Member::file("model_weights.ckpt", &weights),
     ];
-    // Python writes the time of a file that way.
+    // Python writes modification times in this form.
     let times = tarred_with(&[("mtime", b"1700000000.25")], &members);
     assert!(read(times).is_ok());
     let holes = tarred_with(&[("GNU.sparse.major", b"1")], &members);

@@ -1,4 +1,4 @@
-//! Torch files that torch did not write.
+//! Malformed and unusual torch files.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ fn parse(bytes: Vec<u8>) -> Result<RawTensors, AdapterError> {
     formats::torch::parse(&source("x.bin", bytes))
 }
 
-/// The problem of a file, whose message names the file.
+/// The error of a file; checks that the message has the file's name.
 fn problem(bytes: Vec<u8>) -> String {
     let error = parse(bytes).unwrap_err();
     assert!(error.to_string().starts_with("x.bin: "), "{error}");
@@ -166,7 +166,7 @@ fn broken_containers_are_refused() {
 }
 
 #[test]
-fn files_of_old_releases_are_told_from_other_files() {
+fn files_of_old_releases_are_reported_from_other_files() {
     let old = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.";
     assert!(problem(old.to_vec()).contains("before release 1.6"));
     assert!(problem(b"neither of them".to_vec()).contains("not a zip file"));

@@ -1,4 +1,4 @@
-//! One adapter in three containers.
+//! The same adapter as safetensors, torch pickle and NeMo archive must be equal.
 
 use lora_core::formats::{self, ReadOptions};
 use lora_core::{

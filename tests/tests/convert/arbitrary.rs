@@ -1,4 +1,4 @@
-//! Random adapters with everything that they can have.
+//! Random adapters that use every feature of the format.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +8,18 @@ use lora_core::{
 };
 use proptest::prelude::*;
 
-/// What the routed experts of an adapter are like.
+/// The shape of an adapter's routed experts.
 #[derive(Clone, Copy, Debug)]
 pub struct Experts {
-    /// How many there are; 1 may also mean that all share everything.
+    /// Number of experts; 1 also stands for one pair that all experts share.
     pub count: usize,
-    /// Sites with routed experts.
+    /// Number of sites with routed experts.
     pub sites: usize,
-    /// Sides of pairs that are there once and not for each expert.
+    /// Number of sides (A or B) that all experts of a site share.
     pub shared: usize,
-    /// Whether a site has one side for each expert and the other one shared.
+    /// Whether a site shares one side among its experts but not the other.
     pub one_side_shared: bool,
-    /// Whether there is a gate or an up projection.
+    /// Whether the gate or the up projection is adapted.
     pub gate_or_up: bool,
     /// Whether gate and up of a layer cannot be one update.
     pub gate_and_up_differ: bool,
@@ -29,7 +29,7 @@ pub fn layout() -> impl Strategy<Value = ExpertLayout> {
     proptest::sample::select(&ExpertLayout::ALL[..])
 }
 
-/// What an adapter is made of.
+/// The shape of an adapter.
 #[derive(Clone, Copy, Debug)]
 struct Recipe {
     layers: u32,
@@ -56,7 +56,7 @@ enum Variant {
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
-/// Routed experts have the most to go wrong.
+/// Routed experts are listed three times, as their layouts are the most error-prone.
 const VARIANTS: [Variant; 7] = [
     Variant::Plain,
     Variant::Dora,

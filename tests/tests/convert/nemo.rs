@@ -1,4 +1,4 @@
-//! NeMo archives that are written and read again.
+//! NeMo archives, written and read back.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::worst;
 
-/// Modules of one of NeMo's, and whether they are parts of it.
+/// The modules that one NeMo module stands for, and whether it is a fused one.
 const SLOTS: [&[TargetModule]; 4] = [
     &[TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV],
     &[TargetModule::AttnDense],
@@ -21,8 +21,8 @@ const SLOTS: [&[TargetModule]; 4] = [
     &[TargetModule::Mlp4hToH],
 ];
 
-/// An adapter on the modules of the chosen slots, in the chosen layers. All parts of a module
-/// share A, or ranks differ by what is stacked.
+/// An adapter on the chosen modules in the chosen layers. The parts of a fused module share A, or are stacked with
+/// their own ranks.
 fn adapter(
     model: &ModelGeometry,
     layers: &[u32],

@@ -7,11 +7,11 @@ use lora_core::Result;
 use lora_cuda::Cuda;
 use loramux_tests::faults;
 
-/// Held by the test that has the device.
+/// Held by the test that uses the device.
 static DEVICE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
-    // A test that failed has given its memory back.
+    // A failed test has freed its memory, so a poisoned lock is fine.
     DEVICE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -19,7 +19,7 @@ fn device() -> Result<Cuda> {
     Ok(Cuda::new(0)?)
 }
 
-/// Makes a test of each fault, which nobody else of this process runs beside.
+/// Defines a test for each fault, exclusive within this process.
 macro_rules! faults {
     ($($name:ident),* $(,)?) => {
         $(#[test]

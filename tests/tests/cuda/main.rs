@@ -35,10 +35,10 @@ backend_suite!(suite_fp8_kv, device(), Types::FP8_KV);
 
 const BF16: Class = Class { dtype: DType::Bf16, logits: 1e-1, tie: 0.05 };
 
-/// Inputs in bf16 that are rounded to e4m3 come out as another code now and then, an eighth away.
+/// Tolerance for bf16 inputs that are rounded to e4m3, which sometimes gives the neighbouring code, an eighth away.
 const FP8: Class = Class { dtype: DType::Bf16, logits: 2e-1, tie: 0.1 };
 
-/// Every case alone and all in one batch: logits and tokens are those of transformers and PEFT.
+/// Every case alone and all in one batch: logits and tokens equal those of transformers and PEFT.
 fn model_meets(model: &str, class: &Class) {
     let fixtures = Fixtures::load();
     let cases = fixtures.of_model(model);
@@ -50,7 +50,7 @@ fn model_meets(model: &str, class: &Class) {
     let one_by_one = || -> Vec<RequestOutput> {
         requests.iter().flat_map(|request| run(&llm, vec![request.clone()])).collect()
     };
-    // From the second time on, beginnings of prompts are known.
+    // From the second run on, prompts hit the prefix cache.
     let (_, alone, again) = (one_by_one(), one_by_one(), one_by_one());
     let mixed = run(&llm, requests.clone());
     let mut worst = 0f32;
@@ -58,8 +58,8 @@ fn model_meets(model: &str, class: &Class) {
         for answer in [&alone[i], &mixed[i]] {
             worst = worst.max(class.check(&fixtures, case, answer));
         }
-        // Which requests share a step of the mixed batch depends on when they arrive.
-        assert!(alone[i].outputs == again[i].outputs, "{}: not the same bits twice", case.id);
+        // Only solo runs are compared: in the mixed batch, arrival times decide which requests share a step.
+        assert!(alone[i].outputs == again[i].outputs, "{}: two runs differ", case.id);
     }
     errors::record_model(ModelErrors {
         model: model.to_owned(),
@@ -85,7 +85,7 @@ fixture_models! {
     llama_fp8_bf16: "llama-fp8", FP8;
 }
 
-/// Every adapter of the field fixtures, alone and all in one batch: logits and tokens are those of PEFT.
+/// Every adapter of the field fixtures, alone and all in one batch: logits and tokens equal those of PEFT.
 #[test]
 fn field_exact() {
     let mut wrong = Vec::new();
@@ -107,12 +107,10 @@ fn field_exact() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The environment variable that names the folder that `cargo xtask test-gpu --pack-model` wrote, its
-/// pieces joined.
+/// The environment variable with the folder that `cargo xtask test-gpu --pack-model` wrote, after its `join` was run.
 const DEMO_VARIABLE: &str = "LORAMUX_DEMO_MODEL";
 
-/// The demo's model and the folder of its adapters: those that the variable names, else the model in
-/// the cache.
+/// The demo's model and adapters, from the variable's folder or else from the user's cache and the checkout.
 fn demo() -> Option<[PathBuf; 2]> {
     if let Some(folder) = std::env::var_os(DEMO_VARIABLE).map(PathBuf::from) {
         return Some([folder.join(MODEL_FILE), folder.join("adapters")]);
@@ -121,16 +119,16 @@ fn demo() -> Option<[PathBuf; 2]> {
     Some([cached?, demo_adapters()])
 }
 
-/// Every case of the demo alone and all in one batch: tokens are those of transformers and PEFT.
+/// Every case of the demo alone and all in one batch: tokens equal those of transformers and PEFT.
 fn demo_meets(dtype: DType, tie: f32) {
     let Some([model, adapters]) = demo() else {
-        // Not `eprintln`, which is shown only where a test fails.
-        let told = "the demo is left out: its model is not in the cache, and no folder is named by";
+        // Not `eprintln!`, whose output is hidden unless a test fails.
+        let note = "the demo is skipped: its model is not in the cache, and no folder is set by";
         let mut stderr = std::io::stderr();
-        writeln!(stderr, "{told} {DEMO_VARIABLE}").unwrap();
+        writeln!(stderr, "{note} {DEMO_VARIABLE}").unwrap();
         return;
     };
-    // Other tests need room on the device, too.
+    // Leave memory for tests that run at the same time.
     let kv = KvCacheConfig { max_tokens: Some(1 << 14), ..KvCacheConfig::default() };
     let builder = builder(&model, dtype).kv_cache_config(kv);
     let llm = builder.build(|| Cuda::new(0).map_err(Into::into));
@@ -157,7 +155,7 @@ fn demo_exact() {
     demo_meets(DType::F32, 0.05);
 }
 
-/// Rounding what products read to bf16 moves this model's logits by some tenths, on the CPU, too.
+/// Rounding the inputs of GEMMs to bf16 moves this model's logits by some tenths, also on the CPU.
 #[test]
 fn demo_bf16() {
     demo_meets(DType::Bf16, 0.5);

@@ -1,4 +1,4 @@
-//! Configurations, models and requests by themselves.
+//! Configurations, models and requests that are refused by themselves.
 
 use std::collections::BTreeMap;
 

@@ -26,7 +26,7 @@ pub const CASES: &[Case] = &[
         Draft::with(|d| d.set("target_modules", json!("(?<layer>.*)q_proj"))).refused()
     }),
     (Code::PatternTooComplex, || {
-        // It tries every way to cut the name into runs of letters.
+        // It backtracks over every way to split the name into runs of letters.
         let pattern = r"((?!_)\w+\.?)+!";
         Draft::with(|d| d.set("alpha_pattern", json!({pattern: 2}))).refused()
     }),

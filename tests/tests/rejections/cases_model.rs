@@ -9,12 +9,12 @@ use loramux_tests::{FileTensor, adapter_path, geometry};
 use crate::Case;
 use crate::draft::{Draft, HIDDEN, Q, VOCAB, model};
 
-/// The rules that a changed adapter breaks on the usual model.
+/// The rejections of a changed adapter on the usual model.
 fn on_model(change: impl FnOnce(&mut Draft)) -> Vec<Rejection> {
     Draft::with(change).checked(&model(), &LoraConfig::default())
 }
 
-/// The rules that the usual adapter breaks under a configuration.
+/// The rejections of the usual adapter under a configuration.
 fn under(config: &LoraConfig) -> Vec<Rejection> {
     Draft::new().checked(&model(), config)
 }
@@ -40,7 +40,7 @@ pub const CASES: &[Case] = &[
         Draft::with(Draft::embedding).checked(&model, &LoraConfig::default())
     }),
     (Code::TargetWithoutWeights, || {
-        // The archive has weights for the three layers of its own model.
+        // The archive has weights for three layers, those of its own model.
         let model = ModelGeometry { layers: 4, ..geometry("llama") };
         let options = ReadOptions::default().with_source(CkptSource::Nemo).for_model(model);
         let error = formats::load(&adapter_path("llama.qkv-tied-nemo"), &options).unwrap_err();

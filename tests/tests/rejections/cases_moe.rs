@@ -1,4 +1,4 @@
-//! Engines and steps on which LoRA of routed experts is refused.
+//! Engines and steps on which routed-expert LoRA is refused.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use loramux_moe::rules::{
 
 use crate::Case;
 
-/// The page's minimum, with attention beside it.
+/// The smallest set of expert modules that TensorRT-LLM's page allows, and attention.
 const MODULES: [TargetModule; 3] =
     [TargetModule::AttnQ, TargetModule::MoeGate, TargetModule::Moe4hToH];
 

@@ -1,4 +1,4 @@
-//! Tokenizers and end tokens beside an adapter that do not go with the model.
+//! Tokenizers and end tokens in an adapter's folder that do not fit the model.
 
 use std::fs;
 
@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 
 use crate::Case;
 
-/// The rules that a folder breaks on the small Llama: its own `tokenizer.json` after a change, and
-/// another file.
+/// The rejections of a folder with a changed copy of the small Llama's `tokenizer.json` and one more file.
 fn beside(change: Option<fn(&mut Value)>, name: &str, content: &Value) -> Vec<Rejection> {
     let (dir, model) = (tempfile::tempdir().unwrap(), model_path("llama"));
     if let Some(change) = change {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// A query projection of layer 0.
 pub const Q: &str = "base_model.model.model.layers.0.self_attn.q_proj";
 
-/// Sizes of [`model`].
+/// Dimensions of [`model`].
 pub const HIDDEN: usize = 8;
 pub const VOCAB: usize = 16;
 
@@ -37,7 +37,7 @@ pub fn model() -> ModelGeometry {
 }
 
 impl Draft {
-    /// A sound adapter of rank 2 on the query projection of [`model`].
+    /// A valid adapter of rank 2 on the query projection of [`model`].
     pub fn new() -> Self {
         let config = json!({
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4,
@@ -48,7 +48,7 @@ impl Draft {
         draft
     }
 
-    /// A sound adapter with one change.
+    /// A valid adapter with one change.
     pub fn with(change: impl FnOnce(&mut Self)) -> Self {
         let mut draft = Self::new();
         change(&mut draft);
@@ -70,7 +70,7 @@ impl Draft {
         self.0.tensors.insert(name.into(), tensor);
     }
 
-    /// Takes a tensor away.
+    /// Removes a tensor.
     pub fn remove(&mut self, name: &str) {
         self.0.tensors.remove(name);
     }
@@ -88,7 +88,7 @@ impl Draft {
         self.set("target_modules", json!(["q_proj", "embed_tokens"]));
     }
 
-    /// Moves every tensor to another name.
+    /// Renames every tensor.
     pub fn rename(&mut self, from: &str, to: &str) {
         self.0 = self.0.renamed(|name| name.replace(from, to));
     }
@@ -100,7 +100,7 @@ impl Draft {
         formats::load(dir.path(), options)
     }
 
-    /// The rules that the files break by themselves; their path is left out.
+    /// The rejections of the files, without their path.
     pub fn refused(&self) -> Vec<Rejection> {
         self.refused_with(&ReadOptions::default())
     }
@@ -111,7 +111,7 @@ impl Draft {
         error.rejections().unwrap_or_else(|| panic!("{error}")).0.clone()
     }
 
-    /// The rules that the adapter breaks on a model.
+    /// The rejections of the adapter on a model.
     pub fn checked(&self, model: &ModelGeometry, config: &LoraConfig) -> Vec<Rejection> {
         self.load(&ReadOptions::default()).unwrap().check(model, config)
     }

@@ -43,9 +43,9 @@ fn each_rule_refuses_in_the_words_of_its_snapshot() {
     let _settings = settings.bind_to_scope();
     for (code, provoke) in cases() {
         let rejections = Rejections(provoke());
-        assert!(rejections.has(*code), "`{code}` is not among:\n{rejections}");
+        assert!(rejections.has(*code), "`{code}` is missing in:\n{rejections}");
         let others = rejections.0.iter().filter(|rejection| rejection.code != *code).count();
-        assert_eq!(others, 0, "`{code}` is not alone:\n{rejections}");
+        assert_eq!(others, 0, "`{code}` is not the only code:\n{rejections}");
         insta::assert_snapshot!(code.as_str(), rejections.to_string());
     }
 }

@@ -1,4 +1,4 @@
-//! What cannot be served fails by itself, says why, and touches nothing else.
+//! Requests that cannot be served fail alone, with the reason.
 
 use lora_core::{LoraConfig, PeftCacheConfig};
 use lora_cpu_ref::CpuRef;
@@ -13,7 +13,7 @@ fn request(name: &str, id: i64) -> GenerateRequest {
     ask(&PROMPT, greedy(4), Some(lora(name, id)))
 }
 
-/// Answers a bad request between two good ones, which must not notice. Returns its error.
+/// Runs a bad request between two good ones, which must be unaffected. Returns its error.
 fn refused(llm: &Llm, bad: GenerateRequest) -> LlmError {
     settle::refused(llm, &ask(&PROMPT, greedy(4), None), bad)
 }
@@ -68,7 +68,7 @@ fn more_adapters_than_room_wait_and_all_are_served() {
     assert_nothing_held(&llm);
 }
 
-/// Why an engine does not start.
+/// The error of an engine that does not start.
 fn refusal(builder: LlmBuilder) -> LlmError {
     builder.build(|| CpuRef::with_threads(None)).err().unwrap()
 }

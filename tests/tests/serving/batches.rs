@@ -1,4 +1,4 @@
-//! Requests that are added while others run, and adapters by their names.
+//! Requests added while others run, and adapters selected by name.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,7 +27,7 @@ fn what_is_added_while_others_run_is_answered_as_alone() {
     assert_eq!(batch.add(request(3)).unwrap(), 2);
     next(&mut batch);
     next(&mut batch);
-    // It ends at once or, where this thread is late, by itself.
+    // It is cancelled at once, unless it finishes before this thread gets there.
     assert_eq!(batch.add(request(120)).unwrap(), 3);
     batch.abort();
     batch.close();

@@ -1,4 +1,4 @@
-//! Adapters come, change and go while requests run.
+//! Adapters are loaded, reloaded and unloaded while requests run.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 const PROMPT: [u32; 9] = [17, 250, 33, 401, 8, 9, 10, 11, 12];
 
-/// Makes the files of a fixture adapter those in `dir`.
+/// Replaces the files in `dir` by those of a fixture adapter.
 fn put(adapter: &str, dir: &Path) {
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         std::fs::copy(adapter_path(adapter).join(file), dir.join(file)).unwrap();
@@ -30,7 +30,7 @@ fn answer(llm: &Llm, lora: &LoraRequest, tokens: usize) -> Result<CompletionOutp
     Ok(stream.finish()?.outputs.remove(0))
 }
 
-/// What a fixture adapter answers in an engine of its own.
+/// The answer with a fixture adapter in a separate engine.
 fn alone(adapter: &str, tokens: usize) -> CompletionOutput {
     answer(&engine_with(1, 1), &lora(adapter, 0), tokens).unwrap()
 }
@@ -51,7 +51,7 @@ fn a_reload_serves_new_weights_and_lets_old_requests_end_with_the_old() {
     let found_before = llm.stats().unwrap().kv.prefix.hit_tokens;
     assert_eq!(answer(&llm, &request, 5).unwrap(), alone("llama.all-r16-rslora", 5));
     let found = llm.stats().unwrap().kv.prefix.hit_tokens;
-    assert_eq!(found, found_before, "keys and values of the old weights were used");
+    assert_eq!(found, found_before, "the prefix cache of the old weights was used");
     assert_eq!(in_flight.finish().unwrap().outputs[0], alone("llama.attn-r8", 100));
 
     put("llama.attn-r8", dir.path());
@@ -94,7 +94,7 @@ fn a_reload_that_fails_changes_nothing() {
 }
 
 #[test]
-fn an_unloaded_adapter_serves_those_in_flight_and_nobody_else() {
+fn an_unloaded_adapter_serves_only_requests_in_flight() {
     let llm = engine_with(2, 2);
     let request = lora("llama.attn-r8", 1);
     let mut stream = llm.generate_async(ask(&PROMPT, greedy(100), Some(request.clone()))).unwrap();
@@ -107,7 +107,7 @@ fn an_unloaded_adapter_serves_those_in_flight_and_nobody_else() {
 
     let stats = settled(&llm);
     assert_eq!(stats.adapters.host.adapters(), 0, "{stats:?}");
-    // Its name and number are free for another adapter now.
+    // Its name and id are free for another adapter now.
     let other = LoraRequest::new("llama.attn-r8", 1, adapter_path("llama.dora-r8"));
     assert_eq!(answer(&llm, &other, 3).unwrap(), alone("llama.dora-r8", 3));
 }
@@ -135,7 +135,7 @@ fn pinned_adapters_stay_and_may_leave_no_room() {
     let status =
         |name: &str| llm.list_adapters().unwrap().into_iter().find(|s| s.name == name).unwrap();
     assert!(status("llama.attn-r8").on_host && status("llama.attn-r8").pinned);
-    assert_eq!(settled(&llm).adapters.use_of_tiers.misses, 4, "the two take turns beside it");
+    assert_eq!(settled(&llm).adapters.use_of_tiers.misses, 4, "the other two evict each other");
 
     llm.load_adapter(&lora("llama.dora-r8", 2), true).unwrap();
     let full = answer(&llm, &lora("llama.some-layers", 4), 2).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What the engine promises while many requests, adapters and limits meet.
+//! The engine under many concurrent requests, adapters and limits.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! A device that is full: what is promised is there, and what is not fails by itself.
+//! A full device: reserved memory is available, and what does not fit fails alone.
 
 use lora_core::LoraConfig;
 use lora_core::testkit::{CountedMemory, NullBackend};
@@ -9,7 +9,7 @@ use loramux_tests::settle::{ask, assert_nothing_held, builder, greedy, lora, set
 
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];
 
-/// Small steps over few tokens, so that the buffers are small.
+/// An engine with small steps and few tokens, so that its buffers are small.
 fn small(lora: LoraConfig) -> LlmBuilder {
     builder(lora).max_batch_size(4).max_num_tokens(16).max_seq_len(64)
 }
@@ -19,7 +19,7 @@ fn on(builder: LlmBuilder, memory: &CountedMemory) -> Result<Llm, LlmError> {
     builder.build(|| Ok(NullBackend::new(512).with_memory(memory)))
 }
 
-/// Bytes that all is counted in but adapters, keys and values.
+/// Memory of everything except adapters and KV cache, in bytes.
 fn needed(lora: &LoraConfig) -> usize {
     let llm = on(small(lora.clone()), &CountedMemory::new(1 << 30)).unwrap();
     llm.info().memory.weights + llm.info().memory.activations
@@ -42,7 +42,7 @@ fn the_plan_adds_up_to_what_was_free() {
 fn adapters_as_large_as_allowed_fit_beside_keys_and_values() {
     let config = LoraConfig { max_lora_rank: 16, ..tiers(2, 2) };
     let room = needed(&config);
-    // Keys and values would take far more.
+    // The KV cache would need far more.
     let builder = small(config).max_batch_size(256).max_num_tokens(256);
     let builder = builder.kv_cache_config(KvCacheConfig {
         free_gpu_memory_fraction: Some(0.99),
@@ -61,7 +61,7 @@ fn adapters_as_large_as_allowed_fit_beside_keys_and_values() {
 #[test]
 fn an_adapter_that_does_not_fit_fails_alone_and_leaves_nothing_behind() {
     let config = tiers(4, 4);
-    // Three blocks of keys and values; of the large adapter's 112 KB, a few do not fit beside them.
+    // Three KV blocks; a few of the large adapter's 112 KB do not fit beside them.
     let memory = CountedMemory::new(needed(&config) + 180_000);
     let llm = on(small(config), &memory).unwrap();
     let base = || ask(&PROMPT, greedy(4), None);
@@ -81,7 +81,7 @@ fn an_adapter_that_does_not_fit_fails_alone_and_leaves_nothing_behind() {
         }
         settled(&llm);
         assert_nothing_held(&llm);
-        assert_eq!(memory.free(), free, "a part of the adapter is still there");
+        assert_eq!(memory.free(), free, "a part of the adapter was not freed");
     }
     let small = ask(&PROMPT, greedy(4), Some(lora("llama.some-layers", 2)));
     llm.generate_each(vec![small], &mut |_| ()).remove(0).unwrap();
@@ -105,7 +105,7 @@ fn a_device_too_small_says_for_what() {
 fn meet<M: faults::Make<NullBackend>>(fault: fn(&M), make: impl FnOnce(CountedMemory) -> M) {
     let memory = CountedMemory::new(4 << 30);
     fault(&make(memory.clone()));
-    assert_eq!(memory.free(), 4 << 30, "something is still held");
+    assert_eq!(memory.free(), 4 << 30, "memory was not freed");
 }
 
 fn counted(memory: CountedMemory) -> impl faults::Make<NullBackend> {

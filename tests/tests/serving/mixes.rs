@@ -1,4 +1,4 @@
-//! Whatever else runs, a request gets the answer that it gets alone, bit for bit.
+//! Batch invariance of the engine: whatever else runs, a request gets the same bits as when run alone.
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
@@ -30,7 +30,7 @@ const ADAPTERS: [&str; 9] = [
 /// Longest prompt and answer of these tests.
 const MAX_SEQ_LEN: usize = 48;
 
-/// Everything that may decide when something is computed.
+/// Settings that affect when something is computed, but never the result.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
     batch: usize,
@@ -88,7 +88,7 @@ impl Settings {
     }
 }
 
-/// A request, when it comes and whether it is given up.
+/// A request, with its arrival and an optional abort.
 #[derive(Clone, Debug)]
 struct Asked {
     prompt: Vec<u32>,
@@ -97,17 +97,17 @@ struct Asked {
     seed: Option<u64>,
     outputs: usize,
     prompt_logits: bool,
-    /// Whether logits of the answer are wanted, for which steps wait for each other.
+    /// Whether to return logits of the answer, which turns overlap scheduling off.
     logits: bool,
-    /// Every eighth token from this one on ends the answer.
+    /// This token and every eighth after it are stop tokens.
     stop: Option<u32>,
-    /// Pieces of earlier answers that are read before it comes.
+    /// Arrives after this many pieces of earlier answers were read.
     after: usize,
-    /// It is dropped once this many pieces were read.
+    /// Is aborted once this many of its pieces were read.
     cut: Option<usize>,
 }
 
-/// Prompts of few beginnings, so that prefixes are shared.
+/// Prompts with few different beginnings, so that they share prefixes.
 fn prompts() -> impl Strategy<Value = Vec<u32>> {
     (0u32..2, 0usize..30, vec(0u32..512, 1..4)).prop_map(|(which, shared, tail)| {
         let beginning = (0..shared as u32).map(|i| (which * 131 + i * 37) % 512);
@@ -150,7 +150,7 @@ impl Asked {
                 .map_or_else(Vec::new, |stop| (stop..512).step_by(8).collect()),
             ..greedy(self.tokens)
         };
-        // Several greedy outputs would be one output several times, which is refused.
+        // Several greedy outputs would be identical, so the engine refuses them.
         let n = if self.seed.is_some() { self.outputs } else { 1 };
         let adapter = self.adapter.map(|i| lora(ADAPTERS[i], i as i64));
         ask(&self.prompt, SamplingParams { n, ..sampling }, adapter)
@@ -160,7 +160,7 @@ impl Asked {
 /// Outputs and logits of the prompt.
 type Answer = (Vec<CompletionOutput>, Option<Vec<Vec<f32>>>);
 
-/// What a request gets from an engine that runs nothing else and reuses nothing.
+/// The answer from an engine that runs nothing else, without prefix reuse.
 fn alone(asked: &Asked) -> Answer {
     static ALONE: LazyLock<Llm> = LazyLock::new(|| {
         let kv = KvCacheConfig { enable_block_reuse: false, ..KvCacheConfig::default() };
@@ -178,7 +178,7 @@ struct Reading {
     pieces: usize,
 }
 
-/// Runs the requests as they come; `None` for those given up, whose tokens were checked.
+/// Runs the requests in their order of arrival; `None` for aborted ones, whose tokens so far were checked.
 fn run(llm: &Llm, all: &[Asked], expected: &[Answer]) -> Vec<Option<Answer>> {
     let mut answers: Vec<Option<Answer>> = all.iter().map(|_| None).collect();
     let mut live: VecDeque<Reading> = VecDeque::new();

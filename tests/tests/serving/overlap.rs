@@ -1,5 +1,5 @@
-//! Steps that are launched before the tokens of the step before are known. The CPU computes each at
-//! once, so what is tested is who is in them and what they hold; [`super::mixes`] has whatever comes.
+//! Overlap scheduling: steps launched before the tokens of the previous one are read. The CPU runs each step at once, so
+//! these tests check which sequences a step has and with which tokens; [`super::mixes`] checks random traffic.
 
 use loramux_engine::{
     CompletionOutput, EngineStats, FinishReason, GenerateRequest, GuidedDecodingParams,
@@ -10,10 +10,10 @@ use loramux_tests::settle::{
     ask, assert_nothing_held, builder, greedy, lora, settled, start, tiers,
 };
 
-/// Tokens of a block.
+/// Tokens of a KV block.
 const BLOCK: usize = 4;
 
-/// An engine that launches steps ahead, or one that never does.
+/// An engine with overlap scheduling on or off.
 fn engine(overlaps: bool) -> Llm {
     let kv = KvCacheConfig { tokens_per_block: BLOCK, ..KvCacheConfig::default() };
     start(builder(tiers(4, 4)).kv_cache_config(kv).disable_overlap_scheduler(!overlaps))
@@ -23,37 +23,37 @@ fn params(tokens: usize) -> SamplingParams {
     SamplingParams { return_generation_logits: false, ..greedy(tokens) }
 }
 
-fn drawn(tokens: usize, seed: u64) -> SamplingParams {
+fn sampled(tokens: usize, seed: u64) -> SamplingParams {
     SamplingParams { temperature: Some(1.3), seed: Some(seed), ..params(tokens) }
 }
 
-/// As [`drawn`], up to a token.
+/// As [`sampled`], up to a stop token.
 fn ending(tokens: usize, seed: u64, stop: u32) -> SamplingParams {
-    // The stop token would be banned at first otherwise, and other tokens drawn.
-    SamplingParams { min_tokens: Some(0), stop_token_ids: vec![stop], ..drawn(tokens, seed) }
+    // Otherwise the stop token would be banned at first, and other tokens sampled.
+    SamplingParams { min_tokens: Some(0), stop_token_ids: vec![stop], ..sampled(tokens, seed) }
 }
 
 fn prompt(which: u32) -> Vec<u32> {
     (0..5 + which).map(|i| (which * 131 + i * 37) % 512).collect()
 }
 
-/// Requests of different lengths, one of them of an adapter.
+/// Requests of different lengths, with and without adapters.
 fn mix() -> Vec<GenerateRequest> {
     vec![
         ask(&prompt(1), params(9), None),
-        ask(&prompt(2), drawn(23, 5), Some(lora("llama.attn-r8", 1))),
-        ask(&prompt(3), drawn(31, 6), Some(lora("llama.dora-r8", 2))),
+        ask(&prompt(2), sampled(23, 5), Some(lora("llama.attn-r8", 1))),
+        ask(&prompt(3), sampled(31, 6), Some(lora("llama.dora-r8", 2))),
         ask(&prompt(4), params(40), None),
     ]
 }
 
-/// The answers of requests that run together.
+/// The answers of requests run concurrently.
 fn together(llm: &Llm, requests: Vec<GenerateRequest>) -> Vec<Vec<CompletionOutput>> {
     let streams: Vec<_> = requests.into_iter().map(|r| llm.generate_async(r).unwrap()).collect();
     streams.into_iter().map(|stream| stream.finish().unwrap().outputs).collect()
 }
 
-/// The answer to one request, and what the engine says afterwards.
+/// The answer to one request, and the engine's stats afterwards.
 fn one(llm: &Llm, sampling: SamplingParams) -> (CompletionOutput, EngineStats) {
     let answer = llm.generate_async(ask(&prompt(1), sampling, None)).unwrap().finish().unwrap();
     (answer.outputs.into_iter().next().unwrap(), settled(llm))
@@ -85,7 +85,7 @@ fn a_lone_sequence_has_all_its_decoding_steps_launched_ahead() {
 #[test]
 fn a_row_of_a_sequence_that_has_ended_is_dropped() {
     let (ahead, after) = (engine(true), engine(false));
-    let free = one(&after, drawn(30, 3)).0.token_ids;
+    let free = one(&after, sampled(30, 3)).0.token_ids;
     for at in [0, 1, 6, 17] {
         let ending = || ask(&prompt(1), ending(30, 3, free[at]), None);
         let others = || mix().into_iter().chain([ending()]).collect();
@@ -95,7 +95,7 @@ fn a_row_of_a_sequence_that_has_ended_is_dropped() {
         let last = &found[4][0];
         assert_eq!(last.stop_reason, Some(StopReason::Token(free[at])));
         let tokens = [settled(&ahead), settled(&after)].map(|stats| stats.generated_tokens);
-        assert_eq!(tokens[0] - before[0], tokens[1] - before[1], "a dropped token is not counted");
+        assert_eq!(tokens[0] - before[0], tokens[1] - before[1], "a wasted row is not counted");
         assert_nothing_held(&ahead);
     }
 }
@@ -103,18 +103,21 @@ fn a_row_of_a_sequence_that_has_ended_is_dropped() {
 #[test]
 fn what_a_dropped_row_wrote_is_never_found_as_a_prefix() {
     let (ahead, after) = (engine(true), engine(false));
-    let free = one(&after, drawn(30, 3)).0.token_ids;
-    // Ends of answers at every place in a block.
+    let free = one(&after, sampled(30, 3)).0.token_ids;
+    // Let answers end at every position in a block.
     for at in 4..4 + 2 * BLOCK {
         let (answer, _) = one(&ahead, ending(30, 3, free[at]));
         assert_eq!(answer.stop_reason, Some(StopReason::Token(free[at])));
-        // Goes on after the end token with what was drawn there, and with other tokens.
+        // Continue the prompt with the token sampled after the end token, and with other tokens.
         for next in [free[at + 1], 7] {
             let longer = [&prompt(1)[..], &free[..=at], &[next, 11]].concat();
             let request = || vec![ask(&longer, params(6), None)];
             let hits = settled(&ahead).kv.prefix.hit_tokens;
             assert_eq!(together(&ahead, request()), together(&after, request()));
-            assert!(settled(&ahead).kv.prefix.hit_tokens > hits, "the prompt is known");
+            assert!(
+                settled(&ahead).kv.prefix.hit_tokens > hits,
+                "the prompt hits the prefix cache"
+            );
         }
     }
 }
@@ -122,7 +125,7 @@ fn what_a_dropped_row_wrote_is_never_found_as_a_prefix() {
 #[test]
 fn outputs_of_one_prompt_and_requests_that_come_later_join() {
     let (ahead, after) = (engine(true), engine(false));
-    let several = || ask(&prompt(7), SamplingParams { n: 3, ..drawn(20, 1) }, None);
+    let several = || ask(&prompt(7), SamplingParams { n: 3, ..sampled(20, 1) }, None);
     let run = |llm: &Llm| {
         let mut first = llm.generate_async(several()).unwrap();
         for _ in 0..4 {
@@ -167,7 +170,7 @@ fn what_depends_on_tokens_waits_for_them() {
         assert_eq!(found, one(&after, sampling.clone()).0);
         assert_eq!(stats.overlapped_steps, 0, "{sampling:?}");
     }
-    // What the number of tokens decides is known before.
+    // An end by length is known in advance, so no row is wasted.
     let free = one(&after, params(20)).0.token_ids;
     let late = SamplingParams {
         min_tokens: Some(12),

@@ -1,10 +1,10 @@
-//! Who shares keys and values, counted; what is computed with them is checked by the mixes.
+//! Counts prefix cache hits; `mixes` checks the results computed with them.
 
 use lora_core::LoraRequest;
 use loramux_engine::{KvCacheConfig, Llm, RequestOutput, SamplingParams};
 use loramux_tests::settle::{ask, builder, engine_with, greedy, lora, settled, start, tiers};
 
-/// Tokens of a block.
+/// Tokens of a KV block.
 const BLOCK: usize = 4;
 
 fn llm(partial: bool) -> Llm {
@@ -20,14 +20,14 @@ fn prompt(tail: u32) -> Vec<u32> {
     (0..17).map(|i| 100 + i).chain([tail]).collect()
 }
 
-/// The answer, and the tokens of its prompt that came from the cache.
+/// The answer, and the prompt tokens that came from the prefix cache.
 fn run(llm: &Llm, tail: u32, lora: Option<LoraRequest>) -> (RequestOutput, u64) {
     let before = settled(llm);
     let answer = llm.generate_async(ask(&prompt(tail), greedy(3), lora)).unwrap().finish().unwrap();
     let after = settled(llm);
     let computed = after.prompt_tokens - before.prompt_tokens;
     let hits = after.kv.prefix.hit_tokens - before.kv.prefix.hit_tokens;
-    assert_eq!(computed + hits, prompt(tail).len() as u64, "each token is computed or found");
+    assert_eq!(computed + hits, prompt(tail).len() as u64, "each token is computed or a cache hit");
     (answer, hits)
 }
 
@@ -41,7 +41,7 @@ fn the_same_prefix_under_another_adapter_is_never_shared() {
     }
     for adapter in &of {
         let (again, hits) = run(&llm, 1, adapter.clone());
-        assert_eq!(hits, 17, "all but the last token, whose logits are wanted: {adapter:?}");
+        assert_eq!(hits, 17, "all but the last token, whose logits are needed: {adapter:?}");
         let fresh = engine_with(4, 4);
         assert_eq!(again.outputs, run(&fresh, 1, adapter.clone()).0.outputs);
     }
@@ -67,7 +67,11 @@ fn one_adapter_under_two_names_shares_its_prefixes() {
     }
     let (first, _) = run(&llm, 1, Some(original));
     let (second, hits) = run(&llm, 1, Some(LoraRequest::new("its copy", 2, dir.path())));
-    assert_eq!((hits, second.outputs), (17, first.outputs), "keys are contents, not names");
+    assert_eq!(
+        (hits, second.outputs),
+        (17, first.outputs),
+        "prefixes are keyed by adapter content, not by name"
+    );
 }
 
 #[test]

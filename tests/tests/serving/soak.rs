@@ -1,5 +1,5 @@
-//! A long run with more adapters than fit anywhere: popular and rare ones, broken ones, requests
-//! that are given up. Every answer is the one that the request gets alone.
+//! A long run with more adapters than fit any tier: popular, rare and broken ones, and aborted requests. Every answer
+//! must equal the one that the request gets alone.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -11,21 +11,21 @@ use loramux_tests::{AdapterFiles, FileTensor};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// How much is run.
+/// Size of a run.
 #[derive(Clone, Copy, Debug)]
 struct Size {
     adapters: usize,
     requests: usize,
     host: usize,
     device: usize,
-    /// Requests in flight.
+    /// Maximum requests in flight.
     in_flight: usize,
 }
 
 /// One adapter in this many is broken.
 const BROKEN: usize = 50;
 
-/// Prompts that requests choose from.
+/// Number of different prompts.
 const PROMPTS: u32 = 4;
 
 fn prompt(which: u32) -> Vec<u32> {
@@ -51,7 +51,7 @@ fn write_adapters(dir: &Path, count: usize, rng: &mut StdRng) -> Vec<PathBuf> {
             *tensor = FileTensor::bf16(&shape, values);
         }
         if number % BROKEN == BROKEN - 1 {
-            // A rank that the tensors do not have.
+            // Contradicts the rank of the tensors.
             files.config["r"] = (rank + 1).into();
         }
         let path = dir.join(number.to_string());
@@ -76,13 +76,13 @@ fn is_broken((adapter, _): Choice) -> bool {
     adapter > 0 && adapter % BROKEN == 0
 }
 
-/// Popularity falls with the number, as Zipf's law with exponent 1 has it.
+/// Popularity by Zipf's law with exponent 1.
 fn choose(size: Size, rng: &mut StdRng) -> Choice {
     let popular = ((size.adapters + 1) as f64).powf(rng.random::<f64>()) as usize;
     (popular - 1, rng.random_range(0..PROMPTS))
 }
 
-/// What each choice gets from an engine that runs one request at a time.
+/// The answer to each choice from an engine that runs one request at a time.
 fn alone(paths: &[PathBuf], choices: &[Choice]) -> BTreeMap<Choice, Answer> {
     let kv = KvCacheConfig { enable_block_reuse: false, ..KvCacheConfig::default() };
     let llm = start(builder(tiers(1, 1)).kv_cache_config(kv));
@@ -108,7 +108,7 @@ fn digest(mut answer: loramux_engine::RequestOutput) -> Answer {
     (output.token_ids, hasher.finish())
 }
 
-/// Kilobytes of this process that are in memory, where the system tells.
+/// Resident memory of this process in kilobytes, if the system reports it.
 fn resident_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -123,7 +123,7 @@ fn check(choice: Choice, stream: ResponseStream, expected: &BTreeMap<Choice, Ans
     }
 }
 
-/// Runs all choices, with some given up, and returns the memory after the first fifth and at the end.
+/// Runs all choices and aborts some; returns resident memory after the first fifth and at the end.
 fn run(
     llm: &Llm,
     size: Size,
@@ -142,7 +142,7 @@ fn run(
             let which = rng.random_range(0..live.len());
             let (choice, mut stream) = live.remove(which).unwrap();
             if rng.random_bool(0.1) {
-                // Given up, sometimes with an answer begun.
+                // Abort it, sometimes in the middle of its answer.
                 let _ = rng.random_bool(0.5).then(|| stream.blocking().next());
                 drop(stream);
             } else {

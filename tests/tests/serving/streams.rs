@@ -1,4 +1,4 @@
-//! Answers in pieces, and requests that are given up.
+//! Streamed answers, and aborted requests.
 
 use futures_executor::block_on;
 use futures_util::{FutureExt, StreamExt, future, stream};
@@ -7,7 +7,7 @@ use loramux_tests::settle::{ask, assert_nothing_held, engine_with, greedy, lora,
 
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];
 
-/// Tokens of an answer that is not done by the time that the test asks for its end, on a busy machine either.
+/// Tokens of an answer long enough not to finish before the test aborts it, even on a busy machine.
 const LONG: usize = 480;
 
 #[test]
@@ -30,7 +30,11 @@ fn pieces_make_up_the_whole_answer() {
         assert_eq!(of().flat_map(|p| p.token_ids.clone()).collect::<Vec<_>>(), output.token_ids);
         assert_eq!(of().map(|p| p.logprobs.len()).sum::<usize>(), output.token_ids.len());
         let ends: Vec<_> = of().filter_map(|piece| piece.finish_reason).collect();
-        assert_eq!(ends, [FinishReason::Length], "the last piece of an output says so, once");
+        assert_eq!(
+            ends,
+            [FinishReason::Length],
+            "the finish reason is reported once, in the last piece"
+        );
     }
 }
 
@@ -65,8 +69,8 @@ fn a_dropped_stream_ends_its_request_alone() {
     drop(dropped);
     assert_eq!(kept.finish().unwrap().outputs, alone.outputs);
     assert_nothing_held(&llm);
-    let drawn = settled(&llm).generated_tokens - before;
-    assert!(drawn < 40 + LONG as u64, "the dropped request ran on: {drawn} tokens");
+    let sampled = settled(&llm).generated_tokens - before;
+    assert!(sampled < 40 + LONG as u64, "the dropped request ran on: {sampled} tokens");
 }
 
 #[test]
@@ -105,7 +109,7 @@ fn an_engine_that_goes_away_ends_its_streams() {
             piece.unwrap();
         }
         drop(llm);
-        // The last tokens may have been on their way already.
+        // The last tokens may already have been sent.
         if let Ok(output) = stream.finish() {
             assert_eq!(output.outputs[0].token_ids.len(), LONG);
         }
