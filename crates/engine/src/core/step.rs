@@ -143,7 +143,7 @@ fn step_rows(running: &[Sequence<Active>], works: &[Work], tokens_per_block: usi
             rows.sequences.push(i as i32);
             rows.lora_slots.push(sequence.slot().map_or(-1, |slot| slot as i32));
         }
-        rows.drawn.extend(work.token_from.map(|row| row as i32));
+        rows.sampled_from.extend(work.sampled_from.map(|row| row as i32));
         let blocks = sequence.blocks().iter().map(|b| *b as i32);
         let padding = max_blocks - sequence.blocks().len();
         rows.block_tables.extend(blocks.chain(std::iter::repeat_n(0, padding)));

@@ -45,7 +45,7 @@ impl Executor for Counting {
     }
 
     fn forward(&mut self, mut rows: StepRows) -> Result<()> {
-        for (row, drawn) in rows.drawn.iter().enumerate() {
+        for (row, drawn) in rows.sampled_from.iter().enumerate() {
             rows.ids[row] = self.last[*drawn as usize];
         }
         if rows.ids.contains(&FATAL) {
@@ -176,7 +176,7 @@ fn sequences_share_steps_and_get_their_own_tokens() {
         assert_eq!(tokens[2], [120, 121]);
         let seen = rig.seen.lock().unwrap();
         assert!(seen.steps.iter().all(|rows| rows.ids.len() <= 8), "no step is too large");
-        assert_eq!(asynchronous, seen.steps.iter().any(|rows| !rows.drawn.is_empty()));
+        assert_eq!(asynchronous, seen.steps.iter().any(|rows| !rows.sampled_from.is_empty()));
     }
 }
 

@@ -206,7 +206,7 @@ mod tests {
             max_blocks: 3,
             lora_slots: vec![0, -1, 1],
             logit_rows: vec![0, 1, 2],
-            drawn: Vec::new(),
+            sampled_from: Vec::new(),
         };
         assert!(is_decode(&rows.extents()));
         rows.widen_tables(4);

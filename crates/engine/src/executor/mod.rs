@@ -29,7 +29,7 @@ use crate::sampling::TokenLogprobs;
 /// After an error, what was computed is lost: [`Executor::forget_steps`] is called before the next step.
 pub trait Executor {
     /// Whether it pays to run a step before the tokens of the one before are known, which then come from the
-    /// device ([`StepRows::drawn`]).
+    /// device ([`StepRows::sampled_from`]).
     fn is_asynchronous(&self) -> bool;
 
     /// Copies the beginnings of KV blocks, in this order, in all layers.

@@ -112,8 +112,8 @@ impl<B: Backend> Decoder<B> {
         self.lm_head.as_ref().unwrap_or(&self.embed)
     }
 
-    /// Hands a step's rows to the device. `tokens` are those drawn last, `[1, rows]` i32, from which
-    /// rows may take theirs ([`StepRows::drawn`]).
+    /// Uploads a step's rows. `tokens` are the previous step's sampled tokens, `[1, rows]` i32, from
+    /// which rows may take their ids ([`StepRows::sampled_from`]).
     ///
     /// # Errors
     /// Those of the backend.

@@ -79,9 +79,10 @@ pub struct StepRows {
     pub lora_slots: Vec<i32>,
     /// Rows whose logits are wanted.
     pub logit_rows: Vec<i32>,
-    /// For the first rows, in place of their `ids`: which of the tokens drawn last they compute.
-    /// Empty where the host knows all tokens.
-    pub drawn: Vec<i32>,
+    /// For the first rows: which token of the previous step's sampling replaces their entry of `ids`,
+    /// as an index into its rows of logits. Filled by overlap scheduling, where the host has not read
+    /// those tokens yet; empty otherwise.
+    pub sampled_from: Vec<i32>,
 }
 
 /// Shape of a step; part of the key of recorded steps.
@@ -139,8 +140,8 @@ impl StepRows {
 /// alone, so that steps of the same extents find them in the same places.
 pub struct StepInputs<B: Backend> {
     words: Tensor<B>,
-    /// [`StepRows::drawn`].
-    drawn: Tensor<B>,
+    /// [`StepRows::sampled_from`].
+    sampled_from: Tensor<B>,
     pub(super) extents: Extents,
     pub(super) attention: B::AttentionPlan,
     lora: B::LoraPlan,
@@ -169,7 +170,7 @@ impl<B: Backend> StepInputs<B> {
         let [.., last] = places(most);
         Ok(Self {
             words: Tensor::zeros(be, Pool::StepInputs, 1, last.end, DType::I32)?,
-            drawn: Tensor::zeros(be, Pool::StepInputs, 1, most.logit_rows, DType::I32)?,
+            sampled_from: Tensor::zeros(be, Pool::StepInputs, 1, most.logit_rows, DType::I32)?,
             extents: Extents::default(),
             attention: be.attention_plan(dims, most.rows)?,
             lora: be.lora_plan(most.rows)?,
@@ -177,7 +178,7 @@ impl<B: Backend> StepInputs<B> {
         })
     }
 
-    /// Hands a step's rows to the device. `tokens`: those drawn last, `[1, rows]`.
+    /// Uploads a step's rows. `tokens` are the previous step's sampled tokens, `[1, rows]`.
     pub(super) fn fill(
         &mut self,
         be: &B,
@@ -208,28 +209,29 @@ impl<B: Backend> StepInputs<B> {
         let of_logits: Vec<i32> =
             rows.logit_rows.iter().map(|r| rows.lora_slots[*r as usize]).collect();
         be.plan_lora(q, &of_logits, &mut self.logit_lora)?;
-        self.take_drawn(be, q, &rows.drawn, tokens)
+        self.gather_sampled(be, q, &rows.sampled_from, tokens)
     }
 
-    /// Puts tokens that the host does not know yet in the place of the first ids.
-    fn take_drawn(
+    /// Gathers the ids of the first rows from `tokens`, the previous step's sampled tokens, on the
+    /// device: the host has not read them yet.
+    fn gather_sampled(
         &mut self,
         be: &B,
         q: &mut B::Queue,
-        drawn: &[i32],
+        sampled_from: &[i32],
         mut tokens: View<'_, B>,
     ) -> Result<()> {
-        if drawn.is_empty() {
+        if sampled_from.is_empty() {
             return Ok(());
         }
-        let mut which = self.drawn.view_mut();
-        which.layout = which.layout.slice_cols(0..drawn.len());
-        be.upload(q, cast_slice(drawn), which)?;
-        // Ids come first among the words.
+        let mut indices = self.sampled_from.view_mut();
+        indices.layout = indices.layout.slice_cols(0..sampled_from.len());
+        be.upload(q, cast_slice(sampled_from), indices)?;
+        // `ids` is the first section of `words`.
         let mut ids = self.words.view_mut();
-        ids.layout = column(ids.layout.slice_cols(0..drawn.len()));
+        ids.layout = column(ids.layout.slice_cols(0..sampled_from.len()));
         tokens.layout = column(tokens.layout);
-        be.gather_rows(q, tokens, self.drawn.view().slice_cols(0..drawn.len()), ids)
+        be.gather_rows(q, tokens, self.sampled_from.view().slice_cols(0..sampled_from.len()), ids)
     }
 
     /// Adapters of the rows, if any of them has one: rows without one must cost nothing.

@@ -189,7 +189,7 @@ fn decoding(new: &[usize]) -> (Scheduler<usize>, Vec<Work>) {
 fn the_next_step_is_planned_before_tokens_are_known() {
     let (mut s, mut works) = decoding(&[9, 2, 9]);
     let next = s.plan_after(&works, |_| false).unwrap();
-    let of = |work: &Work| (work.sequence, work.positions.clone(), work.rows(), work.token_from);
+    let of = |work: &Work| (work.sequence, work.positions.clone(), work.rows(), work.sampled_from);
     // The second one reaches its longest length.
     let expected = [(0, 2..3, 0..1, Some(0)), (2, 2..3, 1..2, Some(2))];
     assert_eq!(next.iter().map(of).collect::<Vec<_>>(), expected);
@@ -209,7 +209,7 @@ fn the_next_step_is_planned_before_tokens_are_known() {
 fn a_step_is_not_planned_ahead_of_what_may_change_it() {
     let (mut s, works) = decoding(&[9, 9]);
     assert!(s.plan_after(&works, |_| true).is_none(), "nothing goes on");
-    assert!(s.plan_after(&works[..1], |_| false).is_none(), "one draws nothing");
+    assert!(s.plan_after(&works[..1], |_| false).is_none(), "one samples nothing");
     assert_eq!(s.plan_after(&works[..1], |sequence| sequence.data == 1).unwrap().len(), 1);
     let mut prompt = works.clone();
     prompt[1].samples = false;
@@ -221,7 +221,7 @@ fn a_step_is_not_planned_ahead_of_what_may_change_it() {
     assert!(full.plan_after(&works, |_| false).is_some(), "there is no place");
     assert!(full.plan_after(&works, |sequence| sequence.data == 1).is_none(), "there will be one");
     let (mut last, works) = decoding(&[2]);
-    assert!(last.plan_after(&works, |_| false).is_none(), "it has drawn its last token");
+    assert!(last.plan_after(&works, |_| false).is_none(), "its last token is being sampled");
 }
 
 /// What a user may do, and the device.
@@ -316,14 +316,14 @@ impl Machine {
         if let Some(next) = self.scheduler.plan_after(&works, |_| false) {
             for work in &next {
                 let before = works.iter().find(|before| before.sequence == work.sequence).unwrap();
-                assert_eq!(work.token_from, before.rows().last());
+                assert_eq!(work.sampled_from, before.rows().last());
             }
             self.begin(next);
         }
         for work in &works {
             self.scheduler.commit(work, work.samples.then_some(7));
         }
-        // Every third one draws an end token after its first.
+        // Every third one samples an end token after its first.
         let ended = |s: &mut Sequence<usize>| {
             s.len() >= s.max_len || (s.data.is_multiple_of(3) && s.generated() > 1)
         };

@@ -17,9 +17,9 @@ pub struct Work {
     pub samples: bool,
     /// First of its rows among the step's rows of logits.
     pub first_row: usize,
-    /// Where the token to compute is not known yet: the row of logits of the step before that it is
-    /// sampled from.
-    pub token_from: Option<usize>,
+    /// Overlap scheduling: the row of the previous step's logits that the token to compute is sampled
+    /// from, as the host does not know that token yet. `None` where it does.
+    pub sampled_from: Option<usize>,
 }
 
 impl Work {
@@ -73,7 +73,7 @@ pub(super) fn share_next<T>(
                 logits_from: position,
                 samples: true,
                 first_row: works.len(),
-                token_from: Some(row),
+                sampled_from: Some(row),
             });
         }
     }
@@ -89,7 +89,7 @@ fn share<T>(index: usize, sequence: &Sequence<T>, rows: usize, logits: usize) ->
         logits_from: sequence.logits_from(end),
         samples: end == sequence.len(),
         first_row: 0,
-        token_from: None,
+        sampled_from: None,
     };
     let full = work(sequence.len().min(sequence.computed + rows));
     let over = full.logit_rows().saturating_sub(logits);
