@@ -1,4 +1,4 @@
-//! Sequences that follow a guide: which tokens they may draw, and when they end.
+//! Guided decoding: which tokens a sequence may sample next, and when its guide ends it.
 
 use rayon::prelude::*;
 
@@ -11,31 +11,31 @@ use crate::scheduler::{Sequence, Work};
 /// A row of [`lora_core::ops::SampleArgs::masks`].
 pub type Mask = Vec<i32>;
 
-/// What a sequence does next.
+/// What a guide allows next.
 #[derive(PartialEq, Eq, Debug)]
 enum Next {
-    /// It draws one of these tokens; bans are taken out already.
-    Draw(Mask),
-    /// It is complete, and there is no token to say so.
+    /// One of these tokens; banned ones are cleared already.
+    Sample(Mask),
+    /// The text is complete, but the request has no end token that could be sampled.
     End,
 }
 
-/// For each running sequence that follows a guide and draws in this step, the tokens that it may
-/// draw. One that cannot go on is ended here; what the step computes for it is then ignored.
+/// The allowed tokens of each running sequence that has a guide and samples in this step; `None` for
+/// other sequences. A sequence that cannot continue is ended here, and its results of this step are
+/// then ignored. Masks take up to milliseconds each, so they are computed in parallel.
 pub fn masks(running: &mut [Sequence<Active>], works: &[Work]) -> Vec<Option<Mask>> {
-    let mut draws = vec![false; running.len()];
+    let mut samples = vec![false; running.len()];
     for work in works {
-        draws[work.sequence] = work.samples;
+        samples[work.sequence] = work.samples;
     }
     let guided = |s: &Sequence<Active>| s.data.submission.guide.is_some() && !s.data.finished;
-    if !running.iter().zip(&draws).any(|(sequence, draws)| *draws && guided(sequence)) {
+    if !running.iter().zip(&samples).any(|(sequence, samples)| *samples && guided(sequence)) {
         return vec![None; running.len()];
     }
-    let mask = |(sequence, draws): (&mut Sequence<Active>, bool)| match draws && guided(sequence) {
-        true => next_mask(sequence),
-        false => None,
+    let mask = |(sequence, samples): (&mut Sequence<Active>, bool)| {
+        if samples && guided(sequence) { next_mask(sequence) } else { None }
     };
-    running.par_iter_mut().zip(draws).map(mask).collect()
+    running.par_iter_mut().zip(samples).map(mask).collect()
 }
 
 fn next_mask(sequence: &mut Sequence<Active>) -> Option<Mask> {
@@ -44,7 +44,7 @@ fn next_mask(sequence: &mut Sequence<Active>) -> Option<Mask> {
     let banned = submission.plan.banned_after(&sequence.tokens, generated);
     let next = next(submission.guide.as_mut()?, &submission.plan, &banned);
     let event = match next {
-        Ok(Next::Draw(mask)) => return Some(mask),
+        Ok(Next::Sample(mask)) => return Some(mask),
         Ok(Next::End) => Event::Finished(EndReason::End),
         Err(error) => Event::Failed(SequenceError::Guide(error)),
     };
@@ -52,9 +52,11 @@ fn next_mask(sequence: &mut Sequence<Active>) -> Option<Mask> {
     None
 }
 
-/// End tokens may come where the text is complete and nowhere else, and so may stop tokens that are
-/// no text; other stop tokens where the guide has them. If bans leave nothing, a complete text
-/// ends regardless of them.
+/// The guide's allowed tokens, adjusted for the tokens that end a sequence:
+///
+/// - end tokens, and stop tokens without text, are allowed exactly where the text is complete;
+/// - stop tokens with text are allowed where the guide allows their text;
+/// - banned tokens are not, except that a complete text may end where bans leave no other token.
 fn next(guide: &mut GuideMatcher, plan: &SamplingPlan, banned: &[i32]) -> Result<Next, GuideError> {
     let Allowed { mut words, complete } = guide.allowed()?;
     for id in &plan.end_ids {
@@ -68,7 +70,7 @@ fn next(guide: &mut GuideMatcher, plan: &SamplingPlan, banned: &[i32]) -> Result
         set(&mut words, *id as u32, false);
     }
     if words.iter().any(|word| *word != 0) {
-        return Ok(Next::Draw(words));
+        return Ok(Next::Sample(words));
     }
     if !complete {
         return Err(guide.no_token());
@@ -77,7 +79,7 @@ fn next(guide: &mut GuideMatcher, plan: &SamplingPlan, banned: &[i32]) -> Result
         return Ok(Next::End);
     }
     plan.end_ids.iter().for_each(|id| set(&mut words, *id, true));
-    Ok(Next::Draw(words))
+    Ok(Next::Sample(words))
 }
 
 fn set(words: &mut [i32], token: u32, allowed: bool) {
@@ -87,13 +89,13 @@ fn set(words: &mut [i32], token: u32, allowed: bool) {
     }
 }
 
-/// Takes in a token that does not end the sequence by itself. Returns the event that ends it
-/// nevertheless: there is nothing to add and no token to say so, or the guide failed.
-pub fn advance(job: &mut Active, token: u32) -> Option<Event> {
-    let guide = job.submission.guide.as_mut()?;
+/// Advances the guide by a sampled token that is no end or stop token. Returns the event that ends the
+/// sequence, if the guide failed, or if the text is complete and the request has no end token.
+pub fn advance(active: &mut Active, token: u32) -> Option<Event> {
+    let guide = active.submission.guide.as_mut()?;
     match guide.push(token) {
         Err(error) => Some(Event::Failed(SequenceError::Guide(error))),
-        Ok(()) if guide.is_finished() && job.submission.plan.end_ids.is_empty() => {
+        Ok(()) if guide.is_finished() && active.submission.plan.end_ids.is_empty() => {
             Some(Event::Finished(EndReason::End))
         }
         Ok(()) => None,
@@ -123,7 +125,7 @@ mod tests {
         byte_tokenizer().token_id(token).unwrap()
     }
 
-    /// The tokens that may be drawn after `text`, one letter a token.
+    /// The tokens allowed after `text`, one token per letter.
     fn after(pattern: &str, text: &str, plan: &SamplingPlan, banned: &[u32]) -> Vec<u32> {
         let mut guide = matcher(pattern);
         for letter in text.chars() {
@@ -131,7 +133,7 @@ mod tests {
         }
         let banned: Vec<i32> = banned.iter().map(|t| *t as i32).collect();
         match next(&mut guide, plan, &banned).unwrap() {
-            Next::Draw(words) => {
+            Next::Sample(words) => {
                 (0..VOCAB as u32).filter(|t| words[*t as usize / 32] >> (t % 32) & 1 == 1).collect()
             }
             Next::End => Vec::new(),

@@ -1,17 +1,17 @@
-//! Which tokens a sequence has seen, for the penalties.
+//! Token counts of a sequence, for the repetition, presence and frequency penalties.
 
 use std::collections::BTreeMap;
 
 use crate::sampling::SamplingPlan;
 
-/// Counts of seen tokens; empty where the plan has no penalties.
+/// How often each token occurs in a sequence; not tracked where the plan has no penalties.
 #[derive(Debug, Default)]
 pub struct History {
     counts: Option<BTreeMap<u32, i32>>,
 }
 
 impl History {
-    /// The history of a prompt without its first `prompt_ignore_length` tokens.
+    /// Counts the prompt's tokens from `prompt_ignore_length` on.
     pub fn new(prompt: &[u32], plan: &SamplingPlan) -> Self {
         if !plan.penalises {
             return Self::default();
@@ -30,7 +30,7 @@ impl History {
         }
     }
 
-    /// Pairs of token and count, as [`lora_core::ops::SampleArgs::history`] wants them.
+    /// Pairs of token and count, for [`lora_core::ops::SampleArgs::history`].
     pub fn entries(&self) -> impl Iterator<Item = [i32; 2]> + '_ {
         self.counts.iter().flatten().map(|(token, count)| [*token as i32, *count])
     }

@@ -1,4 +1,4 @@
-//! How an engine is doing.
+//! Counters of a running engine.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use crate::executor::GraphStats;
 use crate::kv::PrefixStats;
 use crate::scheduler::SchedulerStats;
 
-/// A picture of the engine, with counts since its start.
+/// Counters since the engine's start, and the current fill of its caches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EngineStats {
     /// Steps computed.
     pub steps: u64,
-    /// Those of them that were handed to the device before the tokens of the step before were known.
+    /// Steps launched by overlap scheduling, before the previous step's tokens were read.
     pub overlapped_steps: u64,
-    /// Tokens drawn.
+    /// Tokens sampled.
     pub generated_tokens: u64,
-    /// Prompt tokens computed; those found in the KV cache are not among them.
+    /// Prompt tokens computed, without those found in the KV cache.
     pub prompt_tokens: u64,
-    /// Steps recorded and replayed.
+    /// CUDA graphs recorded and replayed.
     pub graphs: GraphStats,
     /// Sequences waiting and running.
     pub scheduler: SchedulerStats,
@@ -48,10 +48,10 @@ pub struct AdapterStats {
     pub host: Tier,
     /// Slots of the device.
     pub device: Tier,
-    /// Uses by running sequences, over all adapters.
+    /// Running sequences that use an adapter.
     pub in_use: usize,
-    /// Time spent reading, over all adapters read.
+    /// Total time spent reading adapters.
     pub read_time: Duration,
-    /// The longest read.
+    /// Time of the slowest read.
     pub longest_read: Duration,
 }

@@ -6,7 +6,7 @@ use lora_core::ops::SampleRow;
 use super::constraint::{self, Mask};
 use super::message::{EndReason, Event};
 use super::{Active, Core, Inbox, Pipeline};
-use crate::executor::{Draws, Executor, StepRows};
+use crate::executor::{Executor, SampleInputs, StepRows};
 use crate::sampling::TokenLogprobs;
 use crate::scheduler::{Sequence, Work};
 
@@ -73,7 +73,7 @@ impl<E: Executor> Core<E> {
         self.executor.forward(step_rows(running, &works, tokens_per_block))?;
         // The device may still be computing.
         let masks = constraint::masks(self.scheduler.running_mut(), &works);
-        self.executor.draw(draws(self.scheduler.running(), &works, &masks))?;
+        self.executor.sample(sample_inputs(self.scheduler.running(), &works, &masks))?;
         Ok(Launched { works })
     }
 
@@ -152,13 +152,17 @@ fn step_rows(running: &[Sequence<Active>], works: &[Work], tokens_per_block: usi
 }
 
 /// How each row of logits is drawn from; rows inside a prompt are drawn from and ignored.
-fn draws(running: &[Sequence<Active>], works: &[Work], masks: &[Option<Mask>]) -> Draws {
-    let mut draws = Draws::default();
+fn sample_inputs(
+    running: &[Sequence<Active>],
+    works: &[Work],
+    masks: &[Option<Mask>],
+) -> SampleInputs {
+    let mut inputs = SampleInputs::default();
     for work in works {
         let sequence = &running[work.sequence];
         let inside = work.logit_rows() - usize::from(work.samples);
         for _ in 0..inside {
-            draws.push(SampleRow::GREEDY, std::iter::empty(), &[], &[]);
+            inputs.push(SampleRow::GREEDY, std::iter::empty(), &[], &[]);
         }
         if work.samples {
             let (job, plan) = (&sequence.data, &sequence.data.submission.plan);
@@ -166,16 +170,16 @@ fn draws(running: &[Sequence<Active>], works: &[Work], masks: &[Option<Mask>]) -
             let row = SampleRow { position: position as u32, ..plan.row };
             let (history, bias) = (job.history.entries(), &plan.bias);
             match &masks[work.sequence] {
-                Some(mask) => draws.push_masked(row, history, bias, mask),
+                Some(mask) => inputs.push_masked(row, history, bias, mask),
                 None => {
                     let generated = position - sequence.prompt_len;
                     let banned = plan.banned_after(&sequence.tokens, generated);
-                    draws.push(row, history, bias, &banned);
+                    inputs.push(row, history, bias, &banned);
                 }
             }
         }
     }
-    draws
+    inputs
 }
 
 /// For each of `rows` rows of logits: the prompt token that follows it, if one does.

@@ -8,31 +8,31 @@ use lora_core::Result;
 
 use super::*;
 use crate::adapters::{AdapterTiers, SiteWrite, TierSize, WriteError};
-use crate::executor::{Draws, GraphStats, StepRows};
+use crate::executor::{GraphStats, SampleInputs, StepRows};
 use crate::kv::{BlockCopy, KvBlocks, KvPlan};
 use crate::sampling::{SamplingParams, SamplingPlan, TokenLogprobs};
 use crate::scheduler::{CapacityPolicy, Limits};
 
-/// A token that no step survives.
+/// A token that makes its step fail.
 const FATAL: i32 = 666;
 
-/// What was asked of an executor.
+/// The calls that an executor received.
 #[derive(Default)]
 struct Seen {
     steps: Vec<StepRows>,
     forgotten: usize,
 }
 
-/// After each token comes the next number.
+/// Samples the successor of each token.
 #[derive(Default)]
 struct Counting {
     asynchronous: bool,
     seen: Arc<Mutex<Seen>>,
-    /// Ids of the rows that yield logits, of the last step.
+    /// Ids of the last step's rows of logits.
     rows: Vec<i32>,
-    /// Tokens of the last draw.
+    /// Tokens of the last step.
     last: Vec<i32>,
-    drawn: VecDeque<Vec<i32>>,
+    sampled: VecDeque<Vec<i32>>,
 }
 
 impl Executor for Counting {
@@ -45,39 +45,39 @@ impl Executor for Counting {
     }
 
     fn forward(&mut self, mut rows: StepRows) -> Result<()> {
-        for (row, drawn) in rows.sampled_from.iter().enumerate() {
-            rows.ids[row] = self.last[*drawn as usize];
+        for (row, from) in rows.sampled_from.iter().enumerate() {
+            rows.ids[row] = self.last[*from as usize];
         }
         if rows.ids.contains(&FATAL) {
-            return Err(lora_core::Error::Device("told to".to_owned()));
+            return Err(lora_core::Error::Device("a fatal token".to_owned()));
         }
         self.rows = rows.logit_rows.iter().map(|row| rows.ids[*row as usize]).collect();
         self.seen.lock().unwrap().steps.push(rows);
         Ok(())
     }
 
-    fn draw(&mut self, draws: Draws) -> Result<()> {
-        assert_eq!(draws.rows.len(), self.rows.len());
+    fn sample(&mut self, inputs: SampleInputs) -> Result<()> {
+        assert_eq!(inputs.rows.len(), self.rows.len());
         self.last = self.rows.iter().map(|id| id + 1).collect();
-        self.drawn.push_back(self.last.clone());
+        self.sampled.push_back(self.last.clone());
         Ok(())
     }
 
     fn tokens(&mut self) -> Result<Vec<i32>> {
-        Ok(self.drawn.pop_front().unwrap())
+        Ok(self.sampled.pop_front().unwrap())
     }
 
     fn logprobs(&mut self, _: &[i32], _: usize) -> Result<Vec<TokenLogprobs>> {
-        unreachable!("nobody asks for log-probabilities")
+        unreachable!("no request asks for log-probabilities")
     }
 
     fn logits(&mut self, _: usize) -> Result<Vec<Vec<f32>>> {
-        unreachable!("nobody asks for logits")
+        unreachable!("no request asks for logits")
     }
 
     fn forget_steps(&mut self) {
         self.seen.lock().unwrap().forgotten += 1;
-        self.drawn.clear();
+        self.sampled.clear();
     }
 
     fn sites(&self) -> usize {
@@ -93,7 +93,7 @@ impl Executor for Counting {
     }
 }
 
-/// A loop on a thread of its own.
+/// The batch loop on its own thread.
 struct Rig {
     commands: Sender<Command>,
     reports: Sender<(u64, Event)>,
@@ -143,7 +143,7 @@ impl Rig {
         self.commands.send(Command::Submit(Box::new(submission))).unwrap();
     }
 
-    /// Tokens of so many sequences by id, and which of them failed.
+    /// Waits for `sequences` sequences to end: their tokens by id, and the ids of those that failed.
     fn outcomes(&self, sequences: usize) -> (Vec<Vec<u32>>, Vec<u64>) {
         let (mut tokens, mut failed) = (vec![Vec::new(); sequences], Vec::new());
         let mut ended = 0;
@@ -181,7 +181,7 @@ fn sequences_share_steps_and_get_their_own_tokens() {
 }
 
 #[test]
-fn a_step_that_fails_ends_who_runs_and_nobody_else() {
+fn a_failed_step_ends_the_running_sequences_only() {
     for asynchronous in [false, true] {
         let rig = Rig::new(asynchronous, 1);
         rig.submit(0, &[FATAL as u32 - 3], 9);

@@ -6,7 +6,7 @@ use lora_core::{Backend, Comm, Result};
 
 use super::graphs::{GraphStats, StepGraphs};
 use super::sampler::{Sampler, fetch};
-use super::{Draws, Executor, StepRows, slots};
+use super::{Executor, SampleInputs, StepRows, slots};
 use crate::adapters::{SiteWrite, WriteError};
 use crate::kv::BlockCopy;
 use crate::model::{Decoder, KvCache, RunState};
@@ -34,8 +34,8 @@ pub struct Parts<B: Backend> {
 pub struct DeviceExecutor<B: Backend> {
     parts: Parts<B>,
     sites: usize,
-    /// Tokens on their way to the host, of the earliest step first.
-    drawn: VecDeque<B::Download>,
+    /// Sampled tokens on their way to the host, one download per step, oldest first.
+    sampled: VecDeque<B::Download>,
 }
 
 impl<B: Backend> DeviceExecutor<B> {
@@ -43,7 +43,7 @@ impl<B: Backend> DeviceExecutor<B> {
     pub fn new(mut parts: Parts<B>) -> Self {
         let (_, sites) = parts.model.sites_mut();
         let sites = sites.count();
-        Self { parts, sites, drawn: VecDeque::new() }
+        Self { parts, sites, sampled: VecDeque::new() }
     }
 
     /// Says that this rank of a group cannot go on, so that no other waits for it.
@@ -69,16 +69,16 @@ impl<B: Backend> Executor for DeviceExecutor<B> {
         graphs.forward(model, be, queue, state, kv)
     }
 
-    fn draw(&mut self, draws: Draws) -> Result<()> {
+    fn sample(&mut self, inputs: SampleInputs) -> Result<()> {
         let Parts { be, queue, state, sampler, .. } = &mut self.parts;
-        let logits = state.logits(draws.rows.len());
-        self.drawn.push_back(sampler.draw(be, queue, logits, &draws)?);
+        let logits = state.logits(inputs.rows.len());
+        self.sampled.push_back(sampler.sample(be, queue, logits, &inputs)?);
         Ok(())
     }
 
     fn tokens(&mut self) -> Result<Vec<i32>> {
-        let nothing = || lora_core::Error::Device("no step was drawn from".to_owned());
-        let download = self.drawn.pop_front().ok_or_else(nothing)?;
+        let nothing = || lora_core::Error::Device("no step was sampled".to_owned());
+        let download = self.sampled.pop_front().ok_or_else(nothing)?;
         Ok(bytemuck::pod_collect_to_vec(&self.parts.be.wait(download)?))
     }
 
@@ -95,7 +95,7 @@ impl<B: Backend> Executor for DeviceExecutor<B> {
     }
 
     fn forget_steps(&mut self) {
-        self.drawn.clear();
+        self.sampled.clear();
     }
 
     fn sites(&self) -> usize {

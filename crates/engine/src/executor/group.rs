@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use lora_core::{Adapter, Backend, Error, Result};
 
 use super::device::DeviceExecutor;
-use super::{Draws, Executor, GraphStats, StepRows};
+use super::{Executor, GraphStats, SampleInputs, StepRows};
 use crate::adapters::{SiteWrite, WriteError};
 use crate::kv::BlockCopy;
 use crate::sampling::TokenLogprobs;
@@ -16,7 +16,7 @@ use crate::sampling::TokenLogprobs;
 enum Order {
     CopyBlocks(Box<[BlockCopy]>),
     Forward(StepRows),
-    Draw(Draws),
+    Sample(SampleInputs),
     Tokens,
     ForgetSteps,
     WriteSite { slot: usize, site: usize, adapter: Option<Arc<Adapter>> },
@@ -88,7 +88,7 @@ fn carry_out<B: Backend>(executor: &mut DeviceExecutor<B>, order: Order) -> Repl
     let done = match order {
         Order::CopyBlocks(copies) => executor.copy_blocks(&copies),
         Order::Forward(rows) => executor.forward(rows),
-        Order::Draw(draws) => executor.draw(draws),
+        Order::Sample(inputs) => executor.sample(inputs),
         Order::Tokens => executor.tokens().map(drop),
         Order::ForgetSteps => {
             executor.forget_steps();
@@ -166,8 +166,8 @@ impl<B: Backend> Executor for Group<B> {
         self.step(rows, Order::Forward, DeviceExecutor::forward)
     }
 
-    fn draw(&mut self, draws: Draws) -> Result<()> {
-        self.step(draws, Order::Draw, DeviceExecutor::draw)
+    fn sample(&mut self, inputs: SampleInputs) -> Result<()> {
+        self.step(inputs, Order::Sample, DeviceExecutor::sample)
     }
 
     fn tokens(&mut self) -> Result<Vec<i32>> {

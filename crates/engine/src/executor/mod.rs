@@ -1,10 +1,13 @@
-//! What runs the steps that the batch loop plans: a model in the memory of its devices, behind a trait that
-//! names none of them.
+//! Runs the steps that the batch loop plans.
+//!
+//! The batch loop sees only the [`Executor`] trait, so it is tested without a model. Its implementations
+//! hold the model, the KV cache and the activations: [`DeviceExecutor`] on one device, [`Group`] on the
+//! ranks of a tensor-parallel group.
 
 mod device;
-mod draws;
 mod graphs;
 mod group;
+mod sample_inputs;
 mod sampler;
 mod slots;
 mod step_array;
@@ -13,26 +16,28 @@ use lora_core::Result;
 
 pub use crate::model::StepRows;
 pub use device::{DeviceExecutor, Parts};
-pub use draws::Draws;
 pub use graphs::{GraphSizes, GraphStats, StepGraphs, padded_rows};
 pub use group::{Group, Peer};
+pub use sample_inputs::SampleInputs;
 pub use sampler::Sampler;
 
 use crate::adapters::{SiteWrite, WriteError};
 use crate::kv::BlockCopy;
 use crate::sampling::TokenLogprobs;
 
-/// Runs steps, in the order in which they come.
+/// Runs steps in order.
 ///
-/// A step is [`Executor::forward`], [`Executor::draw`], and once its tokens are wanted, [`Executor::tokens`].
-/// Forward pass and draw are two calls, as the host decides what may be drawn while a device computes.
-/// After an error, what was computed is lost: [`Executor::forget_steps`] is called before the next step.
+/// A step is [`Executor::forward`], [`Executor::sample`] and, once the host needs its tokens,
+/// [`Executor::tokens`]. Forward pass and sampling are separate calls so that the host can compute the
+/// masks of guided sequences while the device computes the logits. After an error the results of all
+/// unfinished steps are lost, and [`Executor::forget_steps`] must be called before the next step.
 pub trait Executor {
-    /// Whether it pays to run a step before the tokens of the one before are known, which then come from the
-    /// device ([`StepRows::sampled_from`]).
+    /// Whether the device computes asynchronously, so that overlap scheduling pays: a step is launched
+    /// before the host has read the previous step's tokens, which are gathered on the device
+    /// ([`StepRows::sampled_from`]).
     fn is_asynchronous(&self) -> bool;
 
-    /// Copies the beginnings of KV blocks, in this order, in all layers.
+    /// Copies the first tokens of KV blocks to other blocks in all layers, in the order given.
     ///
     /// # Errors
     /// [`lora_core::Error::Device`].
@@ -44,21 +49,21 @@ pub trait Executor {
     /// Those of a backend's ops.
     fn forward(&mut self, rows: StepRows) -> Result<()>;
 
-    /// Draws a token from each row of logits of the last step.
+    /// Samples a token from each row of logits of the last step.
     ///
     /// # Errors
     /// Those of a backend's ops.
-    fn draw(&mut self, draws: Draws) -> Result<()>;
+    fn sample(&mut self, inputs: SampleInputs) -> Result<()>;
 
-    /// Waits for the tokens of the earliest step whose tokens were not asked for yet, one for each row of
-    /// its logits.
+    /// Waits for the sampled tokens of the oldest step whose tokens were not read yet, one for each of its
+    /// rows of logits.
     ///
     /// # Errors
-    /// [`lora_core::Error::Device`] if the step failed, or there is none.
+    /// [`lora_core::Error::Device`] if the step failed, or no step was sampled.
     fn tokens(&mut self) -> Result<Vec<i32>>;
 
-    /// Log-probabilities of `targets`, one for each row of logits of the last step, and of the `k` likeliest
-    /// tokens of each.
+    /// Log-probabilities of `targets`, one for each row of logits of the last step, and of the `k` most
+    /// probable tokens of each.
     ///
     /// # Errors
     /// Those of a backend's ops.
@@ -70,19 +75,19 @@ pub trait Executor {
     /// Those of a backend's ops.
     fn logits(&mut self, rows: usize) -> Result<Vec<Vec<f32>>>;
 
-    /// Gives up the steps whose tokens were not asked for.
+    /// Discards the steps whose tokens were not read.
     fn forget_steps(&mut self);
 
-    /// Sites of the model: the numbers below are [`SiteWrite::site`].
+    /// Number of LoRA sites of the model; [`SiteWrite::site`] is below it.
     fn sites(&self) -> usize;
 
-    /// Writes an adapter's part of one site into a slot, or clears it. Returns the bytes of that part. A write
-    /// that fails leaves everything else as it was.
+    /// Writes an adapter's weights for one site into a slot, or clears the slot there. Returns the bytes
+    /// written. A failed write leaves all other slots and sites as they were.
     ///
     /// # Errors
     /// [`WriteError`] naming the site.
     fn write_site(&mut self, write: SiteWrite<'_>) -> std::result::Result<usize, WriteError>;
 
-    /// Steps that were recorded and replayed.
+    /// Counts of steps recorded as CUDA graphs and replayed.
     fn graphs(&self) -> GraphStats;
 }

@@ -1,14 +1,14 @@
-//! From logits to tokens: the device side of sampling, with its inputs and outputs.
+//! From logits to tokens: the device buffers of sampling, and the ops over them.
 
 use bytemuck::Pod;
 use lora_core::ops::{LogprobArgs, LogprobOut, SampleArgs, SampleRow, mask_words};
 use lora_core::{Backend, DType, Pool, Result, Tensor, View};
 
-use super::draws::Draws;
+use super::sample_inputs::SampleInputs;
 use super::step_array::StepArray;
 use crate::sampling::{MAX_LOGPROBS, TokenLogprob, TokenLogprobs};
 
-/// Buffers of the sampling ops.
+/// Input and output buffers of the sampling ops.
 pub struct Sampler<B: Backend> {
     params: StepArray<B>,
     history: StepArray<B>,
@@ -46,28 +46,30 @@ impl<B: Backend> Sampler<B> {
         })
     }
 
-    /// Where drawn tokens are, those of the last draw first: `[1, rows]` i32.
+    /// The sampled tokens on the device, `[1, rows]` i32: the first entries are the last step's, one for
+    /// each of its rows of logits.
     pub fn tokens(&self) -> View<'_, B> {
         self.tokens.view()
     }
 
-    /// Draws a token from each row of `logits`; the tokens are there once [`Backend::wait`] returns.
+    /// Samples a token from each row of `logits` and starts its download, which [`Backend::wait`]
+    /// completes.
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn draw(
+    pub fn sample(
         &mut self,
         be: &B,
         q: &mut B::Queue,
         logits: View<'_, B>,
-        draws: &Draws,
+        inputs: &SampleInputs,
     ) -> Result<B::Download> {
         let (rows, vocab) = (logits.layout.rows, logits.layout.cols);
-        self.params.fill(be, q, &draws.rows)?;
-        self.history.fill(be, q, &draws.history)?;
-        self.banned.fill(be, q, &draws.banned)?;
-        self.bias.fill(be, q, &draws.bias)?;
-        self.masks.fill(be, q, &draws.masks)?;
+        self.params.fill(be, q, &inputs.rows)?;
+        self.history.fill(be, q, &inputs.history)?;
+        self.banned.fill(be, q, &inputs.banned)?;
+        self.bias.fill(be, q, &inputs.bias)?;
+        self.masks.fill(be, q, &inputs.masks)?;
         let mut out = self.tokens.view_mut();
         out.layout = out.layout.slice_cols(0..rows);
         let args = SampleArgs {
@@ -82,7 +84,7 @@ impl<B: Backend> Sampler<B> {
         be.download(q, self.tokens.view().slice_cols(0..rows))
     }
 
-    /// Log-probabilities of `targets` and of the `k` likeliest tokens in each row.
+    /// Log-probabilities of `targets` and of the `k` most probable tokens of each row.
     ///
     /// # Errors
     /// Those of the backend.

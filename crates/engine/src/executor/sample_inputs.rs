@@ -1,11 +1,12 @@
-//! How the tokens of a step are drawn, as plain data.
+//! The host side of a step's sampling inputs, before they are uploaded.
 
 use lora_core::ops::SampleRow;
 
-/// What the rows of a step's logits are drawn with.
+/// Parameters, histories, biases, bans and masks of all rows of a step's logits: flat arrays, into
+/// which each [`SampleRow`] holds its ranges.
 #[derive(Clone, Default, Debug)]
-pub struct Draws {
-    /// One row each.
+pub struct SampleInputs {
+    /// One for each row of logits.
     pub rows: Vec<SampleRow>,
     /// See [`lora_core::ops::SampleArgs::history`].
     pub history: Vec<[i32; 2]>,
@@ -17,8 +18,8 @@ pub struct Draws {
     pub masks: Vec<i32>,
 }
 
-impl Draws {
-    /// Adds a row with its history, bias and bans.
+impl SampleInputs {
+    /// Adds a row with its history, bias and banned tokens.
     pub fn push(
         &mut self,
         row: SampleRow,
@@ -39,7 +40,8 @@ impl Draws {
         });
     }
 
-    /// Adds a row with its history, its bias and the tokens it may draw.
+    /// Adds a row that may sample only the tokens of `mask`. Bans are expected to be taken out of the
+    /// mask already.
     pub fn push_masked(
         &mut self,
         row: SampleRow,
