@@ -1,4 +1,5 @@
-//! Moving adapters: from files by threads, into slots between steps.
+//! Moving adapters on the engine thread: carries out what [`AdapterTiers`](crate::adapters::AdapterTiers)
+//! decides. Loader threads read files; slots of the device are written between steps.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,22 +8,23 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use lora_core::Adapter;
 
-use super::message::{Event, SequenceError};
+use super::event::{Event, SequenceError};
 use super::{Command, Core};
 use crate::adapters::{
     AdapterId, AdapterRegistry, CopyQueue, Loader, Order, ReadOutcome, Registered, RegistryError,
 };
 use crate::executor::Executor;
 
-/// Bytes of adapters that are written between two steps while sequences run: a few milliseconds'
-/// worth, in which a whole adapter of common size goes in a few steps.
-const WRITTEN_BETWEEN_STEPS: usize = 8 << 20;
+/// Bytes of adapters written between two steps while sequences run. This delays a step by a few
+/// milliseconds, and an adapter of common size is complete after a few steps.
+const MAX_BYTES_BETWEEN_STEPS: usize = 8 << 20;
 
-/// Adapters known to the engine thread, and what is under way for them.
+/// The adapters that sequences use: their registrations, their weights in host memory, and the reads and
+/// copies in progress.
 #[derive(Default)]
 pub struct AdapterStore {
     registered: HashMap<AdapterId, Arc<Registered>>,
-    /// The host tier's contents.
+    /// Contents of the host tier.
     weights: HashMap<AdapterId, Arc<Adapter>>,
     loader: Option<Loader>,
     copies: CopyQueue,
@@ -31,7 +33,7 @@ pub struct AdapterStore {
 }
 
 impl AdapterStore {
-    /// An empty store that reads by `threads` threads and reports to the engine's inbox.
+    /// An empty store with `threads` loader threads, which report to the engine's inbox.
     ///
     /// # Errors
     /// That of the system if it refuses a thread.
@@ -40,13 +42,13 @@ impl AdapterStore {
         registry: &Arc<AdapterRegistry>,
         inbox: Sender<Command>,
     ) -> std::io::Result<Self> {
-        // The engine may have stopped when a read is done; nobody wants it then.
+        // If the engine has stopped meanwhile, the adapter is not needed any more.
         let report = move |outcome| drop(inbox.send(Command::Read(outcome)));
         let loader = Loader::start(threads, registry, report)?;
         Ok(Self { loader: Some(loader), ..Self::default() })
     }
 
-    /// Remembers what a number stands for.
+    /// Stores a registration by its number.
     pub(super) fn register(&mut self, entry: &Arc<Registered>) -> AdapterId {
         self.registered.entry(entry.id).or_insert_with(|| entry.clone());
         entry.id
@@ -54,8 +56,8 @@ impl AdapterStore {
 }
 
 impl<E: Executor> Core<E> {
-    /// Carries out what the tiers ask for and writes slots for a while. Returns whether anything
-    /// was done.
+    /// Carries out the orders of the tiers and writes slots up to the budget. Returns whether anything was
+    /// done.
     pub(super) fn move_adapters(&mut self) -> bool {
         let orders = self.scheduler.tiers.take_orders();
         let store = &mut self.adapters;
@@ -78,10 +80,8 @@ impl<E: Executor> Core<E> {
                 Order::Forget(id) => drop(store.registered.remove(&id)),
             }
         }
-        let budget = match self.scheduler.running().is_empty() {
-            true => usize::MAX,
-            false => WRITTEN_BETWEEN_STEPS,
-        };
+        let idle = self.scheduler.running().is_empty();
+        let budget = if idle { usize::MAX } else { MAX_BYTES_BETWEEN_STEPS };
         let Self { executor, adapters, .. } = self;
         let sites = executor.sites();
         for (id, result) in adapters.copies.advance(sites, budget, |site| executor.write_site(site))
@@ -98,12 +98,12 @@ impl<E: Executor> Core<E> {
         moved
     }
 
-    /// Whether something is to be moved, which is done between steps.
-    pub(super) fn adapters_wait(&self) -> bool {
+    /// Whether adapters are to be moved. That happens between steps, so no step is launched ahead of it.
+    pub(super) fn has_adapter_work(&self) -> bool {
         self.scheduler.tiers.has_orders() || !self.adapters.copies.is_empty()
     }
 
-    /// Takes in what a loader thread read.
+    /// Adds an adapter that a loader thread has read to the host tier.
     pub(super) fn take_read(&mut self, outcome: ReadOutcome) {
         let ReadOutcome { entry, result, took } = outcome;
         self.adapters.read_time += took;
@@ -114,7 +114,7 @@ impl<E: Executor> Core<E> {
         }
     }
 
-    /// Takes in an adapter that the user loaded.
+    /// Adds an adapter that the user loaded to the host tier.
     pub(super) fn install(
         &mut self,
         entry: &Arc<Registered>,
@@ -139,7 +139,7 @@ impl<E: Executor> Core<E> {
         })
     }
 
-    /// Ends the sequences that wait for an adapter which cannot be used. None runs with it.
+    /// Ends the sequences that wait for an adapter which cannot be used. No running sequence uses it.
     fn fail_adapter(&mut self, id: AdapterId, error: impl Into<Arc<RegistryError>>) {
         let error = SequenceError::Adapter(error.into());
         self.scheduler.tiers.failed(id);

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Active;
-use super::message::{EndReason, Event, SequenceError};
+use super::event::{EndReason, Event, SequenceError};
 use crate::grammar::{Allowed, GuideError, GuideMatcher};
 use crate::sampling::SamplingPlan;
 use crate::scheduler::{Sequence, Work};

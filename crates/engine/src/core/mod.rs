@@ -1,7 +1,12 @@
-//! The batch loop, on a thread of its own: takes requests in and out at every step.
+//! The batch loop on the engine thread: continuous batching over any [`Executor`].
+//!
+//! The loop alternates between commands from the inbox (submissions, aborts, adapters) and steps of the
+//! scheduler's running sequences, and reports tokens to each sequence's [`EventSink`]. With overlap
+//! scheduling it launches a step before it reads the tokens of the one in progress.
 
 mod adapters;
 mod constraint;
+mod event;
 mod history;
 mod message;
 mod sink;
@@ -13,7 +18,8 @@ mod tests;
 use crossbeam_channel::{Receiver, TryRecvError};
 
 pub use adapters::AdapterStore;
-pub use message::{Command, EndReason, Event, SequenceError, Submission};
+pub use event::{EndReason, Event, SequenceError};
+pub use message::{Command, Submission};
 pub use sink::EventSink;
 pub use stats::{AdapterStats, EngineStats, KvStats};
 
@@ -31,23 +37,23 @@ pub struct Active {
 }
 
 impl Active {
-    /// Whether its next token can be drawn before the host knows the one that is being drawn now.
+    /// Whether its next step can be launched before the host has read the token being sampled.
     fn can_overlap(&self) -> bool {
         let Submission { plan, guide, siblings, .. } = &*self.submission;
-        // Siblings start once the prompt is computed, which has to be noticed at once.
+        // Siblings are submitted once the prompt is computed, which should not be delayed by a step.
         plan.can_overlap() && guide.is_none() && siblings.is_empty()
     }
 
-    /// Reports an event. Where no one listens any more, the sequence has no reason to go on.
+    /// Reports an event. If the receiver is gone, the sequence is finished.
     fn emit(&mut self, event: Event) {
-        let is_heard = self.submission.events.send(self.submission.id, event);
-        self.finished |= !is_heard;
+        let delivered = self.submission.events.send(self.submission.id, event);
+        self.finished |= !delivered;
     }
 
-    /// Reports the last event, for outputs of the request that have not started, too.
+    /// Reports the last event, also for siblings that have not been submitted yet.
     fn finish(&mut self, event: &Event) {
         for sibling in self.submission.siblings.drain(..) {
-            // It ends whether someone listens or not.
+            // The sibling ends whether or not its receiver is gone.
             let _ = sibling.events.send(sibling.id, event.clone());
         }
         self.emit(event.clone());
@@ -55,18 +61,18 @@ impl Active {
     }
 }
 
-/// Everything that lives on the engine thread.
+/// The state of the engine thread.
 pub struct Core<E> {
     pub(crate) executor: E,
     pub(crate) scheduler: Scheduler<Active>,
     pub(crate) adapters: AdapterStore,
     pub(crate) inbox: Receiver<Command>,
     pub(crate) counts: Counts,
-    /// Whether a step may be launched before the one before it is done.
+    /// Whether overlap scheduling is on: a step may be launched before the previous one has finished.
     pub(crate) overlaps: bool,
 }
 
-/// What was done since the start.
+/// Counts since the engine's start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
     steps: u64,
@@ -77,26 +83,26 @@ pub struct Counts {
 
 /// State of the step pipeline.
 enum Pipeline {
-    /// There is nothing to do before a command comes.
+    /// Nothing to do until a command arrives.
     Idle,
-    /// Something was computed or moved, and no step is under way.
-    Moved,
-    /// A step is under way.
+    /// A step has finished or adapters were moved, and no step is in progress.
+    Ready,
+    /// A step is in progress.
     Launched(Launched),
 }
 
-/// What the inbox held.
+/// Result of draining the inbox.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Inbox {
     Empty,
-    /// Commands, which were carried out.
+    /// Commands were carried out.
     Handled,
-    /// The order to stop, or no one is left to send commands.
+    /// [`Command::Shutdown`] arrived, or all senders are gone.
     Closed,
 }
 
 impl<E: Executor> Core<E> {
-    /// Serves commands until the senders are gone or [`Command::Shutdown`] comes.
+    /// Runs the loop until all senders are gone or [`Command::Shutdown`] arrives.
     pub fn run(mut self) {
         let mut pipeline = Pipeline::Idle;
         loop {
@@ -107,17 +113,17 @@ impl<E: Executor> Core<E> {
             pipeline = self.step(pipeline, inbox).unwrap_or_else(|error| {
                 self.executor.forget_steps();
                 self.fail_running(&error.to_string());
-                Pipeline::Moved
+                Pipeline::Ready
             });
-            let under_way = match &mut pipeline {
+            let in_progress = match &mut pipeline {
                 Pipeline::Launched(launched) => &mut launched.works,
-                Pipeline::Idle | Pipeline::Moved => &mut Vec::new(),
+                Pipeline::Idle | Pipeline::Ready => &mut Vec::new(),
             };
-            self.scheduler.retire(under_way, |s| s.data.finished);
+            self.scheduler.retire(in_progress, |s| s.data.finished);
         }
     }
 
-    /// Takes in what has arrived; with `wait`, waits for the first command.
+    /// Carries out the commands that have arrived; with `wait`, blocks until there is one.
     fn take_commands(&mut self, mut wait: bool) -> Inbox {
         let mut inbox = Inbox::Empty;
         loop {
@@ -135,12 +141,12 @@ impl<E: Executor> Core<E> {
         }
     }
 
-    /// Whoever asked and has gone away needs no answer, so replies may fail.
+    /// Carries out a command. Errors of sending a reply are ignored: the caller no longer waits for it.
     fn take(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => self.submit(submission),
-            Command::Abort(id) => self.abort(|job| job.submission.id == id),
-            Command::AbortRequest(id) => self.abort(|job| job.submission.request == id),
+            Command::Abort(id) => self.abort(|active| active.submission.id == id),
+            Command::AbortRequest(id) => self.abort(|active| active.submission.request == id),
             Command::Read(outcome) => self.take_read(outcome),
             Command::Install { entry, adapter, pinned, reply } => {
                 let _ = reply.send(self.install(&entry, adapter, pinned));
@@ -170,7 +176,7 @@ impl<E: Executor> Core<E> {
         self.scheduler.submit(sequence);
     }
 
-    /// Ends the sequences that are hit. Running ones leave after the step, which may be under way.
+    /// Ends the sequences for which `hit` is true. Running ones are removed after the step in progress.
     fn abort(&mut self, hit: impl Fn(&Active) -> bool) {
         let cancelled = Event::Finished(EndReason::Cancelled);
         for mut sequence in self.scheduler.cancel_waiting(|s| hit(&s.data)) {
@@ -183,7 +189,7 @@ impl<E: Executor> Core<E> {
         }
     }
 
-    /// Ends all running sequences with an error; those waiting get their chance.
+    /// Ends all running sequences with an error. Waiting sequences are not affected.
     fn fail_running(&mut self, cause: &str) {
         let failed = Event::Failed(SequenceError::Step(cause.to_owned()));
         for sequence in self.scheduler.running_mut() {

@@ -1,27 +1,28 @@
-//! Where the events of sequences go.
+//! Receivers of sequence events.
 
 use std::fmt;
 
 use crossbeam_channel::Sender;
 use futures_channel::mpsc::UnboundedSender;
 
-use super::message::Event;
+use super::event::Event;
 
-/// Takes the events of sequences. It is called on the engine thread, for every token of every
-/// sequence, so it must return at once.
+/// Receives the events of sequences. It is called on the engine thread for every token of every
+/// sequence, so it must not block.
 pub trait EventSink: fmt::Debug + Send + Sync {
-    /// Takes an event of a sequence. `false`: no one listens any more, and the sequence may end.
+    /// Delivers an event. Returns `false` if the receiver is gone, in which case the engine ends the
+    /// sequence.
     fn send(&self, sequence: u64, event: Event) -> bool;
 }
 
-/// For threads that wait.
+/// For receivers on threads.
 impl EventSink for Sender<(u64, Event)> {
     fn send(&self, sequence: u64, event: Event) -> bool {
         Sender::send(self, (sequence, event)).is_ok()
     }
 }
 
-/// For tasks of an async runtime.
+/// For receivers in async tasks.
 impl EventSink for UnboundedSender<(u64, Event)> {
     fn send(&self, sequence: u64, event: Event) -> bool {
         self.unbounded_send((sequence, event)).is_ok()

@@ -1,38 +1,40 @@
-//! One step: plan, forward pass, draw, report; and the next one before its tokens are known.
+//! One step of the batch loop: admit, plan, launch (forward pass and sampling), then read and report.
+//!
+//! With overlap scheduling the next step is launched before the tokens of the step in progress are read,
+//! so that the device computes while the host reads, reports and plans.
 
 use lora_core::Result;
 use lora_core::ops::SampleRow;
 
 use super::constraint::{self, Mask};
-use super::message::{EndReason, Event};
+use super::event::{EndReason, Event};
 use super::{Active, Core, Inbox, Pipeline};
 use crate::executor::{Executor, SampleInputs, StepRows};
 use crate::sampling::TokenLogprobs;
 use crate::scheduler::{Sequence, Work};
 
-/// What a step computed for its rows of logits, in order.
-struct Outcome {
+/// The results of a step for its rows of logits, in order.
+struct StepOutput {
     tokens: Vec<i32>,
     logprobs: Vec<TokenLogprobs>,
     logits: Vec<Vec<f32>>,
 }
 
-/// A step that was handed to the executor, and whose tokens are to come.
+/// A step that was launched and whose tokens have not been read.
 pub struct Launched {
-    /// The shares of the sequences that still run.
+    /// The work of the sequences that still run.
     pub(super) works: Vec<Work>,
 }
 
 impl<E: Executor> Core<E> {
-    /// Launches a step where none is under way. Otherwise takes in what the one under way computes,
-    /// with the next one launched before, if nothing that is still to come decides about it: the
-    /// device then goes on while the host reads, reports and plans.
+    /// Launches a step if none is in progress. Otherwise finishes the one in progress, and launches the
+    /// next one first if it does not depend on the tokens that are still being computed.
     ///
     /// # Errors
     /// Those of the backend; all running sequences are then in an unknown state.
     pub(super) fn step(&mut self, pipeline: Pipeline, inbox: Inbox) -> Result<Pipeline> {
         let Pipeline::Launched(launched) = pipeline else { return self.begin() };
-        // What commands change is looked at between steps.
+        // Commands may have changed what the next step contains, so it is planned between steps.
         let next = match inbox {
             Inbox::Empty => self.launch_after(&launched)?,
             _ => None,
@@ -40,27 +42,27 @@ impl<E: Executor> Core<E> {
         self.finish(launched)?;
         self.counts.steps += 1;
         self.counts.overlapped_steps += u64::from(next.is_some());
-        Ok(next.map_or(Pipeline::Moved, Pipeline::Launched))
+        Ok(next.map_or(Pipeline::Ready, Pipeline::Launched))
     }
 
-    /// Admits what fits, moves adapters and launches a step.
+    /// Admits sequences, moves adapters and launches a step.
     fn begin(&mut self) -> Result<Pipeline> {
         let copies = self.scheduler.admit();
         self.executor.copy_blocks(&copies)?;
         let moved = self.move_adapters();
         let works = self.scheduler.plan();
-        match works.is_empty() {
-            true if moved => Ok(Pipeline::Moved),
-            true => Ok(Pipeline::Idle),
-            false => self.launch(works).map(Pipeline::Launched),
+        if !works.is_empty() {
+            return self.launch(works).map(Pipeline::Launched);
         }
+        Ok(if moved { Pipeline::Ready } else { Pipeline::Idle })
     }
 
-    /// Launches the step after one that is under way, whose tokens stay on the device. Sequences that
-    /// these tokens turn out to end have been computed a row too many, which is dropped.
+    /// Launches the step after `before`, whose tokens are gathered on the device. If one of those tokens
+    /// ends a sequence, the row computed for it is wasted and dropped, which is cheaper than an idle
+    /// device. `None` if the next step has to wait for `before`.
     fn launch_after(&mut self, before: &Launched) -> Result<Option<Launched>> {
-        let all_draw_unseen = || self.scheduler.running().iter().all(|s| s.data.can_overlap());
-        if !self.overlaps || self.adapters_wait() || !all_draw_unseen() {
+        let all_can_overlap = || self.scheduler.running().iter().all(|s| s.data.can_overlap());
+        if !self.overlaps || self.has_adapter_work() || !all_can_overlap() {
             return Ok(None);
         }
         let works = self.scheduler.plan_after(&before.works, |s| s.data.finished);
@@ -71,30 +73,30 @@ impl<E: Executor> Core<E> {
         let tokens_per_block = self.scheduler.kv.plan().tokens_per_block;
         let running = self.scheduler.running();
         self.executor.forward(step_rows(running, &works, tokens_per_block))?;
-        // The device may still be computing.
+        // The masks are computed while the device runs the forward pass.
         let masks = constraint::masks(self.scheduler.running_mut(), &works);
         self.executor.sample(sample_inputs(self.scheduler.running(), &works, &masks))?;
         Ok(Launched { works })
     }
 
-    /// Waits for the step and hands out what it computed.
+    /// Waits for a step and reports its results.
     fn finish(&mut self, launched: Launched) -> Result<()> {
         let Launched { works } = launched;
         let tokens = self.executor.tokens()?;
-        let outcome = self.outcome(&works, tokens)?;
+        let output = self.output(&works, tokens)?;
         let mut siblings = Vec::new();
         for work in &works {
-            let token = work.samples.then(|| outcome.tokens[work.rows().end - 1] as u32);
+            let token = work.samples.then(|| output.tokens[work.rows().end - 1] as u32);
             let sequence = &mut self.scheduler.running_mut()[work.sequence];
             self.counts.generated_tokens += u64::from(work.samples);
             let of_prompt = work.positions.end.min(sequence.prompt_len);
             self.counts.prompt_tokens += of_prompt.saturating_sub(work.positions.start) as u64;
-            // Before the report, as an output that ends with its first token ends alone.
+            // Before the report: if this sequence ends with its first token, its siblings still run.
             if token.is_some() {
                 siblings.append(&mut sequence.data.submission.siblings);
             }
             if !sequence.data.finished {
-                report(sequence, work, &outcome);
+                report(sequence, work, &output);
             }
             self.scheduler.commit(work, token);
         }
@@ -102,8 +104,8 @@ impl<E: Executor> Core<E> {
         Ok(())
     }
 
-    /// What the step computed besides tokens, as far as it was asked for.
-    fn outcome(&mut self, works: &[Work], tokens: Vec<i32>) -> Result<Outcome> {
+    /// Adds the log-probabilities and logits that sequences of the step asked for to its tokens.
+    fn output(&mut self, works: &[Work], tokens: Vec<i32>) -> Result<StepOutput> {
         let running = self.scheduler.running();
         let wanted = works.iter().map(|w| &running[w.sequence].data.submission.plan);
         let wants_logits = wanted.clone().any(|p| p.context_logits || p.generation_logits);
@@ -113,20 +115,17 @@ impl<E: Executor> Core<E> {
             Some(k) => {
                 let known = next_of_prompt.iter().zip(&tokens);
                 let targets: Vec<i32> =
-                    known.map(|(known, drawn)| known.unwrap_or(*drawn)).collect();
+                    known.map(|(known, sampled)| known.unwrap_or(*sampled)).collect();
                 self.executor.logprobs(&targets, k)?
             }
             None => Vec::new(),
         };
-        let logits = match wants_logits {
-            true => self.executor.logits(tokens.len())?,
-            false => Vec::new(),
-        };
-        Ok(Outcome { tokens, logprobs, logits })
+        let logits = if wants_logits { self.executor.logits(tokens.len())? } else { Vec::new() };
+        Ok(StepOutput { tokens, logprobs, logits })
     }
 }
 
-/// The device's view of a step.
+/// The rows of a step as the executor takes them.
 fn step_rows(running: &[Sequence<Active>], works: &[Work], tokens_per_block: usize) -> StepRows {
     let max_blocks = works.iter().map(|w| running[w.sequence].blocks().len()).max().unwrap_or(0);
     let mut rows = StepRows { max_blocks, ..StepRows::default() };
@@ -136,7 +135,7 @@ fn step_rows(running: &[Sequence<Active>], works: &[Work], tokens_per_block: usi
             if position >= work.logits_from {
                 rows.logit_rows.push(rows.ids.len() as i32);
             }
-            // One that is still being drawn comes from the device.
+            // A token that is still being sampled is gathered on the device: see `sampled_from`.
             rows.ids.push(sequence.tokens.get(position).map_or(0, |token| *token as i32));
             rows.positions.push(position as i32);
             rows.kv_slots.push(sequence.kv_slot(position, tokens_per_block) as i32);
@@ -151,7 +150,8 @@ fn step_rows(running: &[Sequence<Active>], works: &[Work], tokens_per_block: usi
     rows
 }
 
-/// How each row of logits is drawn from; rows inside a prompt are drawn from and ignored.
+/// Sampling inputs for each row of logits. Rows inside a prompt are sampled greedily, and their tokens
+/// are ignored.
 fn sample_inputs(
     running: &[Sequence<Active>],
     works: &[Work],
@@ -165,10 +165,10 @@ fn sample_inputs(
             inputs.push(SampleRow::GREEDY, std::iter::empty(), &[], &[]);
         }
         if work.samples {
-            let (job, plan) = (&sequence.data, &sequence.data.submission.plan);
+            let (active, plan) = (&sequence.data, &sequence.data.submission.plan);
             let position = work.positions.end;
             let row = SampleRow { position: position as u32, ..plan.row };
-            let (history, bias) = (job.history.entries(), &plan.bias);
+            let (history, bias) = (active.history.entries(), &plan.bias);
             match &masks[work.sequence] {
                 Some(mask) => inputs.push_masked(row, history, bias, mask),
                 None => {
@@ -182,7 +182,7 @@ fn sample_inputs(
     inputs
 }
 
-/// For each of `rows` rows of logits: the prompt token that follows it, if one does.
+/// For each of `rows` rows of logits: the prompt token at the next position, for rows inside a prompt.
 fn prompt_targets(running: &[Sequence<Active>], works: &[Work], rows: usize) -> Vec<Option<i32>> {
     let mut targets = vec![None; rows];
     for work in works {
@@ -193,8 +193,8 @@ fn prompt_targets(running: &[Sequence<Active>], works: &[Work], rows: usize) -> 
     targets
 }
 
-/// Tells the owner of a sequence what the step brought.
-fn report(sequence: &mut Sequence<Active>, work: &Work, outcome: &Outcome) {
+/// Reports a step's results to a sequence, and ends it if its token does.
+fn report(sequence: &mut Sequence<Active>, work: &Work, output: &StepOutput) {
     let rows = work.rows();
     let plan = sequence.data.submission.plan.clone();
     let cut = |entry: &TokenLogprobs, k: usize| TokenLogprobs {
@@ -204,24 +204,22 @@ fn report(sequence: &mut Sequence<Active>, work: &Work, outcome: &Outcome) {
     if sequence.all_logits && work.logits_from < sequence.prompt_len {
         let inside = rows.start..rows.end - usize::from(work.samples);
         let logprobs = plan.prompt_logprobs.map_or_else(Vec::new, |k| {
-            outcome.logprobs[inside].iter().map(|entry| cut(entry, k)).collect()
+            output.logprobs[inside].iter().map(|entry| cut(entry, k)).collect()
         });
-        let logits = match plan.context_logits {
-            true => outcome.logits[rows.clone()].to_vec(),
-            false => Vec::new(),
-        };
+        let logits =
+            if plan.context_logits { output.logits[rows.clone()].to_vec() } else { Vec::new() };
         sequence.data.emit(Event::Prompt { logprobs, logits });
     }
     if !work.samples {
         return;
     }
     let last = rows.end - 1;
-    let id = outcome.tokens[last] as u32;
+    let id = output.tokens[last] as u32;
     sequence.data.history.push(id);
     sequence.data.emit(Event::Token {
         id,
-        logprobs: plan.logprobs.map(|k| cut(&outcome.logprobs[last], k)),
-        logits: plan.generation_logits.then(|| outcome.logits[last].clone()),
+        logprobs: plan.logprobs.map(|k| cut(&output.logprobs[last], k)),
+        logits: plan.generation_logits.then(|| output.logits[last].clone()),
     });
     let last = if plan.end_ids.contains(&id) {
         Some(Event::Finished(EndReason::End))
