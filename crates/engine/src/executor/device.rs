@@ -1,4 +1,4 @@
-//! Steps on one device.
+//! The executor of one device.
 
 use std::collections::VecDeque;
 
@@ -12,19 +12,19 @@ use crate::kv::BlockCopy;
 use crate::model::{Decoder, KvCache, RunState};
 use crate::sampling::TokenLogprobs;
 
-/// What an executor is made of, all of it in the memory of one backend.
+/// The components of a [`DeviceExecutor`], all in the memory of one backend.
 pub struct Parts<B: Backend> {
     /// The device.
     pub be: B,
-    /// The order of its work.
+    /// The stream on which its work is issued.
     pub queue: B::Queue,
-    /// Weights, and the slots of adapters.
+    /// Weights and adapter slots.
     pub model: Decoder<B>,
     /// Keys and values.
     pub kv: KvCache<B>,
     /// Inputs and activations of a step.
     pub state: RunState<B>,
-    /// Steps that were recorded.
+    /// CUDA graphs of decode steps.
     pub graphs: StepGraphs<B>,
     /// Inputs and outputs of sampling.
     pub sampler: Sampler<B>,
@@ -39,14 +39,14 @@ pub struct DeviceExecutor<B: Backend> {
 }
 
 impl<B: Backend> DeviceExecutor<B> {
-    /// No steps yet.
+    /// An executor that has run no step.
     pub fn new(mut parts: Parts<B>) -> Self {
         let (_, sites) = parts.model.sites_mut();
         let sites = sites.count();
         Self { parts, sites, sampled: VecDeque::new() }
     }
 
-    /// Says that this rank of a group cannot go on, so that no other waits for it.
+    /// Marks this rank as failed, so that other ranks of the group do not wait for it in collectives.
     pub fn abort(&self) {
         self.parts.model.comm.abort();
     }

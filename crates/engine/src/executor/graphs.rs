@@ -1,4 +1,4 @@
-//! Steps in which every sequence decodes, recorded once for each shape and then replayed.
+//! CUDA graphs of pure decode steps: recorded once for each shape, then replayed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -8,13 +8,13 @@ use lora_core::{Backend, Result};
 
 use crate::model::{Decoder, Extents, KvCache, RunState, StepRows};
 
-/// The most rows of a recorded step: above, launches cost little beside the work.
+/// Most rows of a recorded step. In larger steps launch overhead is small beside the computation.
 const MAX_ROWS: usize = 256;
 
-/// Sizes of the steps that are recorded.
+/// Batch sizes for which decode steps are recorded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GraphSizes {
-    /// In order; `None`: those of [`padded_rows`].
+    /// Ascending; `None`: the sizes of [`padded_rows`].
     sizes: Option<Vec<usize>>,
     /// The largest.
     max: usize,
@@ -23,8 +23,8 @@ pub struct GraphSizes {
 }
 
 impl GraphSizes {
-    /// Steps of these `sizes`, or a few sizes of the engine's own, of up to `max` rows; with `padding`,
-    /// steps of other sizes are padded to the next one. The buffers of a step have room for `max` rows.
+    /// Records steps of these `sizes` (`None`: those of [`padded_rows`]), up to `max` rows, for which the
+    /// step's buffers must have room. With `padding`, other steps are padded to the next size.
     pub fn new(sizes: Option<&[usize]>, max: usize, padding: bool) -> Self {
         let max = max.min(MAX_ROWS);
         let sizes = sizes.map(|sizes| {
@@ -35,7 +35,7 @@ impl GraphSizes {
         Self { sizes, max, padding }
     }
 
-    /// The rows that a step of `rows` is recorded with; `None`: it is not recorded.
+    /// The padded size at which a step of `rows` rows is recorded; `None`: it runs eagerly.
     fn recorded(&self, rows: usize) -> Option<usize> {
         let fits = |size: &usize| if self.padding { *size >= rows } else { *size == rows };
         match &self.sizes {
@@ -66,7 +66,7 @@ enum Recording<G> {
     Recorded(G),
 }
 
-/// Recorded steps and how often they served.
+/// Counts of recorded graphs and of their replays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct GraphStats {
     /// Steps that were recorded.
@@ -107,7 +107,7 @@ impl<B: Backend> StepGraphs<B> {
         }
     }
 
-    /// The rows that a step is recorded with; `None`: it is not recorded.
+    /// The padded number of rows at which a step is recorded; `None`: it runs eagerly.
     fn recorded(&self, step: &Extents) -> Option<usize> {
         self.sizes.as_ref().filter(|_| is_decode(step))?.recorded(step.rows)
     }
@@ -154,13 +154,13 @@ impl<B: Backend> StepGraphs<B> {
     }
 }
 
-/// Whether each row is a sequence of its own that yields logits.
+/// Whether this is a pure decode step: each row is a sequence of its own and yields logits.
 fn is_decode(of: &Extents) -> bool {
     of.rows == of.logit_rows && of.rows == of.sequences && of.rows > 0
 }
 
-/// The rows that a step is padded to: few numbers, so that recordings are few, and not much more
-/// than asked for.
+/// The batch size to which a decode step is padded. Coarse enough that few graphs are recorded, fine
+/// enough that little is computed in vain.
 pub fn padded_rows(rows: usize) -> usize {
     match rows {
         0..=2 => rows,

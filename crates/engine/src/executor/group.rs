@@ -1,4 +1,7 @@
-//! Tensor parallelism: the same step on every rank of a group, of which the first one answers.
+//! Tensor parallelism: the same commands on every rank of a group, in the same order.
+//!
+//! The first rank runs on the engine thread and returns the results, the others run on threads of their
+//! own. All ranks gather the same logits and sample the same tokens, so no results are broadcast.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -12,8 +15,9 @@ use crate::adapters::{SiteWrite, WriteError};
 use crate::kv::BlockCopy;
 use crate::sampling::TokenLogprobs;
 
-/// What every rank does in one order, as their collective operations meet.
-enum Order {
+/// A call of [`Executor`] for a rank on another thread. All ranks get the same commands in the same
+/// order, so that their collective operations match.
+enum RankCommand {
     CopyBlocks(Box<[BlockCopy]>),
     Forward(StepRows),
     Sample(SampleInputs),
@@ -22,8 +26,8 @@ enum Order {
     WriteSite { slot: usize, site: usize, adapter: Option<Arc<Adapter>> },
 }
 
-/// What a rank says of an order: nothing but its failure, as the first rank has the results.
-type Reply = std::result::Result<(), Failure>;
+/// A rank's reply to a command. It carries no result, as the first rank has the same one.
+type RankReply = std::result::Result<(), Failure>;
 
 /// Why a rank failed.
 enum Failure {
@@ -31,75 +35,76 @@ enum Failure {
     Write(WriteError),
 }
 
-/// A rank on a thread of its own, but the first.
+/// A rank on a thread of its own. The first rank is not a peer.
 pub struct Peer {
-    orders: Option<Sender<Order>>,
-    replies: Receiver<Reply>,
+    commands: Option<Sender<RankCommand>>,
+    replies: Receiver<RankReply>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The ranks that hold a model together. The first one lives on the thread of the group.
+/// The ranks of a tensor-parallel group: the first one on the calling thread, and its peers.
 pub struct Group<B: Backend> {
     own: DeviceExecutor<B>,
     peers: Vec<Peer>,
 }
 
 impl Peer {
-    /// Makes a rank on a new thread by `make`, which also has to tell whether that worked.
+    /// Starts a rank on a new thread, on which `make` builds it. If `make` returns `None`, the thread ends;
+    /// `make` reports the reason itself.
     ///
     /// # Errors
-    /// That of the system if it refuses a thread.
+    /// The operating system's, if it cannot start a thread.
     pub fn spawn<B: Backend>(
         rank: usize,
         make: impl FnOnce() -> Option<DeviceExecutor<B>> + Send + 'static,
     ) -> std::io::Result<Self> {
-        let ((orders, inbox), (outbox, replies)) = (unbounded(), unbounded());
+        let ((commands, inbox), (outbox, replies)) = (unbounded(), unbounded());
         let serve = move || {
             let Some(mut executor) = make() else { return };
-            for order in inbox {
-                // Nobody waits any more if the group is gone; so is the other channel then.
-                let _ = outbox.send(carry_out(&mut executor, order));
+            for command in inbox {
+                // Fails if the group was dropped. Then the inbox is closed, too.
+                let _ = outbox.send(carry_out(&mut executor, command));
             }
         };
         let name = format!("loramux-rank-{rank}");
         let thread = Some(std::thread::Builder::new().name(name).spawn(serve)?);
-        Ok(Self { orders: Some(orders), replies, thread })
+        Ok(Self { commands: Some(commands), replies, thread })
     }
 
-    fn send(&self, order: Order) {
-        // A rank that is gone does not reply, which is noticed.
-        if let Some(orders) = &self.orders {
-            let _ = orders.send(order);
+    fn send(&self, command: RankCommand) {
+        // Fails if the rank has stopped, which is noticed by its missing reply.
+        if let Some(commands) = &self.commands {
+            let _ = commands.send(command);
         }
     }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        self.orders = None;
+        self.commands = None;
         if let Some(thread) = self.thread.take() {
-            // If it panicked, it has said so.
+            // The panic of a thread that panicked was reported by the panic hook.
             let _ = thread.join();
         }
     }
 }
 
-fn carry_out<B: Backend>(executor: &mut DeviceExecutor<B>, order: Order) -> Reply {
-    let done = match order {
-        Order::CopyBlocks(copies) => executor.copy_blocks(&copies),
-        Order::Forward(rows) => executor.forward(rows),
-        Order::Sample(inputs) => executor.sample(inputs),
-        Order::Tokens => executor.tokens().map(drop),
-        Order::ForgetSteps => {
+fn carry_out<B: Backend>(executor: &mut DeviceExecutor<B>, command: RankCommand) -> RankReply {
+    let done = match command {
+        RankCommand::CopyBlocks(copies) => executor.copy_blocks(&copies),
+        RankCommand::Forward(rows) => executor.forward(rows),
+        RankCommand::Sample(inputs) => executor.sample(inputs),
+        RankCommand::Tokens => executor.tokens().map(drop),
+        RankCommand::ForgetSteps => {
             executor.forget_steps();
             Ok(())
         }
-        Order::WriteSite { slot, site, adapter } => {
+        RankCommand::WriteSite { slot, site, adapter } => {
             let written = executor.write_site(SiteWrite { slot, site, adapter: adapter.as_ref() });
             return written.map(drop).map_err(Failure::Write);
         }
     };
-    // Ranks that are still in the step wait for this one.
+    // Other ranks may be waiting for this one in a collective operation.
     done.inspect_err(|_| executor.abort()).map_err(Failure::Step)
 }
 
@@ -109,24 +114,24 @@ impl<B: Backend> Group<B> {
         Self { own, peers }
     }
 
-    /// Has all ranks do what `with` says: the first one by `own`, the others by the order that `order` makes
-    /// of it.
+    /// Runs a call on all ranks: `own` on the first one, the command made by `command` on its peers. If
+    /// several ranks fail, returns the error of the one that failed first.
     fn all<P: Clone, T, E>(
         &mut self,
         with: P,
-        order: impl Fn(P) -> Order,
+        command: impl Fn(P) -> RankCommand,
         own: impl FnOnce(&mut DeviceExecutor<B>, P) -> std::result::Result<T, E>,
         failed: impl Fn(Failure) -> E,
     ) -> std::result::Result<T, E> {
-        self.peers.iter().for_each(|peer| peer.send(order(with.clone())));
+        self.peers.iter().for_each(|peer| peer.send(command(with.clone())));
         let result = own(&mut self.own, with);
         let mut replies = Vec::with_capacity(self.peers.len());
         for peer in &self.peers {
             replies.push(peer.replies.recv().unwrap_or(Err(Failure::Step(Error::Peer))));
         }
-        // The rank that failed first knows why; the others only know that one did.
+        // Ranks that were waiting for a failed one report `Error::Peer`; the cause is any other error.
         let cause =
-            replies.into_iter().filter_map(Reply::err).reduce(|first, second| match first {
+            replies.into_iter().filter_map(RankReply::err).reduce(|first, second| match first {
                 Failure::Step(Error::Peer) => second,
                 first => first,
             });
@@ -141,13 +146,13 @@ impl<B: Backend> Group<B> {
     fn step<P: Clone, T>(
         &mut self,
         with: P,
-        order: impl Fn(P) -> Order,
+        command: impl Fn(P) -> RankCommand,
         own: impl FnOnce(&mut DeviceExecutor<B>, P) -> Result<T>,
     ) -> Result<T> {
         let own = |executor: &mut DeviceExecutor<B>, with| {
             own(executor, with).inspect_err(|_| executor.abort())
         };
-        self.all(with, order, own, |failure| match failure {
+        self.all(with, command, own, |failure| match failure {
             Failure::Step(error) | Failure::Write(WriteError { cause: error, .. }) => error,
         })
     }
@@ -159,19 +164,23 @@ impl<B: Backend> Executor for Group<B> {
     }
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<()> {
-        self.step(copies, |copies| Order::CopyBlocks(copies.into()), DeviceExecutor::copy_blocks)
+        self.step(
+            copies,
+            |copies| RankCommand::CopyBlocks(copies.into()),
+            DeviceExecutor::copy_blocks,
+        )
     }
 
     fn forward(&mut self, rows: StepRows) -> Result<()> {
-        self.step(rows, Order::Forward, DeviceExecutor::forward)
+        self.step(rows, RankCommand::Forward, DeviceExecutor::forward)
     }
 
     fn sample(&mut self, inputs: SampleInputs) -> Result<()> {
-        self.step(inputs, Order::Sample, DeviceExecutor::sample)
+        self.step(inputs, RankCommand::Sample, DeviceExecutor::sample)
     }
 
     fn tokens(&mut self) -> Result<Vec<i32>> {
-        self.step((), |()| Order::Tokens, |own, ()| own.tokens())
+        self.step((), |()| RankCommand::Tokens, |own, ()| own.tokens())
     }
 
     fn logprobs(&mut self, targets: &[i32], k: usize) -> Result<Vec<TokenLogprobs>> {
@@ -187,8 +196,8 @@ impl<B: Backend> Executor for Group<B> {
             own.forget_steps();
             Ok(())
         };
-        // A rank that is gone fails the next step.
-        let _ = self.step((), |()| Order::ForgetSteps, forget);
+        // Fails if a rank has stopped. The next step then reports that.
+        let _ = self.step((), |()| RankCommand::ForgetSteps, forget);
     }
 
     fn sites(&self) -> usize {
@@ -196,12 +205,12 @@ impl<B: Backend> Executor for Group<B> {
     }
 
     fn write_site(&mut self, write: SiteWrite<'_>) -> std::result::Result<usize, WriteError> {
-        let order = |SiteWrite { slot, site, adapter }: SiteWrite<'_>| Order::WriteSite {
+        let command = |SiteWrite { slot, site, adapter }: SiteWrite<'_>| RankCommand::WriteSite {
             slot,
             site,
             adapter: adapter.cloned(),
         };
-        self.all(write, order, DeviceExecutor::write_site, |failure| match failure {
+        self.all(write, command, DeviceExecutor::write_site, |failure| match failure {
             Failure::Write(error) => error,
             Failure::Step(cause) => WriteError { site: format!("site {}", write.site), cause },
         })

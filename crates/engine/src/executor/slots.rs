@@ -1,4 +1,5 @@
-//! Putting adapters into the slots of a model's sites.
+//! Writes adapters into the slots of a model's sites: turns PEFT-style weights (LoRA, DoRA, biases, whole
+//! weights) into the slot's general form, and keeps this rank's part of them.
 
 use std::ops::Range;
 
@@ -8,11 +9,11 @@ use lora_core::{Adapter, Backend, Comm, HostTensor, LowRank, SiteKey, SiteWeight
 use crate::adapters::{SiteWrite, WriteError};
 use crate::model::{Decoder, LinearSite, Norm, Part, Site};
 
-/// Writes an adapter's part of one site into a slot, or clears what another one left there.
-/// Returns the bytes of that part.
+/// Writes an adapter's weights for one site into a slot, or clears the slot there. Returns the bytes
+/// written.
 ///
 /// # Errors
-/// [`WriteError`] with the device's refusal.
+/// [`WriteError`] with the site and the device's error.
 pub fn write_site<B: Backend>(
     be: &B,
     q: &mut B::Queue,
@@ -38,7 +39,7 @@ struct Writer<'a, B: Backend> {
 }
 
 impl<B: Backend> Writer<'_, B> {
-    /// Writes the weight of a norm and returns its bytes.
+    /// Writes the adapter's weight of a norm and returns its bytes.
     fn write_norm(&mut self, norm: &mut Norm<B>, key: SiteKey) -> Result<usize, WriteError> {
         let site = self.adapter.and_then(|adapter| adapter.sites.get(&key));
         let weight = site.and_then(|site| site.replacement.as_ref());
@@ -47,7 +48,7 @@ impl<B: Backend> Writer<'_, B> {
         Ok(weight.map_or(0, |weight| weight.bytes().len()))
     }
 
-    /// Writes the slices of one site and returns their bytes.
+    /// Writes the adapter's slices of a linear site and returns their bytes.
     fn write(&mut self, linear: LinearSite<'_, B>) -> Result<usize, WriteError> {
         let LinearSite { keys, weight, bias, parts, site } = linear;
         let (keys, columns) = (keys.all(), site.spec.slices.clone());
@@ -93,8 +94,8 @@ impl<B: Backend> Writer<'_, B> {
         })
     }
 
-    /// `rownorm(W + scale B A)`, where W is the base model's weight unless the adapter came with norms of
-    /// its own. Of a row whose columns are on several ranks, each has a part of the sum of squares.
+    /// `rownorm(W + scale B A)`, from the adapter's file if that has the norms, else computed from the base
+    /// model's W. Where the columns of a row are split over ranks, their sums of squares are added.
     fn dora_norms(&self, at: &Module<'_, B>, low: &LowRank) -> lora_core::Result<Vec<f32>> {
         let known = self.adapter.and_then(|adapter| adapter.norms.get(&at.key));
         match (known, at.part) {
@@ -107,7 +108,8 @@ impl<B: Backend> Writer<'_, B> {
         let norms = self.be.row_norms(at.weight, columns, (&low.a, &low.b, low.scale));
         match at.part {
             Part::Cols(..) => {
-                // A rank that failed takes part, too: others must not wait for it, and must fail.
+                // A rank that failed still takes part in the sum, so that others do not wait for it, and
+                // sends NaN, so that they fail, too.
                 let squares = match &norms {
                     Ok(norms) => norms.iter().map(|norm| norm * norm).collect(),
                     Err(_) => vec![f32::NAN; rows],
@@ -123,7 +125,7 @@ impl<B: Backend> Writer<'_, B> {
 /// One module of a site.
 struct Module<'a, B: Backend> {
     key: SiteKey,
-    /// What this device holds of it.
+    /// This rank's part of it.
     part: &'a Part,
     /// Its columns of the site's output.
     columns: Range<usize>,
@@ -135,7 +137,7 @@ struct Module<'a, B: Backend> {
 
 /// `magnitude / rownorm(W + scale B A)` (Liu et al., 2024, equation 5).
 fn dora_gain<B: Backend>(magnitude: &HostTensor, norms: &[f32]) -> lora_core::Result<Vec<f32>> {
-    // A row that is zero has no direction to scale.
+    // A zero row has no direction that a magnitude could scale.
     if let Some(row) = norms.iter().position(|norm| *norm == 0.0 || !norm.is_finite()) {
         let what = format!("DoRA where row {row} of W + scale B A has norm {}", norms[row]);
         return Err(lora_core::Error::Unsupported { op: "dora", backend: B::NAME, what });
@@ -145,8 +147,8 @@ fn dora_gain<B: Backend>(magnitude: &HostTensor, norms: &[f32]) -> lora_core::Re
 
 /// The summand that turns `gain * (W x + b0 + scale B A x)` into
 /// `gain * (W x + scale (B A x + b_bias)) + b1`, where `b0` is the base bias and `b1` the
-/// adapter's, or the base's where it has none. A replaced W comes without `b0`. `None` where it would be
-/// zero.
+/// adapter's, or the base's where it has none. Where the adapter replaces W, `b0` is not added first.
+/// `None` where the summand is zero.
 fn shift(
     weights: &SiteWeights,
     old_bias: Option<&[f32]>,

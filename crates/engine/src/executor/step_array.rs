@@ -1,4 +1,4 @@
-//! What the host hands to the sampling ops.
+//! Arrays that the host refills for every step, for the sampling ops.
 
 use bytemuck::{Pod, cast_slice};
 use lora_core::{Backend, DType, Pool, Result, Tensor, View};
@@ -10,7 +10,7 @@ pub struct StepArray<B: Backend> {
 }
 
 impl<B: Backend> StepArray<B> {
-    /// Room for `capacity` entries.
+    /// An empty array with room for `capacity` entries.
     ///
     /// # Errors
     /// [`lora_core::Error::OutOfMemory`].
@@ -19,7 +19,8 @@ impl<B: Backend> StepArray<B> {
         Ok(Self { tensor, len: 0 })
     }
 
-    /// Replaces the contents, growing the array if it must; recorded steps cannot use it.
+    /// Replaces the contents. Grows the array if necessary, which moves it, so CUDA graphs must not use
+    /// it.
     ///
     /// # Errors
     /// Those of the backend.
