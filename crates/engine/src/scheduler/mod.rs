@@ -1,9 +1,10 @@
-//! Which sequences run, and which of their tokens a step computes.
+//! Continuous batching: which sequences run, and which of their tokens each step computes.
 //!
-//! Pure: no device types and no clocks, so it is tested as a state machine. Sequences are admitted in
-//! the order of arrival once there are KV blocks for them and their adapter is on the device. One
-//! whose adapter is not there yet lets later ones pass, but no more of them than the fairness window;
-//! one that lacks KV blocks holds the queue.
+//! The scheduler has no device types and no clocks, so it is tested as a state machine. Sequences are
+//! admitted in order of arrival, once enough KV blocks are free and their adapter is on the device. A
+//! sequence whose adapter is still loading may be overtaken, by at most `fairness_window` later ones, so
+//! that a slow adapter does not stall the batch. A sequence that lacks KV blocks is not overtaken, so that
+//! short sequences cannot starve a long one.
 
 mod policy;
 mod running;
@@ -17,24 +18,24 @@ pub use work::Work;
 
 use self::running::Running;
 use self::waiting::Waiting;
-use self::work::{share_next, share_step};
+use self::work::{plan_next_decode, plan_step};
 use crate::adapters::AdapterTiers;
 use crate::kv::{BlockCopy, KvBlocks};
 
-/// What the scheduler has done, since the start.
+/// Queue lengths, and counts since the engine's start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SchedulerStats {
-    /// Sequences that wait.
+    /// Waiting sequences.
     pub waiting: usize,
-    /// Sequences that run.
+    /// Running sequences.
     pub running: usize,
-    /// Sequences that were put back to make room, each time.
+    /// Preemptions.
     pub preemptions: u64,
-    /// The most later sequences that were admitted before one that waited for its adapter.
+    /// Most times that a sequence waiting for its adapter was overtaken.
     pub most_overtaken: usize,
 }
 
-/// Sequences waiting and running, and the memory they hold.
+/// Waiting and running sequences, with the KV blocks and adapter slots that they hold.
 #[derive(Debug)]
 pub struct Scheduler<T> {
     limits: Limits,
@@ -43,12 +44,12 @@ pub struct Scheduler<T> {
     preemptions: u64,
     /// KV blocks.
     pub kv: KvBlocks,
-    /// Adapters by where they are.
+    /// Adapters in host memory and on the device.
     pub tiers: AdapterTiers,
 }
 
 impl<T> Scheduler<T> {
-    /// No sequences yet.
+    /// A scheduler without sequences.
     pub fn new(limits: Limits, kv: KvBlocks, tiers: AdapterTiers) -> Self {
         let (waiting, running) = (Waiting::default(), Running::default());
         Self { limits, waiting, running, preemptions: 0, kv, tiers }
@@ -62,27 +63,27 @@ impl<T> Scheduler<T> {
         self.waiting.push(sequence);
     }
 
-    /// Whether there is nothing to do.
+    /// Whether no sequence waits or runs.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.sequences.is_empty()
     }
 
-    /// Sequences that run, in the order of their admission.
+    /// Running sequences in order of admission.
     pub fn running(&self) -> &[Sequence<T>] {
         &self.running.sequences
     }
 
-    /// Sequences that run, in the order of their admission.
+    /// Running sequences in order of admission.
     pub fn running_mut(&mut self) -> &mut [Sequence<T>] {
         &mut self.running.sequences
     }
 
-    /// Sequences that wait, in their order.
+    /// Waiting sequences in queue order.
     pub fn waiting(&self) -> impl ExactSizeIterator<Item = &Sequence<T>> {
         self.waiting.iter()
     }
 
-    /// What it has done.
+    /// Queue lengths and counts.
     pub fn stats(&self) -> SchedulerStats {
         SchedulerStats {
             waiting: self.waiting.iter().len(),
@@ -92,8 +93,8 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Starts waiting sequences while they fit, and asks for the adapters of the others. Returns
-    /// what has to be copied in the KV cache before the next step, in this order.
+    /// Admits waiting sequences while they fit, and requests the adapters of the others. Returns the KV
+    /// block copies to carry out before the next step, in this order.
     pub fn admit(&mut self) -> Vec<BlockCopy> {
         let (mut copies, mut from) = (Vec::new(), 0);
         while self.running.sequences.len() < self.limits.max_batch_size {
@@ -108,8 +109,8 @@ impl<T> Scheduler<T> {
         copies
     }
 
-    /// Starts the waiting sequence at `index`, whose adapter is on the device. `false`: there are
-    /// too few KV blocks.
+    /// Admits the waiting sequence at `index`, whose adapter is on the device. Returns `false` if too few
+    /// KV blocks are available.
     fn start(&mut self, index: usize, copies: &mut Vec<BlockCopy>) -> bool {
         let Some(next) = self.waiting.get(index) else { return false };
         let root = next.adapter.and_then(|id| self.tiers.ready(id));
@@ -135,9 +136,9 @@ impl<T> Scheduler<T> {
         true
     }
 
-    /// Shares a step among the running sequences: one row for each that decodes, then prompts in
-    /// the order of admission, cut into chunks where they do not fit. Takes the KV blocks for it,
-    /// preempting the sequences that started last where there are too few.
+    /// Plans a step: one row for each sequence in decode, then prefill in order of admission, in chunks
+    /// where a prompt does not fit. Allocates the KV blocks, and preempts the most recently admitted
+    /// sequences if there are too few.
     pub fn plan(&mut self) -> Vec<Work> {
         let mut i = 0;
         while i < self.running.sequences.len() {
@@ -148,24 +149,25 @@ impl<T> Scheduler<T> {
                 self.preempt_last();
             }
         }
-        share_step(&self.running.sequences, &self.limits)
+        plan_step(&self.running.sequences, &self.limits)
     }
 
-    /// Shares the step after `before`, whose tokens are not known yet: a row for each sequence that
-    /// goes on whatever token is sampled, at the place of that token. Those that have `ended` are left
-    /// out, and so are those that reach their longest length. Takes the KV blocks for it.
+    /// Overlap scheduling: plans the decode step after `before`, whose sampled tokens are not known yet.
+    /// Each sequence gets the row of the token being sampled, except those that have `ended` or reach their
+    /// maximum length with that token. Allocates the KV blocks.
     ///
-    /// `None` where `before` has to be done first: a running sequence samples no token in it, one that
-    /// waits may find a place, KV blocks are lacking, or no sequence goes on.
+    /// `None` if `before` has to finish first: a running sequence samples no token in it (it is in
+    /// prefill), a waiting sequence could be admitted, too few KV blocks are free, or no sequence
+    /// continues.
     pub fn plan_after(
         &mut self,
         before: &[Work],
         ended: impl Fn(&Sequence<T>) -> bool,
     ) -> Option<Vec<Work>> {
-        let works = share_next(&self.running.sequences, before, ended)?;
-        // Whether a waiting sequence can start, for its blocks and its adapter, is for admission to say.
-        let is_place_free = works.len() < self.limits.max_batch_size;
-        if works.is_empty() || (is_place_free && !self.waiting.is_empty()) {
+        let works = plan_next_decode(&self.running.sequences, before, ended)?;
+        // `admit` decides whether the waiting sequence can start; here it is enough that it might.
+        let has_free_place = works.len() < self.limits.max_batch_size;
+        if works.is_empty() || (has_free_place && !self.waiting.is_empty()) {
             return None;
         }
         let mut grown = works
@@ -174,20 +176,20 @@ impl<T> Scheduler<T> {
         grown.all(|grown| grown).then_some(works)
     }
 
-    /// Records that a share of a step was computed, and the token sampled after it.
+    /// Records that a sequence's work of a step was computed, and the token that was sampled.
     pub fn commit(&mut self, work: &Work, token: Option<u32>) {
         self.running.commit(&mut self.kv, work, token);
     }
 
-    /// Removes the running sequences that `ended` is true of and frees what they held. Their
-    /// shares of the step `under_way` are dropped: it writes to their blocks before any later step
-    /// does, and its results for them are not read.
+    /// Removes the running sequences for which `ended` is true, and frees their blocks and slots. Their work
+    /// is dropped from the step `in_progress`, if there is one. That step still writes to their blocks, but
+    /// before any later step does, as the device works in order; its results for them are not read.
     pub fn retire(
         &mut self,
-        under_way: &mut Vec<Work>,
+        in_progress: &mut Vec<Work>,
         ended: impl FnMut(&mut Sequence<T>) -> bool,
     ) -> Vec<Sequence<T>> {
-        let mut done = self.running.remove(under_way, ended);
+        let mut done = self.running.remove(in_progress, ended);
         for sequence in &mut done {
             self.running.release(&mut self.kv, sequence, true);
             self.release_slot(sequence);
@@ -196,7 +198,7 @@ impl<T> Scheduler<T> {
         done
     }
 
-    /// Removes waiting sequences.
+    /// Removes the waiting sequences for which `cancelled` is true.
     pub fn cancel_waiting(
         &mut self,
         cancelled: impl FnMut(&Sequence<T>) -> bool,
@@ -206,8 +208,8 @@ impl<T> Scheduler<T> {
         gone
     }
 
-    /// Puts the sequence that started last back in the queue. Its tokens stay, and its full blocks
-    /// stay known as prefixes until their memory is needed.
+    /// Preempts the most recently admitted sequence: frees its blocks and puts it back in the queue, to be
+    /// recomputed. Its tokens are kept, and its full blocks stay in the prefix tree until they are evicted.
     fn preempt_last(&mut self) {
         debug_assert_eq!(self.limits.policy, CapacityPolicy::MaxUtilization);
         if let Some(mut sequence) = self.running.sequences.pop() {

@@ -1,30 +1,30 @@
-//! What a step may hold, and when a sequence may start.
+//! Limits of a step, and the admission policy.
 
 use serde::{Deserialize, Serialize};
 
-/// When a waiting sequence may start, under TensorRT-LLM's names.
+/// When a waiting sequence is admitted, under TensorRT-LLM's names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum CapacityPolicy {
-    /// Once there are KV blocks for its longest possible length: it then runs to its end.
+    /// Once KV blocks for its maximum length can be reserved. It is then never preempted.
     #[default]
     GuaranteedNoEvict,
-    /// Once there are blocks for the tokens it has. If the running ones need more than there are,
-    /// the one that started last is put back, to be computed again later.
+    /// Once KV blocks for its present tokens are free. If the running sequences need more blocks later, the
+    /// most recently admitted one is preempted, and recomputed when it is admitted again.
     MaxUtilization,
 }
 
-/// Bounds of a step and of the queue.
+/// Limits of a step, and the policy of admission.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Sequences that run at a time.
+    /// Most running sequences.
     pub max_batch_size: usize,
-    /// Rows of one step; at least `max_batch_size`.
+    /// Most rows (tokens) of one step; at least `max_batch_size`.
     pub max_num_tokens: usize,
-    /// Rows of one step that yield logits; at least `max_batch_size`.
+    /// Most rows of one step that yield logits; at least `max_batch_size`.
     pub max_logit_rows: usize,
-    /// When a sequence may start.
+    /// When a waiting sequence is admitted.
     pub policy: CapacityPolicy,
-    /// Later sequences that may start before one that waits for its adapter.
+    /// How often a sequence that waits for its adapter may be overtaken by later ones.
     pub fairness_window: usize,
 }

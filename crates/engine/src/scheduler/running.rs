@@ -1,13 +1,13 @@
-//! Sequences that run, with the KV blocks that they hold.
+//! Running sequences and their KV blocks.
 
 use super::{Sequence, Work};
 use crate::kv::KvBlocks;
 
-/// Sequences that run, in the order of their admission.
+/// Running sequences in order of admission.
 #[derive(Debug)]
 pub struct Running<T> {
     pub sequences: Vec<Sequence<T>>,
-    /// Blocks that they may still take.
+    /// Sum of [`Sequence::reserved`]: blocks that they are guaranteed but have not taken yet.
     pub reserved: usize,
 }
 
@@ -18,7 +18,8 @@ impl<T> Default for Running<T> {
 }
 
 impl<T> Running<T> {
-    /// Gives the sequence at `index` the blocks for `tokens` tokens. `false`: there are too few.
+    /// Allocates blocks to the sequence at `index` until it has room for `tokens` tokens. Returns `false`
+    /// if there are too few.
     pub fn grow(&mut self, kv: &mut KvBlocks, index: usize, tokens: usize) -> bool {
         let needed = kv.blocks_for(tokens);
         let sequence = &mut self.sequences[index];
@@ -33,7 +34,8 @@ impl<T> Running<T> {
         true
     }
 
-    /// Records that a share of a step was computed, and the token sampled after it.
+    /// Records that a sequence's work of a step was computed, and the token that was sampled. Adds the
+    /// blocks that became full to the prefix tree.
     pub fn commit(&mut self, kv: &mut KvBlocks, work: &Work, token: Option<u32>) {
         let size = kv.plan().tokens_per_block;
         let sequence = &mut self.sequences[work.sequence];
@@ -48,31 +50,32 @@ impl<T> Running<T> {
         sequence.tokens.extend(token);
     }
 
-    /// Removes the sequences that `ended` is true of, and their shares of the step `under_way`.
+    /// Removes the sequences for which `ended` is true, and their work from the step `in_progress`. The
+    /// indices of the remaining work are adjusted.
     pub fn remove(
         &mut self,
-        under_way: &mut Vec<Work>,
+        in_progress: &mut Vec<Work>,
         mut ended: impl FnMut(&mut Sequence<T>) -> bool,
     ) -> Vec<Sequence<T>> {
-        let mut staying = 0;
-        let mut places = Vec::with_capacity(self.sequences.len());
-        let leaves = |sequence: &mut Sequence<T>| {
-            let leaves = ended(sequence);
-            places.push((!leaves).then_some(staying));
-            staying += usize::from(!leaves);
-            leaves
+        let mut remaining = 0;
+        let mut new_indices = Vec::with_capacity(self.sequences.len());
+        let is_removed = |sequence: &mut Sequence<T>| {
+            let removed = ended(sequence);
+            new_indices.push((!removed).then_some(remaining));
+            remaining += usize::from(!removed);
+            removed
         };
-        let gone = self.sequences.extract_if(.., leaves).collect();
-        under_way.retain_mut(|work| {
-            let place = places[work.sequence];
-            work.sequence = place.unwrap_or_default();
-            place.is_some()
+        let removed = self.sequences.extract_if(.., is_removed).collect();
+        in_progress.retain_mut(|work| {
+            let index = new_indices[work.sequence];
+            work.sequence = index.unwrap_or_default();
+            index.is_some()
         });
-        gone
+        removed
     }
 
-    /// Frees the blocks of a sequence that was removed. With `keep_last`, its last block becomes known
-    /// as a prefix though it is not full.
+    /// Frees the blocks of a sequence that was removed. With `keep_last`, its last block enters the prefix
+    /// tree even if it is not full.
     pub fn release(&mut self, kv: &mut KvBlocks, sequence: &mut Sequence<T>, keep_last: bool) {
         if keep_last {
             insert_partial(kv, sequence);
@@ -83,7 +86,7 @@ impl<T> Running<T> {
     }
 }
 
-/// Makes a last block known that is not full.
+/// Adds a sequence's last, partly filled block to the prefix tree.
 fn insert_partial<T>(kv: &mut KvBlocks, sequence: &Sequence<T>) {
     let from = sequence.published * kv.plan().tokens_per_block;
     if from < sequence.computed {

@@ -155,7 +155,7 @@ fn a_sequence_that_lacks_blocks_holds_the_queue() {
 }
 
 #[test]
-fn under_max_utilization_the_one_that_started_last_is_put_back_and_resumes() {
+fn under_max_utilization_the_last_admitted_is_preempted_and_resumes() {
     let mut s = scheduler(CapacityPolicy::MaxUtilization, 3, 0);
     for id in 0..2 {
         s.submit(sequence(id, 4, 6, None));
@@ -224,9 +224,9 @@ fn a_step_is_not_planned_ahead_of_what_may_change_it() {
     assert!(last.plan_after(&works, |_| false).is_none(), "its last token is being sampled");
 }
 
-/// What a user may do, and the device.
+/// Actions of users and of the device.
 #[derive(Clone, Debug)]
-enum Event {
+enum Action {
     Submit {
         prompt: usize,
         new: usize,
@@ -234,7 +234,7 @@ enum Event {
         all_logits: bool,
     },
     Step,
-    /// Some order is carried out, though not the oldest one by need.
+    /// An order of the tiers is carried out, not necessarily the oldest one.
     Answer(prop::sample::Index),
     /// A read or copy fails.
     Fail(prop::sample::Index),
@@ -242,21 +242,21 @@ enum Event {
     Unload(u64),
 }
 
-/// Events may come in any order, so there is no state to refer to but the policy.
+/// Actions may come in any order, so the reference state is only the policy.
 struct Anything;
 
 impl ReferenceStateMachine for Anything {
     type State = CapacityPolicy;
-    type Transition = Event;
+    type Transition = Action;
 
     fn init_state() -> BoxedStrategy<CapacityPolicy> {
         let policies = [CapacityPolicy::GuaranteedNoEvict, CapacityPolicy::MaxUtilization];
         prop::sample::select(policies.to_vec()).boxed()
     }
 
-    fn transitions(_: &CapacityPolicy) -> BoxedStrategy<Event> {
+    fn transitions(_: &CapacityPolicy) -> BoxedStrategy<Action> {
         let submit = (1usize..20, 1usize..6, prop::option::of(0u64..6), prop::bool::weighted(0.1))
-            .prop_map(|(prompt, new, adapter, all_logits)| Event::Submit {
+            .prop_map(|(prompt, new, adapter, all_logits)| Action::Submit {
                 prompt,
                 new,
                 adapter,
@@ -265,27 +265,27 @@ impl ReferenceStateMachine for Anything {
         let index = any::<prop::sample::Index>;
         prop_oneof![
             4 => submit,
-            8 => Just(Event::Step),
-            6 => index().prop_map(Event::Answer),
-            1 => index().prop_map(Event::Fail),
-            1 => index().prop_map(Event::Abort),
-            1 => (0u64..6).prop_map(Event::Unload),
+            8 => Just(Action::Step),
+            6 => index().prop_map(Action::Answer),
+            1 => index().prop_map(Action::Fail),
+            1 => index().prop_map(Action::Abort),
+            1 => (0u64..6).prop_map(Action::Unload),
         ]
         .boxed()
     }
 
-    fn apply(state: CapacityPolicy, _: &Event) -> CapacityPolicy {
+    fn apply(state: CapacityPolicy, _: &Action) -> CapacityPolicy {
         state
     }
 }
 
-/// The scheduler with a device that answers late.
+/// The scheduler with a device that answers late, in any order.
 struct Machine {
     scheduler: Scheduler<usize>,
-    /// The step that is being computed.
-    under_way: Option<Vec<Work>>,
+    /// The step in progress.
+    in_progress: Option<Vec<Work>>,
     orders: Vec<Order>,
-    /// Ids of sequences that have not ended, and how often each has.
+    /// How often each sequence has ended, by its id.
     ended: Vec<usize>,
     retired: std::collections::BTreeSet<AdapterId>,
 }
@@ -305,9 +305,9 @@ impl Machine {
         self.scheduler.submit(sequence);
     }
 
-    /// Begins a step, or ends the one under way, with the next one begun before where that can be.
+    /// Begins a step, or ends the one in progress; the next one is begun first where it can be.
     fn step(&mut self) -> bool {
-        let Some(works) = self.under_way.take() else {
+        let Some(works) = self.in_progress.take() else {
             self.scheduler.admit();
             self.orders.extend(self.scheduler.tiers.take_orders());
             let works = self.scheduler.plan();
@@ -327,7 +327,8 @@ impl Machine {
         let ended = |s: &mut Sequence<usize>| {
             s.len() >= s.max_len || (s.data.is_multiple_of(3) && s.generated() > 1)
         };
-        let done = self.scheduler.retire(self.under_way.as_mut().unwrap_or(&mut Vec::new()), ended);
+        let done =
+            self.scheduler.retire(self.in_progress.as_mut().unwrap_or(&mut Vec::new()), ended);
         done.iter().for_each(|sequence| self.ended[sequence.data] += 1);
         true
     }
@@ -338,8 +339,8 @@ impl Machine {
         assert!(self.scheduler.running().len() <= LIMITS.max_batch_size);
         let taken: Vec<usize> = works.iter().flat_map(Work::rows).collect();
         assert_eq!(taken, (0..taken.len()).collect::<Vec<_>>(), "rows of logits in order");
-        self.under_way = (!works.is_empty()).then_some(works);
-        self.under_way.is_some()
+        self.in_progress = (!works.is_empty()).then_some(works);
+        self.in_progress.is_some()
     }
 
     fn answer(&mut self, at: usize, fails: bool) {
@@ -360,9 +361,9 @@ impl Machine {
         }
         let id = index.index(self.ended.len());
         let mut gone = self.scheduler.cancel_waiting(|sequence| sequence.data == id);
-        let under_way = self.under_way.as_mut();
+        let in_progress = self.in_progress.as_mut();
         let running = |sequence: &mut Sequence<usize>| sequence.data == id;
-        gone.extend(self.scheduler.retire(under_way.unwrap_or(&mut Vec::new()), running));
+        gone.extend(self.scheduler.retire(in_progress.unwrap_or(&mut Vec::new()), running));
         gone.iter().for_each(|sequence| self.ended[sequence.data] += 1);
     }
 
@@ -376,7 +377,7 @@ impl Machine {
         let unended = self.ended.iter().filter(|count| **count == 0).count();
         assert_eq!(unended, s.waiting().len() + s.running().len());
         assert!(self.ended.iter().all(|count| *count <= 1), "a sequence ended twice");
-        for work in self.under_way.iter().flatten() {
+        for work in self.in_progress.iter().flatten() {
             let sequence = &s.running()[work.sequence];
             assert_eq!(sequence.computed(), work.positions.start, "shares follow their sequence");
             assert!(sequence.blocks().len() * BLOCK >= work.positions.end);
@@ -397,24 +398,24 @@ impl StateMachineTest for Machine {
     fn init_test(policy: &CapacityPolicy) -> Self {
         let scheduler = scheduler(*policy, BLOCKS, 2);
         let (orders, ended) = (Vec::new(), Vec::new());
-        Self { scheduler, under_way: None, orders, ended, retired: Default::default() }
+        Self { scheduler, in_progress: None, orders, ended, retired: Default::default() }
     }
 
-    fn apply(mut machine: Self, _: &CapacityPolicy, event: Event) -> Self {
-        match event {
-            Event::Submit { prompt, new, adapter, all_logits } => {
+    fn apply(mut machine: Self, _: &CapacityPolicy, action: Action) -> Self {
+        match action {
+            Action::Submit { prompt, new, adapter, all_logits } => {
                 machine.submit(prompt, new, adapter, all_logits);
             }
-            Event::Step => drop(machine.step()),
-            Event::Answer(at) if !machine.orders.is_empty() => {
+            Action::Step => drop(machine.step()),
+            Action::Answer(at) if !machine.orders.is_empty() => {
                 machine.answer(at.index(machine.orders.len()), false);
             }
-            Event::Fail(at) if !machine.orders.is_empty() => {
+            Action::Fail(at) if !machine.orders.is_empty() => {
                 machine.answer(at.index(machine.orders.len()), true);
             }
-            Event::Answer(_) | Event::Fail(_) => (),
-            Event::Abort(index) => machine.abort(&index),
-            Event::Unload(adapter) => {
+            Action::Answer(_) | Action::Fail(_) => (),
+            Action::Abort(index) => machine.abort(&index),
+            Action::Unload(adapter) => {
                 let mut id = AdapterId(adapter);
                 while !machine.retired.insert(id) {
                     id.0 += 10;

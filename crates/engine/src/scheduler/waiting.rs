@@ -1,15 +1,14 @@
-//! Sequences that wait, and which of them may start next.
+//! The queue of waiting sequences, and which of them is admitted next.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::Sequence;
 use crate::adapters::{AdapterId, AdapterTiers};
 
-/// Waiting sequences that are looked at in a step, so that a long queue costs no more than a short
-/// one.
-const SCANNED: usize = 256;
+/// How far into the queue a step looks, so that its cost does not grow with the queue.
+const MAX_SCANNED: usize = 256;
 
-/// Sequences that wait, in the order of arrival; preempted ones come first.
+/// Waiting sequences in order of arrival. Preempted ones are put at the front.
 #[derive(Debug)]
 pub struct Waiting<T> {
     queue: VecDeque<Sequence<T>>,
@@ -23,17 +22,17 @@ impl<T> Default for Waiting<T> {
 }
 
 impl<T> Waiting<T> {
-    /// Adds a sequence that has arrived.
+    /// Adds a new sequence at the back.
     pub fn push(&mut self, sequence: Sequence<T>) {
         self.queue.push_back(sequence);
     }
 
-    /// Adds a sequence that was preempted.
+    /// Adds a preempted sequence at the front.
     pub fn push_preempted(&mut self, sequence: Sequence<T>) {
         self.queue.push_front(sequence);
     }
 
-    /// In their order.
+    /// The sequences in queue order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Sequence<T>> {
         self.queue.iter()
     }
@@ -43,16 +42,16 @@ impl<T> Waiting<T> {
         self.queue.is_empty()
     }
 
-    /// The most later sequences that were started before one that waited for its adapter.
+    /// Most times that one sequence was overtaken.
     pub fn most_overtaken(&self) -> usize {
         self.most_overtaken
     }
 
-    /// The first sequence from `from` on whose adapter is on the device, and that may overtake those
-    /// before it.
+    /// Index of the first sequence, from `from` on, whose adapter is on the device. `None` also if a
+    /// sequence before it was overtaken `window` times already.
     pub fn next_ready(&self, tiers: &AdapterTiers, from: usize, window: usize) -> Option<usize> {
         let is_ready = |s: &Sequence<T>| s.adapter.is_none_or(|id| tiers.ready(id).is_some());
-        let mut scanned = self.queue.iter().enumerate().take(SCANNED).skip(from);
+        let mut scanned = self.queue.iter().enumerate().take(MAX_SCANNED).skip(from);
         let index = scanned.find(|(_, sequence)| is_ready(sequence))?.0;
         let overtaken = self.queue.iter().take(index).map(|sequence| sequence.overtaken).max();
         overtaken.is_none_or(|times| times < window).then_some(index)
@@ -63,7 +62,7 @@ impl<T> Waiting<T> {
         self.queue.get(index)
     }
 
-    /// Removes the sequence at `index`, which starts and so overtakes those before it.
+    /// Removes the sequence at `index` for admission. It overtakes those before it.
     pub fn take(&mut self, index: usize) -> Option<Sequence<T>> {
         let taken = self.queue.remove(index)?;
         for sequence in self.queue.iter_mut().take(index) {
@@ -73,18 +72,18 @@ impl<T> Waiting<T> {
         Some(taken)
     }
 
-    /// Removes the sequences that `leaves` is true of.
-    pub fn remove(&mut self, mut leaves: impl FnMut(&Sequence<T>) -> bool) -> Vec<Sequence<T>> {
+    /// Removes the sequences for which `is_removed` is true.
+    pub fn remove(&mut self, mut is_removed: impl FnMut(&Sequence<T>) -> bool) -> Vec<Sequence<T>> {
         let all = std::mem::take(&mut self.queue);
-        let (gone, staying): (Vec<_>, Vec<_>) = all.into_iter().partition(|s| leaves(s));
-        self.queue = staying.into();
-        gone
+        let (removed, remaining): (Vec<_>, Vec<_>) = all.into_iter().partition(|s| is_removed(s));
+        self.queue = remaining.into();
+        removed
     }
 
-    /// Adapters that are wanted, each once, in the order of the queue.
+    /// Adapters of the waiting sequences, each once, in queue order.
     pub fn wanted_adapters(&self) -> Vec<AdapterId> {
         let mut seen = HashSet::new();
-        let of_queue = self.queue.iter().take(SCANNED).filter_map(|sequence| sequence.adapter);
+        let of_queue = self.queue.iter().take(MAX_SCANNED).filter_map(|sequence| sequence.adapter);
         of_queue.filter(|id| seen.insert(*id)).collect()
     }
 }

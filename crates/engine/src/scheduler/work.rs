@@ -1,21 +1,21 @@
-//! What each running sequence gets of a step.
+//! Plans of steps: which positions of which sequences a step computes.
 
 use std::ops::Range;
 
 use super::{Limits, Phase, Sequence};
 
-/// A sequence's share of a step.
+/// The work of one sequence in a step.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Work {
-    /// Index of the sequence among those running.
+    /// Index of the sequence in [`Scheduler::running`](super::Scheduler::running).
     pub sequence: usize,
     /// Positions to compute.
     pub positions: Range<usize>,
-    /// First position whose logits are wanted, up to the end of `positions`.
+    /// First position whose logits are computed; they are computed up to the end of `positions`.
     pub logits_from: usize,
-    /// Whether a token follows: the last position known is among those computed.
+    /// Whether a token is sampled: the sequence's last known position is computed.
     pub samples: bool,
-    /// First of its rows among the step's rows of logits.
+    /// Index of its first row among the step's rows of logits.
     pub first_row: usize,
     /// Overlap scheduling: the row of the previous step's logits that the token to compute is sampled
     /// from, as the host does not know that token yet. `None` where it does.
@@ -23,25 +23,25 @@ pub struct Work {
 }
 
 impl Work {
-    /// Rows of logits that this share yields.
+    /// Number of its rows of logits.
     pub fn logit_rows(&self) -> usize {
         self.positions.end - self.logits_from
     }
 
-    /// Which of the step's rows of logits these are; a token that follows is sampled from the last.
+    /// Its rows among the step's rows of logits. A token is sampled from the last one.
     pub fn rows(&self) -> Range<usize> {
         self.first_row..self.first_row + self.logit_rows()
     }
 }
 
-/// Shares a step among sequences: one row for each that decodes, then prompts in their order, cut into
-/// chunks where they do not fit.
-pub(super) fn share_step<T>(running: &[Sequence<T>], limits: &Limits) -> Vec<Work> {
+/// Plans a step within the limits: one row for each sequence in decode, then prefill in order, in chunks
+/// where a prompt does not fit.
+pub(super) fn plan_step<T>(running: &[Sequence<T>], limits: &Limits) -> Vec<Work> {
     let (mut rows, mut logits) = (limits.max_num_tokens, limits.max_logit_rows);
     let mut works = Vec::with_capacity(running.len());
     for phase in [Phase::Decode, Phase::Prefill] {
         for (i, sequence) in running.iter().enumerate().filter(|(_, s)| s.phase() == phase) {
-            let Some(work) = share(i, sequence, rows, logits) else { continue };
+            let Some(work) = plan_sequence(i, sequence, rows, logits) else { continue };
             let first_row = limits.max_logit_rows - logits;
             rows -= work.positions.len();
             logits -= work.logit_rows();
@@ -51,10 +51,10 @@ pub(super) fn share_step<T>(running: &[Sequence<T>], limits: &Limits) -> Vec<Wor
     works
 }
 
-/// Shares the step after `before`, whose tokens are not known yet: a row for each sequence that goes on
-/// whatever token is sampled, at the place of that token. Those that have `ended` are left out, and
-/// so are those that reach their longest length. `None`: a sequence samples no token in `before`.
-pub(super) fn share_next<T>(
+/// Plans the decode step after `before`, whose sampled tokens are not known yet: see
+/// [`Scheduler::plan_after`](super::Scheduler::plan_after). `None` if a sequence samples no token in
+/// `before`.
+pub(super) fn plan_next_decode<T>(
     running: &[Sequence<T>],
     before: &[Work],
     ended: impl Fn(&Sequence<T>) -> bool,
@@ -80,9 +80,14 @@ pub(super) fn share_next<T>(
     Some(works)
 }
 
-/// As much of a sequence's uncomputed tokens as fit into `rows` rows, of which `logits` may yield
-/// logits.
-fn share<T>(index: usize, sequence: &Sequence<T>, rows: usize, logits: usize) -> Option<Work> {
+/// The work for as many of a sequence's uncomputed tokens as fit `rows` rows and `logits` rows of
+/// logits; `None` if none do.
+fn plan_sequence<T>(
+    index: usize,
+    sequence: &Sequence<T>,
+    rows: usize,
+    logits: usize,
+) -> Option<Work> {
     let work = |end: usize| Work {
         sequence: index,
         positions: sequence.computed..end,
@@ -93,7 +98,7 @@ fn share<T>(index: usize, sequence: &Sequence<T>, rows: usize, logits: usize) ->
     };
     let full = work(sequence.len().min(sequence.computed + rows));
     let over = full.logit_rows().saturating_sub(logits);
-    // Whether the last position's logits fit, too, is left to a step that has room for them.
+    // Cut positions are left to a later step that has room for their logits.
     let cut = if over > 0 { work(full.positions.end - over) } else { full };
     (!cut.positions.is_empty() && cut.logit_rows() <= logits).then_some(cut)
 }
