@@ -1,55 +1,55 @@
-//! The KV cache as the scheduler sees it: blocks of sequences, and prefixes that outlive them.
+//! Block management of the paged KV cache: allocation to sequences, and prefix reuse across them.
 
 use super::pool::{BlockId, BlockPool};
 use super::prefix::{PrefixTree, Root};
 
-/// Sizes and habits of a KV cache.
+/// Size and reuse settings of a KV cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KvPlan {
-    /// Blocks in all.
+    /// Number of blocks.
     pub blocks: usize,
-    /// Tokens of one block.
+    /// Tokens per block.
     pub tokens_per_block: usize,
-    /// Whether sequences share the blocks of equal prefixes.
+    /// Whether sequences with equal prefixes share blocks.
     pub reuse: bool,
-    /// Whether the beginning of a block is reused, by a copy of it.
+    /// Whether the first tokens of a block are reused where the whole block does not match, by a copy.
     pub partial_reuse: bool,
 }
 
-/// The keys and values of `tokens` tokens, to be copied from one block to another.
+/// A copy of the keys and values of a block's first tokens to another block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockCopy {
     /// Block to read.
     pub from: BlockId,
     /// Block to write.
     pub to: BlockId,
-    /// First tokens of the block.
+    /// How many tokens to copy.
     pub tokens: usize,
 }
 
-/// Blocks for a new sequence.
+/// Blocks allocated to a newly admitted sequence.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Opening {
-    /// Blocks held, for all tokens asked for.
+    /// Its blocks, enough for all tokens that were asked for.
     pub blocks: Vec<BlockId>,
-    /// Tokens whose keys and values are there already.
+    /// Leading tokens whose keys and values are cached.
     pub cached: usize,
-    /// Leading blocks that the prefix tree knows.
+    /// How many leading blocks are in the prefix tree.
     pub shared: usize,
-    /// What has to be copied before the next step.
+    /// A copy to carry out before the next step, on which `cached` relies.
     pub copy: Option<BlockCopy>,
 }
 
-/// How often prefixes were found.
+/// Counts of prefix reuse.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PrefixStats {
-    /// Tokens of admitted sequences that could have been cached.
+    /// Tokens of admitted sequences that were looked up.
     pub queried_tokens: u64,
-    /// Tokens that were.
+    /// Tokens of them that were found.
     pub hit_tokens: u64,
 }
 
-/// Blocks with their holders, and the prefixes known.
+/// Allocates KV blocks and reuses the blocks of known prefixes.
 #[derive(Debug)]
 pub struct KvBlocks {
     plan: KvPlan,
@@ -69,36 +69,36 @@ impl KvBlocks {
         }
     }
 
-    /// Sizes and habits.
+    /// Size and reuse settings.
     pub fn plan(&self) -> KvPlan {
         self.plan
     }
 
-    /// Blocks that `tokens` tokens need.
+    /// Number of blocks that `tokens` tokens need.
     pub fn blocks_for(&self, tokens: usize) -> usize {
         self.pool.blocks_for(tokens)
     }
 
-    /// Blocks that a sequence could take: free ones, and those of prefixes that nobody uses.
+    /// Blocks that can be allocated: free ones, and cached prefixes that no sequence holds.
     pub fn available(&self) -> usize {
         self.pool.free() + self.tree.unheld()
     }
 
-    /// Blocks that sequences hold.
+    /// Blocks held by sequences.
     pub fn held(&self) -> usize {
         self.pool.total() - self.available()
     }
 
-    /// How often prefixes were found.
+    /// Counts of prefix reuse.
     pub fn stats(&self) -> PrefixStats {
         self.stats
     }
 
-    /// Takes blocks for the first `tokens.len()` tokens of a sequence, those of known prefixes
-    /// among them, provided that `spare` more blocks stay available. `reusable` tokens at most are
-    /// taken from the cache.
+    /// Allocates blocks for `tokens`, the present tokens of a sequence. Of these, up to `reusable` leading
+    /// tokens are looked up in the prefix tree. At least `spare` blocks must stay available, for running
+    /// sequences that were promised them.
     ///
-    /// `None`: there are too few blocks, and nothing has changed.
+    /// Returns `None`, without any change, if too few blocks are available.
     pub fn open(
         &mut self,
         root: Root,
@@ -118,7 +118,8 @@ impl KvBlocks {
         }
         let shared = found.blocks.len();
         let mut blocks = found.blocks;
-        // The source of a copy may be evicted here; its contents stay until the next step.
+        // This may evict the source of the copy. Its contents stay valid: the copy runs before any step
+        // writes to the block.
         blocks.extend((0..fresh).map_while(|_| self.take()));
         let copy = found.partial.and_then(|(from, tokens)| {
             blocks.get(shared).map(|to| BlockCopy { from, to: *to, tokens })
@@ -129,7 +130,7 @@ impl KvBlocks {
         Some(Opening { blocks, cached, shared, copy })
     }
 
-    /// Takes a block, forgetting a prefix that nobody uses if need be.
+    /// Allocates a block, evicting a cached one that no sequence holds if necessary.
     pub fn take(&mut self) -> Option<BlockId> {
         self.pool.take().or_else(|| {
             let evicted = self.tree.evict()?;
@@ -138,9 +139,9 @@ impl KvBlocks {
         })
     }
 
-    /// Makes the next computed block of a sequence known: `blocks[index]`, which holds `tokens`.
-    /// All blocks before it must be known. If the tree has one with the same contents, it takes
-    /// this block's place.
+    /// Adds `blocks[index]`, a full block that holds `tokens`, to the prefix tree. All blocks before it
+    /// must be in the tree. If the tree already has a block with the same contents, the sequence uses that
+    /// one instead, and this one is freed.
     pub fn publish(&mut self, root: Root, blocks: &mut [BlockId], index: usize, tokens: &[u32]) {
         if !self.plan.reuse {
             return;
@@ -153,16 +154,16 @@ impl KvBlocks {
         }
     }
 
-    /// Makes the last computed block of a sequence known, `blocks[index]`, of which only `tokens` are
-    /// computed; nothing may be written to it from now on.
+    /// Adds `blocks[index]`, the partly filled last block of a sequence, which holds `tokens`, to the prefix
+    /// tree. Nothing may be written to it from now on.
     pub fn insert_partial(&mut self, root: Root, blocks: &[BlockId], index: usize, tokens: &[u32]) {
         if self.plan.reuse && self.plan.partial_reuse {
             let before = index.checked_sub(1).map(|before| blocks[before]);
-            self.tree.insert_tail(root, before, tokens, blocks[index]);
+            self.tree.insert_partial(root, before, tokens, blocks[index]);
         }
     }
 
-    /// Lets go of a sequence's blocks.
+    /// Releases a sequence's blocks, last one first, as [`PrefixTree::let_go`] requires.
     pub fn close(&mut self, blocks: Vec<BlockId>) {
         for block in blocks.into_iter().rev() {
             self.release_one(block);
@@ -179,9 +180,10 @@ impl KvBlocks {
         if !self.pool.release(block) {
             return;
         }
-        match self.tree.contains(block) {
-            true => self.tree.let_go(block),
-            false => self.pool.put_back(block),
+        if self.tree.contains(block) {
+            self.tree.let_go(block);
+        } else {
+            self.pool.put_back(block);
         }
     }
 }

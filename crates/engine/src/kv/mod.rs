@@ -1,5 +1,5 @@
-//! Memory for keys and values: who holds which block, and which prefixes are known. Pure: no device
-//! types; the memory itself is [`crate::model::KvCache`].
+//! Bookkeeping of the paged KV cache: which sequences hold which block, and which blocks hold known
+//! prefixes. No device types; the memory itself is [`crate::model::KvCache`].
 
 mod cache;
 mod pool;

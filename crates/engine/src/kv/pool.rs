@@ -1,13 +1,13 @@
-//! The KV blocks: who holds them, and which are free.
+//! Reference counts of KV blocks, and the list of free ones.
 
-/// Number of a KV block; the memory behind it belongs to the model's KV cache.
+/// Index of a KV block in [`crate::model::KvCache`].
 pub type BlockId = u32;
 
-/// Hands out KV blocks and counts their holders.
+/// Allocates KV blocks and counts the sequences that hold each.
 #[derive(Debug)]
 pub struct BlockPool {
     free: Vec<BlockId>,
-    /// Holders of each block.
+    /// Number of holders of each block.
     holders: Vec<u32>,
     tokens_per_block: usize,
 }
@@ -15,32 +15,32 @@ pub struct BlockPool {
 impl BlockPool {
     /// A pool of `total` free blocks.
     pub fn new(total: usize, tokens_per_block: usize) -> Self {
-        // Low numbers are handed out first, so that a small load touches little memory.
+        // Low indices are allocated first, so that a small load touches little memory.
         let free = (0..total as BlockId).rev().collect();
         Self { free, holders: vec![0; total], tokens_per_block }
     }
 
-    /// Blocks that `tokens` tokens need.
+    /// Number of blocks that `tokens` tokens need.
     pub fn blocks_for(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.tokens_per_block)
     }
 
-    /// All blocks.
+    /// Number of blocks.
     pub fn total(&self) -> usize {
         self.holders.len()
     }
 
-    /// Blocks without a holder and without contents worth keeping.
+    /// Number of free blocks. Blocks of cached prefixes are not among them, even if they have no holder.
     pub fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Tokens of one block.
+    /// Tokens per block.
     pub fn tokens_per_block(&self) -> usize {
         self.tokens_per_block
     }
 
-    /// Takes a free block; the caller is its first holder.
+    /// Allocates a free block, with one holder.
     pub fn take(&mut self) -> Option<BlockId> {
         let block = self.free.pop()?;
         self.holders[block as usize] = 1;
@@ -54,8 +54,8 @@ impl BlockPool {
         *holders == 1
     }
 
-    /// Takes a holder away. Returns whether it was the last; the block is then not free yet: see
-    /// [`BlockPool::put_back`].
+    /// Removes a holder. Returns whether it was the last. The block becomes free only by
+    /// [`BlockPool::put_back`], as it may stay cached as a prefix.
     pub fn release(&mut self, block: BlockId) -> bool {
         let holders = &mut self.holders[block as usize];
         debug_assert!(*holders > 0, "KV block {block} was released twice");
@@ -63,7 +63,7 @@ impl BlockPool {
         *holders == 0
     }
 
-    /// Whether nobody holds a block.
+    /// Whether a block has no holder.
     pub fn is_unheld(&self, block: BlockId) -> bool {
         self.holders[block as usize] == 0
     }

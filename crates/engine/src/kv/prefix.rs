@@ -1,9 +1,9 @@
-//! Which KV blocks hold which tokens, so that equal prefixes are computed once.
+//! The prefix tree: which KV blocks hold which tokens, so that equal prefixes are computed once.
 //!
-//! A tree whose nodes are blocks: a path from a root spells a prefix, a block's tokens at a time.
-//! Each adapter has a root of its own, named by the hash of its content, and so has the base model:
-//! keys and values of one adapter can never be met under another one. Tokens are compared, not only
-//! their hashes.
+//! Nodes are blocks, and a path from a root spells a prefix, one block of tokens after another. Each
+//! adapter has its own root, identified by the hash of its content, and so has the base model: keys and
+//! values computed with one adapter are never reused for another. Lookups compare the tokens themselves,
+//! not only their hashes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -12,10 +12,11 @@ use lora_core::Generation;
 
 use super::pool::BlockId;
 
-/// What the keys and values of a sequence depend on besides its tokens: the adapter's content.
+/// Root of a sequence's prefixes: the content of its adapter, on which keys and values depend besides the
+/// tokens; `None` for the base model.
 pub type Root = Option<Generation>;
 
-/// What stands before a block.
+/// The node before a block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Parent {
     Root(Root),
@@ -25,32 +26,37 @@ enum Parent {
 #[derive(Debug)]
 struct Node {
     parent: Parent,
-    /// Tokens in the block; fewer than it holds in a leaf that was cut short.
+    /// Tokens in the block; fewer than `tokens_per_block` in a partly filled leaf.
     tokens: Box<[u32]>,
     children: Vec<BlockId>,
+    /// [`PrefixTree::clock`] of the last use.
     used: u64,
+    /// Whether a sequence holds the block.
     held: bool,
 }
 
-/// The longest known beginning of a sequence.
+/// The longest known prefix of a sequence.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Match {
-    /// Whole blocks, in order.
+    /// Fully matched blocks, in order.
     pub blocks: Vec<BlockId>,
-    /// A block whose first tokens come next, and how many they are.
+    /// A block of which the first tokens come next, and how many tokens match.
     pub partial: Option<(BlockId, usize)>,
 }
 
-/// The tree of known prefixes.
+/// The tree of known prefixes, with LRU eviction of leaves that no sequence holds.
 #[derive(Debug)]
 pub struct PrefixTree {
     nodes: HashMap<BlockId, Node>,
-    /// Whole blocks by parent and hash of their tokens.
+    /// Full blocks by parent and hash of their tokens.
     by_tokens: HashMap<(Parent, u64), BlockId>,
+    /// Blocks directly below each root.
     firsts: HashMap<Root, Vec<BlockId>>,
-    /// Leaves that nobody holds, least recently used first.
+    /// Leaves that no sequence holds, least recently used first.
     evictable: BTreeSet<(u64, BlockId)>,
+    /// Number of blocks that no sequence holds.
     unheld: usize,
+    /// Counts insertions and releases, for LRU order.
     clock: u64,
     hasher: RandomState,
     tokens_per_block: usize,
@@ -71,7 +77,7 @@ impl PrefixTree {
         }
     }
 
-    /// Blocks in the tree that nobody holds.
+    /// Number of blocks in the tree that no sequence holds.
     pub fn unheld(&self) -> usize {
         self.unheld
     }
@@ -81,8 +87,8 @@ impl PrefixTree {
         self.nodes.contains_key(&block)
     }
 
-    /// The longest beginning of `tokens` that the tree knows under `root`. `partial`: whether a
-    /// block may be matched in part.
+    /// The longest prefix of `tokens` in the tree under `root`. With `partial`, the last block may match in
+    /// part.
     pub fn find(&self, root: Root, tokens: &[u32], partial: bool) -> Match {
         let mut found = Match::default();
         let mut parent = Parent::Root(root);
@@ -101,10 +107,10 @@ impl PrefixTree {
         found
     }
 
-    /// Adds `block`, which holds `tokens` and comes after `before` (`None`: the first one). Where
-    /// the tree has a block with the same contents already, it returns that one and stays as it is.
+    /// Adds `block`, a full block that holds `tokens` and follows `before` (`None`: the first block). If the
+    /// tree already has a block with the same contents, returns that one and adds nothing.
     ///
-    /// The block must be held by the caller, and so must `before`.
+    /// The caller must hold both `block` and `before`.
     pub fn insert(
         &mut self,
         root: Root,
@@ -121,8 +127,8 @@ impl PrefixTree {
         None
     }
 
-    /// Adds a last block that holds fewer tokens than it could, unless another one begins with them.
-    pub fn insert_tail(
+    /// Adds a partly filled block as a leaf, unless a block that begins with the same tokens is there.
+    pub fn insert_partial(
         &mut self,
         root: Root,
         before: Option<BlockId>,
@@ -156,7 +162,7 @@ impl PrefixTree {
         self.nodes.insert(block, node);
     }
 
-    /// Says that a block of the tree has a holder again.
+    /// Marks a block as held by a sequence, so that it is not evicted.
     pub fn hold(&mut self, block: BlockId) {
         let Some(node) = self.nodes.get_mut(&block) else { return };
         if !std::mem::replace(&mut node.held, true) {
@@ -165,8 +171,8 @@ impl PrefixTree {
         }
     }
 
-    /// Says that nobody holds a block of the tree any more. Holders of a sequence let go of its
-    /// last block first.
+    /// Marks a block as held by no sequence, so that it may be evicted. A sequence's last block must be
+    /// released first, so that children are never held longer than their parents.
     pub fn let_go(&mut self, block: BlockId) {
         let Some(node) = self.nodes.get_mut(&block) else { return };
         self.clock += 1;
@@ -178,7 +184,7 @@ impl PrefixTree {
         }
     }
 
-    /// Forgets the least recently used block that nobody holds.
+    /// Removes the least recently used leaf that no sequence holds, and returns its block.
     pub fn evict(&mut self) -> Option<BlockId> {
         let (_, block) = self.evictable.pop_first()?;
         self.remove(block);
@@ -211,13 +217,13 @@ impl PrefixTree {
         }
     }
 
-    /// The child of `parent` that holds exactly `tokens`, a whole block of them.
+    /// The child of `parent` that holds exactly `tokens`, a full block.
     fn child(&self, parent: Parent, tokens: &[u32]) -> Option<BlockId> {
         let block = *self.by_tokens.get(&(parent, self.hasher.hash_one(tokens)))?;
         (*self.nodes.get(&block)?.tokens == *tokens).then_some(block)
     }
 
-    /// The child of `parent` that has the most first tokens in common with `tokens`.
+    /// The child of `parent` with the longest common prefix with `tokens`, and its length.
     fn partial_child(&self, parent: Parent, tokens: &[u32]) -> Option<(BlockId, usize)> {
         let children = match parent {
             Parent::Root(root) => self.firsts.get(&root)?,
