@@ -1,4 +1,4 @@
-//! Which slots are to be written, a few sites of the model at a time.
+//! Pending writes to adapter slots, carried out a few sites of the model at a time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,55 +8,55 @@ use lora_core::Adapter;
 use super::WriteError;
 use super::tiers::AdapterId;
 
-/// One site of the model, in one slot.
+/// A write to one slot of one site of the model.
 #[derive(Clone, Copy, Debug)]
 pub struct SiteWrite<'a> {
     /// The slot.
     pub slot: usize,
-    /// Number of the site.
+    /// Index of the site.
     pub site: usize,
-    /// What is written; `None`: the slot is cleared.
+    /// The adapter to write; `None`: the slot is cleared.
     pub adapter: Option<&'a Arc<Adapter>>,
 }
 
-/// What becomes of a slot.
-struct Copy {
+/// A pending write to a slot of all sites.
+struct SlotWrite {
     slot: usize,
-    /// `None`: the slot is cleared.
+    /// The adapter to write; `None`: the slot is cleared.
     adapter: Option<(AdapterId, Arc<Adapter>)>,
-    /// Site to be written next.
+    /// Index of the next site to write.
     site: usize,
 }
 
-/// Slots to be written, in order. They are written between steps, a bounded number of bytes each
-/// time, so that running sequences go on.
+/// Pending writes to slots, in order. Between two steps a bounded number of bytes is written, so that
+/// running sequences are not delayed by a whole adapter.
 #[derive(Default)]
 pub struct CopyQueue {
-    copies: VecDeque<Copy>,
+    writes: VecDeque<SlotWrite>,
 }
 
 impl CopyQueue {
-    /// Whether nothing is left to write.
+    /// Whether no write is pending.
     pub fn is_empty(&self) -> bool {
-        self.copies.is_empty()
+        self.writes.is_empty()
     }
 
-    /// Writes `adapter` into `slot`, over what is there.
+    /// Queues a write of `adapter` into `slot`.
     pub fn push(&mut self, slot: usize, id: AdapterId, adapter: Arc<Adapter>) {
-        // Every site is written, so what the slot held need not be cleared first.
-        self.copies.retain(|copy| copy.slot != slot || copy.adapter.is_some());
-        self.copies.push_back(Copy { slot, adapter: Some((id, adapter)), site: 0 });
+        // The write covers every site, so a pending clear of the slot is not needed.
+        self.writes.retain(|write| write.slot != slot || write.adapter.is_some());
+        self.writes.push_back(SlotWrite { slot, adapter: Some((id, adapter)), site: 0 });
     }
 
-    /// Frees what `slot` holds; a write to it that is not complete is given up.
+    /// Queues a clear of `slot`. A pending write to it is cancelled.
     pub fn clear(&mut self, slot: usize) {
-        self.copies.retain(|copy| copy.slot != slot);
-        self.copies.push_back(Copy { slot, adapter: None, site: 0 });
+        self.writes.retain(|write| write.slot != slot);
+        self.writes.push_back(SlotWrite { slot, adapter: None, site: 0 });
     }
 
-    /// Writes at least one of the `sites` sites of a model by `write`, which gives the bytes that it wrote,
-    /// and stops after `bytes` bytes. Returns the adapters that are complete, or failed; a slot whose
-    /// write failed must be cleared.
+    /// Calls `write`, which returns the bytes it wrote, for one site after another until more than `bytes`
+    /// bytes are written. `sites` is the model's number of sites. Returns the adapters whose write is
+    /// complete or failed; the slot of a failed one must be cleared.
     pub fn advance(
         &mut self,
         sites: usize,
@@ -64,20 +64,20 @@ impl CopyQueue {
         mut write: impl FnMut(SiteWrite<'_>) -> Result<usize, WriteError>,
     ) -> Vec<(AdapterId, Result<(), WriteError>)> {
         let (mut written, mut done) = (0, Vec::new());
-        while let Some(copy) = self.copies.front_mut() {
-            let adapter = copy.adapter.as_ref().map(|(_, adapter)| adapter);
-            let result = write(SiteWrite { slot: copy.slot, site: copy.site, adapter });
-            copy.site += 1;
+        while let Some(current) = self.writes.front_mut() {
+            let adapter = current.adapter.as_ref().map(|(_, adapter)| adapter);
+            let result = write(SiteWrite { slot: current.slot, site: current.site, adapter });
+            current.site += 1;
             let complete = match result {
                 Ok(bytes) => {
                     written += bytes;
-                    (copy.site == sites).then_some(Ok(()))
+                    (current.site == sites).then_some(Ok(()))
                 }
                 Err(error) => Some(Err(error)),
             };
             if let Some(result) = complete {
-                let copy = self.copies.pop_front();
-                done.extend(copy.and_then(|copy| Some((copy.adapter?.0, result))));
+                let finished = self.writes.pop_front();
+                done.extend(finished.and_then(|slot| Some((slot.adapter?.0, result))));
             }
             if written > bytes {
                 break;

@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::tiers::TooLarge;
 use crate::text::TextError;
 
-/// Why a checked adapter could not be made resident.
+/// Why an adapter could not be written to the device.
 #[derive(Debug, Error)]
 #[error("{site}: {cause}")]
 pub struct WriteError {
@@ -34,20 +34,20 @@ pub enum RegistryError {
         /// Name asked for.
         name: String,
     },
-    /// A known id or name came with another path.
+    /// A registered id or name was given with another path.
     #[error(
         "{what} is already used for {known}; it cannot also name {asked}: use another one for \
          another adapter, or unload the first"
     )]
     Conflict {
-        /// `lora_int_id 0` or `lora_name "x"`.
+        /// What is taken: `lora_int_id 0` or `lora_name "x"`.
         what: String,
-        /// The adapter it names.
+        /// Path of the registered adapter.
         known: PathBuf,
-        /// The adapter asked for.
+        /// Path in the request.
         asked: PathBuf,
     },
-    /// One adapter is asked for under a known name with another id, or the other way round.
+    /// An adapter was given under a registered name with another id, or under its id with another name.
     #[error("{} is known as {known}; it cannot also be asked for as {asked}", path.display())]
     OtherNames {
         /// The adapter.
@@ -63,7 +63,7 @@ pub enum RegistryError {
         /// The name.
         name: String,
     },
-    /// The files are not those that were read first.
+    /// The files have changed since they were read first.
     #[error(
         "adapter {name:?}: {path} changed since it was read first; load the adapter again to use \
          the new contents"
@@ -82,7 +82,7 @@ pub enum RegistryError {
         /// Why.
         cause: AdapterError,
     },
-    /// A tokenizer, chat template or end token beside the adapter cannot be read.
+    /// A tokenizer, chat template or generation config in the adapter's folder cannot be read.
     #[error(
         "adapter {name:?}, beside its weights in {}: {cause}; or set adapter_tokenizer: base to use the \
          model's tokenizer, chat template and end tokens", path.display()
@@ -139,7 +139,7 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
-    /// The rules that the request or the adapter breaks, where that is what went wrong.
+    /// The rules that the request or the adapter breaks, if that is the reason.
     pub fn rejections(&self) -> Option<&Rejections> {
         match self {
             Self::Rejected { cause, .. } => Some(cause),
@@ -148,7 +148,7 @@ impl RegistryError {
         }
     }
 
-    /// Whether the request names an adapter that is not known, or files that are not there.
+    /// Whether the request names an unknown adapter, or files that do not exist.
     pub fn is_not_found(&self) -> bool {
         match self {
             Self::Unknown { .. } => true,
@@ -157,7 +157,7 @@ impl RegistryError {
         }
     }
 
-    /// Why an adapter could not be written to the device.
+    /// The error of an adapter that could not be written to the device.
     pub(crate) fn not_written(name: String, cause: WriteError) -> Self {
         match cause {
             WriteError { site, cause: OutOfMemory { requested, available, .. } } => {

@@ -1,4 +1,4 @@
-//! Threads that read adapters, so that no step ever waits for a disk.
+//! Threads that read adapters from files, so that no step waits for a disk.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -10,28 +10,28 @@ use lora_core::Adapter;
 use super::error::RegistryError;
 use super::registry::{AdapterRegistry, Registered};
 
-/// What became of a read.
+/// The result of a read.
 #[derive(Debug)]
 pub struct ReadOutcome {
     /// The adapter.
     pub entry: Arc<Registered>,
-    /// Its weights, or why there are none.
+    /// Its weights, or why it could not be read.
     pub result: Result<Arc<Adapter>, Arc<RegistryError>>,
-    /// How long it took.
+    /// Duration of the read.
     pub took: Duration,
 }
 
-/// Reads adapters on threads of its own. Dropping it ends them after what they are reading.
-pub struct Loader {
+/// Reads adapters on its own threads. Dropping it waits until the threads have read what was asked for.
+pub struct AdapterLoader {
     jobs: Option<Sender<Arc<Registered>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Loader {
-    /// Starts `threads` threads that hand what they read to `report`.
+impl AdapterLoader {
+    /// Starts `threads` threads that call `report` with each result.
     ///
     /// # Errors
-    /// That of the system if it refuses a thread.
+    /// The operating system's, if it cannot start a thread.
     pub fn start(
         threads: usize,
         registry: &Arc<AdapterRegistry>,
@@ -48,16 +48,16 @@ impl Loader {
         Ok(Self { jobs: Some(jobs), threads })
     }
 
-    /// Asks for an adapter to be read.
+    /// Queues an adapter to be read.
     pub fn read(&self, entry: Arc<Registered>) {
         if let Some(jobs) = &self.jobs {
-            // The threads hold the other end until this one is gone.
+            // Cannot fail: the threads hold the receiver for as long as this sender exists.
             let _ = jobs.send(entry);
         }
     }
 }
 
-impl Drop for Loader {
+impl Drop for AdapterLoader {
     fn drop(&mut self) {
         self.jobs = None;
         for thread in self.threads.drain(..) {

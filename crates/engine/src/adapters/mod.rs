@@ -1,5 +1,5 @@
-//! Adapters of a running engine: known by name and id, read by threads, held in host memory and in
-//! slots of the device.
+//! Adapters of a running engine: registered by name and id, read by loader threads, cached in host memory
+//! and in slots of the device. [`AdapterTiers`] decides what is cached; the engine thread carries it out.
 
 mod copies;
 mod error;
@@ -10,7 +10,7 @@ mod tiers;
 
 pub use copies::{CopyQueue, SiteWrite};
 pub use error::{RegistryError, WriteError};
-pub use loader::{Loader, ReadOutcome};
+pub use loader::{AdapterLoader, ReadOutcome};
 pub use registry::{AdapterRegistry, Loaded, Registered};
 pub use tier::{Tier, TierSize};
 pub use tiers::{AdapterId, AdapterTiers, Order, Residence, TierStats, TooLarge};

@@ -1,4 +1,4 @@
-//! Adapters by name and id: what each name stands for, and how its files are read.
+//! The registry: adapters by name and id, and how their files are read.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,15 +12,15 @@ use lora_core::{
 use super::error::RegistryError;
 use super::tiers::AdapterId;
 
-/// An adapter as it was named. Another one under the same name later, or other contents after a
-/// reload, is another registration, with a number of its own.
+/// A registered adapter. If its name is given to another adapter later, or a reload finds other contents,
+/// that is a new registration with a new id.
 #[derive(Debug)]
 pub struct Registered {
-    /// Unique number.
+    /// Unique id of the registration.
     pub id: AdapterId,
-    /// The request that named it, with its path made absolute.
+    /// The request that registered it, with an absolute path.
     pub request: LoraRequest,
-    /// Hash of its content, once it was read.
+    /// Hash of its content, set when it is read first.
     content: OnceLock<Generation>,
 }
 
@@ -40,23 +40,24 @@ impl Registered {
     }
 }
 
-/// The adapters that requests have named so far.
+/// All adapters that requests or loads have named so far.
 pub struct AdapterRegistry {
     config: Option<LoraConfig>,
     geometry: ModelGeometry,
     base: BaseWeights,
-    known: Mutex<Known>,
+    names: Mutex<Names>,
 }
 
+/// Registrations by id and by name.
 #[derive(Default)]
-struct Known {
+struct Names {
     by_id: HashMap<i64, Arc<Registered>>,
     by_name: HashMap<String, Arc<Registered>>,
-    /// Registrations so far.
+    /// Number of registrations so far.
     count: u64,
 }
 
-impl Known {
+impl Names {
     fn add(&mut self, request: LoraRequest) -> Arc<Registered> {
         self.count += 1;
         let id = AdapterId(self.count);
@@ -84,28 +85,29 @@ impl Known {
 }
 
 impl AdapterRegistry {
-    /// An empty registry for a model; without a config it refuses every request.
+    /// An empty registry for a model. Without a config it refuses every request.
     pub fn new(config: Option<LoraConfig>, geometry: ModelGeometry, base: BaseWeights) -> Self {
-        Self { config, geometry, base, known: Mutex::default() }
+        Self { config, geometry, base, names: Mutex::default() }
     }
 
-    /// The adapter that a request names; a new name is registered, its files are not read yet.
+    /// The registration of the adapter that a request names. A new name is registered without reading its
+    /// files.
     ///
     /// # Errors
-    /// [`RegistryError`]; the registry is then as before.
+    /// [`RegistryError`]; the registry is then unchanged.
     pub fn resolve(&self, request: &LoraRequest) -> Result<Arc<Registered>, RegistryError> {
         let request = self.checked(request)?;
-        let mut known = self.lock();
-        match find(&known, &request)? {
+        let mut names = self.lock();
+        match find(&names, &request)? {
             Some(entry) => Ok(entry),
-            None => Ok(known.add(request)),
+            None => Ok(names.add(request)),
         }
     }
 
     /// Reads the files of a registered adapter and checks them against the model.
     ///
     /// # Errors
-    /// [`RegistryError`], also if the content is not what it was when it was read first.
+    /// [`RegistryError`], also if the content has changed since it was read first.
     pub fn read(&self, entry: &Registered) -> Result<Adapter, RegistryError> {
         let adapter = self.read_files(&entry.request)?;
         if *entry.content.get_or_init(|| adapter.generation) != adapter.generation {
@@ -115,43 +117,42 @@ impl AdapterRegistry {
         Ok(adapter)
     }
 
-    /// Reads an adapter now. If its name is known, it becomes the name's new content from here on;
-    /// the registration that it replaces is returned with it. The same content as before changes
-    /// nothing.
+    /// Reads an adapter now. If its name is registered with other content, the new registration replaces
+    /// the old one, which is returned with it. With the same content, the registration stays.
     ///
     /// # Errors
-    /// [`RegistryError`]; the registry is then as before.
+    /// [`RegistryError`]; the registry is then unchanged.
     pub fn load(&self, request: &LoraRequest) -> Result<Loaded, RegistryError> {
         let request = self.checked(request)?;
         find(&self.lock(), &request)?;
         let adapter = Arc::new(self.read_files(&request)?);
-        let mut known = self.lock();
+        let mut names = self.lock();
         // Another thread may have used the name while the files were read.
-        let before = find(&known, &request)?;
+        let before = find(&names, &request)?;
         let entry = match &before {
             Some(entry)
                 if *entry.content.get_or_init(|| adapter.generation) == adapter.generation =>
             {
                 return Ok(Loaded { entry: entry.clone(), adapter, replaced: None });
             }
-            _ => known.add(request),
+            _ => names.add(request),
         };
         entry.content.get_or_init(|| adapter.generation);
         Ok(Loaded { entry, adapter, replaced: before })
     }
 
-    /// Forgets a name.
+    /// Removes a name.
     ///
     /// # Errors
     /// [`RegistryError::Unknown`].
     pub fn unload(&self, name: &str) -> Result<Arc<Registered>, RegistryError> {
-        let mut known = self.lock();
-        let entry = known.named(name)?;
-        known.remove(&entry);
+        let mut names = self.lock();
+        let entry = names.named(name)?;
+        names.remove(&entry);
         Ok(entry)
     }
 
-    /// The adapter known under a name.
+    /// The adapter registered under a name.
     ///
     /// # Errors
     /// [`RegistryError::Unknown`].
@@ -159,32 +160,32 @@ impl AdapterRegistry {
         self.lock().named(name)
     }
 
-    /// Forgets a registration whose files could not be used, so that the name can be given again.
+    /// Removes a registration whose files could not be used, so that the name can be registered again.
     pub fn forget(&self, entry: &Registered) {
         self.lock().remove(entry);
     }
 
-    /// Takes back a [`AdapterRegistry::load`] that came to nothing.
+    /// Undoes an [`AdapterRegistry::load`] whose adapter did not fit the tiers.
     pub fn take_back(&self, loaded: &Registered, replaced: Option<Arc<Registered>>) {
-        let mut known = self.lock();
-        known.remove(loaded);
+        let mut names = self.lock();
+        names.remove(loaded);
         if let Some(old) = replaced {
-            known.insert(old);
+            names.insert(old);
         }
     }
 
-    /// All that are known, by name.
+    /// All registrations, sorted by name.
     pub fn list(&self) -> Vec<Arc<Registered>> {
         let mut all: Vec<_> = self.lock().by_name.values().cloned().collect();
         all.sort_by(|a, b| a.name().cmp(b.name()));
         all
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The request with an absolute path, if it breaks no rule by itself.
+    /// Validates a request and makes its path absolute.
     fn checked(&self, request: &LoraRequest) -> Result<LoraRequest, RegistryError> {
         if self.config.is_none() {
             return Err(RegistryError::NotConfigured { name: request.lora_name.clone() });
@@ -218,30 +219,28 @@ impl AdapterRegistry {
     }
 }
 
-/// An adapter that was read by request of the user.
+/// The result of [`AdapterRegistry::load`].
 #[derive(Debug)]
 pub struct Loaded {
     /// Its registration.
     pub entry: Arc<Registered>,
     /// Its weights.
     pub adapter: Arc<Adapter>,
-    /// The registration that its name had before, if the content was another.
+    /// The previous registration of its name, if that had other content.
     pub replaced: Option<Arc<Registered>>,
 }
 
 fn reject(name: &str, problems: Vec<lora_core::Rejection>) -> Result<(), RegistryError> {
-    match problems.is_empty() {
-        true => Ok(()),
-        false => {
-            Err(RegistryError::Rejected { name: name.to_owned(), cause: Rejections(problems) })
-        }
+    if problems.is_empty() {
+        return Ok(());
     }
+    Err(RegistryError::Rejected { name: name.to_owned(), cause: Rejections(problems) })
 }
 
-/// The adapter known under the request's id and name, if it is the same one.
-fn find(known: &Known, request: &LoraRequest) -> Result<Option<Arc<Registered>>, RegistryError> {
-    let by_id = known.by_id.get(&request.lora_int_id);
-    let by_name = known.by_name.get(&request.lora_name);
+/// The registration with the request's id and name. Fails if it is of another adapter.
+fn find(names: &Names, request: &LoraRequest) -> Result<Option<Arc<Registered>>, RegistryError> {
+    let by_id = names.by_id.get(&request.lora_int_id);
+    let by_name = names.by_name.get(&request.lora_name);
     let named = [
         (by_id, format!("lora_int_id {}", request.lora_int_id)),
         (by_name, format!("lora_name {:?}", request.lora_name)),

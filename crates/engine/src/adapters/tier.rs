@@ -1,18 +1,18 @@
-//! Size and contents of one tier, counted.
+//! Capacity and fill of one tier of the adapter cache.
 
 use std::fmt;
 
-/// What a tier holds at most.
+/// Capacity of a tier.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TierSize {
-    /// Adapters; `None`: any number.
+    /// Most adapters; `None`: unlimited.
     pub adapters: Option<usize>,
-    /// Bytes, each adapter at its true ranks; `None`: any number.
+    /// Most bytes, each adapter counted at its true ranks; `None`: unlimited.
     pub bytes: Option<u64>,
 }
 
 impl TierSize {
-    /// Room for a number of adapters, whatever their size.
+    /// A capacity in adapters, whatever their size.
     pub const fn of_adapters(adapters: usize) -> Self {
         Self { adapters: Some(adapters), bytes: None }
     }
@@ -28,7 +28,7 @@ impl fmt::Display for TierSize {
     }
 }
 
-/// A tier: its size and how much of it is taken.
+/// A tier: its capacity and fill.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tier {
     size: TierSize,
@@ -42,22 +42,22 @@ impl Tier {
         Self { size, adapters: 0, bytes: 0 }
     }
 
-    /// What it holds at most.
+    /// Its capacity.
     pub fn size(&self) -> TierSize {
         self.size
     }
 
-    /// Adapters in it.
+    /// Number of adapters in it.
     pub fn adapters(&self) -> usize {
         self.adapters
     }
 
-    /// Their bytes.
+    /// Bytes of the adapters in it.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Whether one more adapter of this size fits.
+    /// Whether another adapter of `bytes` bytes fits.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
         let sum = self.bytes.checked_add(bytes);
         let fits = sum.is_some_and(|sum| self.size.bytes.is_none_or(|most| sum <= most));

@@ -1,10 +1,12 @@
-//! Which adapters are in host memory and which on the device, and which come next.
+//! The two-tier adapter cache: which adapters are in host memory, which are in slots of the device, and
+//! which are loaded next.
 //!
-//! Pure: it decides and counts, and gives [`Order`]s to the code that moves bytes. An adapter goes from
-//! its files to the host tier, and from there to a slot of the device tier. The least recently used one
-//! is evicted, except adapters in use by running sequences (on the device) and adapters pinned by
-//! the user (on the host). Among adapters that waiting sequences want, one that is wanted earlier is
-//! never evicted for one that is wanted later, so the first in the queue always makes progress.
+//! It only decides and counts. The engine thread carries out its [`Order`]s and reports their results. An
+//! adapter moves from its files to the host tier, and from there to a slot of the device tier. Eviction is
+//! LRU, except that adapters in use by running sequences stay on the device, and adapters pinned by the
+//! user stay in host memory. Of two adapters that waiting sequences need, the one needed earlier in the
+//! queue is never evicted for the one needed later, so the first sequence in the queue always makes
+//! progress.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,23 +15,22 @@ use thiserror::Error;
 
 use super::tier::{Tier, TierSize};
 
-/// Number of an adapter as it was registered; a reload with other contents gets another one.
+/// Id of a registered adapter. A reload with other contents gets a new one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct AdapterId(pub u64);
 
-/// What has to be done outside.
+/// What the engine thread has to do for the tiers, in the order given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
-    /// Read the adapter's files; answer with [`AdapterTiers::loaded`] or [`AdapterTiers::failed`].
+    /// Read the adapter's files. Report [`AdapterTiers::loaded`] or [`AdapterTiers::failed`].
     Read(AdapterId),
-    /// Write the adapter into the slot; answer with [`AdapterTiers::copied`] or
-    /// [`AdapterTiers::failed`].
+    /// Write the adapter into the slot. Report [`AdapterTiers::copied`] or [`AdapterTiers::failed`].
     Copy(AdapterId, usize),
     /// Free the adapter's host memory.
     Drop(AdapterId),
-    /// Free what the slot holds.
+    /// Clear the slot.
     Clear(usize),
-    /// Nothing will be asked of the adapter any more.
+    /// Drop the registration: no further order refers to it.
     Forget(AdapterId),
 }
 
@@ -42,11 +43,11 @@ pub enum Order {
 pub struct TooLarge {
     /// `host` or `device`.
     pub tier: &'static str,
-    /// Demand.
+    /// Bytes of the adapter.
     pub bytes: u64,
-    /// Capacity.
+    /// Capacity of the tier.
     pub size: TierSize,
-    /// Adapters that the user pinned there.
+    /// Number of other adapters pinned to the tier.
     pub pinned: usize,
     /// The settings to change.
     pub knob: &'static str,
@@ -59,18 +60,18 @@ fn pinned_note(pinned: usize) -> String {
     }
 }
 
-/// How the tiers are used, since the start.
+/// Counts of the cache since the engine's start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TierStats {
-    /// Sequences that came when their adapter was on the device.
+    /// Sequences submitted while their adapter was on the device.
     pub device_hits: u64,
-    /// Sequences that came when it was in host memory only.
+    /// Sequences submitted while it was only in host memory.
     pub host_hits: u64,
-    /// Sequences that came when it was in neither.
+    /// Sequences submitted while it was in neither.
     pub misses: u64,
-    /// Adapters that gave way on the device.
+    /// Evictions from the device.
     pub device_evictions: u64,
-    /// Adapters that gave way in host memory.
+    /// Evictions from host memory.
     pub host_evictions: u64,
     /// Adapters read from files.
     pub reads: u64,
@@ -94,30 +95,32 @@ enum OnDevice {
     Ready(usize),
 }
 
+/// State of one adapter in the cache.
 #[derive(Debug, Default)]
-struct Entry {
-    /// What was learnt when it was read.
+struct AdapterState {
+    /// Its content hash and bytes, known once it was read.
     content: Option<(Generation, u64)>,
     host: OnHost,
     device: OnDevice,
-    /// Running sequences.
+    /// Running sequences that use it.
     in_use: usize,
-    /// Sequences that have not ended.
+    /// Waiting and running sequences that need it.
     leases: usize,
     /// Whether the user pinned it to host memory.
     pinned: bool,
-    /// Whether it goes as soon as nobody needs it.
+    /// Whether it is removed once `leases` is 0.
     retired: bool,
+    /// [`AdapterTiers::clock`] of the last use, for LRU order.
     used: u64,
 }
 
-impl Entry {
+impl AdapterState {
     fn bytes(&self) -> u64 {
         self.content.map_or(0, |(_, bytes)| bytes)
     }
 }
 
-/// Where an adapter is, for people.
+/// Where an adapter is, for status reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Residence {
     /// In host memory.
@@ -126,23 +129,23 @@ pub struct Residence {
     pub device: bool,
     /// Pinned to host memory by the user.
     pub pinned: bool,
-    /// Sequences that have not ended.
+    /// Waiting and running sequences that need it.
     pub leases: usize,
-    /// Bytes, once known.
+    /// Its bytes, once it was read.
     pub bytes: Option<u64>,
 }
 
-/// Adapters by where they are.
+/// The adapter cache: host tier and device tier.
 #[derive(Debug)]
 pub struct AdapterTiers {
-    entries: BTreeMap<AdapterId, Entry>,
+    entries: BTreeMap<AdapterId, AdapterState>,
     host: Tier,
     device: Tier,
     free_slots: Vec<usize>,
-    /// Reads at a time.
+    /// Most concurrent reads.
     readers: usize,
     reading: usize,
-    /// Place in the queue of the first sequence that wants an adapter.
+    /// Queue position of the first waiting sequence that needs an adapter, by adapter.
     wanted: HashMap<AdapterId, usize>,
     clock: u64,
     stats: TierStats,
@@ -150,13 +153,13 @@ pub struct AdapterTiers {
 }
 
 impl AdapterTiers {
-    /// Empty tiers; the device has a slot for each of its adapters. At most `readers` adapters are
-    /// read at a time.
+    /// Empty tiers. The device has as many slots as `device.adapters` says. At most `readers` adapters are
+    /// read concurrently.
     pub fn new(host: TierSize, device: TierSize, readers: usize) -> Self {
         Self {
             entries: BTreeMap::new(),
             host: Tier::new(host),
-            // A device has a number of slots, whatever else limits it.
+            // The number of slots is fixed, even where bytes limit the tier as well.
             free_slots: (0..device.adapters.unwrap_or(0)).rev().collect(),
             device: Tier::new(device),
             readers: readers.max(1),
@@ -168,22 +171,22 @@ impl AdapterTiers {
         }
     }
 
-    /// The orders given since the last call, to be carried out in this order.
+    /// Takes the pending orders, to be carried out in this order.
     pub fn take_orders(&mut self) -> Vec<Order> {
         std::mem::take(&mut self.orders)
     }
 
-    /// Whether there are orders to be carried out.
+    /// Whether orders are pending.
     pub fn has_orders(&self) -> bool {
         !self.orders.is_empty()
     }
 
-    /// Use since the start.
+    /// Counts since the engine's start.
     pub fn stats(&self) -> TierStats {
         self.stats
     }
 
-    /// The host tier and the device tier, as filled as they are.
+    /// The host tier and the device tier, with their fill.
     pub fn fill(&self) -> (Tier, Tier) {
         (self.host, self.device)
     }
@@ -199,12 +202,12 @@ impl AdapterTiers {
         })
     }
 
-    /// Uses by running sequences, over all adapters.
+    /// Running sequences that use an adapter.
     pub fn in_use(&self) -> usize {
         self.entries.values().map(|entry| entry.in_use).sum()
     }
 
-    /// Says that a sequence needs an adapter until [`AdapterTiers::unlease`].
+    /// Registers a submitted sequence that needs the adapter until [`AdapterTiers::unlease`].
     pub fn lease(&mut self, id: AdapterId) {
         let entry = self.entries.entry(id).or_default();
         entry.leases += 1;
@@ -215,7 +218,7 @@ impl AdapterTiers {
         }
     }
 
-    /// Says that a sequence has ended.
+    /// Ends a lease: the sequence has ended.
     pub fn unlease(&mut self, id: AdapterId) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         debug_assert!(entry.leases > 0, "{id:?} was given back twice");
@@ -223,13 +226,14 @@ impl AdapterTiers {
         self.remove_if_retired(id);
     }
 
-    /// The content of an adapter that is on the device, which a running sequence can use.
+    /// The content hash of an adapter that is on the device and can be used; `None` if it is not.
     pub fn ready(&self, id: AdapterId) -> Option<Generation> {
         let entry = self.entries.get(&id)?;
         matches!(entry.device, OnDevice::Ready(_)).then_some(entry.content?.0)
     }
 
-    /// Takes an adapter that is on the device into use, and returns its slot.
+    /// Marks an adapter as in use by a running sequence, so that it is not evicted, and returns its slot.
+    /// `None` if it is not on the device.
     pub fn acquire(&mut self, id: AdapterId) -> Option<usize> {
         self.clock += 1;
         let entry = self.entries.get_mut(&id)?;
@@ -239,15 +243,15 @@ impl AdapterTiers {
         Some(slot)
     }
 
-    /// Ends a use; the adapter stays until another one needs the room.
+    /// Ends a use. The adapter stays on the device until it is evicted.
     pub fn release(&mut self, id: AdapterId) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         debug_assert!(entry.in_use > 0, "{id:?} was released twice");
         entry.in_use = entry.in_use.saturating_sub(1);
     }
 
-    /// Brings the adapters nearer that waiting sequences want, as far as there is room. `wanted`:
-    /// the queue's adapters in its order, each once.
+    /// Orders reads and copies for the adapters of waiting sequences, as far as room can be made. `wanted`:
+    /// these adapters in queue order, each once.
     pub fn fetch(&mut self, wanted: &[AdapterId]) {
         self.wanted = wanted.iter().copied().zip(0..).collect();
         for id in wanted {
@@ -260,11 +264,11 @@ impl AdapterTiers {
         }
     }
 
-    /// Takes in an adapter that was read, or that the user hands over. If there is no room for it
-    /// now, it is dropped again, to be read later.
+    /// Reports that an adapter was read, or that the user loaded it. If the host tier has no room for it
+    /// now, it is dropped, to be read again later.
     ///
     /// # Errors
-    /// [`TooLarge`] if it can never fit; it is then nowhere.
+    /// [`TooLarge`] if it can never fit. It is then in neither tier.
     pub fn loaded(
         &mut self,
         id: AdapterId,
@@ -291,7 +295,7 @@ impl AdapterTiers {
         Ok(())
     }
 
-    /// Takes in that a copy to the device is complete.
+    /// Reports that a copy to the device is complete.
     pub fn copied(&mut self, id: AdapterId) {
         self.stats.copies += 1;
         self.clock += 1;
@@ -304,19 +308,19 @@ impl AdapterTiers {
         self.remove_if_retired(id);
     }
 
-    /// Takes in that a read or a copy failed. The adapter may be tried again.
+    /// Reports that a read or a copy failed. It is tried again for later sequences.
     pub fn failed(&mut self, id: AdapterId) {
         self.end_read(id);
         self.leave_device(id);
         self.remove_if_retired(id);
     }
 
-    /// Pins an adapter to host memory, whether it is used or not, or ends that.
+    /// Pins an adapter to host memory, or unpins it.
     pub fn set_pinned(&mut self, id: AdapterId, pinned: bool) {
         self.entries.entry(id).or_default().pinned = pinned;
     }
 
-    /// Removes an adapter as soon as its last sequence has ended.
+    /// Removes an adapter once its last sequence has ended.
     pub fn retire(&mut self, id: AdapterId) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.retired = true;
@@ -337,11 +341,12 @@ impl AdapterTiers {
     }
 
     fn start_read(&mut self, id: AdapterId) {
-        let bytes = self.entries.get(&id).map_or(0, Entry::bytes);
+        let bytes = self.entries.get(&id).map_or(0, AdapterState::bytes);
         if self.reading == self.readers {
             return;
         }
-        // Where pinned adapters leave no room at all, reading it will tell its size, and so refuse it.
+        // If pinned adapters leave no room at all, it is read nevertheless: that gives its size, with
+        // which `loaded` refuses it.
         if self.make_host_room(id, bytes) || !self.pinned_beside(id).has_room(bytes) {
             self.reading += 1;
             self.set_host(id, OnHost::Reading);
@@ -361,9 +366,10 @@ impl AdapterTiers {
         let bytes = entry.bytes();
         let rank = self.rank(id);
         while !self.device.has_room(bytes) {
-            let gives_way =
-                |entry: &Entry| entry.in_use == 0 && matches!(entry.device, OnDevice::Ready(_));
-            let Some(victim) = self.victim(rank, gives_way) else { return };
+            let evictable = |entry: &AdapterState| {
+                entry.in_use == 0 && matches!(entry.device, OnDevice::Ready(_))
+            };
+            let Some(victim) = self.victim(rank, evictable) else { return };
             self.leave_device(victim);
             self.stats.device_evictions += 1;
         }
@@ -375,25 +381,26 @@ impl AdapterTiers {
         self.orders.push(Order::Copy(id, slot));
     }
 
-    /// Evicts from the host tier until `bytes` more fit it, for an adapter of its own.
+    /// Evicts from the host tier until `bytes` more fit, for adapter `id`. Returns whether they fit.
     fn make_host_room(&mut self, id: AdapterId, bytes: u64) -> bool {
         let rank = self.rank(id);
         while !self.host.has_room(bytes) {
-            let gives_way = |entry: &Entry| {
+            let evictable = |entry: &AdapterState| {
                 let needed = entry.pinned || matches!(entry.device, OnDevice::Copying(_));
                 entry.host == OnHost::Present && !needed
             };
-            let Some(victim) = self.victim(rank, gives_way) else { return false };
+            let Some(victim) = self.victim(rank, evictable) else { return false };
             self.leave_host(victim);
             self.stats.host_evictions += 1;
         }
         true
     }
 
-    /// Of the adapters that may give way to one of rank `rank`, the one to go: least recently used
-    /// among those nobody wants, else the one wanted last.
-    fn victim(&self, rank: usize, gives_way: impl Fn(&Entry) -> bool) -> Option<AdapterId> {
-        let candidates = self.entries.iter().filter(|(_, entry)| gives_way(entry));
+    /// The adapter to evict for one at queue position `rank`, of those for which `evictable` is true: the
+    /// least recently used one that no waiting sequence needs, else the one needed last in the queue,
+    /// provided that it is needed later than `rank`.
+    fn victim(&self, rank: usize, evictable: impl Fn(&AdapterState) -> bool) -> Option<AdapterId> {
+        let candidates = self.entries.iter().filter(|(_, entry)| evictable(entry));
         candidates
             .map(|(id, entry)| (self.rank(*id), entry.used, *id))
             .filter(|(theirs, ..)| *theirs > rank || *theirs == usize::MAX)
@@ -401,7 +408,7 @@ impl AdapterTiers {
             .map(|(.., id)| id)
     }
 
-    /// Place in the queue; adapters that nobody waits for come behind all.
+    /// Queue position of the first sequence that needs an adapter; `usize::MAX` if none does.
     fn rank(&self, id: AdapterId) -> usize {
         self.wanted.get(&id).copied().unwrap_or(usize::MAX)
     }
@@ -431,7 +438,7 @@ impl AdapterTiers {
         }
     }
 
-    /// The host tier with nothing in it but other adapters that the user pinned.
+    /// The host tier as if it held only the pinned adapters other than `id`.
     fn pinned_beside(&self, id: AdapterId) -> Tier {
         let pinned = self.entries.iter().filter(|(other, entry)| entry.pinned && **other != id);
         let mut tier = Tier::new(self.host.size());
@@ -439,7 +446,7 @@ impl AdapterTiers {
         tier
     }
 
-    /// Fails if an adapter fits neither tier, however empty.
+    /// Fails if an adapter is too large for a tier, even with everything evicted that can be.
     fn check_size(&self, id: AdapterId, bytes: u64) -> Result<(), TooLarge> {
         let pinned = self.pinned_beside(id);
         let too_large =

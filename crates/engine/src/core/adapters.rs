@@ -11,7 +11,8 @@ use lora_core::Adapter;
 use super::event::{Event, SequenceError};
 use super::{Command, Core};
 use crate::adapters::{
-    AdapterId, AdapterRegistry, CopyQueue, Loader, Order, ReadOutcome, Registered, RegistryError,
+    AdapterId, AdapterLoader, AdapterRegistry, CopyQueue, Order, ReadOutcome, Registered,
+    RegistryError,
 };
 use crate::executor::Executor;
 
@@ -26,7 +27,7 @@ pub struct AdapterStore {
     registered: HashMap<AdapterId, Arc<Registered>>,
     /// Contents of the host tier.
     weights: HashMap<AdapterId, Arc<Adapter>>,
-    loader: Option<Loader>,
+    loader: Option<AdapterLoader>,
     copies: CopyQueue,
     pub(super) read_time: Duration,
     pub(super) longest_read: Duration,
@@ -44,7 +45,7 @@ impl AdapterStore {
     ) -> std::io::Result<Self> {
         // If the engine has stopped meanwhile, the adapter is not needed any more.
         let report = move |outcome| drop(inbox.send(Command::Read(outcome)));
-        let loader = Loader::start(threads, registry, report)?;
+        let loader = AdapterLoader::start(threads, registry, report)?;
         Ok(Self { loader: Some(loader), ..Self::default() })
     }
 

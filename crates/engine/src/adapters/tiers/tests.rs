@@ -6,8 +6,8 @@ fn tiers(host: usize, device: usize) -> AdapterTiers {
     AdapterTiers::new(TierSize::of_adapters(host), TierSize::of_adapters(device), 2)
 }
 
-/// Carries all orders out at once, every adapter having one kilobyte.
-fn settle(tiers: &mut AdapterTiers) -> Vec<Order> {
+/// Carries out all orders at once. Every adapter has one kilobyte.
+fn carry_out_all(tiers: &mut AdapterTiers) -> Vec<Order> {
     let mut done = Vec::new();
     loop {
         let orders = tiers.take_orders();
@@ -28,7 +28,7 @@ fn settle(tiers: &mut AdapterTiers) -> Vec<Order> {
 fn bring(tiers: &mut AdapterTiers, ids: &[AdapterId]) {
     for _ in 0..2 * ids.len() {
         tiers.fetch(ids);
-        settle(tiers);
+        carry_out_all(tiers);
     }
 }
 
@@ -49,7 +49,7 @@ fn an_adapter_goes_from_its_files_to_a_slot() {
 }
 
 #[test]
-fn the_least_recently_used_gives_way_and_one_in_use_never() {
+fn the_least_recently_used_is_evicted_and_one_in_use_never() {
     let (mut tiers, [a, b, c]) = (tiers(2, 2), [1, 2, 3].map(AdapterId));
     [a, b, c].into_iter().for_each(|id| tiers.lease(id));
     bring(&mut tiers, &[a, b]);
@@ -66,7 +66,7 @@ fn the_least_recently_used_gives_way_and_one_in_use_never() {
 }
 
 #[test]
-fn what_is_wanted_earlier_does_not_give_way_to_what_is_wanted_later() {
+fn what_is_needed_earlier_is_not_evicted_for_what_is_needed_later() {
     let (mut tiers, [a, b]) = (tiers(1, 1), [1, 2].map(AdapterId));
     [a, b].into_iter().for_each(|id| tiers.lease(id));
     bring(&mut tiers, &[b]);
@@ -98,7 +98,7 @@ fn one_that_never_fits_is_refused_with_the_knob() {
 }
 
 #[test]
-fn one_kept_by_the_user_stays_in_host_memory() {
+fn one_pinned_by_the_user_stays_in_host_memory() {
     let (mut tiers, [a, b]) = (tiers(1, 2), [1, 2].map(AdapterId));
     tiers.set_pinned(a, true);
     tiers.loaded(a, Generation([1; 32]), KB).unwrap();
