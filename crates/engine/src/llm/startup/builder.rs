@@ -14,7 +14,7 @@ use super::base_model::BaseModel;
 use super::checkpoint::Checkpoint;
 use super::config::EngineConfig;
 use super::geometry::geometry;
-use super::launch::{self, Factory, Start};
+use super::launch::{self, Factory, Progress, Start};
 use super::lora::resolve;
 use super::quantize;
 use super::rank::Startup;
@@ -28,9 +28,6 @@ use crate::llm::request::Intake;
 use crate::llm::text::AdapterTexts;
 use crate::llm::{Llm, LlmError};
 use crate::model::{Quantization, base_weights, dummy_weights};
-
-/// Called with the layers read so far and their number.
-pub type Progress = Box<dyn Fn(usize, usize) + Send>;
 
 /// An engine that is about to start; made by [`Llm::builder`].
 pub struct LlmBuilder {

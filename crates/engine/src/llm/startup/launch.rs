@@ -5,7 +5,6 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use lora_core::{Backend, Comm};
 
-use super::builder::Progress;
 use super::rank::Startup;
 use crate::adapters::AdapterTiers;
 use crate::core::{AdapterStore, Command, Core};
@@ -22,6 +21,9 @@ pub(in crate::llm) fn check_ranks(world: usize, config: &ModelConfig) -> Result<
     }
     Ok(Shard { rank: 0, world }.check(config)?)
 }
+
+/// Callback for progress of loading, called with the number of layers loaded and of all layers.
+pub type Progress = Box<dyn Fn(usize, usize) + Send>;
 
 /// Makes the backend of a rank, on its thread.
 pub(in crate::llm) type Factory<B> = Box<dyn FnOnce() -> lora_core::Result<B> + Send>;

@@ -15,9 +15,10 @@ mod settings;
 mod sizes;
 
 pub use base_model::BaseModel;
-pub use builder::{LlmBuilder, Progress};
+pub use builder::LlmBuilder;
 pub use config::{ConfigError, EngineConfig};
 pub use geometry::geometry;
+pub use launch::Progress;
 pub use memory::MemoryPlan;
 pub use settings::{
     CudaGraphConfig, KvCacheConfig, KvCacheDtype, LoadFormat, MoeConfig, SchedulerConfig,
