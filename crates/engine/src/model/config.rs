@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
+use lora_core::DType;
 use lora_core::ops::HeadDims;
-use lora_core::{DType, files};
 use serde::Deserialize;
 
 use self::agree::agreed;
 use self::rope_fields::{RawRope, RopeFields};
 use super::architecture::{Architecture, AttentionBias, WindowRule};
+use super::json_file::{parse_json, read_file, read_optional_file};
 use super::rope::RopeConfig;
 use super::{ModelError, family};
+use crate::text::TokenIds;
 
 mod agree;
 mod rope_fields;
@@ -96,23 +98,6 @@ struct Raw {
     dtype: Option<String>,
     torch_dtype: Option<String>,
     eos_token_id: Option<TokenIds>,
-}
-
-/// `eos_token_id` is one id or a list of them.
-#[derive(Deserialize, Clone)]
-#[serde(untagged, expecting = "expected a token id or a list of them")]
-pub(crate) enum TokenIds {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl TokenIds {
-    pub(crate) fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        }
-    }
 }
 
 /// Far above any model: the number decides how much memory is taken before a weight is read.
@@ -308,24 +293,6 @@ pub fn parse_dtype(field: &'static str, name: &str) -> Result<DType, ModelError>
         "bfloat16" => Ok(DType::Bf16),
         _ => Err(ModelError::unsupported(field, name, "float32, float16 or bfloat16")),
     }
-}
-
-pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
-    files::read(path, files::MAX_CONFIG).map_err(|e| ModelError::io(path, e))
-}
-
-/// As [`read_file`]; `None` where there is nothing at `path`.
-pub(super) fn read_optional_file(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
-    files::read_optional(path, files::MAX_CONFIG).map_err(|e| ModelError::io(path, e))
-}
-
-pub(super) fn parse_json<T: serde::de::DeserializeOwned>(
-    path: &Path,
-    text: &[u8],
-) -> Result<T, ModelError> {
-    let mut json = serde_json::Deserializer::from_slice(text);
-    serde_path_to_error::deserialize(&mut json)
-        .map_err(|e| ModelError::Json { path: path.to_owned(), cause: e.to_string() })
 }
 
 #[cfg(test)]

@@ -5,14 +5,12 @@
 use lora_core::lora::{LoraSite, SiteSpec};
 use lora_core::{Backend, Comm, DType, Pool, Result, Tensor, View};
 
-use super::attention::Attention;
-use super::ffn::Ffn;
-use super::fp8::NamedPart;
-use super::load::Loader;
+use super::layer::Layer;
+use super::loader::{LoadPlan, WeightLoader};
 use super::pass::Pass;
-use super::shard::{Part, Shard};
+use super::shard::{NamedPart, Part};
 use super::state::{Extents, KvCache, RunState, StepRows};
-use super::{ModelConfig, ModelError, Norm, Quantization, WeightSource};
+use super::{ModelConfig, ModelError, Norm, WeightSource};
 
 /// A dense decoder in a backend's memory.
 pub struct Decoder<B: Backend> {
@@ -39,18 +37,6 @@ pub struct Decoder<B: Backend> {
     cos_sin_table: Tensor<B>,
 }
 
-/// One layer.
-pub struct Layer<B: Backend> {
-    /// Norm before attention, of `hidden` columns.
-    pub input_norm: Norm<B>,
-    /// Attention.
-    pub attention: Attention<B>,
-    /// Norm before the feed-forward network, of `hidden` columns.
-    pub post_norm: Norm<B>,
-    /// The feed-forward network.
-    pub ffn: Ffn<B>,
-}
-
 impl<B: Backend> Decoder<B> {
     /// Reads a checkpoint. `progress` is called after each layer
     /// with the number of layers read.
@@ -68,7 +54,7 @@ impl<B: Backend> Decoder<B> {
     ) -> std::result::Result<Self, ModelError> {
         let (vocab, hidden) = (config.vocab, config.hidden);
         let mut loader =
-            Loader { be, queue, config, source: source.as_mut(), plan, matrix_bytes: 0 };
+            WeightLoader { be, queue, config, source: source.as_mut(), plan, matrix_bytes: 0 };
         let head_part = plan.shard.part_of_head(config);
         let table = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
         let embed = loader.prepare(std::slice::from_ref(&table), None)?;
@@ -197,21 +183,6 @@ impl<B: Backend> Decoder<B> {
         be.linear_lora(q, hidden, self.lm_head(), lora, own)?;
         self.comm.all_gather_cols(be, q, logits)
     }
-}
-
-/// How a model is to be held in memory.
-#[derive(Clone, Debug)]
-pub struct LoadPlan {
-    /// Dtype of the activations.
-    pub dtype: DType,
-    /// Longest sequence, in tokens.
-    pub positions: usize,
-    /// Adapters that can be resident.
-    pub slots: usize,
-    /// Weights and KV cache in FP8.
-    pub quantization: Quantization,
-    /// Which part of the model is read.
-    pub shard: Shard,
 }
 
 fn upload_cos_sin_table<B: Backend>(

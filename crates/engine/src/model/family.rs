@@ -1,12 +1,12 @@
-//! Which kind of model a `config.json` is of, before the rest of it is read: other kinds have other
-//! fields, and their absence would be the wrong thing to complain about.
+//! Checks the `model_type` of a `config.json` before the rest of it is parsed. Unsupported models have other
+//! fields, so that parsing them first would report a missing field instead of the unsupported model.
 
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::config::parse_json;
+use super::json_file::parse_json;
 use super::{Architecture, ModelError};
 
 #[derive(Deserialize)]
@@ -33,7 +33,7 @@ pub(super) fn check(path: &Path, text: &[u8]) -> Result<(), ModelError> {
 }
 
 impl Family {
-    /// What else than text the model takes.
+    /// Inputs of the model other than text, as an addition to the error.
     const fn modality(&self) -> &'static str {
         match self {
             Self { vision_config: Some(_), .. } => ", a vision-language model, which takes images",

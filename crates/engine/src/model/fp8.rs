@@ -5,20 +5,11 @@ use lora_core::ops::KvScales;
 use lora_core::{Backend, HostTensor};
 
 use super::ModelError;
-use super::load::Loader;
+use super::loader::WeightLoader;
 use super::quantization::Fp8Weights;
-use super::shard::Part;
+use super::shard::NamedPart;
 
-/// A module that is one part of a matrix.
-pub(super) struct NamedPart {
-    pub name: String,
-    /// Rows in the checkpoint.
-    pub rows: usize,
-    /// What this device holds of it.
-    pub part: Part,
-}
-
-impl<B: Backend> Loader<'_, B> {
+impl<B: Backend> WeightLoader<'_, B> {
     /// Reads the matrix made of `parts`, stacked by rows, in FP8 where the model has it so.
     pub(super) fn linear(
         &mut self,

@@ -7,7 +7,7 @@ use lora_core::QuantAlgo;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::{parse_json, read_file, read_optional_file};
+use super::json_file::{parse_json, read_file, read_optional_file};
 use super::{ModelError, quant_method};
 
 /// How base weights and the KV cache are held.

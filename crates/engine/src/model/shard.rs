@@ -128,6 +128,15 @@ fn refused(found: String, allowed: String) -> ModelError {
     ModelError::unsupported("tensor_parallel_size", found, allowed)
 }
 
+/// A module of a stacked weight matrix (such as q of qkv), by its name in the checkpoint.
+pub(super) struct NamedPart {
+    pub name: String,
+    /// Rows (output features) in the checkpoint.
+    pub rows: usize,
+    /// This rank's part of it.
+    pub part: Part,
+}
+
 impl Part {
     /// Rows of the part, of a matrix with `rows` rows.
     pub fn rows(&self, rows: usize) -> usize {

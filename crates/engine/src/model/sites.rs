@@ -5,7 +5,8 @@ use std::iter;
 use lora_core::lora::LoraSite;
 use lora_core::{Backend, LayerIdx, NormKind, SiteKey, TargetModule};
 
-use super::decoder::{Decoder, Layer};
+use super::decoder::Decoder;
+use super::layer::Layer;
 use super::shard::Part;
 use super::{Norm, Projection};
 

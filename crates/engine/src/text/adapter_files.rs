@@ -8,8 +8,7 @@ use lora_core::files;
 use serde::Deserialize;
 
 use super::tokenizer_config::{CONFIG_FILE, TEMPLATE_FILE, parse, read_if_present};
-use super::{TextError, Tokenizer, TokenizerConfig};
-use crate::model::TokenIds;
+use super::{TextError, TokenIds, Tokenizer, TokenizerConfig};
 
 const TOKENIZER: &str = "tokenizer.json";
 const GENERATION: &str = "generation_config.json";

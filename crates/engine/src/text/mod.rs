@@ -21,6 +21,7 @@ mod template_filters;
 #[cfg(test)]
 pub(crate) mod testkit;
 mod token_bytes;
+mod token_ids;
 mod tokenizer;
 mod tokenizer_config;
 mod tokenizer_difference;
@@ -31,6 +32,7 @@ pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use gguf_vocab::GgufVocab;
 pub use stop::{StopEvent, StopStrings};
+pub(crate) use token_ids::TokenIds;
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use tokenizer_config::TokenizerConfig;
 pub use tokenizer_difference::NamedToken;

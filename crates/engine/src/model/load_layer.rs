@@ -1,14 +1,15 @@
-//! Reading the parts of a decoder from a checkpoint.
+//! Loading the layers of a decoder from a checkpoint.
 
-use lora_core::lora::{LoraSite, SiteSpec};
-use lora_core::{Backend, DType, HostTensor, Pool, Result, Split, TargetModule, Tensor};
+use lora_core::lora::SiteSpec;
+use lora_core::{Backend, HostTensor, Split, TargetModule};
 
+use super::ModelError;
 use super::attention::Attention;
-use super::decoder::{Layer, LoadPlan};
 use super::ffn::{DenseFfn, Ffn};
-use super::fp8::NamedPart;
+use super::layer::Layer;
+use super::loader::WeightLoader;
 use super::projection::Projection;
-use super::{ModelConfig, ModelError, Norm, WeightSource};
+use super::shard::NamedPart;
 
 /// What a projection is made of: its modules with their names and widths.
 struct ProjectionSpec {
@@ -19,22 +20,9 @@ struct ProjectionSpec {
     bias: bool,
 }
 
-/// Turns a checkpoint's tensors into a backend's weights.
-pub(super) struct Loader<'a, B: Backend> {
-    pub be: &'a B,
-    pub queue: &'a mut B::Queue,
-    pub config: &'a ModelConfig,
-    pub source: &'a mut dyn WeightSource,
-    /// How the model is to be held; 16-bit weights of another dtype than the activations' are
-    /// converted to that.
-    pub plan: &'a LoadPlan,
-    /// Bytes of the matrices so far.
-    pub matrix_bytes: usize,
-}
-
-impl<B: Backend> Loader<'_, B> {
+impl<B: Backend> WeightLoader<'_, B> {
     /// Reads layer `i`.
-    pub fn layer(&mut self, i: usize) -> std::result::Result<Layer<B>, ModelError> {
+    pub fn layer(&mut self, i: usize) -> Result<Layer<B>, ModelError> {
         let (base, hidden) = (format!("model.layers.{i}"), self.config.hidden);
         Ok(Layer {
             attention: self.attention(&base, i)?,
@@ -45,7 +33,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// Reads the attention of layer `i`.
-    fn attention(&mut self, base: &str, i: usize) -> std::result::Result<Attention<B>, ModelError> {
+    fn attention(&mut self, base: &str, i: usize) -> Result<Attention<B>, ModelError> {
         let c = self.config;
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let qkv = self.projection(
@@ -68,12 +56,13 @@ impl<B: Backend> Loader<'_, B> {
                 bias: c.biases.o,
             },
         )?;
-        let qk_norms = match c.qk_norm {
-            true => Some((
+        let qk_norms = if c.qk_norm {
+            Some((
                 self.norm(&format!("{base}.self_attn.q_norm.weight"), c.head_dim)?,
                 self.norm(&format!("{base}.self_attn.k_norm.weight"), c.head_dim)?,
-            )),
-            false => None,
+            ))
+        } else {
+            None
         };
         Ok(Attention {
             qkv,
@@ -85,7 +74,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// Reads the feed-forward network of a layer.
-    fn ffn(&mut self, base: &str) -> std::result::Result<Ffn<B>, ModelError> {
+    fn ffn(&mut self, base: &str) -> Result<Ffn<B>, ModelError> {
         let c = self.config;
         let gate_up = self.projection(
             base,
@@ -110,52 +99,12 @@ impl<B: Backend> Loader<'_, B> {
         Ok(Ffn::Dense(DenseFfn { gate_up, down }))
     }
 
-    /// Reads a norm's weights as f32.
-    pub fn norm(&mut self, name: &str, cols: usize) -> std::result::Result<Norm<B>, ModelError> {
-        let values = self.source.take(name, &[cols])?.to_f32();
-        let mut tensor = Tensor::zeros(self.be, Pool::Weights, 1, cols, DType::F32)?;
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.be.upload(self.queue, &bytes, tensor.view_mut())?;
-        Ok(Norm::new(tensor, self.site(SiteSpec::norm(cols))?))
-    }
-
-    /// Reads a matrix in its stored dtype, or in the activations' 16-bit one if it has another.
-    pub fn matrix(
-        &mut self,
-        name: &str,
-        rows: usize,
-        cols: usize,
-    ) -> std::result::Result<HostTensor, ModelError> {
-        let tensor = self.source.take(name, &[rows, cols])?;
-        let dtype = self.plan.dtype;
-        if dtype == DType::F32 || dtype == tensor.dtype() {
-            return Ok(tensor);
-        }
-        let cast = tensor.cast(dtype).filter(HostTensor::is_finite);
-        cast.ok_or_else(|| {
-            let allowed = "values that are finite in that dtype; use bfloat16 or float32";
-            let found = format!("{} that {} does not hold", tensor.dtype(), dtype);
-            ModelError::unsupported(format!("tensor {name}"), found, allowed)
-        })
-    }
-
-    /// Hands the matrix made of `parts` to the backend.
-    pub fn prepare(&mut self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<B::Linear> {
-        self.matrix_bytes += parts.iter().map(|part| part.bytes().len()).sum::<usize>();
-        self.be.prepare_linear(parts, bias)
-    }
-
-    /// A site's empty table.
-    pub fn site(&self, spec: SiteSpec) -> Result<LoraSite<B>> {
-        Ok(LoraSite { table: self.be.lora_table(&spec, self.plan.slots)?, spec })
-    }
-
     /// Reads what this device holds of a projection.
     fn projection(
         &mut self,
         base: &str,
         spec: &ProjectionSpec,
-    ) -> std::result::Result<Projection<B>, ModelError> {
+    ) -> Result<Projection<B>, ModelError> {
         let mut parts = Vec::with_capacity(spec.parts.len());
         let mut bias = Vec::new();
         for ((name, rows), module) in spec.parts.iter().zip(&spec.widths).zip(spec.modules) {

@@ -1,0 +1,77 @@
+//! Loading single tensors of a checkpoint into a backend's memory.
+
+use lora_core::lora::{LoraSite, SiteSpec};
+use lora_core::{Backend, DType, HostTensor, Pool, Result, Tensor};
+
+use super::shard::Shard;
+use super::{ModelConfig, ModelError, Norm, Quantization, WeightSource};
+
+/// How a model is to be held in memory.
+#[derive(Clone, Debug)]
+pub struct LoadPlan {
+    /// Dtype of the activations.
+    pub dtype: DType,
+    /// Longest sequence, in tokens.
+    pub positions: usize,
+    /// Adapters that can be resident.
+    pub slots: usize,
+    /// Weights and KV cache in FP8.
+    pub quantization: Quantization,
+    /// Which part of the model is read.
+    pub shard: Shard,
+}
+
+/// Turns a checkpoint's tensors into a backend's weights.
+pub(super) struct WeightLoader<'a, B: Backend> {
+    pub be: &'a B,
+    pub queue: &'a mut B::Queue,
+    pub config: &'a ModelConfig,
+    pub source: &'a mut dyn WeightSource,
+    /// How the model is to be held; 16-bit weights of another dtype than the activations' are
+    /// converted to that.
+    pub plan: &'a LoadPlan,
+    /// Bytes of the matrices so far.
+    pub matrix_bytes: usize,
+}
+
+impl<B: Backend> WeightLoader<'_, B> {
+    /// Reads a norm's weights as f32.
+    pub fn norm(&mut self, name: &str, cols: usize) -> std::result::Result<Norm<B>, ModelError> {
+        let values = self.source.take(name, &[cols])?.to_f32();
+        let mut tensor = Tensor::zeros(self.be, Pool::Weights, 1, cols, DType::F32)?;
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.be.upload(self.queue, &bytes, tensor.view_mut())?;
+        Ok(Norm::new(tensor, self.site(SiteSpec::norm(cols))?))
+    }
+
+    /// Reads a matrix in its stored dtype, or in the activations' 16-bit one if it has another.
+    pub fn matrix(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> std::result::Result<HostTensor, ModelError> {
+        let tensor = self.source.take(name, &[rows, cols])?;
+        let dtype = self.plan.dtype;
+        if dtype == DType::F32 || dtype == tensor.dtype() {
+            return Ok(tensor);
+        }
+        let cast = tensor.cast(dtype).filter(HostTensor::is_finite);
+        cast.ok_or_else(|| {
+            let allowed = "values that are finite in that dtype; use bfloat16 or float32";
+            let found = format!("{} that {} does not hold", tensor.dtype(), dtype);
+            ModelError::unsupported(format!("tensor {name}"), found, allowed)
+        })
+    }
+
+    /// Hands the matrix made of `parts` to the backend.
+    pub fn prepare(&mut self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<B::Linear> {
+        self.matrix_bytes += parts.iter().map(|part| part.bytes().len()).sum::<usize>();
+        self.be.prepare_linear(parts, bias)
+    }
+
+    /// A site's empty table.
+    pub fn site(&self, spec: SiteSpec) -> Result<LoraSite<B>> {
+        Ok(LoraSite { table: self.be.lora_table(&spec, self.plan.slots)?, spec })
+    }
+}
