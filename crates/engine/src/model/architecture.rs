@@ -1,4 +1,4 @@
-//! The families of decoders that the engine runs: what each of them is, one row of a table.
+//! The supported model families and their differences, one row of a table each.
 
 use super::ModelError;
 
@@ -11,27 +11,27 @@ pub enum Architecture {
     Mistral,
     /// Llama with biases on q, k and v.
     Qwen2,
-    /// Llama with norms on the heads of q and k.
+    /// Llama with RMS norms on the heads of q and k.
     Qwen3,
 }
 
-/// What a family's layers have that others' have not. Reading a checkpoint and the forward pass ask this, never
-/// for a name.
+/// How the layers of a family differ from those of the others. Loading and the forward pass look at these
+/// traits, never at the family's name, so that a new family is a new row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Traits {
     /// `model_type` in `config.json`, and GGUF's `general.architecture`.
     pub name: &'static str,
-    /// Where attention has biases.
+    /// Which projections of attention have biases.
     pub attention_bias: AttentionBias,
     /// Whether heads of q and k are normalised.
     pub qk_norm: bool,
     /// Which layers have a sliding window.
     pub window: WindowRule,
-    /// How llama.cpp's converter leaves rows of q and k.
+    /// Row order of q and k in GGUF files, as llama.cpp's converter writes them.
     pub gguf_rotary: GgufRotary,
 }
 
-/// Where attention has biases.
+/// Which projections of attention have biases.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AttentionBias {
     /// On all four projections if `attention_bias` says so.
@@ -43,20 +43,20 @@ pub enum AttentionBias {
 /// Which layers have a sliding window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WindowRule {
-    /// None, whatever `sliding_window` says.
+    /// No layer, whatever `sliding_window` says.
     Never,
-    /// All, if `sliding_window` is there.
+    /// All layers, if `sliding_window` is set.
     EveryLayer,
-    /// Those of `layer_types` or from `max_window_layers` on, if `use_sliding_window` is true.
+    /// With `use_sliding_window`: the layers that `layer_types` names, or those from `max_window_layers` on.
     SomeLayers,
 }
 
-/// The order of a head's rows of q and k in a GGUF file.
+/// Order of the rows of each head of q and k in a GGUF file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GgufRotary {
-    /// Rows that turn together are neighbours, as llama.cpp's kernels for this family want them.
+    /// The two rows of a rotary pair are adjacent, as llama.cpp's kernels for this family expect.
     Interleaved,
-    /// They are half a head apart, as in the checkpoint.
+    /// The two rows of a rotary pair are half a head apart, as in Hugging Face checkpoints.
     HalfSplit,
 }
 
@@ -117,7 +117,7 @@ impl Architecture {
         })
     }
 
-    /// What its layers have.
+    /// How its layers differ from those of other families.
     pub fn traits(self) -> &'static Traits {
         // The table has one row for each variant, in order: see the test below.
         &Self::TABLE[self as usize].1

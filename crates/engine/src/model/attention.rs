@@ -10,11 +10,11 @@ use super::state::RunState;
 
 /// Grouped-query attention over the KV cache.
 pub struct Attention<B: Backend> {
-    /// q, k and v.
+    /// q, k and v, as one projection.
     pub qkv: Projection<B>,
-    /// Norms of q and k heads, of `head_dim` columns each.
+    /// RMS norms over the heads of q and of k, `head_dim` columns each.
     pub qk_norms: Option<(Norm<B>, Norm<B>)>,
-    /// Scales of keys and values in the cache.
+    /// Scales of an FP8 KV cache.
     pub kv_scales: KvScales,
     /// Output projection.
     pub o: Projection<B>,
@@ -23,7 +23,7 @@ pub struct Attention<B: Backend> {
 }
 
 impl<B: Backend> Attention<B> {
-    /// `x = o(attention(qkv(normed)))`. Writes keys and values of the rows into the layer's cache.
+    /// Computes `x = o(attention(qkv(normed)))`, and writes the rows' keys and values into the layer's cache.
     ///
     /// # Errors
     /// Those of the backend.

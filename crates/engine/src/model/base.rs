@@ -1,4 +1,7 @@
-//! The weights of a checkpoint, for adapters whose files repeat some of them.
+//! The base model's weights on demand, for reading adapters.
+//!
+//! Adapter files may contain whole base weights (`modules_to_save`, tied or saved embeddings). They are
+//! compared with the checkpoint, to find out whether the adapter changes them.
 
 use std::fmt;
 use std::path::Path;
@@ -12,24 +15,26 @@ use super::{DummySource, FolderSource, Gguf, ModelError, WeightSource};
 /// Opens a checkpoint.
 type Open = Box<dyn Fn() -> Result<Box<dyn WeightSource + Send>, ModelError> + Send + Sync>;
 
-/// A checkpoint that is opened when the first weight is asked for, which most adapters never do.
+/// A checkpoint that is opened at the first access, as most adapters need none of its weights.
 struct Checkpoint {
     geometry: ModelGeometry,
     open: Open,
     source: Mutex<Option<Box<dyn WeightSource + Send>>>,
 }
 
-/// The weights of the model at `path`, a folder or a `.gguf` file, of these dimensions. The files are
-/// opened when they are needed.
+/// The weights of the model at `path`, a folder or a `.gguf` file. Its files are opened at the first access.
 pub fn base_weights(path: &Path, geometry: ModelGeometry) -> BaseWeights {
     let path = path.to_owned();
-    weights_of(geometry, move || match path.is_dir() {
-        true => Ok(Box::new(FolderSource::open_unmapped(&path)?)),
-        false => Ok(Box::new(Gguf::open(&path)?)),
+    weights_of(geometry, move || {
+        if path.is_dir() {
+            Ok(Box::new(FolderSource::open_unmapped(&path)?))
+        } else {
+            Ok(Box::new(Gguf::open(&path)?))
+        }
     })
 }
 
-/// As [`base_weights`] for random weights.
+/// As [`base_weights`], for a model with dummy weights.
 pub fn dummy_weights(geometry: ModelGeometry) -> BaseWeights {
     weights_of(geometry, || Ok(Box::new(DummySource::default())))
 }
@@ -42,7 +47,7 @@ fn weights_of(
 }
 
 impl Checkpoint {
-    /// Name and shape of a site's weight.
+    /// Name and shape of a site's weight in the checkpoint; `None` if the model has no such site.
     fn place(&self, site: SiteKey) -> Option<(String, Vec<usize>)> {
         let model = &self.geometry;
         if let SiteKey::Layer(layer, _) | SiteKey::Norm(layer, _) = site

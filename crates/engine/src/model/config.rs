@@ -1,4 +1,4 @@
-//! What a checkpoint says about its model: `config.json`, or a GGUF file's metadata.
+//! The configuration of a dense decoder, and reading it from `config.json`.
 
 use std::path::Path;
 
@@ -28,12 +28,12 @@ pub struct Biases {
     pub mlp: bool,
 }
 
-/// Shape and constants of a dense decoder.
+/// Shape and hyperparameters of a dense decoder.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ModelConfig {
-    /// Family.
+    /// Model family.
     pub architecture: Architecture,
-    /// Rows of the embedding.
+    /// Vocabulary size: rows of the embedding.
     pub vocab: usize,
     /// Width of the residual stream.
     pub hidden: usize,
@@ -45,17 +45,17 @@ pub struct ModelConfig {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Elements of a head.
+    /// Dimension of a head.
     pub head_dim: usize,
     /// Epsilon of all norms.
     pub rms_norm_eps: f32,
-    /// Rotary positions.
+    /// Rotary position embedding.
     pub rope: RopeConfig,
     /// Longest sequence that the model was trained for.
     pub max_positions: usize,
     /// Whether `lm_head` is the embedding.
     pub tied_embeddings: bool,
-    /// Biases.
+    /// Which projections have biases.
     pub biases: Biases,
     /// Whether heads of q and k are normalised.
     pub qk_norm: bool,
@@ -100,11 +100,12 @@ struct Raw {
     eos_token_id: Option<TokenIds>,
 }
 
-/// Far above any model: the number decides how much memory is taken before a weight is read.
+/// Limit of `num_hidden_layers`, far above any model. Memory proportional to it is allocated before any
+/// weight is read.
 const MAX_LAYERS: usize = 1 << 16;
 
 impl ModelConfig {
-    /// Extents of every layer's attention.
+    /// Head dimensions of attention.
     pub const fn head_dims(&self) -> HeadDims {
         HeadDims { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
     }
@@ -130,7 +131,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Reads the text of a `config.json`; `path` is what messages call it.
+    /// Parses the text of a `config.json`. `path` names it in errors.
     ///
     /// # Errors
     /// As [`ModelConfig::from_dir`].
@@ -171,7 +172,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Refuses shapes that no model can have, so that later arithmetic cannot go wrong.
+    /// Refuses shapes that no model can have, so that later arithmetic cannot overflow or divide by zero.
     pub(crate) fn check(&self) -> Result<(), ModelError> {
         for (field, value, limit) in [
             ("vocab_size", self.vocab, 1 << 24),
@@ -206,7 +207,7 @@ impl ModelConfig {
     }
 }
 
-/// Settings that change the arithmetic in ways the engine does not implement.
+/// Refuses settings that the forward pass does not implement.
 fn refuse_unsupported(raw: &Raw) -> Result<(), ModelError> {
     if let Some(act) = raw.hidden_act.as_deref().filter(|act| *act != "silu") {
         return Err(ModelError::unsupported("hidden_act", act, "silu"));
@@ -225,7 +226,7 @@ impl Raw {
         fields.read()
     }
 
-    /// bfloat16 if nothing else is said.
+    /// The checkpoint's dtype; bfloat16 if it declares none.
     fn dtype(&self) -> Result<DType, ModelError> {
         let parse = |field, name: &Option<String>| {
             name.as_deref().map(|name| parse_dtype(field, name)).transpose()
@@ -282,7 +283,7 @@ fn layer_window(kind: &str, window: usize) -> Result<Option<usize>, ModelError> 
     }
 }
 
-/// The dtype of a name such as `bfloat16`.
+/// Parses the name of a dtype, such as `bfloat16`.
 ///
 /// # Errors
 /// [`ModelError::Unsupported`] naming `field`.

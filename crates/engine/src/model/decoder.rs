@@ -12,37 +12,38 @@ use super::shard::{NamedPart, Part};
 use super::state::{Extents, KvCache, RunState, StepRows};
 use super::{ModelConfig, ModelError, Norm, WeightSource};
 
-/// A dense decoder in a backend's memory.
+/// A dense decoder (or one rank's shard of it) in a backend's memory.
 pub struct Decoder<B: Backend> {
-    /// Shape and constants of what this device computes.
+    /// Shape and hyperparameters of this rank's shard.
     pub config: ModelConfig,
-    /// The devices that hold the model together.
+    /// Communicator of the tensor-parallel group.
     pub comm: B::Comm,
     /// Token embedding `[vocab, hidden]`.
     pub embed: B::Linear,
-    /// Adapters of the embedding: input is the vocabulary, output the hidden size.
+    /// Adapter slots of the embedding, whose input is a token id and whose output is `hidden` wide.
     pub embed_site: LoraSite<B>,
     /// Decoder layers.
     pub layers: Vec<Layer<B>>,
-    /// Norm behind the last layer, of `hidden` columns.
+    /// Norm after the last layer, `hidden` columns.
     pub norm: Norm<B>,
-    /// `lm_head` `[vocab, hidden]`, or this device's rows of it; the embedding serves where there is none.
+    /// `lm_head` `[vocab, hidden]`, or this rank's rows of it; `None` if it is tied to the embedding and not
+    /// sharded.
     pub lm_head: Option<B::Linear>,
-    /// Which rows these are.
+    /// This rank's rows of `lm_head`.
     pub head_part: Part,
-    /// Adapters of the `lm_head`.
+    /// Adapter slots of `lm_head`.
     pub head_site: LoraSite<B>,
-    /// Bytes of its matrices, as they came from the checkpoint.
+    /// Bytes of its weight matrices in their stored dtype.
     pub matrix_bytes: usize,
     cos_sin_table: Tensor<B>,
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Reads a checkpoint. `progress` is called after each layer
-    /// with the number of layers read.
+    /// Loads a checkpoint, or one rank's shard of it. `progress` is called after each layer with the number
+    /// of layers loaded.
     ///
     /// # Errors
-    /// [`ModelError`] naming the tensor, or the device's refusal.
+    /// [`ModelError`] naming the tensor, or with the device's error.
     pub fn load(
         be: &B,
         queue: &mut B::Queue,
@@ -55,7 +56,7 @@ impl<B: Backend> Decoder<B> {
         let (vocab, hidden) = (config.vocab, config.hidden);
         let mut loader =
             WeightLoader { be, queue, config, source: source.as_mut(), plan, matrix_bytes: 0 };
-        let head_part = plan.shard.part_of_head(config);
+        let head_part = plan.shard.part_of_lm_head(config);
         let table = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
         let embed = loader.prepare(std::slice::from_ref(&table), None)?;
         let lm_head = match (config.tied_embeddings, &head_part) {
@@ -93,7 +94,7 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
-    /// The matrix that turns hidden states into logits.
+    /// The matrix that turns hidden states into logits: `lm_head`, or the embedding if it is tied.
     pub fn lm_head(&self) -> &B::Linear {
         self.lm_head.as_ref().unwrap_or(&self.embed)
     }
@@ -113,7 +114,7 @@ impl<B: Backend> Decoder<B> {
         state.inputs.fill(be, q, rows, tokens)
     }
 
-    /// Runs the prepared rows, and leaves the logits asked for in [`RunState::logits`].
+    /// Runs the forward pass of the prepared rows, and writes the requested logits to [`RunState::logits`].
     ///
     /// # Errors
     /// Those of the backend.
@@ -167,7 +168,8 @@ impl<B: Backend> Decoder<B> {
         be.add_rms_norm(q, x, residual, weight, eps, state.normed.first_rows_mut(n))
     }
 
-    /// `lm_head(normed)` of the rows asked for.
+    /// Computes the logits of the requested rows: gathers their hidden states, applies this rank's part of
+    /// `lm_head` with adapters, and gathers the vocabulary from all ranks.
     fn logits(&self, be: &B, q: &mut B::Queue, state: &mut RunState<B>) -> Result<()> {
         let inputs = &state.inputs;
         let Extents { rows, logit_rows: n, .. } = inputs.extents;

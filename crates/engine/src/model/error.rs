@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use lora_core::{Code, Rejection};
 use thiserror::Error;
 
-/// A checkpoint that is missing, broken, or of a kind that the engine does not run.
+/// A checkpoint that is missing, damaged or not supported.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -27,12 +27,12 @@ pub enum ModelError {
         /// Why.
         cause: io::Error,
     },
-    /// A JSON file is not what it should be.
+    /// A JSON file is malformed, or a field has the wrong type.
     #[error("{path}: {cause}")]
     Json {
         /// The file.
         path: PathBuf,
-        /// Field, line and column.
+        /// The error with field, line and column.
         cause: String,
     },
     /// A weight file is truncated or not in its format.
@@ -46,17 +46,17 @@ pub enum ModelError {
     /// The weight files of a folder cannot be read.
     #[error(transparent)]
     Weights(#[from] lora_core::formats::AdapterError),
-    /// A setting has a value that the engine does not run.
+    /// A setting has a value that the engine does not support.
     #[error("{field} is {found}; allowed: {allowed}")]
     Unsupported {
         /// The field.
         field: String,
         /// Its value.
         found: String,
-        /// What would be accepted.
+        /// Values that are supported.
         allowed: String,
     },
-    /// Two fields of a `config.json` say different things about one setting.
+    /// Two fields of a `config.json` give different values for one setting.
     #[error(
         "config.json contradicts itself: {} is {}, but {} is {}; correct one of them, or remove it",
         fields[0], values[0], fields[1], values[1]
@@ -67,10 +67,10 @@ pub enum ModelError {
         /// Their values.
         values: [String; 2],
     },
-    /// The weights are quantised in a form that the engine does not read.
+    /// The weights are quantised in a format that the engine does not support.
     #[error("{path}: has weights in {format}; allowed: {UNQUANTIZED}; {UNQUANTIZED_REMEDY}")]
     Quantized {
-        /// The file that says so, or the folder.
+        /// The file with the quantisation settings, or the folder.
         path: PathBuf,
         /// The method, with its settings.
         format: String,
@@ -83,14 +83,14 @@ pub enum ModelError {
         /// The tensor.
         name: String,
     },
-    /// A tensor does not have the shape that the config asks for.
+    /// A tensor does not have the shape that follows from the config.
     #[error("tensor {name} has shape {found:?}, but the config asks for {expected:?}")]
     Shape {
         /// The tensor.
         name: String,
         /// Its shape.
         found: Vec<usize>,
-        /// The shape asked for.
+        /// The expected shape.
         expected: Vec<usize>,
     },
     /// A tensor holds NaN or infinities.
@@ -111,7 +111,7 @@ pub enum ModelError {
         /// Name of one.
         first: String,
     },
-    /// The device refused.
+    /// The device reported an error.
     #[error(transparent)]
     Device(#[from] lora_core::Error),
 }
@@ -123,8 +123,8 @@ const UNQUANTIZED_REMEDY: &str = "take the 16-bit checkpoint that it was made of
                                   (--quant-algo FP8) quantises it while it is loaded";
 
 impl ModelError {
-    /// The rule that a model breaks which can be read and is not run; `None` for a model that
-    /// cannot be read, or whose weights are at fault.
+    /// For a model that can be read but is not supported: the rule that it breaks. `None` for a model that
+    /// cannot be read, or whose weights are damaged.
     pub fn rejection(&self) -> Option<Rejection> {
         let code = Code::UnsupportedModel;
         match self {

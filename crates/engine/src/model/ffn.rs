@@ -6,22 +6,22 @@ use super::pass::Pass;
 use super::projection::Projection;
 use super::state::RunState;
 
-/// What stands behind attention in a layer.
+/// The feed-forward network after attention.
 pub enum Ffn<B: Backend> {
-    /// Every row goes through the same matrices.
+    /// A dense network: the same weights for every row.
     Dense(DenseFfn<B>),
 }
 
-/// A gated network: `down(silu(gate(x)) * up(x))`.
+/// A gated MLP: `down(silu(gate(x)) * up(x))`.
 pub struct DenseFfn<B: Backend> {
-    /// gate and up.
+    /// gate and up, as one projection.
     pub gate_up: Projection<B>,
-    /// down.
+    /// The down projection.
     pub down: Projection<B>,
 }
 
 impl<B: Backend> Ffn<B> {
-    /// `x = ffn(normed)`.
+    /// Computes `x = ffn(normed)`.
     ///
     /// # Errors
     /// Those of the backend.
@@ -36,7 +36,7 @@ impl<B: Backend> Ffn<B> {
         }
     }
 
-    /// Its projections, in the order of the computation.
+    /// Its projections, in order of computation.
     pub fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection<B>> {
         let Self::Dense(DenseFfn { gate_up, down }) = self;
         [gate_up, down].into_iter()

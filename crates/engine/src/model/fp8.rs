@@ -1,4 +1,4 @@
-//! Linear layers and KV scales of checkpoints in FP8, and of those that are quantised on loading.
+//! Loading linear layers in FP8, stored in FP8 or quantised on loading, and the scales of an FP8 KV cache.
 
 use lora_core::fp8::{self, Fp8Scales, InputScale};
 use lora_core::ops::KvScales;
@@ -10,7 +10,8 @@ use super::quantization::Fp8Weights;
 use super::shard::NamedPart;
 
 impl<B: Backend> WeightLoader<'_, B> {
-    /// Reads the matrix made of `parts`, stacked by rows, in FP8 where the model has it so.
+    /// Loads the matrix made of `parts`, stacked by rows: in FP8 if the model is quantised and the modules are
+    /// not excluded, else in 16 bits.
     pub(super) fn linear(
         &mut self,
         parts: &[NamedPart],
@@ -29,17 +30,15 @@ impl<B: Backend> WeightLoader<'_, B> {
             return Ok(self.prepare(&parts, bias)?);
         };
         let stored = weights.stored;
-        let input = match stored {
-            true => self.input_scale(parts)?,
-            false => InputScale::Dynamic,
-        };
+        let input = if stored { self.input_scale(parts)? } else { InputScale::Dynamic };
         let mut scales = Fp8Scales { parts: Vec::with_capacity(parts.len()), input };
         let mut codes = Vec::with_capacity(parts.len());
         for NamedPart { name, rows, part } in parts {
-            // Scales are those of the whole matrix, whichever part of it is held here.
-            let (whole, scale) = match stored {
-                true => self.fp8_part(name, [*rows, in_dim])?,
-                false => self.quantised_part(name, *rows, in_dim)?,
+            // The scale is that of the whole matrix, also where this rank holds only a part of it.
+            let (whole, scale) = if stored {
+                self.fp8_part(name, [*rows, in_dim])?
+            } else {
+                self.quantised_part(name, *rows, in_dim)?
             };
             codes.push(part.of_matrix(whole));
             scales.parts.push(scale);
@@ -48,21 +47,21 @@ impl<B: Backend> WeightLoader<'_, B> {
         Ok(self.be.prepare_fp8_linear(&codes, &scales, bias)?)
     }
 
-    /// Scales of a layer's keys and values: those of the checkpoint, 1 where it has none.
+    /// Scales of a layer's FP8 keys and values: the checkpoint's, or 1.
     pub(super) fn kv_scales(&mut self, attention: &str) -> Result<KvScales, ModelError> {
-        let mut scale = |name: String| match self.source.has(&name) {
-            true => self.scale(&name),
-            false => Ok(1.0),
-        };
+        let mut scale =
+            |name: String| if self.source.has(&name) { self.scale(&name) } else { Ok(1.0) };
         let scales = KvScales {
             k: scale(format!("{attention}.k_proj.k_scale"))?,
             v: scale(format!("{attention}.v_proj.v_scale"))?,
         };
-        // They are for a cache in FP8; another one holds keys and values as they are.
+        // The checkpoint may have scales though the cache is in 16 bits, which needs none. They are read
+        // above in any case, as every tensor has to be.
         Ok(if self.plan.quantization.fp8_kv { scales } else { KvScales::ONE })
     }
 
-    /// The largest input scale of the parts, all of which read the same input.
+    /// The static input scale: the largest of the parts' scales, as all parts read the same input. Dynamic
+    /// if the checkpoint has none.
     fn input_scale(&mut self, parts: &[NamedPart]) -> Result<InputScale, ModelError> {
         let name = |part: &NamedPart| format!("{}.input_scale", part.name);
         if !parts.iter().any(|part| self.source.has(&name(part))) {
@@ -75,11 +74,13 @@ impl<B: Backend> WeightLoader<'_, B> {
         Ok(InputScale::Static(largest))
     }
 
+    /// Reads a module's FP8 weight and its scale.
     fn fp8_part(&mut self, name: &str, shape: [usize; 2]) -> Result<(HostTensor, f32), ModelError> {
         let codes = self.source.take_fp8(&format!("{name}.weight"), &shape)?;
         Ok((codes, self.scale(&format!("{name}.weight_scale"))?))
     }
 
+    /// Reads a module's 16-bit weight and quantises it.
     fn quantised_part(
         &mut self,
         name: &str,
@@ -104,7 +105,7 @@ impl<B: Backend> WeightLoader<'_, B> {
     }
 }
 
-/// Whether the parts of a matrix are in FP8, all or none of them.
+/// Whether the parts of a matrix are in FP8. Fails if only some of them are excluded.
 fn in_fp8(weights: &Fp8Weights, parts: &[NamedPart]) -> Result<bool, ModelError> {
     let excluded = |part: &&NamedPart| weights.exclude.matches(&part.name);
     match parts.iter().filter(excluded).count() {

@@ -1,5 +1,4 @@
-//! Llama-family models in GGUF files, by candle's reader: weights are dequantised and rounded to
-//! bf16.
+//! Models in GGUF files, read by candle. Weights are dequantised and rounded to bf16.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -16,11 +15,11 @@ use super::source::{WeightSource, check_tensor, left_over, no_fp8};
 use super::{Architecture, GgufRotary, ModelConfig, ModelError, RopeConfig, RopeScaling};
 use crate::text::GgufVocab;
 
-/// What a GGUF file says about text: the vocabulary, and the chat template if it has one.
+/// Tokenizer data of a GGUF file.
 pub struct GgufText {
     /// Vocabulary and merges.
     pub vocab: GgufVocab,
-    /// Jinja source.
+    /// Source of the chat template, if the file has one.
     pub chat_template: Option<String>,
 }
 
@@ -29,8 +28,9 @@ pub struct Gguf {
     path: PathBuf,
     file: BufReader<File>,
     content: Content,
+    /// Names in the file by names in Hugging Face checkpoints.
     names: HashMap<String, String>,
-    /// Tensors that were taken, by their names in Hugging Face models.
+    /// Names of the tensors that were taken, as in Hugging Face checkpoints.
     taken: HashSet<String>,
     config: ModelConfig,
 }
@@ -56,7 +56,7 @@ impl Gguf {
         Ok(this)
     }
 
-    /// Shape and constants of the model.
+    /// Configuration of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -82,6 +82,7 @@ impl Gguf {
         Ok(GgufText { vocab, chat_template: meta.string("tokenizer.chat_template").ok() })
     }
 
+    /// Divisors of the rotary frequencies, if the file has them.
     fn rope_divisors(&mut self) -> Result<Option<Vec<f32>>, ModelError> {
         if !self.has("rope_freqs.weight") {
             return Ok(None);
@@ -94,7 +95,7 @@ impl Gguf {
         let tensor = tensor.dequantize(&Device::Cpu)?;
         let shape = tensor.dims().to_vec();
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-        // Norms and frequency tables are stored in full precision, and stay so.
+        // Norms and frequency tables are vectors, stored in f32; they are not rounded.
         let bytes: Vec<u8> = if shape.len() == 1 {
             values.iter().flat_map(|v| v.to_le_bytes()).collect()
         } else {
@@ -132,7 +133,7 @@ impl WeightSource for Gguf {
             Some("k_proj") => self.config.kv_heads,
             _ => return Ok(tensor),
         };
-        // Only the llama converter reorders rows, for a rotation of neighbouring pairs.
+        // For some families llama.cpp's converter interleaves the rows of rotary pairs. Undo that.
         match self.config.architecture.traits().gguf_rotary {
             GgufRotary::Interleaved => Ok(half_split_rows(&tensor, heads)),
             GgufRotary::HalfSplit => Ok(tensor),
@@ -150,7 +151,7 @@ impl WeightSource for Gguf {
     }
 }
 
-/// Puts the rows of each head from interleaved order (0, h, 1, h + 1, ...) to half-split order.
+/// Reorders the rows of each head from interleaved rotary pairs (0, h, 1, h + 1, ...) to half-split pairs.
 fn half_split_rows(tensor: &HostTensor, heads: usize) -> HostTensor {
     let rows = tensor.shape()[0];
     let (row_bytes, head) = (tensor.bytes().len() / rows.max(1), rows / heads.max(1));
@@ -164,7 +165,7 @@ fn half_split_rows(tensor: &HostTensor, heads: usize) -> HostTensor {
         .unwrap_or_else(|| tensor.clone())
 }
 
-/// Hugging Face's name of a GGUF tensor; names that have none stay as they are.
+/// The Hugging Face name of a GGUF tensor; unknown names are returned unchanged.
 fn hf_name(name: &str) -> String {
     const PARTS: [(&str, &str); 11] = [
         ("attn_norm", "input_layernorm"),
@@ -197,7 +198,7 @@ fn hf_name(name: &str) -> String {
     }
 }
 
-/// The key-value section, with errors that name the file and the key.
+/// The metadata of a GGUF file. Errors name the file and the key.
 struct Metadata<'a> {
     path: &'a Path,
     values: &'a HashMap<String, Value>,

@@ -8,11 +8,11 @@ use super::ffn::Ffn;
 
 /// One decoder layer.
 pub struct Layer<B: Backend> {
-    /// Norm before attention, of `hidden` columns.
+    /// Norm before attention, `hidden` columns.
     pub input_norm: Norm<B>,
     /// Attention.
     pub attention: Attention<B>,
-    /// Norm before the feed-forward network, of `hidden` columns.
+    /// Norm before the feed-forward network, `hidden` columns.
     pub post_norm: Norm<B>,
     /// The feed-forward network.
     pub ffn: Ffn<B>,

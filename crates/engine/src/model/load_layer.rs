@@ -11,7 +11,7 @@ use super::loader::WeightLoader;
 use super::projection::Projection;
 use super::shard::NamedPart;
 
-/// What a projection is made of: its modules with their names and widths.
+/// The modules that a projection stacks, with their names in the checkpoint and their output widths.
 struct ProjectionSpec {
     modules: &'static [TargetModule],
     parts: &'static [&'static str],
@@ -21,7 +21,7 @@ struct ProjectionSpec {
 }
 
 impl<B: Backend> WeightLoader<'_, B> {
-    /// Reads layer `i`.
+    /// Loads layer `i`.
     pub fn layer(&mut self, i: usize) -> Result<Layer<B>, ModelError> {
         let (base, hidden) = (format!("model.layers.{i}"), self.config.hidden);
         Ok(Layer {
@@ -32,7 +32,7 @@ impl<B: Backend> WeightLoader<'_, B> {
         })
     }
 
-    /// Reads the attention of layer `i`.
+    /// Loads the attention of layer `i`.
     fn attention(&mut self, base: &str, i: usize) -> Result<Attention<B>, ModelError> {
         let c = self.config;
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
@@ -73,7 +73,7 @@ impl<B: Backend> WeightLoader<'_, B> {
         })
     }
 
-    /// Reads the feed-forward network of a layer.
+    /// Loads the feed-forward network of a layer.
     fn ffn(&mut self, base: &str) -> Result<Ffn<B>, ModelError> {
         let c = self.config;
         let gate_up = self.projection(
@@ -99,7 +99,7 @@ impl<B: Backend> WeightLoader<'_, B> {
         Ok(Ffn::Dense(DenseFfn { gate_up, down }))
     }
 
-    /// Reads what this device holds of a projection.
+    /// Loads this rank's part of a projection.
     fn projection(
         &mut self,
         base: &str,

@@ -6,36 +6,35 @@ use lora_core::{Backend, DType, HostTensor, Pool, Result, Tensor};
 use super::shard::Shard;
 use super::{ModelConfig, ModelError, Norm, Quantization, WeightSource};
 
-/// How a model is to be held in memory.
+/// How to load a model.
 #[derive(Clone, Debug)]
 pub struct LoadPlan {
     /// Dtype of the activations.
     pub dtype: DType,
-    /// Longest sequence, in tokens.
+    /// Longest sequence, in tokens: length of the rotary table.
     pub positions: usize,
-    /// Adapters that can be resident.
+    /// Adapter slots of each site.
     pub slots: usize,
-    /// Weights and KV cache in FP8.
+    /// Which weights are in FP8, and whether the KV cache is.
     pub quantization: Quantization,
-    /// Which part of the model is read.
+    /// This rank's shard of the model.
     pub shard: Shard,
 }
 
-/// Turns a checkpoint's tensors into a backend's weights.
+/// Loads tensors of a checkpoint into a backend's memory.
 pub(super) struct WeightLoader<'a, B: Backend> {
     pub be: &'a B,
     pub queue: &'a mut B::Queue,
     pub config: &'a ModelConfig,
     pub source: &'a mut dyn WeightSource,
-    /// How the model is to be held; 16-bit weights of another dtype than the activations' are
-    /// converted to that.
+    /// Dtype, quantisation, slots and shard.
     pub plan: &'a LoadPlan,
-    /// Bytes of the matrices so far.
+    /// Bytes of the matrices loaded so far.
     pub matrix_bytes: usize,
 }
 
 impl<B: Backend> WeightLoader<'_, B> {
-    /// Reads a norm's weights as f32.
+    /// Loads the weight of a norm, in f32.
     pub fn norm(&mut self, name: &str, cols: usize) -> std::result::Result<Norm<B>, ModelError> {
         let values = self.source.take(name, &[cols])?.to_f32();
         let mut tensor = Tensor::zeros(self.be, Pool::Weights, 1, cols, DType::F32)?;
@@ -44,7 +43,8 @@ impl<B: Backend> WeightLoader<'_, B> {
         Ok(Norm::new(tensor, self.site(SiteSpec::norm(cols))?))
     }
 
-    /// Reads a matrix in its stored dtype, or in the activations' 16-bit one if it has another.
+    /// Reads a matrix. With 16-bit activations it is converted to their dtype if stored in another; with
+    /// f32 activations it keeps its stored dtype.
     pub fn matrix(
         &mut self,
         name: &str,
@@ -64,13 +64,13 @@ impl<B: Backend> WeightLoader<'_, B> {
         })
     }
 
-    /// Hands the matrix made of `parts` to the backend.
+    /// Loads the matrix made of `parts`, stacked by rows, into the backend's layout.
     pub fn prepare(&mut self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<B::Linear> {
         self.matrix_bytes += parts.iter().map(|part| part.bytes().len()).sum::<usize>();
         self.be.prepare_linear(parts, bias)
     }
 
-    /// A site's empty table.
+    /// A LoRA site with empty slots.
     pub fn site(&self, spec: SiteSpec) -> Result<LoraSite<B>> {
         Ok(LoraSite { table: self.be.lora_table(&spec, self.plan.slots)?, spec })
     }

@@ -1,4 +1,4 @@
-//! Models: what a checkpoint holds, and the forward pass over any backend.
+//! Models: reading checkpoints and their configurations, and the forward pass over any backend.
 
 mod architecture;
 mod attention;

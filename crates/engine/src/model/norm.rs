@@ -1,4 +1,4 @@
-//! RMS norms, whose weights adapters may replace.
+//! RMS norms whose weights adapters may replace.
 
 use std::collections::BTreeSet;
 
@@ -6,11 +6,11 @@ use lora_core::lora::{LoraSite, SlotSlice};
 use lora_core::ops::NormWeight;
 use lora_core::{Backend, DType, HostTensor, Result, Tensor};
 
-/// A norm of the base model, and the weights that resident adapters have of their own for it.
+/// An RMS norm of the base model, with the replacement weights of resident adapters.
 pub struct Norm<B: Backend> {
     weight: Tensor<B>,
     site: LoraSite<B>,
-    /// Slots whose adapter has a weight of its own. Few adapters do, and the others cost nothing.
+    /// Slots whose adapter replaces the weight. Few adapters do, so while this is empty LoRA is skipped.
     slots: BTreeSet<usize>,
 }
 
@@ -20,13 +20,13 @@ impl<B: Backend> Norm<B> {
         Self { weight, site, slots: BTreeSet::new() }
     }
 
-    /// The weight of each row of a batch; of every row where `lora` is `None`.
+    /// The weight of each row of a batch; `lora` is `None` if no row has an adapter.
     pub fn weight<'a>(&'a self, lora: Option<&'a B::LoraPlan>) -> NormWeight<'a, B> {
         let lora = lora.filter(|_| !self.slots.is_empty()).map(|plan| (&self.site, plan));
         NormWeight { base: self.weight.view(), lora }
     }
 
-    /// Puts the weight of an adapter, `[cols]`, into a slot, or clears it.
+    /// Writes an adapter's weight, `[cols]`, into a slot, or clears the slot.
     ///
     /// # Errors
     /// Those of [`Backend::write_slot`].
@@ -45,10 +45,11 @@ impl<B: Backend> Norm<B> {
             replacement.is_some().then(|| SlotSlice { replacement, ..SlotSlice::default() });
         let written = slice.is_some();
         be.write_slot(q, &mut self.site, slot, &[slice])?;
-        match written {
-            true => self.slots.insert(slot),
-            false => self.slots.remove(&slot),
-        };
+        if written {
+            self.slots.insert(slot);
+        } else {
+            self.slots.remove(&slot);
+        }
         Ok(())
     }
 }

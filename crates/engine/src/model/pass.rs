@@ -1,10 +1,10 @@
-//! What the layers of one forward pass have in common.
+//! Context shared by the layers of a forward pass.
 
 use lora_core::{Backend, View};
 
 use super::ModelConfig;
 
-/// A device, its group, and the constants of the model that it runs.
+/// The device, its group, and the model's constants.
 pub(super) struct Pass<'a, B: Backend> {
     pub be: &'a B,
     pub comm: &'a B::Comm,

@@ -1,4 +1,4 @@
-//! A base projection with the adapters of its modules.
+//! A base projection with its adapter slots.
 
 use lora_core::lora::LoraSite;
 use lora_core::{Backend, Comm, Result, Split, TargetModule, View, ViewMut};
@@ -6,25 +6,25 @@ use lora_core::{Backend, Comm, Result, Split, TargetModule, View, ViewMut};
 use super::pass::Pass;
 use super::shard::Part;
 
-/// A base projection and its adapters: one site, a slice per module.
+/// A base projection, possibly of several stacked modules, with one LoRA site that has a slice per module.
 pub struct Projection<B: Backend> {
-    /// Base weight, the modules' rows stacked, with its bias.
+    /// Base weight and bias, the modules stacked by rows.
     pub weight: B::Linear,
     /// Base bias on the host, for adapters that replace or scale it.
     pub bias: Option<Vec<f32>>,
     /// Modules of the slices, in order.
     pub modules: &'static [TargetModule],
-    /// What this device holds of each module.
+    /// This rank's part of each module.
     pub parts: Vec<Part>,
-    /// How the modules are divided among the devices of a group.
+    /// Whether the modules are column-parallel or row-parallel.
     pub(super) split: Split,
-    /// Adapters; the table has no slots when the engine serves none.
+    /// Adapter slots; none if the engine was built without LoRA.
     pub site: LoraSite<B>,
 }
 
 impl<B: Backend> Projection<B> {
-    /// The base layer plus each row's adapter, summed over the ranks where each has some of the input
-    /// features. `lora` is `None` when no row has one.
+    /// The base layer plus each row's adapter, all-reduced over the ranks if the modules are row-parallel.
+    /// `lora` is `None` if no row has an adapter.
     ///
     /// # Errors
     /// Those of the backend.
@@ -44,7 +44,8 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// As [`Projection::forward`], to `gate_up`, of which `out` gets the gated half.
+    /// As [`Projection::forward`], for a stacked gate and up: writes `silu(gate) * up` to `out`. `gate_up` is
+    /// scratch memory.
     ///
     /// # Errors
     /// Those of the backend.

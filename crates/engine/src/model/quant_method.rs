@@ -1,4 +1,4 @@
-//! Quantised checkpoints that the engine does not read, in words.
+//! Error texts for quantised checkpoints that the engine cannot read.
 
 use std::path::Path;
 
@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use super::ModelError;
 
-/// Files that hold the settings of releases from before they stood in `config.json`.
+/// Files in which older tools stored the quantisation settings, before these moved to `config.json`.
 const SIDE_FILES: [(&str, &str); 2] =
     [("quantize_config.json", "gptq"), ("quant_config.json", "awq")];
 
-/// Longest name of a method that is shown.
+/// Longest name of a method that an error shows.
 const MAX_NAME: usize = 40;
 
-/// The refusal of a `quantization_config` of another method than ModelOpt's.
+/// The error for a `quantization_config` of another method than ModelOpt's.
 pub(super) fn refused(dir: &Path, config: &Value) -> ModelError {
     let method = config.get("quant_method").and_then(Value::as_str).unwrap_or("no quant_method");
     let method: String = method.chars().take(MAX_NAME).collect();
@@ -22,7 +22,7 @@ pub(super) fn refused(dir: &Path, config: &Value) -> ModelError {
     ModelError::Quantized { path: dir.to_owned(), format }
 }
 
-/// Refuses a folder whose weights are quantised by the word of a file beside `config.json` alone.
+/// Refuses a folder with a quantisation file of an older tool, even if `config.json` says nothing.
 ///
 /// # Errors
 /// [`ModelError::Quantized`].
@@ -36,7 +36,7 @@ pub(super) fn refuse_side_files(dir: &Path) -> Result<(), ModelError> {
     }
 }
 
-/// Bits, groups and blocks, as far as the method states them.
+/// Bits, group size and block size, as far as the configuration states them.
 fn details(method: &str, config: &Value) -> String {
     let number = |name: &str| config.get(name).and_then(Value::as_u64);
     let is_set = |name: &str| config.get(name) == Some(&Value::Bool(true));
@@ -58,7 +58,7 @@ fn blocks(config: &Value) -> Option<String> {
     Some(format!("a scale for each block of {} weights, not for a tensor", size.join(" x ")))
 }
 
-/// Width and granularity of the first group of compressed-tensors.
+/// Bit width and granularity of the first group of a compressed-tensors configuration.
 fn strategy(config: &Value) -> Option<String> {
     let (_, group) = config.get("config_groups")?.as_object()?.iter().next()?;
     let weights = group.get("weights")?;

@@ -1,4 +1,4 @@
-//! What a checkpoint says about its quantisation.
+//! The quantisation settings of a checkpoint.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::json_file::{parse_json, read_file, read_optional_file};
 use super::{ModelError, quant_method};
 
-/// How base weights and the KV cache are held.
+/// Quantisation of base weights and KV cache.
 #[derive(Clone, Debug, Default)]
 pub struct Quantization {
     /// Weights of linear layers in FP8 (e4m3, a scale per tensor); `None`: 16 bits.
@@ -22,13 +22,13 @@ pub struct Quantization {
 /// Linear layers in FP8.
 #[derive(Clone, Debug)]
 pub struct Fp8Weights {
-    /// Those that stay in 16 bits.
+    /// Modules that stay in 16 bits.
     pub exclude: ModulePatterns,
-    /// Whether the checkpoint holds FP8; if not, weights are quantised while they are loaded.
+    /// Whether the checkpoint is stored in FP8; otherwise weights are quantised on loading.
     pub stored: bool,
 }
 
-/// Glob patterns of module names such as `model.layers.0.mlp.up_proj`; `*` matches dots, too.
+/// Glob patterns of module names such as `model.layers.0.mlp.up_proj`. `*` also matches dots.
 #[derive(Clone, Debug)]
 pub struct ModulePatterns {
     patterns: Vec<String>,
@@ -36,7 +36,7 @@ pub struct ModulePatterns {
 }
 
 impl ModulePatterns {
-    /// Compiles patterns; `setting` is what messages call them.
+    /// Compiles patterns. `setting` names them in errors.
     ///
     /// # Errors
     /// [`ModelError::Unsupported`] naming the pattern.
@@ -65,7 +65,7 @@ impl ModulePatterns {
     }
 }
 
-/// One file's statement, in the fields that matter to FP8.
+/// The quantisation settings of one file, as far as FP8 needs them.
 #[derive(Deserialize, Default)]
 struct Block {
     quant_algo: Option<String>,
@@ -79,7 +79,7 @@ struct Block {
     pre_quant_scale: bool,
 }
 
-/// The newer form of `kv_cache_quant_algo`.
+/// `kv_cache_scheme`, the newer form of `kv_cache_quant_algo`.
 #[derive(Deserialize)]
 struct KvScheme {
     num_bits: u32,
@@ -139,14 +139,13 @@ impl Quantization {
             }
         }
         let exclude = file.exclude_modules.or(config.exclude_modules).unwrap_or_default();
-        let weights = match fp8("quant_algo", weights.as_deref())? {
-            true => {
-                let exclude = ModulePatterns::new("exclude_modules", exclude)?;
-                Some(Fp8Weights { exclude, stored: true })
-            }
-            false => None,
+        let weights = if is_fp8("quant_algo", weights.as_deref())? {
+            let exclude = ModulePatterns::new("exclude_modules", exclude)?;
+            Some(Fp8Weights { exclude, stored: true })
+        } else {
+            None
         };
-        Ok(Self { weights, fp8_kv: fp8("kv_cache_quant_algo", kv.as_deref())? })
+        Ok(Self { weights, fp8_kv: is_fp8("kv_cache_quant_algo", kv.as_deref())? })
     }
 }
 
@@ -159,7 +158,8 @@ impl KvScheme {
     }
 }
 
-/// The `quantization_config` of `config.json`: ModelOpt's, flat or with a block of its own.
+/// Parses the `quantization_config` of `config.json`. Only ModelOpt's is supported, whose settings are at
+/// its top level or in `quantization`.
 fn block_of_config(path: &Path, value: &Value) -> Result<Block, ModelError> {
     let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("");
     if method != "modelopt" {
@@ -169,7 +169,7 @@ fn block_of_config(path: &Path, value: &Value) -> Result<Block, ModelError> {
     parse_json(path, block.to_string().as_bytes())
 }
 
-/// One of two statements, which must be the same where both are made.
+/// A setting that either file may have; it must be the same if both have it.
 fn agreed(
     field: &str,
     file: Option<String>,
@@ -185,8 +185,8 @@ fn agreed(
     }
 }
 
-/// Whether an algorithm is FP8; none at all is not.
-fn fp8(field: &str, algo: Option<&str>) -> Result<bool, ModelError> {
+/// Whether an algorithm is FP8. Fails for any other than FP8 or none.
+fn is_fp8(field: &str, algo: Option<&str>) -> Result<bool, ModelError> {
     match algo {
         None => Ok(false),
         Some(name) if name == QuantAlgo::NoQuant.name() => Ok(false),

@@ -1,36 +1,35 @@
-//! Rotary positions (Su et al., 2021) and the two ways of stretching them that the supported
-//! checkpoints use.
+//! Rotary position embeddings (RoPE; Su et al., 2021) and the scalings that supported checkpoints use.
 
 use std::f32::consts::PI;
 
-/// Base and stretching of the rotary angles.
+/// Base frequency and scaling of RoPE.
 #[derive(Clone, PartialEq, Debug)]
 pub struct RopeConfig {
-    /// Base of the geometric series of wavelengths.
+    /// Base of the geometric series of frequencies.
     pub theta: f32,
-    /// Stretching.
+    /// Scaling for longer contexts.
     pub scaling: RopeScaling,
 }
 
-/// How frequencies are stretched for sequences longer than those of the first training.
+/// Scaling of frequencies for contexts longer than those of pre-training.
 #[derive(Clone, PartialEq, Debug)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// None.
     None,
     /// All frequencies divided by a factor (Chen et al., 2023).
     Linear {
         /// The divisor.
         factor: f32,
     },
-    /// Low frequencies divided, high ones kept, a ramp between (Llama 3.1).
+    /// Low frequencies divided by a factor, high ones kept, interpolated in between (Llama 3.1).
     Llama3 {
         /// The divisor of low frequencies.
         factor: f32,
-        /// Wavelengths longer than the original length over this are low.
+        /// Frequencies are low if their wavelength exceeds the pre-training length over this.
         low_freq_factor: f32,
-        /// Wavelengths shorter than the original length over this are high.
+        /// Frequencies are high if their wavelength is below the pre-training length over this.
         high_freq_factor: f32,
-        /// Length of the first training, in tokens.
+        /// Context length of pre-training, in tokens.
         original_max_positions: f32,
     },
     /// One divisor per frequency, as GGUF files store it (`rope_freqs.weight`).
@@ -38,7 +37,7 @@ pub enum RopeScaling {
 }
 
 impl RopeConfig {
-    /// Radians per position of each half-dimension of a head.
+    /// Radians per position of each of a head's `head_dim / 2` rotary pairs.
     pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         (0..head_dim / 2)
             .map(|i| {

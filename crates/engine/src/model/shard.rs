@@ -1,8 +1,9 @@
-//! Tensor parallelism: which part of a model one of several devices holds.
+//! Tensor parallelism: which part of the model each rank holds.
 //!
-//! As in Megatron-LM (Shoeybi et al., 2019): q, k, v, gate and up are divided by output features and whole
-//! heads, `o` and `down` by input features, so that a layer needs two sums over the ranks. `lm_head` is divided
-//! by rows of the vocabulary. Embeddings and norms are whole on every rank, as they are small beside the rest.
+//! As in Megatron-LM (Shoeybi et al., 2019): q, k, v, gate and up are column-parallel (split by output
+//! features, in whole heads), `o` and `down` row-parallel (split by input features), so that a layer needs two
+//! all-reduces. `lm_head` is split by rows of the vocabulary. Embeddings and norms are replicated, as they are
+//! small beside the rest.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,41 +12,41 @@ use lora_core::{HostTensor, LowRank, SiteWeights, Split, TargetModule, TokenRows
 
 use super::{ModelConfig, ModelError};
 
-/// One device of a group that holds a model together.
+/// One rank of a tensor-parallel group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shard {
-    /// Its number, from 0.
+    /// Its rank, from 0.
     pub rank: usize,
-    /// Devices of the group.
+    /// Number of ranks.
     pub world: usize,
 }
 
-/// What a device holds of a matrix `[out, in]`, and of an adapter's update of it.
+/// A rank's part of a matrix `[out, in]`, and of an adapter's update of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Part {
     /// All of it.
     Whole,
     /// These output features: rows of the matrix and of B.
     Rows(Range<usize>),
-    /// These input features: columns of the matrix and of A. Outputs are summed over the ranks, of which
-    /// the first one adds what does not depend on the input.
+    /// These input features: columns of the matrix and of A. Outputs are summed over the ranks, so only
+    /// the first rank adds biases.
     Cols(Range<usize>, Summand),
 }
 
 /// Whether a rank adds biases to the sum over the ranks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Summand {
-    /// The first rank does.
+    /// This rank adds biases: the first one.
     WithBias,
-    /// The others do not.
+    /// This rank adds none: the others.
     WithoutBias,
 }
 
 impl Shard {
-    /// The only device.
+    /// A single rank with the whole model.
     pub const WHOLE: Self = Self { rank: 0, world: 1 };
 
-    /// Fails unless a model can be divided by as many devices as the group has.
+    /// Fails unless the model can be split over the ranks of the group.
     ///
     /// # Errors
     /// [`ModelError::Unsupported`] naming the extent.
@@ -63,17 +64,15 @@ impl Shard {
             }
         }
         let kv = config.kv_heads;
-        match kv.is_multiple_of(world) || world.is_multiple_of(kv) {
-            true => Ok(()),
-            false => {
-                let found = format!("{world} devices for {kv} key-value heads");
-                Err(refused(found, format!("divisors or multiples of {kv}")))
-            }
+        if kv.is_multiple_of(world) || world.is_multiple_of(kv) {
+            return Ok(());
         }
+        let found = format!("{world} devices for {kv} key-value heads");
+        Err(refused(found, format!("divisors or multiples of {kv}")))
     }
 
-    /// The model as this device computes it: its share of the heads and of the intermediate features. A
-    /// head of keys and values that several ranks need is on all of them.
+    /// The configuration of this rank's shard: its share of the heads and of the intermediate features. With
+    /// fewer KV heads than ranks, each KV head is replicated on the ranks that need it.
     #[must_use]
     pub fn local(self, config: &ModelConfig) -> ModelConfig {
         ModelConfig {
@@ -84,7 +83,7 @@ impl Shard {
         }
     }
 
-    /// What this device holds of a module's matrix.
+    /// This rank's part of a module's matrix.
     pub fn part(self, config: &ModelConfig, module: TargetModule) -> Part {
         let features = self.features(config, module);
         match module.split() {
@@ -96,21 +95,18 @@ impl Shard {
         }
     }
 
-    /// What this device holds of the output projection.
-    pub fn part_of_head(self, config: &ModelConfig) -> Part {
-        match self == Self::WHOLE {
-            true => Part::Whole,
-            false => Part::Rows(self.share(config.vocab)),
-        }
+    /// This rank's part of `lm_head`.
+    pub fn part_of_lm_head(self, config: &ModelConfig) -> Part {
+        if self == Self::WHOLE { Part::Whole } else { Part::Rows(self.share(config.vocab)) }
     }
 
-    /// Its share of `extent` equal things.
+    /// This rank's share of `extent` equal units.
     pub fn share(self, extent: usize) -> Range<usize> {
         let share = extent / self.world;
         self.rank * share..(self.rank + 1) * share
     }
 
-    /// Its share of the features along which a module is divided.
+    /// This rank's share of the features along which a module is split.
     fn features(self, config: &ModelConfig, module: TargetModule) -> Range<usize> {
         let heads = match module {
             TargetModule::AttnQ | TargetModule::AttnDense => self.share(config.heads),
@@ -138,7 +134,7 @@ pub(super) struct NamedPart {
 }
 
 impl Part {
-    /// Rows of the part, of a matrix with `rows` rows.
+    /// Number of rows of this part of a matrix with `rows` rows.
     pub fn rows(&self, rows: usize) -> usize {
         match self {
             Self::Rows(range) => range.len(),
@@ -146,7 +142,7 @@ impl Part {
         }
     }
 
-    /// Columns of the part, of a matrix with `cols` columns.
+    /// Number of columns of this part of a matrix with `cols` columns.
     pub fn cols(&self, cols: usize) -> usize {
         match self {
             Self::Cols(range, _) => range.len(),
@@ -154,7 +150,7 @@ impl Part {
         }
     }
 
-    /// The part of a matrix.
+    /// This part of a matrix.
     pub fn of_matrix(&self, matrix: HostTensor) -> HostTensor {
         match self {
             Self::Whole => matrix,
@@ -163,7 +159,7 @@ impl Part {
         }
     }
 
-    /// The part of numbers that belong to output features and scale them.
+    /// This part of a vector over output features that scales them, such as a magnitude.
     pub fn of_outputs(&self, values: HostTensor) -> HostTensor {
         match self {
             Self::Rows(range) => values.slice_rows(range.clone()),
@@ -171,7 +167,7 @@ impl Part {
         }
     }
 
-    /// The part of numbers that are added to output features.
+    /// This part of a vector that is added to output features; `None` if another rank adds it.
     pub fn of_bias(&self, values: HostTensor) -> Option<HostTensor> {
         match self {
             Self::Cols(_, Summand::WithoutBias) => None,
@@ -179,7 +175,7 @@ impl Part {
         }
     }
 
-    /// The part of what an adapter does at the site.
+    /// This part of an adapter's weights for a site.
     pub fn of_adapter<'a>(&self, weights: &'a SiteWeights) -> Cow<'a, SiteWeights> {
         if *self == Self::Whole {
             return Cow::Borrowed(weights);
@@ -209,7 +205,7 @@ impl Part {
         }
     }
 
-    /// Rows of tokens that are rows of the part, by their place in it.
+    /// The replaced token rows that are in this part, with ids relative to it.
     fn of_tokens(&self, rows: &TokenRows) -> TokenRows {
         let Self::Rows(range) = self else { return rows.clone() };
         let token = |id: &u32| *id as usize;

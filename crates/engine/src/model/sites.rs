@@ -1,4 +1,4 @@
-//! The places of a model that adapters may change, one after another.
+//! The LoRA sites of a model: every projection, embedding and norm that adapters may change.
 
 use std::iter;
 
@@ -10,7 +10,7 @@ use super::layer::Layer;
 use super::shard::Part;
 use super::{Norm, Projection};
 
-/// A place that adapters may change.
+/// A part of the model that adapters may change.
 pub enum Site<'a, B: Backend> {
     /// A base projection.
     Linear(LinearSite<'a, B>),
@@ -18,31 +18,31 @@ pub enum Site<'a, B: Backend> {
     Norm(SiteKey, &'a mut Norm<B>),
 }
 
-/// A base projection, or the embedding, and the slots of its adapters.
+/// A base projection, or the embedding, with its adapter slots.
 pub struct LinearSite<'a, B: Backend> {
-    /// What its slices are.
+    /// Keys of its slices.
     pub keys: SliceKeys,
     /// Base weight.
     pub weight: &'a B::Linear,
-    /// Base bias, where there is one.
+    /// Base bias, if it has one.
     pub bias: Option<&'a [f32]>,
-    /// What this device holds of each slice.
+    /// This rank's part of each slice.
     pub parts: &'a [Part],
-    /// Adapters.
+    /// Adapter slots.
     pub site: &'a mut LoraSite<B>,
 }
 
-/// The keys of a site's slices, in order.
+/// Keys of a site's slices, in order. A stacked projection such as qkv has a slice for each module.
 #[derive(Clone, Copy, Debug)]
 pub enum SliceKeys {
     /// One slice.
     One(SiteKey),
-    /// A slice for each of these modules of a layer.
+    /// One slice for each of these modules of a layer.
     OfLayer(LayerIdx, &'static [TargetModule]),
 }
 
 impl SliceKeys {
-    /// The keys.
+    /// The keys as a list.
     pub fn all(self) -> Vec<SiteKey> {
         match self {
             Self::One(key) => vec![key],
@@ -54,7 +54,8 @@ impl SliceKeys {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Every site, always in the same order, and the devices that hold the model together.
+    /// All sites, always in the same order, so that an index identifies a site; and the group's
+    /// communicator.
     pub fn sites_mut(&mut self) -> (&B::Comm, impl Iterator<Item = Site<'_, B>>) {
         let Self { comm, embed, embed_site, layers, norm, lm_head, head_part, head_site, .. } =
             self;

@@ -1,4 +1,4 @@
-//! Where weights come from: a folder of safetensors files, or a generator for benchmarks.
+//! Sources of weights: a folder of safetensors files, or random numbers for benchmarks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -12,34 +12,35 @@ use rayon::prelude::*;
 
 use super::{ModelConfig, ModelError};
 
-/// A checkpoint, by the tensor names of Hugging Face's Llama family.
+/// A source of a model's weights, with the tensor names of Hugging Face's Llama checkpoints. It keeps track
+/// of which tensors were taken, so that no tensor of a checkpoint is ignored silently.
 pub trait WeightSource {
-    /// Takes a tensor of floats, checked against `shape`; one element may be `[]` or `[1]`.
+    /// Takes a floating-point tensor and checks its shape. A scalar (`[]`) may be stored as `[1]`.
     ///
     /// # Errors
     /// [`ModelError::MissingTensor`], [`ModelError::Shape`], [`ModelError::NonFinite`], or an
     /// error of the file.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError>;
 
-    /// Reads a tensor of the checkpoint, whether or not it was taken, and whatever its element type.
+    /// Reads a tensor of any element type, without marking it as taken.
     ///
     /// # Errors
     /// As [`WeightSource::take`].
     fn peek(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError>;
 
-    /// Takes the codes of a matrix in e4m3, checked against `shape`.
+    /// Takes a matrix stored in e4m3 and checks its shape.
     ///
     /// # Errors
     /// As [`WeightSource::take`]; [`ModelError::Unsupported`] for another dtype.
     fn take_fp8(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError>;
 
-    /// Whether the checkpoint has a tensor that was not taken yet.
+    /// Whether a tensor is in the checkpoint and was not taken yet.
     fn has(&self, name: &str) -> bool;
 
-    /// Says that the model is complete.
+    /// Ends loading: the model is complete.
     ///
     /// # Errors
-    /// [`ModelError::LeftOver`] if tensors remain: the model would not be the checkpoint's.
+    /// [`ModelError::LeftOver`] if tensors remain, as the model would then differ from the checkpoint.
     fn finish(self: Box<Self>, config: &ModelConfig) -> Result<(), ModelError>;
 }
 
@@ -47,12 +48,12 @@ pub trait WeightSource {
 pub struct FolderSource {
     dir: PathBuf,
     tensors: BTreeMap<String, RawTensor>,
-    /// Tensors that were taken.
+    /// Names of the tensors that were taken.
     taken: BTreeSet<String>,
 }
 
 impl FolderSource {
-    /// Maps the files of a folder; their pages are read when tensors are used.
+    /// Opens the files of a folder by memory maps, so that tensors are read when they are used.
     ///
     /// # Errors
     /// [`ModelError::Weights`] naming the file that is missing or broken.
@@ -60,8 +61,8 @@ impl FolderSource {
         Self::open_as(dir, Residence::Mapped)
     }
 
-    /// As [`FolderSource::open`], without maps of the files: for a source that outlives the loading of a
-    /// model, in which time files may be replaced.
+    /// As [`FolderSource::open`], without memory maps: for a source that is used after the model is loaded,
+    /// when files may have been replaced.
     ///
     /// # Errors
     /// As [`FolderSource::open`].
@@ -118,7 +119,8 @@ impl WeightSource for FolderSource {
     }
 
     fn finish(self: Box<Self>, config: &ModelConfig) -> Result<(), ModelError> {
-        // Checkpoints of tied models may repeat the embedding, and old ones keep rotary tables.
+        // Checkpoints of tied models may repeat the embedding as lm_head, and old ones contain rotary
+        // tables. Neither is needed.
         let left = |name: &&String| {
             let repeated = config.tied_embeddings && *name == "lm_head.weight";
             !repeated && !name.ends_with("rotary_emb.inv_freq") && !self.taken.contains(*name)
@@ -127,12 +129,12 @@ impl WeightSource for FolderSource {
     }
 }
 
-/// What a source without FP8 answers to [`WeightSource::take_fp8`].
+/// The error of [`WeightSource::take_fp8`] for sources without FP8.
 pub(super) fn no_fp8(name: &str, source: &str) -> ModelError {
     ModelError::unsupported(format!("source of {name} in FP8"), source, "a folder of safetensors")
 }
 
-/// Fails if tensors were left over.
+/// Fails if tensors were not taken.
 pub(super) fn left_over(
     path: &Path,
     config: &ModelConfig,
@@ -179,33 +181,34 @@ fn check_values(name: &str, tensor: &HostTensor, shape: &[usize]) -> Result<(), 
     Ok(())
 }
 
-/// Random weights of a config's shape, for benchmarks: norms are 1, biases 0, matrices uniform
-/// with the variance `1 / in`, so that activations keep their size.
+/// Random weights for benchmarks: norms are 1, biases 0, and matrices uniform with variance
+/// `1 / in_features`, so that activations keep their magnitude.
 ///
-/// Matrices are parts of one block of random numbers for each input width, which begin at places
-/// that depend on their names: memory is filled once, not once for each of them.
+/// To start fast, random numbers are generated once for each input width. Matrices are slices of that
+/// block, at offsets that depend on their names.
 #[derive(Default)]
 pub struct DummySource {
     blocks: HashMap<usize, Bytes>,
 }
 
-/// Places where matrices begin, and elements between two of them.
-const PLACES: u64 = 4096;
-const STEP: usize = 64;
+/// Number of offsets at which matrices may begin in a block.
+const OFFSETS: u64 = 4096;
+/// Elements between two offsets.
+const OFFSET_STEP: usize = 64;
 
 impl DummySource {
     /// A matrix of `elements` random numbers with `cols` columns.
     fn matrix(&mut self, name: &str, elements: usize, cols: usize) -> Bytes {
         let size = size_of::<bf16>();
-        let room = elements + PLACES as usize * STEP;
+        let room = elements + OFFSETS as usize * OFFSET_STEP;
         let block = self.blocks.entry(cols).or_default();
         if block.len() < room * size {
             let mut values = vec![bf16::ZERO; room];
             fill_uniform(&mut values, cols as u64, (3.0 / cols as f32).sqrt());
-            *block = bytemuck_bytes(values);
+            *block = bytes_of(values);
         }
         let seed = name.bytes().fold(0u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
-        let start = (splitmix(seed) % PLACES) as usize * STEP * size;
+        let start = (splitmix(seed) % OFFSETS) as usize * OFFSET_STEP * size;
         block.slice(start..start + elements * size)
     }
 }
@@ -215,8 +218,8 @@ impl WeightSource for DummySource {
         let elements = shape.iter().product();
         let bytes = match shape {
             [_, cols] => self.matrix(name, elements, *cols),
-            _ if name.ends_with("norm.weight") => bytemuck_bytes(vec![bf16::ONE; elements]),
-            _ => bytemuck_bytes(vec![bf16::ZERO; elements]),
+            _ if name.ends_with("norm.weight") => bytes_of(vec![bf16::ONE; elements]),
+            _ => bytes_of(vec![bf16::ZERO; elements]),
         };
         HostTensor::new(DType::Bf16, shape.to_vec(), bytes).ok_or_else(|| ModelError::Shape {
             name: name.to_owned(),
@@ -242,8 +245,8 @@ impl WeightSource for DummySource {
     }
 }
 
-/// Fills `values` with uniform numbers in `[-limit, limit)`, the same for the same seed whatever
-/// the number of threads.
+/// Fills `values` with uniform numbers in `[-limit, limit)`. The result does not depend on the number of
+/// threads.
 fn fill_uniform(values: &mut [bf16], seed: u64, limit: f32) {
     const BLOCK: usize = 1 << 16;
     values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, chunk)| {
@@ -263,11 +266,11 @@ fn splitmix(state: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn bytemuck_bytes(values: Vec<bf16>) -> Bytes {
+fn bytes_of(values: Vec<bf16>) -> Bytes {
     Bytes::from_owner(Bf16Bytes(values))
 }
 
-/// Lets a vector of bf16 be handed over as bytes without a copy.
+/// A vector of bf16 as bytes, for [`Bytes::from_owner`] without a copy.
 struct Bf16Bytes(Vec<bf16>);
 
 impl AsRef<[u8]> for Bf16Bytes {

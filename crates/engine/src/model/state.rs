@@ -1,4 +1,4 @@
-//! The memory of a forward pass: every activation a named buffer, allocated once.
+//! Memory of the forward pass: KV cache, step inputs and activations, allocated once at start.
 
 use std::ops::Range;
 
@@ -10,11 +10,11 @@ use lora_core::{Backend, DType, MatLayout, Pool, Result, Tensor, View};
 use super::ModelConfig;
 use crate::kv::{BlockCopy, BlockId};
 
-/// Keys and values of all layers, in KV blocks.
+/// The paged KV cache of all layers.
 pub struct KvCache<B: Backend> {
     /// Key and value cache of each layer: `[blocks * tokens_per_block, kv_heads * head_dim]`.
     pub layers: Vec<(Tensor<B>, Tensor<B>)>,
-    /// Tokens of one block.
+    /// Tokens per block.
     pub tokens_per_block: usize,
 }
 
@@ -38,7 +38,7 @@ impl<B: Backend> KvCache<B> {
         Ok(Self { layers, tokens_per_block })
     }
 
-    /// Copies the beginnings of blocks, in this order, in all layers.
+    /// Copies the first tokens of blocks to other blocks in all layers, in the order given.
     ///
     /// # Errors
     /// Those of the backend.
@@ -55,19 +55,19 @@ impl<B: Backend> KvCache<B> {
     }
 }
 
-/// Bytes that one KV block takes in all layers together.
+/// Bytes of one KV block over all layers.
 pub fn block_bytes(config: &ModelConfig, dtype: DType, tokens_per_block: usize) -> usize {
     2 * config.layers * tokens_per_block * config.kv_heads * config.head_dim * dtype.size()
 }
 
-/// What the host decides about the rows of one step.
+/// The inputs of one step as the host plans them. A row is one token to compute.
 #[derive(Clone, Debug, Default)]
 pub struct StepRows {
-    /// Token of each row.
+    /// Token id of each row.
     pub ids: Vec<i32>,
     /// Position of each row in its sequence.
     pub positions: Vec<i32>,
-    /// Row of the KV caches that each row writes.
+    /// Row of the KV caches to which each row writes its key and value; -1 for padding rows.
     pub kv_slots: Vec<i32>,
     /// Sequence of each row, an index into `block_tables`.
     pub sequences: Vec<i32>,
@@ -75,9 +75,9 @@ pub struct StepRows {
     pub block_tables: Vec<i32>,
     /// Entries of one block table.
     pub max_blocks: usize,
-    /// Slot of each row's adapter, -1 for none.
+    /// Adapter slot of each row; -1 for the base model.
     pub lora_slots: Vec<i32>,
-    /// Rows whose logits are wanted.
+    /// Rows whose logits are computed.
     pub logit_rows: Vec<i32>,
     /// For the first rows: which token of the previous step's sampling replaces their entry of `ids`,
     /// as an index into its rows of logits. Filled by overlap scheduling, where the host has not read
@@ -85,14 +85,14 @@ pub struct StepRows {
     pub sampled_from: Vec<i32>,
 }
 
-/// Shape of a step; part of the key of recorded steps.
+/// Shape of a step; part of the CUDA graph key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Extents {
     /// Rows.
     pub rows: usize,
-    /// Rows whose logits are wanted.
+    /// Rows of logits.
     pub logit_rows: usize,
-    /// Block tables.
+    /// Sequences, one block table each.
     pub sequences: usize,
     /// Entries of one block table.
     pub max_blocks: usize,
@@ -109,7 +109,7 @@ impl StepRows {
         }
     }
 
-    /// Gives every block table `max_blocks` entries, which may not be fewer than it has.
+    /// Widens every block table to `max_blocks` entries, at least as many as now.
     pub fn widen_tables(&mut self, max_blocks: usize) {
         let old = self.max_blocks.max(1);
         let widened = |table: &[i32]| {
@@ -120,8 +120,8 @@ impl StepRows {
         self.max_blocks = max_blocks;
     }
 
-    /// Adds rows up to `rows`, each a sequence of its own that reads one token of block 0, stores
-    /// nothing, and has no adapter.
+    /// Pads the step to `rows` rows. Each added row is a sequence of its own that reads one token of block 0,
+    /// writes no key or value, and has no adapter.
     pub fn pad(&mut self, rows: usize) {
         let Extents { rows: known, sequences, .. } = self.extents();
         for (row, sequence) in (known..rows).zip(sequences..) {
@@ -136,8 +136,8 @@ impl StepRows {
     }
 }
 
-/// Inputs of a step in device memory, handed over at once. Where each lies depends on the extents
-/// alone, so that steps of the same extents find them in the same places.
+/// The inputs of a step in device memory, uploaded by one copy. The offset of each array depends on the
+/// extents alone, so that CUDA graphs of a shape find the arrays at the same addresses.
 pub struct StepInputs<B: Backend> {
     words: Tensor<B>,
     /// [`StepRows::sampled_from`].
@@ -148,7 +148,7 @@ pub struct StepInputs<B: Backend> {
     logit_lora: B::LoraPlan,
 }
 
-/// Where ids, positions, KV slots, sequences, rows of logits and block tables lie, in words.
+/// Ranges of ids, positions, KV slots, sequences, logit rows and block tables within `words`.
 fn places(of: &Extents) -> [Range<usize>; 6] {
     let mut end = 0;
     let lengths = [of.rows, of.rows, of.rows, of.rows, of.logit_rows, of.sequences * of.max_blocks];
@@ -165,7 +165,7 @@ fn column(row: MatLayout) -> MatLayout {
 }
 
 impl<B: Backend> StepInputs<B> {
-    /// Room for steps of up to these extents.
+    /// Allocates inputs for steps of up to these extents.
     fn new(be: &B, dims: HeadDims, most: &Extents) -> Result<Self> {
         let [.., last] = places(most);
         Ok(Self {
@@ -234,12 +234,12 @@ impl<B: Backend> StepInputs<B> {
         be.gather_rows(q, tokens, self.sampled_from.view().slice_cols(0..sampled_from.len()), ids)
     }
 
-    /// Adapters of the rows, if any of them has one: rows without one must cost nothing.
+    /// Adapters of the rows; `None` if no row has one, so that the base model alone pays nothing for LoRA.
     pub(super) fn lora(&self) -> Option<&B::LoraPlan> {
         Some(&self.lora).filter(|plan| plan.has_adapters())
     }
 
-    /// The same of the rows whose logits are wanted.
+    /// The same for the rows of logits.
     pub(super) fn logit_lora(&self) -> Option<&B::LoraPlan> {
         Some(&self.logit_lora).filter(|plan| plan.has_adapters())
     }
@@ -278,7 +278,7 @@ impl<B: Backend> StepInputs<B> {
     }
 }
 
-/// Activations of a step; see [`super::Decoder::forward`] for who writes what.
+/// Inputs and activations of a step; [`super::Decoder::forward`] shows which op writes which.
 pub struct RunState<B: Backend> {
     pub(super) inputs: StepInputs<B>,
     pub(super) residual: Tensor<B>,
@@ -293,12 +293,12 @@ pub struct RunState<B: Backend> {
 }
 
 impl<B: Backend> RunState<B> {
-    /// Shape of the step whose rows were handed over last.
+    /// Shape of the last prepared step.
     pub fn extents(&self) -> Extents {
         self.inputs.extents
     }
 
-    /// Which adapters the rows of that step have.
+    /// Adapters of the rows of the last prepared step.
     pub fn lora(&self) -> &B::LoraPlan {
         &self.inputs.lora
     }
@@ -317,8 +317,9 @@ impl<B: Backend> RunState<B> {
         all.iter().map(|t| t.layout().span() * t.layout().dtype.size()).sum()
     }
 
-    /// Buffers for steps of up to these extents. What products read (norms, attention, gated MLP) has
-    /// the dtype asked for; what they write and other ops read on is f32 where the backend prefers it.
+    /// Allocates buffers for steps of up to these extents. Inputs of GEMMs (normed, attended and activated
+    /// rows) have the given dtype. Outputs of GEMMs that other ops read are f32 if the backend prefers wide
+    /// activations.
     ///
     /// # Errors
     /// [`lora_core::Error::OutOfMemory`].

@@ -1,14 +1,13 @@
-//! Settings that a `config.json` can have under two names.
+//! Settings that a `config.json` may have under several names.
 
 use std::fmt::Display;
 
 use super::super::ModelError;
 
-/// The value that a setting has under any of these names, the first of which wins; `None` if it is
-/// under none.
+/// The value of a setting that may be given under several names; `None` if it is given under none.
 ///
 /// # Errors
-/// [`ModelError::Contradiction`] with two names whose values differ.
+/// [`ModelError::Contradiction`] if it is given under two names with different values.
 pub(super) fn agreed<T: PartialEq + Display>(
     fields: impl IntoIterator<Item = (&'static str, Option<T>)>,
 ) -> Result<Option<T>, ModelError> {

@@ -1,5 +1,5 @@
-//! What a `config.json` says about rotary positions, in the spellings of several releases of
-//! transformers: `rope_scaling` beside `rope_theta`, or both in `rope_parameters`.
+//! Rotary position settings of a `config.json`. Releases of transformers differ in where they write them:
+//! `rope_scaling` beside `rope_theta`, or both in `rope_parameters`.
 
 use std::fmt;
 
@@ -30,14 +30,14 @@ pub(super) struct RawRope {
     partial_rotary_factor: Option<f32>,
 }
 
-/// As it would stand in the file.
+/// Prints it as JSON, as in the file.
 impl fmt::Display for RawRope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
     }
 }
 
-/// Everything about rotary positions that a `config.json` can say.
+/// All fields of a `config.json` that concern rotary positions.
 pub(super) struct RopeFields<'a> {
     pub rope_theta: Option<f32>,
     pub partial_rotary_factor: Option<f32>,
@@ -46,12 +46,12 @@ pub(super) struct RopeFields<'a> {
 }
 
 impl RopeFields<'_> {
-    /// What all of them say.
+    /// Combines the fields.
     ///
     /// # Errors
-    /// Fields that contradict each other, and values that the engine does not run.
+    /// [`ModelError::Contradiction`] or [`ModelError::Unsupported`], naming the fields.
     pub(super) fn read(&self) -> Result<RopeConfig, ModelError> {
-        // As in transformers, an empty object is as good as none.
+        // As in transformers, an empty object counts as absent.
         let given = |rope: &&RawRope| **rope != RawRope::default();
         let nested = [
             ("rope_scaling", self.rope_scaling.filter(given)),
