@@ -1,4 +1,4 @@
-//! Adapters of an engine by name: known, loaded ahead, unloaded; and their texts.
+//! The adapter API of an engine: resolve, load, unload and list adapters, with their tokenizers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use super::text::{AdapterTexts, TextModel};
 use crate::adapters::{AdapterRegistry, Loaded, Registered};
 use crate::core::Command;
 
-/// An adapter that the engine knows.
+/// Status of a registered adapter.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct AdapterStatus {
     /// Its name.
     pub name: String,
-    /// Its number.
+    /// Its integer id.
     pub int_id: i64,
     /// Its files.
     pub path: PathBuf,
@@ -29,13 +29,13 @@ pub struct AdapterStatus {
     pub on_host: bool,
     /// Whether it is on the device.
     pub on_device: bool,
-    /// Whether it stays in host memory whether it is used or not.
+    /// Whether it is pinned to host memory.
     pub pinned: bool,
-    /// Sequences that wait for it or run with it.
+    /// Waiting and running sequences that need it.
     pub leases: usize,
 }
 
-/// The adapters of an engine, as its callers see them.
+/// The adapters of an engine.
 pub(super) struct Adapters {
     registry: Arc<AdapterRegistry>,
     texts: AdapterTexts,
@@ -47,20 +47,20 @@ impl Adapters {
         Self { registry, texts, commands }
     }
 
-    /// Text of the model itself.
+    /// Tokenizer, chat template and end tokens of the base model.
     pub fn model_text(&self) -> &Arc<TextModel> {
         self.texts.model()
     }
 
-    /// The registration of a request's adapter, whose weights are read if they are not known yet.
+    /// The registration of a request's adapter. A new adapter is registered; its weights are read later.
     ///
     /// # Errors
-    /// [`LlmError::Adapter`] if the path does not exist, or another adapter has the name or number.
+    /// [`LlmError::Adapter`] if the path does not exist, or another adapter has the name or id.
     pub fn resolve(&self, request: &LoraRequest) -> Result<Arc<Registered>, LlmError> {
         Ok(self.registry.resolve(request)?)
     }
 
-    /// The text of requests with this adapter.
+    /// Tokenizer, chat template and end tokens for requests with this adapter.
     ///
     /// # Errors
     /// [`LlmError::Adapter`] if its files cannot be used.
@@ -68,14 +68,14 @@ impl Adapters {
         let Some(entry) = adapter else { return Ok(self.model_text().clone()) };
         self.texts.of(entry).map_err(|error| {
             if entry.generation().is_none() {
-                // As with weights that cannot be used: the files may be corrected and asked for again.
+                // As for weights that cannot be read: the files may be corrected and registered again.
                 self.registry.forget(entry);
             }
             error.into()
         })
     }
 
-    /// The request for an adapter that was loaded or registered, by its name alone.
+    /// The request for a loaded or registered adapter, by name.
     ///
     /// # Errors
     /// [`LlmError::Adapter`] if no adapter has this name.
@@ -83,10 +83,10 @@ impl Adapters {
         Ok(self.registry.named(name)?.request.clone())
     }
 
-    /// Reads an adapter and hands it to the engine thread.
+    /// Reads an adapter and adds it to the engine's host tier.
     ///
     /// # Errors
-    /// [`LlmError::Adapter`]; what was known before is then known still.
+    /// [`LlmError::Adapter`]; a previous registration of the name then stays.
     pub fn load(&self, request: &LoraRequest, pinned: bool) -> Result<AdapterStatus, LlmError> {
         let text = self.texts.read(request)?;
         let Loaded { entry, adapter, replaced } = self.registry.load(request)?;
@@ -103,7 +103,7 @@ impl Adapters {
         all.into_iter().find(|status| status.name == entry.name()).ok_or(LlmError::Stopped)
     }
 
-    /// Forgets an adapter.
+    /// Unregisters an adapter.
     ///
     /// # Errors
     /// [`LlmError::Adapter`] if no adapter has this name.
@@ -112,7 +112,7 @@ impl Adapters {
         self.commands.send(Command::Retire(entry))
     }
 
-    /// All adapters that requests or loads have named, by name.
+    /// All registered adapters, sorted by name.
     ///
     /// # Errors
     /// [`LlmError::Stopped`].

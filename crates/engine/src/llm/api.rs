@@ -1,4 +1,4 @@
-//! The engine as its callers see it.
+//! [`Llm`], the public interface of an engine.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use super::{EngineInfo, LlmError};
 use crate::core::{Command, EngineStats};
 use crate::sampling::SamplingParams;
 
-/// A model that runs on a thread of its own; calls from several threads share its batches.
-/// Dropping it ends the thread.
+/// An engine: a model on a thread of its own. Requests from several threads share its batches. Dropping it
+/// stops the engine.
 pub struct Llm {
     intake: Intake,
     thread: EngineThread,
@@ -44,7 +44,7 @@ impl Llm {
         self.adapters().model_text()
     }
 
-    /// Counters of the engine, and how full its caches are.
+    /// Counters of the engine, and the fill of its caches.
     ///
     /// # Errors
     /// [`LlmError::Stopped`].
@@ -59,12 +59,12 @@ impl Llm {
 
 /// Requests.
 impl Llm {
-    /// Continues every prompt, as TensorRT-LLM's `generate`: adapters and parameters are one for
-    /// all prompts, or a list with an entry for each. Outputs keep the order of the prompts.
+    /// Generates for every prompt, as TensorRT-LLM's `generate`. Sampling parameters and adapters are given
+    /// once for all prompts, or as a list with an entry for each. Outputs are in the order of the prompts.
     ///
     /// # Errors
-    /// [`LlmError::ListLength`] for a list of another length; otherwise the first request that
-    /// failed. The others run to their end all the same; use [`Llm::generate_each`] to get them.
+    /// [`LlmError::ListLength`] for a list of another length; otherwise the error of the first request that
+    /// failed. The other requests still run; [`Llm::generate_each`] returns their outputs, too.
     pub fn generate(
         &self,
         prompts: impl IntoIterator<Item = impl Into<Prompt>>,
@@ -83,15 +83,15 @@ impl Llm {
         self.generate_each(requests, &mut |_| ()).into_iter().collect()
     }
 
-    /// Runs requests that each have their own parameters; one that fails does not touch the
-    /// others. `watch` is called for every token.
+    /// Runs requests with individual parameters, each with its own result. `watch` is called for every
+    /// token.
     pub fn generate_each(
         &self,
         requests: Vec<GenerateRequest>,
         watch: &mut dyn FnMut(Update<'_>),
     ) -> Vec<Result<RequestOutput, LlmError>> {
         let mut batch = self.batch();
-        // Positions of the requests that run, by their number in the batch.
+        // Positions in `requests` of the requests that were accepted, by their number in the batch.
         let mut positions = Vec::with_capacity(requests.len());
         let mut answers: Vec<Result<RequestOutput, LlmError>> = Vec::with_capacity(requests.len());
         for (position, request) in requests.into_iter().enumerate() {
@@ -108,22 +108,22 @@ impl Llm {
         answers
     }
 
-    /// Runs a request and returns at once: its text comes in pieces, as TensorRT-LLM's
-    /// `generate_async` with streaming. Dropping the stream aborts the request.
+    /// Submits a request and streams its outputs, as TensorRT-LLM's `generate_async` with streaming.
+    /// Dropping the stream aborts the request.
     ///
     /// # Errors
-    /// Whatever refuses the request by itself; what happens later comes through the stream.
+    /// Why the request is refused. Later errors are items of the stream.
     pub fn generate_async(&self, request: GenerateRequest) -> Result<ResponseStream, LlmError> {
         ResponseStream::open(&self.intake, request)
     }
 
-    /// A batch without requests, to which requests may be added while others run.
+    /// An empty batch. Requests may be added to it while others run.
     pub fn batch(&self) -> Batch<'_> {
         Batch::new(&self.intake, &self.thread)
     }
 
-    /// Ends a request; its outputs end with [`crate::FinishReason::Cancelled`]. One that has ended,
-    /// or never was, is left alone.
+    /// Aborts a request: its outputs end with [`crate::FinishReason::Cancelled`]. Does nothing for a request
+    /// that has ended or does not exist.
     ///
     /// # Errors
     /// [`LlmError::Stopped`].
@@ -134,13 +134,12 @@ impl Llm {
 
 /// Adapters.
 impl Llm {
-    /// Reads an adapter now, so that its first request does not wait for it. Under a known name the
-    /// files are read again, with tokenizer, chat template and end tokens: later requests get the new
-    /// contents, those in flight end with the old ones. `pinned` keeps it in host memory whether it is
-    /// used or not.
+    /// Reads an adapter now, so that its first request does not wait for it. If the name is registered, its
+    /// files are read again (weights, tokenizer, chat template and end tokens): later requests use the new
+    /// contents, those in flight finish with the old ones. `pinned` exempts it from eviction from host memory.
     ///
     /// # Errors
-    /// [`LlmError::Adapter`]; the engine then knows what it knew before.
+    /// [`LlmError::Adapter`]; a previous registration of the name then stays.
     pub fn load_adapter(
         &self,
         request: &LoraRequest,
@@ -149,16 +148,16 @@ impl Llm {
         self.adapters().load(request, pinned)
     }
 
-    /// Makes an adapter known under its name and number, whose files are read when a request asks for
-    /// it: from here on [`Llm::adapter`] gives it by name, and no other adapter can take either.
+    /// Registers an adapter without reading its weights, which happens when a request uses it. From then on
+    /// [`Llm::adapter`] finds it by name, and no other adapter can take its name or id.
     ///
     /// # Errors
-    /// [`LlmError::Adapter`] if the path does not exist, or another adapter has the name or number.
+    /// [`LlmError::Adapter`] if the path does not exist, or another adapter has the name or id.
     pub fn register_adapter(&self, request: &LoraRequest) -> Result<(), LlmError> {
         self.adapters().resolve(request).map(drop)
     }
 
-    /// The request for an adapter that was loaded or registered, by its name alone.
+    /// The request for a loaded or registered adapter, by name.
     ///
     /// # Errors
     /// [`LlmError::Adapter`] if no adapter has this name.
@@ -166,17 +165,17 @@ impl Llm {
         self.adapters().named(name)
     }
 
-    /// Tokenizer, chat template and end tokens of requests for an adapter: the model's, with what the
-    /// adapter's folder has of its own.
+    /// Tokenizer, chat template and end tokens for requests with an adapter: the model's, except where the
+    /// adapter's folder has its own.
     ///
     /// # Errors
-    /// [`LlmError::Adapter`] if the adapter cannot be named so, or its files cannot be used.
+    /// [`LlmError::Adapter`] if the adapter cannot be registered, or its files cannot be used.
     pub fn adapter_text(&self, lora: &LoraRequest) -> Result<Arc<TextModel>, LlmError> {
         let adapters = self.adapters();
         adapters.text_of(Some(&adapters.resolve(lora)?))
     }
 
-    /// Forgets an adapter. Requests in flight end with it; its memory is then free.
+    /// Unregisters an adapter. Requests in flight still finish with it; then its memory is freed.
     ///
     /// # Errors
     /// [`LlmError::Adapter`] if no adapter has this name.
@@ -184,7 +183,7 @@ impl Llm {
         self.adapters().unload(name)
     }
 
-    /// All adapters that requests or loads have named, by name.
+    /// All registered adapters, sorted by name.
     ///
     /// # Errors
     /// [`LlmError::Stopped`].

@@ -1,4 +1,4 @@
-//! The way to the engine thread.
+//! Handles to the engine thread: sending commands, and joining it.
 
 use std::thread::JoinHandle;
 
@@ -18,7 +18,7 @@ impl From<Sender<Command>> for Commands {
 }
 
 impl Commands {
-    /// Sends a command that has no answer.
+    /// Sends a command that has no reply.
     ///
     /// # Errors
     /// [`LlmError::Stopped`].
@@ -26,7 +26,7 @@ impl Commands {
         self.0.send(command).map_err(|_| LlmError::Stopped)
     }
 
-    /// Sends a command and waits for its answer.
+    /// Sends a command and waits for its reply.
     ///
     /// # Errors
     /// [`LlmError::Stopped`].
@@ -37,15 +37,15 @@ impl Commands {
     }
 }
 
-/// The engine thread. Dropping it stops the engine and waits for its end.
+/// The engine thread. Dropping it stops the engine and joins the thread.
 pub(super) struct EngineThread {
     commands: Commands,
-    /// `None` only while it is dropped.
+    /// `None` only during drop.
     thread: Option<JoinHandle<()>>,
 }
 
 impl EngineThread {
-    /// A thread that has started to take commands.
+    /// Wraps a thread that serves the given commands.
     pub fn new(commands: Commands, thread: JoinHandle<()>) -> Self {
         Self { commands, thread: Some(thread) }
     }
@@ -58,7 +58,7 @@ impl EngineThread {
 
 impl Drop for EngineThread {
     fn drop(&mut self) {
-        // Either fails only if the thread has ended, which is what is wanted.
+        // Both fail only if the thread has ended already.
         let _ = self.commands.send(Command::Shutdown);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

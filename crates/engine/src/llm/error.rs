@@ -1,4 +1,4 @@
-//! Why an engine cannot start, or a request cannot run.
+//! Errors of starting an engine and of requests.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -14,14 +14,14 @@ use crate::model::ModelError;
 use crate::sampling::SamplingError;
 use crate::text::TextError;
 
-/// What went wrong; each message names the thing, the value found and the value allowed.
+/// An error of an engine or a request. Messages name the setting, the value found and the values allowed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LlmError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(ModelError),
-    /// The tokenizer or the chat template refused.
+    /// The tokenizer or the chat template failed.
     #[error(transparent)]
     Text(#[from] TextError),
     /// Sampling parameters are out of range.
@@ -56,7 +56,7 @@ pub enum LlmError {
         /// The values allowed.
         allowed: String,
     },
-    /// Not one block of keys and values fits its share of the memory.
+    /// The KV cache's share of the device memory is less than one block.
     #[error(
         "free_gpu_memory_fraction is {share}: that share of the {free} bytes that weights, activations \
          and adapters leave free is less than one KV block of {block} bytes; raise it, or lower \
@@ -65,23 +65,23 @@ pub enum LlmError {
     NoRoomForKv {
         /// The share.
         share: f64,
-        /// Bytes that it is taken of.
+        /// Free bytes, of which it is a share.
         free: usize,
         /// Bytes of a block.
         block: usize,
     },
-    /// Not one block of keys and values fits the host's memory.
+    /// The host's free memory cannot hold one KV block.
     #[error(
         "the {free} bytes of memory that are free do not hold one KV block of {block} bytes beside what \
          other programs need; end other programs, or lower max_batch_size or max_num_tokens"
     )]
     NoHostRoomForKv {
-        /// Bytes that are free.
+        /// Free bytes.
         free: usize,
         /// Bytes of a block.
         block: usize,
     },
-    /// The device has no room for a part of the engine.
+    /// The device is out of memory.
     #[error(
         "the device is full: {requested} bytes were asked for {}, {}; {}",
         part(*pool).0, free_bytes(*available), part(*pool).1
@@ -97,7 +97,7 @@ pub enum LlmError {
     /// The prompt has no tokens.
     #[error("the prompt is empty; it must have at least one token")]
     EmptyPrompt,
-    /// The prompt leaves no room for a token.
+    /// The prompt leaves no room for a generated token.
     #[error(
         "the prompt has {found} tokens, but max_seq_len is {max_seq_len}: a prompt may have at \
          most {} tokens; shorten it or set truncate_prompt_tokens", max_seq_len - 1
@@ -108,13 +108,13 @@ pub enum LlmError {
         /// The engine's limit for prompt and answer together.
         max_seq_len: usize,
     },
-    /// The prompt's text is longer than any that could fit.
+    /// The prompt's text is too long to be tokenized.
     #[error(
         "the prompt has {bytes} bytes, but at most {limit} are tokenized, as max_seq_len is {max_seq_len} \
          tokens; shorten it"
     )]
     PromptTooLarge {
-        /// Its bytes.
+        /// Bytes of the text.
         bytes: usize,
         /// Most bytes that are tokenized.
         limit: usize,
@@ -124,7 +124,7 @@ pub enum LlmError {
     /// A token id is not in the vocabulary.
     #[error("input_ids[{index}] is {found}; the model's vocabulary has ids 0 to {}", vocab - 1)]
     TokenId {
-        /// Where.
+        /// Index in the prompt.
         index: usize,
         /// The id.
         found: u32,
@@ -141,19 +141,19 @@ pub enum LlmError {
         /// Number of prompts.
         prompts: usize,
     },
-    /// There is no tokenizer.
+    /// The model has no tokenizer.
     #[error("{path} has no tokenizer; give input_ids, or a folder with tokenizer.json")]
     NoTokenizer {
         /// The model.
         path: PathBuf,
     },
-    /// There is no chat template.
+    /// The model has no chat template.
     #[error("{path} has no chat template; give a prompt instead of messages")]
     NoChatTemplate {
         /// The model.
         path: PathBuf,
     },
-    /// The engine ended a request.
+    /// The engine failed during a request.
     #[error("the engine failed while it ran this request: {0}")]
     Failed(String),
     /// The engine thread is gone.
@@ -161,29 +161,29 @@ pub enum LlmError {
     Stopped,
 }
 
-/// Whose fault an error is, and so what a caller does about it: which exit code a command has, and
-/// which status a server answers with.
+/// Category of an error: which side has to correct it. Commands derive their exit code from it, and servers
+/// the status of their response.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A setting of the engine is wrong, or does not go with the model.
+    /// A setting of the engine is wrong, or incompatible with the model.
     Setting,
     /// The model cannot be loaded, or does not fit the device.
     Model,
     /// The request is wrong, whatever the state of the engine.
     Request,
-    /// The request names an adapter that is not known, or whose files are missing.
+    /// The request names an adapter that is not registered, or whose files are missing.
     AdapterNotFound,
-    /// The adapter is there and cannot be used.
+    /// The adapter was found but cannot be used.
     AdapterRefused,
-    /// The engine failed while the request ran; others may succeed.
+    /// The engine failed during the request; other requests may succeed.
     Failed,
     /// The engine has stopped.
     Stopped,
 }
 
 impl LlmError {
-    /// Whose fault it is.
+    /// Category of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Setting { .. } | Self::LoraConfig(_) => ErrorKind::Setting,
@@ -210,7 +210,7 @@ impl LlmError {
         }
     }
 
-    /// The rules that settings, a request or its adapter break, where that is what went wrong.
+    /// The rules that settings, a request or its adapter break, if that is the reason.
     pub fn rejections(&self) -> Option<&Rejections> {
         match self {
             Self::LoraConfig(rejections) => Some(rejections),
@@ -242,7 +242,7 @@ impl From<RegistryError> for LlmError {
     }
 }
 
-/// What a pool of memory is for, and the settings that make it smaller.
+/// Purpose of a memory pool, and the settings that reduce it.
 fn part(pool: Pool) -> (&'static str, &'static str) {
     match pool {
         Pool::Weights => ("weights", "quantise the model by quant_config, or take a smaller one"),

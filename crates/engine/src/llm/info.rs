@@ -8,24 +8,24 @@ use crate::model::ModelConfig;
 /// Facts about a running engine.
 #[derive(Clone, Debug)]
 pub struct EngineInfo {
-    /// Shape and constants of the model.
+    /// Configuration of the model.
     pub model: ModelConfig,
-    /// The same, as adapters see it.
+    /// Dimensions of the model that adapters have to match.
     pub geometry: ModelGeometry,
     /// Dtype of the activations.
     pub dtype: DType,
-    /// Algorithm of the base weights; `None`: they are in 16 or 32 bits.
+    /// Quantisation of the base weights; `None`: 16 or 32 bits.
     pub quant_algo: Option<QuantAlgo>,
     /// Dtype of keys and values.
     pub kv_dtype: DType,
     /// Name of the backend.
     pub backend: &'static str,
-    /// Longest prompt and answer together, in tokens.
+    /// Maximum length of prompt and generated tokens together.
     pub max_seq_len: usize,
-    /// Sequences that run at a time.
+    /// Most running sequences.
     pub max_batch_size: usize,
     /// Tokens that fit the KV cache.
     pub kv_tokens: usize,
-    /// What the device's memory is used for.
+    /// How the device's memory is divided.
     pub memory: MemoryPlan,
 }

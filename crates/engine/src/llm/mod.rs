@@ -1,4 +1,4 @@
-//! The LLM API, after TensorRT-LLM's: [`Llm`] with `generate`, its inputs and outputs.
+//! The LLM API, modelled on TensorRT-LLM's: [`Llm`] with `generate`, its inputs and outputs.
 
 mod adapters;
 mod api;

@@ -1,4 +1,4 @@
-//! Requests that run together and may be added while others run.
+//! A batch of requests, to which requests may be added while others run.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,41 +9,41 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use super::input::GenerateRequest;
 use super::intake::Intake;
 use super::output::{RequestOutput, Update};
-use super::pending::{Pending, Taken};
+use super::pending::{EventResult, Pending};
 use crate::core::{Command, Event};
 use crate::llm::LlmError;
 use crate::llm::commands::EngineThread;
 
-/// Requests of one caller. Each is given a number when it is added, from 0, and its answer comes
-/// once it is complete, in whatever order the requests end. Dropping the batch aborts what still runs.
+/// Requests of one caller. Each gets a number when it is added, from 0. Results are returned in the order in
+/// which requests end. Dropping the batch aborts the requests that still run.
 pub struct Batch<'a> {
     intake: &'a Intake,
     thread: &'a EngineThread,
-    /// For the sequences of further requests; `None` once there will be none, so that the channel
-    /// closes when the engine has dropped the last sequence.
+    /// Event sender for further requests; `None` after [`Batch::close`], so that the channel closes when the
+    /// engine has dropped the last sequence.
     events: Option<Sender<(u64, Event)>>,
     inbox: Receiver<(u64, Event)>,
-    /// Request of each sequence that runs.
+    /// Number of the request that each running sequence belongs to.
     owners: HashMap<u64, usize>,
     running: HashMap<usize, Pending>,
     added: usize,
 }
 
-/// A request that has ended: its number, and its answer or what failed it.
+/// A request that has ended: its number and its result.
 pub type Answered = (usize, Result<RequestOutput, LlmError>);
 
 impl<'a> Batch<'a> {
-    /// A batch without requests.
+    /// An empty batch.
     pub(in crate::llm) fn new(intake: &'a Intake, thread: &'a EngineThread) -> Self {
         let (events, inbox) = unbounded();
         let (owners, running) = (HashMap::new(), HashMap::new());
         Self { intake, thread, events: Some(events), inbox, owners, running, added: 0 }
     }
 
-    /// Adds a request, which runs at once, and returns its number.
+    /// Submits a request and returns its number.
     ///
     /// # Errors
-    /// Whatever refuses the request by itself; it takes no number then. [`LlmError::Stopped`] after
+    /// Why the request is refused, in which case it gets no number. [`LlmError::Stopped`] after
     /// [`Batch::close`].
     pub fn add(&mut self, request: GenerateRequest) -> Result<usize, LlmError> {
         let events = self.events.as_ref().ok_or(LlmError::Stopped)?;
@@ -55,26 +55,26 @@ impl<'a> Batch<'a> {
         Ok(number)
     }
 
-    /// Says that no request will be added.
+    /// Declares that no request will be added.
     pub fn close(&mut self) {
         self.events = None;
     }
 
-    /// Requests that have not ended.
+    /// Number of requests that have not ended.
     pub fn running(&self) -> usize {
         self.running.len()
     }
 
-    /// Ends all requests that run; their outputs end with [`crate::FinishReason::Cancelled`].
+    /// Aborts all running requests: their outputs end with [`crate::FinishReason::Cancelled`].
     pub fn abort(&self) {
         for pending in self.running.values() {
-            // An engine that is gone runs nothing.
+            // Fails only if the engine has stopped, and then nothing runs.
             let _ = self.intake.commands().send(Command::AbortRequest(pending.output.request_id));
         }
     }
 
-    /// Waits up to `limit` for a request to end; `None` if none did, or none runs. `watch` hears of
-    /// every token.
+    /// Waits up to `limit` for a request to end. Returns `None` if none ended, or none runs. `watch` is called
+    /// for every token.
     pub fn next_within(
         &mut self,
         limit: Duration,
@@ -88,7 +88,7 @@ impl<'a> Batch<'a> {
                         return Some(answered);
                     }
                 }
-                // While requests can be added, the channel stays open though nobody may write to it.
+                // The batch itself may hold a sender, so a stopped engine does not close the channel.
                 Err(RecvTimeoutError::Timeout) if self.thread.is_running() => return None,
                 Err(_) => return self.stopped(),
             }
@@ -96,10 +96,10 @@ impl<'a> Batch<'a> {
         None
     }
 
-    /// Waits for a request to end; `None` if none runs.
+    /// Waits for a request to end. Returns `None` if none runs.
     pub fn next(&mut self, watch: &mut dyn FnMut(Update<'_>)) -> Option<Answered> {
         while !self.running.is_empty() {
-            let answered = self.next_within(LOOK_AGAIN, watch);
+            let answered = self.next_within(CHECK_INTERVAL, watch);
             if answered.is_some() {
                 return answered;
             }
@@ -107,7 +107,7 @@ impl<'a> Batch<'a> {
         None
     }
 
-    /// Hands an event to its request, and returns the request if that was its last one.
+    /// Passes an event to its request. Returns the result if it was the request's last event.
     fn take(
         &mut self,
         id: u64,
@@ -116,7 +116,7 @@ impl<'a> Batch<'a> {
     ) -> Option<Answered> {
         let number = *self.owners.get(&id)?;
         let pending = self.running.get_mut(&number)?;
-        let Taken { delta, abort } = pending.take(id, event);
+        let EventResult { delta, abort } = pending.take(id, event);
         if let Some(delta) = delta {
             watch(Update {
                 request: number,
@@ -127,7 +127,7 @@ impl<'a> Batch<'a> {
             });
         }
         if abort {
-            // The engine may be gone already; that is noticed when the next event does not come.
+            // Fails only if the engine has stopped, which the wait for the next event notices.
             let _ = self.intake.commands().send(Command::Abort(id));
         }
         if !pending.builders.contains_key(&id) {
@@ -139,15 +139,15 @@ impl<'a> Batch<'a> {
         self.running.remove(&number).map(|pending| (number, pending.into_output()))
     }
 
-    /// A request that the engine will not end, as it has stopped.
+    /// Ends a running request with an error, as the engine has stopped.
     fn stopped(&mut self) -> Option<Answered> {
         let number = *self.running.keys().min()?;
         self.running.remove(&number).map(|pending| (number, pending.into_output()))
     }
 }
 
-/// How often a caller that waits without a limit looks whether the engine still runs.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often a caller that waits without a limit checks whether the engine still runs.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! From events to outputs: detokenising, stop strings, and what is left of the tokens after one.
+//! Building an output from its tokens: detokenisation, stop strings, and truncation at a stop.
 
 use super::output::{CompletionOutput, FinishReason, StopReason, logprobs_map};
 use crate::core::EndReason;
@@ -6,34 +6,35 @@ use crate::sampling::SamplingParams;
 use crate::sampling::TokenLogprobs;
 use crate::text::{Detokenizer, StopStrings, TextError, Tokenizer};
 
-/// One output while it grows.
+/// An output while its tokens arrive.
 pub(super) struct OutputBuilder {
     index: usize,
     detokenizer: Option<Detokenizer>,
     stops: StopStrings,
-    /// Tokens that end the output without being part of it.
+    /// Stop tokens, which end the output without being part of it.
     silent: Vec<u32>,
     wants_text: bool,
     wants_logprobs: bool,
     text: String,
     token_ids: Vec<u32>,
-    /// Length of the detokenised text after each token, stop strings included.
+    /// Length of the detokenised text after each token, including stop strings.
     decoded_lens: Vec<usize>,
     decoded: usize,
     logprobs: Vec<TokenLogprobs>,
     logits: Vec<Vec<f32>>,
 }
 
-/// What a token led to.
-pub(super) struct Grown {
-    /// Text that can be shown.
+/// Result of adding a token to an output.
+pub(super) struct PushResult {
+    /// New text that can be shown.
     pub piece: String,
-    /// Whether a stop string ended the output; the engine does not know yet.
+    /// Whether a stop string ended the output. The engine does not know stop strings, so the sequence has to
+    /// be aborted.
     pub stopped: bool,
 }
 
 impl OutputBuilder {
-    /// An output without tokens; its text stays empty where there is no tokenizer.
+    /// An output without tokens. Without a tokenizer its text stays empty.
     pub fn new(
         index: usize,
         params: &SamplingParams,
@@ -45,9 +46,10 @@ impl OutputBuilder {
                 .filter(|_| params.detokenize || !params.stop.is_empty())
                 .map(|tokenizer| tokenizer.detokenizer(params.skip_special_tokens)),
             stops: StopStrings::new(&params.stop, params.include_stop_str_in_output)?,
-            silent: match params.include_stop_str_in_output {
-                true => Vec::new(),
-                false => params.stop_token_ids.clone(),
+            silent: if params.include_stop_str_in_output {
+                Vec::new()
+            } else {
+                params.stop_token_ids.clone()
             },
             wants_text: params.detokenize,
             wants_logprobs: params.logprobs.is_some() || params.sequences() > params.n,
@@ -60,7 +62,7 @@ impl OutputBuilder {
         })
     }
 
-    /// Number among the request's outputs.
+    /// Index among the request's outputs.
     pub fn index(&self) -> usize {
         self.index
     }
@@ -70,13 +72,13 @@ impl OutputBuilder {
         self.token_ids.len()
     }
 
-    /// Takes a token in.
+    /// Adds a token.
     pub fn push(
         &mut self,
         id: u32,
         logprobs: Option<TokenLogprobs>,
         logits: Option<Vec<f32>>,
-    ) -> Result<Grown, TextError> {
+    ) -> Result<PushResult, TextError> {
         self.token_ids.push(id);
         self.logprobs.extend(logprobs);
         self.logits.extend(logits);
@@ -89,10 +91,10 @@ impl OutputBuilder {
         let event = self.stops.push(&piece);
         self.text.push_str(&event.text);
         let piece = if self.wants_text { event.text } else { String::new() };
-        Ok(Grown { piece, stopped: event.matched.is_some() })
+        Ok(PushResult { piece, stopped: event.matched.is_some() })
     }
 
-    /// The output, once the engine said why it ended. Also returns the last piece of text.
+    /// Completes the output. Also returns the last piece of text, which had been held back.
     pub fn finish(mut self, reason: EndReason) -> Result<(CompletionOutput, String), TextError> {
         let (finish_reason, mut stop_reason) = match reason {
             EndReason::End => (FinishReason::Stop, None),
@@ -116,7 +118,7 @@ impl OutputBuilder {
         Ok((self.into_output(finish_reason, stop_reason), piece))
     }
 
-    /// Releases what detokeniser and stop search held back.
+    /// Releases the text that the detokeniser and the stop search held back.
     fn flush(&mut self) -> Result<String, TextError> {
         let rest = match &mut self.detokenizer {
             Some(detokenizer) => detokenizer.finish()?,

@@ -1,4 +1,4 @@
-//! What a caller asks for.
+//! Requests: prompts with sampling parameters and adapters.
 
 use lora_core::LoraRequest;
 
@@ -11,9 +11,9 @@ use crate::text::ChatMessage;
 pub enum Prompt {
     /// Text, to be tokenized.
     Text(String),
-    /// Token ids, taken as they are.
+    /// Token ids, used unchanged.
     Ids(Vec<u32>),
-    /// A conversation, to be put in the model's chat template.
+    /// A conversation, to be rendered by the chat template.
     Chat(Vec<ChatMessage>),
 }
 
@@ -41,19 +41,19 @@ impl From<Vec<u32>> for Prompt {
     }
 }
 
-/// One prompt with everything that belongs to it.
+/// One prompt with its sampling parameters and adapter.
 #[derive(Clone, PartialEq, Debug)]
 pub struct GenerateRequest {
     /// The prompt.
     pub prompt: Prompt,
-    /// How to continue it.
+    /// Sampling parameters.
     pub sampling: SamplingParams,
-    /// The adapter; `None` is the base model.
+    /// The adapter; `None`: the base model.
     pub lora: Option<LoraRequest>,
 }
 
 impl GenerateRequest {
-    /// The base model's continuation of a prompt: one greedy sequence of up to 32 tokens.
+    /// A request to the base model, for one greedy sequence of up to 32 tokens.
     pub fn new(prompt: impl Into<Prompt>) -> Self {
         Self { prompt: prompt.into(), sampling: SamplingParams::default(), lora: None }
     }
@@ -65,7 +65,7 @@ impl GenerateRequest {
         self
     }
 
-    /// The same with an adapter; [`crate::Llm::adapter`] gives one that the engine knows by its name.
+    /// The same with an adapter. [`crate::Llm::adapter`] finds a registered one by its name.
     #[must_use]
     pub fn with_lora(mut self, lora: LoraRequest) -> Self {
         self.lora = Some(lora);
@@ -73,7 +73,7 @@ impl GenerateRequest {
     }
 }
 
-/// A value for every prompt: one for all, or a list of one for each.
+/// A value for every prompt: one for all, or a list with one for each.
 #[derive(Clone, PartialEq, Debug)]
 pub enum PerPrompt<T> {
     /// The same for every prompt.
@@ -86,7 +86,7 @@ impl<T: Clone> PerPrompt<T> {
     /// The values of `prompts` prompts.
     ///
     /// # Errors
-    /// [`LlmError::ListLength`] if a list has another length, be it shorter or longer.
+    /// [`LlmError::ListLength`] if a list has another length.
     pub fn expand(self, what: &'static str, prompts: usize) -> Result<Vec<T>, LlmError> {
         match self {
             Self::All(value) => Ok(vec![value; prompts]),

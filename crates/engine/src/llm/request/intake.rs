@@ -1,4 +1,4 @@
-//! From a request to the engine thread.
+//! Checks requests and submits them to the engine thread.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::llm::adapters::Adapters;
 use crate::llm::commands::Commands;
 use crate::llm::{EngineInfo, LlmError};
 
-/// Takes requests, on the threads of their callers, and submits those that pass every check.
+/// Checks requests on the threads of their callers, and submits them to the engine thread.
 pub(in crate::llm) struct Intake {
     info: EngineInfo,
     adapters: Adapters,
     commands: Commands,
-    /// The next number of a sequence. A request has the number of its first sequence.
+    /// The next sequence id. A request has the id of its first sequence.
     next: AtomicU64,
 }
 
@@ -40,10 +40,10 @@ impl Intake {
         &self.commands
     }
 
-    /// Checks a request and hands its sequences to the engine thread, whose events go to `events`.
+    /// Checks a request and submits its sequences, whose events go to `events`.
     ///
     /// # Errors
-    /// Whatever refuses the request by itself, or [`LlmError::Stopped`].
+    /// Why the request is refused, or [`LlmError::Stopped`].
     pub(super) fn submit(
         &self,
         request: GenerateRequest,
@@ -91,7 +91,7 @@ impl Intake {
     }
 }
 
-/// The prompt's text, to stand before each output that repeats it.
+/// The prompt's text, for outputs that include the prompt.
 fn echo(prepared: &Prepared) -> Result<String, LlmError> {
     let Prepared { text, model_text, prompt, params, .. } = prepared;
     match (text, model_text.tokenizer()) {

@@ -1,4 +1,4 @@
-//! From a request to its outputs.
+//! Requests and their outputs.
 
 mod batch;
 mod collect;

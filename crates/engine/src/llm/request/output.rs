@@ -1,4 +1,4 @@
-//! What a caller gets, under TensorRT-LLM's names.
+//! Outputs of requests, under TensorRT-LLM's names.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ use crate::sampling::TokenLogprobs;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// End token, stop token or stop string.
+    /// An end token, stop token or stop string.
     Stop,
-    /// The limit of tokens.
+    /// The maximum length.
     Length,
-    /// Aborted.
+    /// The request was aborted.
     Cancelled,
 }
 
-/// What ended an output with [`FinishReason::Stop`], if it was not the model's end token.
+/// The stop token or stop string that ended an output, if it was not an end token.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(untagged)]
 pub enum StopReason {
@@ -33,7 +33,7 @@ pub enum StopReason {
 pub struct Logprob {
     /// Natural logarithm of its probability, before penalties and temperature.
     pub logprob: f32,
-    /// 1 for the likeliest token.
+    /// Rank by probability; 1 is the most probable token.
     pub rank: u32,
 }
 
@@ -46,7 +46,7 @@ impl From<&TokenLogprobs> for Logprob {
     }
 }
 
-/// The map of a position: the token that stands there and the likeliest ones.
+/// The map of a position: its token and the most probable ones.
 pub fn logprobs_map(entry: &TokenLogprobs) -> Logprobs {
     let top = entry.top.iter().map(|t| (t.id, Logprob { logprob: t.logprob, rank: t.rank }));
     top.chain([(entry.token.id, entry.into())]).collect()
@@ -55,12 +55,12 @@ pub fn logprobs_map(entry: &TokenLogprobs) -> Logprobs {
 /// One continuation of a prompt.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct CompletionOutput {
-    /// Number among the request's outputs.
+    /// Index among the request's outputs.
     pub index: usize,
     /// Text, empty where `detokenize` is off.
     pub text: String,
-    /// Tokens, the model's end token included, stop strings and stop tokens not (unless
-    /// `include_stop_str_in_output`).
+    /// Tokens, including an end token, but without stop tokens and stop strings (unless
+    /// `include_stop_str_in_output` is set).
     pub token_ids: Vec<u32>,
     /// Sum of the log-probabilities of the tokens; `None` unless log-probabilities were asked for.
     pub cumulative_logprob: Option<f32>,
@@ -68,22 +68,22 @@ pub struct CompletionOutput {
     pub logprobs: Option<Vec<Logprobs>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
-    /// What ended it, if that was asked for by the request.
+    /// The stop token or stop string that ended it.
     pub stop_reason: Option<StopReason>,
-    /// `[vocab]` for each token drawn, if asked for.
+    /// Logits of each generated token, `[vocab]`, if asked for.
     #[serde(skip)]
     pub generation_logits: Option<Vec<Vec<f32>>>,
 }
 
-/// What is new of one output of a request.
+/// What one output of a request has gained since its last delta.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Delta {
-    /// Number of the output among the request's.
+    /// Index of the output among the request's.
     pub output: usize,
-    /// New text; may be empty. What may turn out to be part of a stop string is held back.
+    /// New text, possibly empty. Text that may become part of a stop string is held back.
     pub text: String,
-    /// New tokens, as they were drawn. Those of a stop string are among them, though the complete
-    /// output leaves them out.
+    /// New tokens as they were sampled, including those of a stop string, which the complete output leaves
+    /// out.
     pub token_ids: Vec<u32>,
     /// One map for each new token, if asked for.
     pub logprobs: Vec<Logprobs>,
@@ -91,12 +91,12 @@ pub struct Delta {
     pub tokens: usize,
     /// Why the output ended, in its last delta.
     pub finish_reason: Option<FinishReason>,
-    /// What ended it, if that was asked for by the request.
+    /// The stop token or stop string that ended it.
     pub stop_reason: Option<StopReason>,
 }
 
 impl Delta {
-    /// Adds what came after.
+    /// Appends a later delta.
     pub(in crate::llm) fn absorb(&mut self, later: Option<Self>) {
         if let Some(later) = later {
             self.text.push_str(&later.text);
@@ -108,30 +108,30 @@ impl Delta {
     }
 }
 
-/// The answer to one prompt.
+/// The result of one request.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct RequestOutput {
-    /// Number of the request, unique in its engine.
+    /// Id of the request, unique in its engine.
     pub request_id: u64,
-    /// The prompt's text; `None` where ids were given.
+    /// The prompt's text; `None` if ids were given.
     pub prompt: Option<String>,
     /// The prompt's tokens.
     pub prompt_token_ids: Vec<u32>,
-    /// `n` continuations.
+    /// The `n` outputs.
     pub outputs: Vec<CompletionOutput>,
     /// For each prompt token, the distribution that predicted it; the first is `None`.
     pub prompt_logprobs: Option<Vec<Option<Logprobs>>>,
-    /// `[vocab]` for each prompt token, if asked for.
+    /// Logits of each prompt token, `[vocab]`, if asked for.
     #[serde(skip)]
     pub context_logits: Option<Vec<Vec<f32>>>,
 }
 
-/// What an output has gained, for callers that show text as it comes.
+/// Progress of an output, for callers that show text while it is generated.
 #[derive(Clone, Copy, Debug)]
 pub struct Update<'a> {
     /// Position of the request in the call, or its number in its batch.
     pub request: usize,
-    /// Number of the output among the request's.
+    /// Index of the output among the request's.
     pub output: usize,
     /// Text since the last update; may be empty.
     pub piece: &'a str,

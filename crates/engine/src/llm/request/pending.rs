@@ -1,4 +1,4 @@
-//! A request while it runs: from events to outputs.
+//! A running request: builds its outputs from events.
 
 use std::collections::HashMap;
 
@@ -8,23 +8,24 @@ use crate::core::{EndReason, Event};
 use crate::llm::LlmError;
 use crate::sampling::{SamplingParams, TokenLogprobs};
 
-/// A request while it runs.
+/// A running request.
 pub(super) struct Pending {
     pub output: RequestOutput,
-    /// Outputs that have not ended, by the number of their sequence.
+    /// Outputs that have not ended, by the id of their sequence.
     pub builders: HashMap<u64, OutputBuilder>,
     pub params: SamplingParams,
     pub failed: Option<LlmError>,
-    /// The prompt as text, to stand before each output that repeats it.
+    /// The prompt's text, for outputs that include the prompt.
     pub echo: String,
 }
 
-/// What an event led to.
+/// Result of an event.
 #[derive(Default)]
-pub(super) struct Taken {
-    /// News for whoever watches.
+pub(super) struct EventResult {
+    /// What the output has gained.
     pub delta: Option<Delta>,
-    /// Whether the sequence has to be aborted, as its output is complete.
+    /// Whether the sequence has to be aborted: its output is complete, or has failed, before the engine ended
+    /// it.
     pub abort: bool,
 }
 
@@ -34,43 +35,43 @@ impl Pending {
         self.builders.is_empty()
     }
 
-    /// Takes an event in.
-    pub fn take(&mut self, id: u64, event: Event) -> Taken {
-        let Some(builder) = self.builders.get_mut(&id) else { return Taken::default() };
+    /// Processes an event of sequence `id`.
+    pub fn take(&mut self, id: u64, event: Event) -> EventResult {
+        let Some(builder) = self.builders.get_mut(&id) else { return EventResult::default() };
         match event {
             Event::Prompt { logprobs, logits } => {
                 self.take_prompt(&logprobs, logits);
-                Taken::default()
+                EventResult::default()
             }
             Event::Token { id: token, logprobs, logits } => {
                 let shown = logprobs.as_ref().filter(|_| self.params.logprobs.is_some());
                 let shown = shown.map(logprobs_map).into_iter().collect();
-                let grown = match builder.push(token, logprobs, logits) {
-                    Ok(grown) => grown,
+                let pushed = match builder.push(token, logprobs, logits) {
+                    Ok(pushed) => pushed,
                     Err(error) => {
                         self.fail(id, error.into());
-                        return Taken { abort: true, delta: None };
+                        return EventResult { abort: true, delta: None };
                     }
                 };
                 let mut delta = Delta {
                     output: builder.index(),
-                    text: grown.piece,
+                    text: pushed.piece,
                     token_ids: vec![token],
                     logprobs: shown,
                     tokens: builder.len(),
                     finish_reason: None,
                     stop_reason: None,
                 };
-                if grown.stopped {
+                if pushed.stopped {
                     let end = self.end(id, EndReason::Cancelled);
                     delta.absorb(end);
                 }
-                Taken { delta: Some(delta), abort: grown.stopped }
+                EventResult { delta: Some(delta), abort: pushed.stopped }
             }
-            Event::Finished(reason) => Taken { delta: self.end(id, reason), abort: false },
+            Event::Finished(reason) => EventResult { delta: self.end(id, reason), abort: false },
             Event::Failed(cause) => {
                 self.fail(id, cause.into());
-                Taken::default()
+                EventResult::default()
             }
         }
     }
@@ -113,10 +114,10 @@ impl Pending {
         }
     }
 
-    /// The answer, once all outputs have ended.
+    /// The result, once all outputs have ended.
     ///
     /// # Errors
-    /// What failed the request, or [`LlmError::Stopped`] if the engine fell silent.
+    /// Why the request failed, or [`LlmError::Stopped`] if outputs have not ended.
     pub fn into_output(mut self) -> Result<RequestOutput, LlmError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -135,7 +136,7 @@ impl Pending {
     }
 }
 
-/// Keeps the `n` outputs of the highest cumulative log-probability, numbered from 0.
+/// Keeps the `n` outputs with the highest cumulative log-probability, and renumbers them from 0.
 fn keep_best(outputs: &mut Vec<CompletionOutput>, params: &SamplingParams) {
     outputs.sort_by_key(|output| output.index);
     if outputs.len() <= params.n {

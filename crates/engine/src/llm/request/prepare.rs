@@ -1,5 +1,5 @@
-//! From a request to the plans of its sequences: whatever can be refused is refused here, before
-//! anything reaches the engine thread.
+//! Checks a request completely and turns it into sampling plans and tokens, before anything is submitted to
+//! the engine thread.
 
 use std::sync::Arc;
 
@@ -11,34 +11,34 @@ use crate::llm::{EngineInfo, LlmError, TextModel};
 use crate::sampling::{SamplingParams, SamplingPlan};
 use crate::text::{SpecialTokens, Tokenizer};
 
-/// Bytes of a prompt that is cut to its last tokens, where more could not fit anyway: tokenizing so many
-/// takes seconds and hundreds of megabytes.
+/// Most bytes of a prompt that `truncate_prompt_tokens` cuts to its last tokens, if no more would fit
+/// uncut. Tokenizing this many takes seconds and hundreds of megabytes.
 const MAX_TRUNCATED_BYTES: usize = 4 << 20;
 
 /// A request that passed every check.
 pub(super) struct Prepared {
-    /// Text of the prompt, unless ids were given.
+    /// Text of the prompt; `None` if ids were given.
     pub text: Option<String>,
-    /// Tokenizer and end tokens: the model's, or the adapter's own.
+    /// Tokenizer and end tokens of the model or of the adapter.
     pub model_text: Arc<TextModel>,
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
-    /// Prompt and answer together, at most.
+    /// Maximum length of prompt and generated tokens together.
     pub max_len: usize,
-    /// One plan for each output.
+    /// Sampling plan of each output.
     pub plans: Vec<Arc<SamplingPlan>>,
-    /// What the text of each output must follow, at its start.
+    /// The guide of the outputs, in its initial state.
     pub guide: Option<GuideMatcher>,
     /// The adapter.
     pub adapter: Option<Arc<Registered>>,
-    /// The request's parameters, for what happens to the text.
+    /// The request's sampling parameters.
     pub params: SamplingParams,
 }
 
-/// Checks a request in every respect and tokenizes its prompt.
+/// Checks a request and tokenizes its prompt.
 ///
 /// # Errors
-/// Whatever refuses the request by itself.
+/// Why the request is refused.
 pub(super) fn prepare(
     request: GenerateRequest,
     info: &EngineInfo,
@@ -49,10 +49,10 @@ pub(super) fn prepare(
     let adapter = lora.as_ref().map(|lora| adapters.resolve(lora)).transpose()?;
     let model_text = adapters.text_of(adapter.as_ref())?;
     if !params.stop.is_empty() {
-        // Stop strings are looked for in text, so there has to be some.
+        // Stop strings are searched in the text, which needs a tokenizer.
         model_text.tokenizer()?;
     }
-    let limits = Limits { info, params: &params };
+    let limits = RequestLimits { info, params: &params };
     let (text, mut prompt) = limits.tokenize(&model_text, prompt)?;
     if let Some(keep) = params.truncate_prompt_tokens {
         prompt.drain(..prompt.len().saturating_sub(keep));
@@ -63,14 +63,14 @@ pub(super) fn prepare(
     Ok(Prepared { text, model_text, prompt, max_len, plans, guide, adapter, params })
 }
 
-/// A request's parameters against the engine's limits.
-struct Limits<'a> {
+/// Checks a request's parameters against the engine's limits.
+struct RequestLimits<'a> {
     info: &'a EngineInfo,
     params: &'a SamplingParams,
 }
 
-impl Limits<'_> {
-    /// Text, unless ids were given, and tokens of a prompt.
+impl RequestLimits<'_> {
+    /// The text of a prompt, unless ids were given, and its tokens.
     fn tokenize(
         &self,
         model: &TextModel,
@@ -89,13 +89,13 @@ impl Limits<'_> {
         Ok((Some(text), ids))
     }
 
-    /// Refuses a text that has too many tokens however it is tokenized, and one of which only the end is
-    /// to be kept if it is too long to find out where that begins.
+    /// Refuses a text that is too long to be tokenized: by its length it cannot fit `max_seq_len`, or, with
+    /// `truncate_prompt_tokens`, it exceeds [`MAX_TRUNCATED_BYTES`] as well.
     fn check_bytes(&self, tokenizer: &Tokenizer, text: &str) -> Result<(), LlmError> {
         let (bytes, max_seq_len) = (text.len(), self.info.max_seq_len);
         let least =
             if self.params.truncate_prompt_tokens.is_some() { MAX_TRUNCATED_BYTES } else { 0 };
-        // Of most texts it is clear without looking at the vocabulary.
+        // The limit is at least this, so most texts pass without a look at the vocabulary.
         if bytes < max_seq_len.max(least) {
             return Ok(());
         }
@@ -107,7 +107,7 @@ impl Limits<'_> {
         Ok(())
     }
 
-    /// The length at which a sequence with this prompt ends at the latest.
+    /// Checks a prompt's length and all token ids. Returns the maximum length of its sequences.
     fn check_prompt(&self, prompt: &[u32]) -> Result<usize, LlmError> {
         let params = self.params;
         let (found, max_seq_len) = (prompt.len(), self.info.max_seq_len);
@@ -141,7 +141,7 @@ impl Limits<'_> {
         Ok(found + asked.min(room))
     }
 
-    /// A plan for each output.
+    /// The sampling plan of each output.
     fn plans(&self, text: &TextModel) -> Result<Vec<Arc<SamplingPlan>>, LlmError> {
         let params = self.params;
         let outputs = params.sequences();
@@ -155,7 +155,7 @@ impl Limits<'_> {
                 if !params.bad.is_empty() {
                     plan.ban_words(&params.bad, text.tokenizer()?)?;
                 }
-                // A tokenizer of its own may know tokens that the model does not have.
+                // An adapter's tokenizer may have tokens that the model has not. Those cannot be sampled.
                 let known =
                     |ids: &Vec<u32>| ids.iter().all(|id| (*id as usize) < self.info.model.vocab);
                 plan.bad_sequences.retain(known);

@@ -1,4 +1,4 @@
-//! A request whose text comes in pieces.
+//! Streaming: a request whose outputs are delivered in pieces.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -12,14 +12,14 @@ use futures_executor::block_on;
 use super::input::GenerateRequest;
 use super::intake::Intake;
 use super::output::{Delta, RequestOutput};
-use super::pending::{Pending, Taken};
+use super::pending::{EventResult, Pending};
 use crate::core::{Command, Event};
 use crate::llm::LlmError;
 use crate::llm::commands::Commands;
 
-/// A running request: a [`Stream`] of what its outputs gain, for any async runtime;
-/// [`ResponseStream::blocking`] is for threads. The last item of each output has a finish reason, an
-/// error is the last item of all. Dropping the stream aborts the request.
+/// A running request as a [`Stream`] of deltas, for any async runtime; [`ResponseStream::blocking`] is for
+/// threads. The last delta of each output has a finish reason. An error ends the stream. Dropping the
+/// stream aborts the request.
 pub struct ResponseStream {
     state: State,
     inbox: UnboundedReceiver<(u64, Event)>,
@@ -27,11 +27,11 @@ pub struct ResponseStream {
     request_id: u64,
 }
 
-/// How far a request has come.
+/// State of a streamed request.
 enum State {
-    /// It runs, or its outputs have ended and were not taken yet.
+    /// It runs, or all outputs have ended.
     Open(Box<Pending>),
-    /// It failed, which was reported.
+    /// It failed, and the error was returned.
     Failed,
 }
 
@@ -39,7 +39,7 @@ impl ResponseStream {
     /// Submits a request.
     ///
     /// # Errors
-    /// Whatever refuses the request by itself.
+    /// Why the request is refused.
     pub(in crate::llm) fn open(
         intake: &Intake,
         request: GenerateRequest,
@@ -50,26 +50,26 @@ impl ResponseStream {
         Ok(Self { state: State::Open(Box::new(pending)), inbox, commands, request_id })
     }
 
-    /// Number of the request, as [`crate::Llm::abort`] takes it.
+    /// Id of the request, for [`crate::Llm::abort`].
     pub fn request_id(&self) -> u64 {
         self.request_id
     }
 
-    /// Ends the request; its outputs end with [`crate::FinishReason::Cancelled`].
+    /// Aborts the request: its outputs end with [`crate::FinishReason::Cancelled`].
     pub fn abort(&self) {
-        // An engine that is gone runs nothing.
+        // Fails only if the engine has stopped, and then nothing runs.
         let _ = self.commands.send(Command::AbortRequest(self.request_id));
     }
 
-    /// Its items, for a thread that waits for them. Not to be used on a thread of an async runtime.
+    /// A blocking iterator over the deltas. Do not use it on a thread of an async runtime.
     pub fn blocking(&mut self) -> Blocking<'_> {
         Blocking(self)
     }
 
-    /// Waits for the end and returns the whole answer, whatever of it was read before.
+    /// Waits for the end and returns the complete result, including deltas that were read before.
     ///
     /// # Errors
-    /// What failed the request.
+    /// Why the request failed.
     pub async fn output(mut self) -> Result<RequestOutput, LlmError> {
         while let Some(delta) = poll_fn(|cx| Pin::new(&mut self).poll_next(cx)).await {
             delta?;
@@ -80,18 +80,18 @@ impl ResponseStream {
         }
     }
 
-    /// As [`ResponseStream::output`], for a thread that waits for it. Not to be used on a thread of an async runtime.
+    /// Blocking version of [`ResponseStream::output`]. Do not use it on a thread of an async runtime.
     ///
     /// # Errors
-    /// What failed the request.
+    /// Why the request failed.
     pub fn finish(self) -> Result<RequestOutput, LlmError> {
         block_on(self.output())
     }
 
-    /// Hands an event to its output. The item that comes of it, if there is one.
+    /// Processes an event. Returns the item that it yields, if any.
     fn take(&mut self, id: u64, event: Event) -> Option<Result<Delta, LlmError>> {
         let State::Open(pending) = &mut self.state else { return None };
-        let Taken { delta, abort } = pending.take(id, event);
+        let EventResult { delta, abort } = pending.take(id, event);
         let failed = pending.failed.take();
         if abort {
             let _ = self.commands.send(Command::Abort(id));
@@ -105,7 +105,7 @@ impl ResponseStream {
         }
     }
 
-    /// Ends the stream with this error.
+    /// Marks the request as failed with this error.
     fn fail(&mut self, error: LlmError) -> LlmError {
         self.state = State::Failed;
         error
@@ -134,7 +134,7 @@ impl Stream for ResponseStream {
     }
 }
 
-/// The items of a [`ResponseStream`], for a thread that waits for them.
+/// A blocking iterator over the deltas of a [`ResponseStream`].
 pub struct Blocking<'a>(&'a mut ResponseStream);
 
 impl Iterator for Blocking<'_> {
