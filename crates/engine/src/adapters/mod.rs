@@ -12,5 +12,5 @@ pub use copies::{CopyQueue, SiteWrite};
 pub use error::{RegistryError, WriteError};
 pub use loader::{AdapterLoader, ReadOutcome};
 pub use registry::{AdapterRegistry, Loaded, Registered};
-pub use tier::{Tier, TierSize};
+pub use tier::{Tier, TierSize, TierSizes};
 pub use tiers::{AdapterId, AdapterTiers, Order, Residence, TierStats, TooLarge};

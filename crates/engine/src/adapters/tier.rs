@@ -18,6 +18,22 @@ impl TierSize {
     }
 }
 
+/// Capacities of both tiers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TierSizes {
+    /// Host memory.
+    pub host: TierSize,
+    /// Slots of the device.
+    pub device: TierSize,
+}
+
+impl TierSizes {
+    /// Capacities in adapters, whatever their size.
+    pub const fn of_adapters(host: usize, device: usize) -> Self {
+        Self { host: TierSize::of_adapters(host), device: TierSize::of_adapters(device) }
+    }
+}
+
 impl fmt::Display for TierSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.bytes, self.adapters) {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use lora_core::Generation;
 use thiserror::Error;
 
-use super::tier::{Tier, TierSize};
+use super::tier::{Tier, TierSize, TierSizes};
 
 /// Id of a registered adapter. A reload with other contents gets a new one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -155,7 +155,8 @@ pub struct AdapterTiers {
 impl AdapterTiers {
     /// Empty tiers. The device has as many slots as `device.adapters` says. At most `readers` adapters are
     /// read concurrently.
-    pub fn new(host: TierSize, device: TierSize, readers: usize) -> Self {
+    pub fn new(sizes: TierSizes, readers: usize) -> Self {
+        let TierSizes { host, device } = sizes;
         Self {
             entries: BTreeMap::new(),
             host: Tier::new(host),

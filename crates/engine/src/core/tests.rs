@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use lora_core::Result;
 
 use super::*;
-use crate::adapters::{AdapterTiers, SiteWrite, TierSize, WriteError};
+use crate::adapters::{AdapterTiers, SiteWrite, TierSizes, WriteError};
 use crate::executor::{GraphStats, SampleInputs, StepRows};
 use crate::kv::{BlockCopy, KvBlocks, KvPlan};
 use crate::sampling::{SamplingParams, SamplingPlan, TokenLogprobs};
@@ -112,7 +112,7 @@ impl Rig {
             fairness_window: 0,
         };
         let kv = KvPlan { blocks: 64, tokens_per_block: 4, reuse: true, partial_reuse: true };
-        let tiers = AdapterTiers::new(TierSize::of_adapters(1), TierSize::of_adapters(1), 1);
+        let tiers = AdapterTiers::new(TierSizes::of_adapters(1, 1), 1);
         let executor = Counting { asynchronous, ..Counting::default() };
         let seen = executor.seen.clone();
         let core = Core {

@@ -4,7 +4,7 @@ use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state
 
 use super::*;
 use crate::adapters::AdapterId;
-use crate::adapters::{Order, TierSize};
+use crate::adapters::{Order, TierSizes};
 use crate::kv::KvPlan;
 
 const BLOCK: usize = 4;
@@ -20,8 +20,7 @@ const LIMITS: Limits = Limits {
 
 fn scheduler(policy: CapacityPolicy, blocks: usize, slots: usize) -> Scheduler<usize> {
     let plan = KvPlan { blocks, tokens_per_block: BLOCK, reuse: true, partial_reuse: true };
-    let tiers =
-        AdapterTiers::new(TierSize::of_adapters(slots + 1), TierSize::of_adapters(slots), 1);
+    let tiers = AdapterTiers::new(TierSizes::of_adapters(slots + 1, slots), 1);
     Scheduler::new(Limits { policy, ..LIMITS }, KvBlocks::new(plan), tiers)
 }
 

@@ -3,7 +3,7 @@ use super::*;
 const KB: u64 = 1 << 10;
 
 fn tiers(host: usize, device: usize) -> AdapterTiers {
-    AdapterTiers::new(TierSize::of_adapters(host), TierSize::of_adapters(device), 2)
+    AdapterTiers::new(TierSizes::of_adapters(host, device), 2)
 }
 
 /// Carries out all orders at once. Every adapter has one kilobyte.
@@ -80,7 +80,7 @@ fn what_is_needed_earlier_is_not_evicted_for_what_is_needed_later() {
 fn one_that_never_fits_is_refused_with_the_knob() {
     let host = TierSize { adapters: None, bytes: Some(4 * KB) };
     let device = TierSize { adapters: Some(8), bytes: Some(2 * KB) };
-    let mut tiers = AdapterTiers::new(host, device, 1);
+    let mut tiers = AdapterTiers::new(TierSizes { host, device }, 1);
     let id = AdapterId(1);
     tiers.lease(id);
     for (kilobytes, tier, knob) in

@@ -1,4 +1,4 @@
-//! A base model by its configuration: all that decides whether it is run, without a weight.
+//! Reading a base model's configuration, which decides whether the model is supported, without its weights.
 
 use std::path::Path;
 
@@ -10,15 +10,15 @@ use crate::model::{Gguf, ModelConfig, ModelError, Quantization};
 
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// What a model says of itself. [`Llm`](crate::Llm) loads a model only if this can be read, so it
-/// answers whether a model would be refused before its weights are looked at.
+/// Configuration of a base model. [`Llm`](crate::Llm) reads this first, so it tells without reading weights
+/// whether a model is supported.
 #[derive(Clone, Debug)]
 pub struct BaseModel {
-    /// Shape and constants.
+    /// Shape and hyperparameters.
     pub config: ModelConfig,
-    /// How weights and KV cache are held.
+    /// Quantisation of weights and KV cache.
     pub quantization: Quantization,
-    /// What a user should know that is no reason to refuse.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -26,15 +26,12 @@ impl BaseModel {
     /// Reads the configuration of a model: a folder, or a `.gguf` file.
     ///
     /// # Errors
-    /// [`ModelError`]; where [`ModelError::rejection`] has one, the model can be read and is not run.
+    /// [`ModelError`]. With a [`ModelError::rejection`], the model can be read but is not supported.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
-        match path.is_dir() {
-            true => Self::of_folder(path),
-            false => Ok(Self::of_gguf(&open_gguf(path)?)),
-        }
+        if path.is_dir() { Self::of_folder(path) } else { Ok(Self::of_gguf(&open_gguf(path)?)) }
     }
 
-    /// Reads `config.json` and what stands beside it.
+    /// Reads `config.json` and the other configuration files of a folder.
     ///
     /// # Errors
     /// As [`BaseModel::read`].
@@ -51,17 +48,17 @@ impl BaseModel {
         })
     }
 
-    /// The model of an open GGUF file, whose weights are dequantised.
+    /// The configuration of an open GGUF file. Its weights are dequantised on loading.
     pub(in crate::llm) fn of_gguf(gguf: &Gguf) -> Self {
         let (config, quantization) = (gguf.config().clone(), Quantization::default());
         Self { config, quantization, warnings: Vec::new() }
     }
 }
 
-/// Opens a file that is given as a model.
+/// Opens a `.gguf` file that was given as the model.
 ///
 /// # Errors
-/// [`ModelError`]; [`ModelError::NotAModel`] saying what else the file is.
+/// [`ModelError`]; [`ModelError::NotAModel`] with the kind of the file, if it is no GGUF file.
 pub(in crate::llm) fn open_gguf(path: &Path) -> Result<Gguf, ModelError> {
     let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     let what = match formats::recognise(path) {
@@ -80,7 +77,7 @@ pub(in crate::llm) fn open_gguf(path: &Path) -> Result<Gguf, ModelError> {
     }
 }
 
-/// What a folder without `config.json` is, where that is known.
+/// Describes a folder without `config.json`, if it is recognised as something else.
 fn folder_in_its_place(dir: &Path) -> Option<String> {
     let config = dir.join(ADAPTER_CONFIG);
     if config.is_file() {
@@ -91,7 +88,7 @@ fn folder_in_its_place(dir: &Path) -> Option<String> {
         ));
     }
     match formats::recognise(dir)?.1 {
-        // These say something of adapters that would mislead here.
+        // The texts of these are about adapters, and would mislead here.
         Found::Model | Found::OtherName { .. } | Found::AdaptersBelow { .. } | Found::Empty => None,
         found => Some(found.to_string()),
     }
@@ -105,7 +102,7 @@ fn base_of(config: &Path) -> Option<String> {
     (!name.is_empty()).then(|| format!("{name:?}, its base model,"))
 }
 
-/// transformers applies an adapter that lies in the model's folder, so its user may count on that.
+/// Warns of an adapter in the model's folder: transformers would apply it, this engine does not.
 fn adapter_beside(dir: &Path) -> Option<String> {
     dir.join(ADAPTER_CONFIG).is_file().then(|| {
         format!(

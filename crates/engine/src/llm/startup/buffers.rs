@@ -1,46 +1,45 @@
-//! What an engine keeps in a device's memory beside the model.
+//! The device memory of an engine besides the model: activations, KV cache and adapter tiers.
 
 use lora_core::{Backend, Comm, DType, LoraConfig, ModelGeometry, PeftCacheConfig};
 
 use super::memory::{FreeMemory, MemoryPlan};
 use super::settings::{BatchLimits, KvCacheConfig};
 use super::sizes;
-use crate::adapters::TierSize;
+use crate::adapters::TierSizes;
 use crate::executor::Sampler;
 use crate::kv::KvPlan;
 use crate::llm::LlmError;
 use crate::model::{Decoder, KvCache, RunState, block_bytes};
 use crate::scheduler::Limits;
 
-/// What the buffers must be large enough for.
-pub(in crate::llm) struct Demand<'a> {
+/// What determines the sizes of the buffers.
+pub(in crate::llm) struct BufferSpec<'a> {
     pub batch: BatchLimits,
     pub limits: Limits,
     pub kv: &'a KvCacheConfig,
     pub kv_dtype: DType,
-    /// Dtype of what products read.
+    /// Dtype of GEMM inputs.
     pub activations: DType,
     pub lora: Option<&'a LoraConfig>,
     pub cache: &'a PeftCacheConfig,
     pub geometry: &'a ModelGeometry,
 }
 
-/// The buffers, and how large they came out.
+/// The allocated buffers, and their sizes.
 pub(in crate::llm) struct Buffers<B: Backend> {
     pub state: RunState<B>,
     pub sampler: Sampler<B>,
     pub kv_cache: KvCache<B>,
     pub kv: KvPlan,
-    /// The longest sequence that fits the KV cache.
+    /// Maximum sequence length that fits the KV cache.
     pub max_seq_len: usize,
-    /// The host tier and the device tier.
-    pub tiers: (TierSize, TierSize),
+    pub tiers: TierSizes,
     pub memory: MemoryPlan,
 }
 
-impl Demand<'_> {
-    /// Allocates what every step needs, sets aside what adapters may take, and gives keys and values
-    /// their share of the rest. `at_start` was free before the model was loaded.
+impl BufferSpec<'_> {
+    /// Allocates the buffers of a step, reserves memory for adapters, and allocates the KV cache from its
+    /// share of the rest. `at_start` is the memory that was free before the model was loaded.
     ///
     /// # Errors
     /// [`LlmError::OutOfMemory`], [`LlmError::NoRoomForKv`], or [`LlmError::Setting`] if
@@ -60,7 +59,7 @@ impl Demand<'_> {
         let sampler = Sampler::new(be, limits.max_logit_rows, config.vocab)?;
         let free = FreeMemory::of(be)?;
         let tiers = sizes::tiers(*lora, self.cache, self.geometry, free);
-        let for_adapters = sizes::adapter_bytes(*lora, self.geometry, tiers.1, free);
+        let for_adapters = sizes::adapter_bytes(*lora, self.geometry, tiers.device, free);
         let for_kv = free.beside(for_adapters);
         let (kv, max_seq_len) = sizes::kv_plan(batch, self.kv, config, self.kv_dtype, for_kv)?;
         let kv = KvPlan { blocks: least::<B>(&model.comm, kv.blocks)?, ..kv };
@@ -81,9 +80,9 @@ impl Demand<'_> {
     }
 }
 
-/// The smallest of what the ranks of a group can have: they must agree.
+/// The smallest value over the ranks of a group, for sizes that must be equal on all of them.
 fn least<B: Backend>(comm: &B::Comm, own: usize) -> Result<usize, LlmError> {
-    // Each adds its number in a place of its own.
+    // A sum in which each rank has an entry of its own gathers the values.
     let mut of_ranks = vec![0.0; comm.world()];
     of_ranks[comm.rank()] = own as f32;
     let of_ranks = comm.sum_on_host(of_ranks)?;

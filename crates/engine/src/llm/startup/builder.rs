@@ -1,4 +1,4 @@
-//! Starting an engine.
+//! [`LlmBuilder`]: from settings to a running engine.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use super::base_model::BaseModel;
 use super::checkpoint::Checkpoint;
 use super::config::EngineConfig;
 use super::geometry::geometry;
-use super::launch::{self, Factory, Progress, Start};
+use super::launch::{self, EngineStart, Factory, Progress};
 use super::lora::resolve;
 use super::quantize;
-use super::rank::Startup;
+use super::rank::RankConfig;
 use super::settings::{CudaGraphConfig, KvCacheConfig, LoadFormat, SchedulerConfig};
 use super::sizes;
 use crate::adapters::AdapterRegistry;
@@ -29,7 +29,7 @@ use crate::llm::text::AdapterTexts;
 use crate::llm::{Llm, LlmError};
 use crate::model::{Quantization, base_weights, dummy_weights};
 
-/// An engine that is about to start; made by [`Llm::builder`].
+/// Settings of an engine to start; made by [`Llm::builder`].
 pub struct LlmBuilder {
     model: PathBuf,
     config: EngineConfig,
@@ -41,7 +41,7 @@ impl LlmBuilder {
         Self { model, config: EngineConfig::default(), progress: Box::new(|_, _| ()) }
     }
 
-    /// All settings at once, in place of those that were set before.
+    /// Sets all settings at once, replacing earlier ones.
     #[must_use]
     pub fn config(mut self, config: EngineConfig) -> Self {
         self.config = config;
@@ -90,7 +90,7 @@ impl LlmBuilder {
         self
     }
 
-    /// [`EngineConfig::cuda_graph_config`]: its defaults, or no graphs.
+    /// [`EngineConfig::cuda_graph_config`]: the defaults, or no CUDA graphs.
     #[must_use]
     pub fn cuda_graphs(mut self, enabled: bool) -> Self {
         self.config.cuda_graph_config = enabled.then(CudaGraphConfig::default);
@@ -154,18 +154,18 @@ impl LlmBuilder {
         self
     }
 
-    /// Reports how loading goes.
+    /// Sets the callback for progress of loading.
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(usize, usize) + Send + 'static) -> Self {
         self.progress = Box::new(progress);
         self
     }
 
-    /// Loads the model on a thread of its own, on which `factory` makes the backend.
+    /// Starts the engine on a thread of its own, on which `factory` makes the backend. Returns when the model
+    /// is loaded.
     ///
     /// # Errors
-    /// [`LlmError`] if a setting is out of range, the model cannot be loaded, or the backend
-    /// refuses.
+    /// [`LlmError`] if a setting is out of range, the model cannot be loaded, or the backend fails.
     pub fn build<B: Backend>(
         self,
         factory: impl FnOnce() -> lora_core::Result<B> + Send + 'static,
@@ -181,11 +181,11 @@ impl LlmBuilder {
         self.launch(vec![Box::new(factory)])
     }
 
-    /// As [`LlmBuilder::build`], with as many devices as [`LlmBuilder::tensor_parallel_size`] says: `factory` makes
-    /// that of each rank, from 0, on a thread of its own.
+    /// As [`LlmBuilder::build`], for a tensor-parallel group of [`LlmBuilder::tensor_parallel_size`] devices:
+    /// `factory` makes the backend of each rank, from 0, on that rank's thread.
     ///
     /// # Errors
-    /// As [`LlmBuilder::build`]; [`LlmError::Model`] if the model cannot be divided by so many.
+    /// As [`LlmBuilder::build`]; [`LlmError::Model`] if the model cannot be split over so many devices.
     pub fn build_ranks<B: Backend>(
         self,
         factory: impl Fn(usize) -> lora_core::Result<B> + Send + Sync + 'static,
@@ -199,7 +199,7 @@ impl LlmBuilder {
         self.launch(factories)
     }
 
-    /// Loads the model on a thread for each device.
+    /// Starts the engine, with one thread for each device.
     fn launch<B: Backend>(self, factories: Vec<Factory<B>>) -> Result<Llm, LlmError> {
         let Self { model, config: mut settings, progress } = self;
         Rejections(settings.validate()).into_result()?;
@@ -231,8 +231,14 @@ impl LlmBuilder {
         let readers = settings.peft_cache_config.num_put_workers;
         let store = AdapterStore::start(readers, &registry, commands.clone())
             .map_err(|e| LlmError::Failed(format!("cannot start a loader thread: {e}")))?;
-        let startup = Startup { model, settings, config, geometry, quantization };
-        let start = Start { startup, source: checkpoint.source, progress, adapters: store, inbox };
+        let rank_config = RankConfig { model, settings, config, geometry, quantization };
+        let start = EngineStart {
+            rank_config,
+            source: checkpoint.source,
+            progress,
+            adapters: store,
+            inbox,
+        };
         let (info, thread) = start.spawn(factories)?;
         let commands = Commands::from(commands);
         let adapters = Adapters::new(registry, texts, commands.clone());
@@ -241,7 +247,7 @@ impl LlmBuilder {
     }
 }
 
-/// Fails if LoRA inside routed experts would not work with the rest of the settings.
+/// Fails if LoRA in routed experts is incompatible with the other settings.
 fn check_experts(
     lora: &LoraConfig,
     geometry: &ModelGeometry,

@@ -1,4 +1,4 @@
-//! Opening a model: its config, its text side, and where its weights come from.
+//! Opening a model: its configuration, its tokenizer, and its source of weights.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::llm::LlmError;
 use crate::llm::text::TextModel;
 use crate::model::{DummySource, FolderSource, WeightSource};
 
-/// An opened model, its weights unread.
+/// An opened model whose weights have not been read.
 pub(in crate::llm) struct Checkpoint {
     pub base: BaseModel,
     pub text: TextModel,
@@ -18,7 +18,7 @@ pub(in crate::llm) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the folder or `.gguf` file at `path`; `tokenizer` takes the place of its own.
+    /// Opens the folder or `.gguf` file at `path`. `tokenizer` replaces the model's own tokenizer.
     ///
     /// # Errors
     /// [`LlmError`] naming what is missing or broken.
@@ -57,9 +57,10 @@ impl Checkpoint {
         let source = open_weights(path, format)?;
         let dir = tokenizer.unwrap_or(path);
         let only_shape = format == LoadFormat::Dummy && tokenizer.is_none();
-        let text = match only_shape && !files::is_present(&dir.join("tokenizer.json")) {
-            true => TextModel::none(dir, &base.config),
-            false => TextModel::from_dir(dir, &base.config)?,
+        let text = if only_shape && !files::is_present(&dir.join("tokenizer.json")) {
+            TextModel::none(dir, &base.config)
+        } else {
+            TextModel::from_dir(dir, &base.config)?
         };
         Ok(Self { base, text, source })
     }

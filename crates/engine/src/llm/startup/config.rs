@@ -11,49 +11,48 @@ use super::settings::{
 };
 use crate::llm::LlmError;
 
-/// All settings of an engine: what a YAML file, the flags of a command and the methods of
-/// [`crate::LlmBuilder`] set. Whatever is left out has its default; unknown fields are refused.
+/// All settings of an engine, as set by a YAML file, command line flags or the methods of
+/// [`crate::LlmBuilder`]. Missing fields have defaults; unknown fields are refused.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
-    /// A folder with `tokenizer.json` and chat template, in place of the model's own.
+    /// Folder of a tokenizer and chat template that replace the model's own.
     pub tokenizer: Option<PathBuf>,
-    /// Dtype of the activations, or `auto`, which is `None` here: the checkpoint's. Weights stay in
-    /// their stored 16-bit dtype under `float32`, which is the exact mode.
+    /// Dtype of the activations; `None` (`auto` in a file): the checkpoint's. With `float32`, the exact mode,
+    /// weights keep their stored 16-bit dtype.
     #[serde(with = "dtype_or_auto")]
     pub dtype: Option<DType>,
     /// Where weights come from.
     pub load_format: LoadFormat,
-    /// Sequences that run at a time.
+    /// Most running sequences.
     pub max_batch_size: usize,
-    /// Tokens of one step; longer prompts are computed in chunks.
+    /// Most tokens of one step; longer prompts are prefilled in chunks.
     pub max_num_tokens: usize,
-    /// Longest prompt and answer together, in tokens; `None`: the model's own limit.
+    /// Maximum length of prompt and generated tokens together; `None`: the model's limit.
     pub max_seq_len: Option<usize>,
-    /// Devices that hold the model together, each with a part of every layer.
+    /// Number of devices among which every layer is split.
     pub tensor_parallel_size: usize,
     /// Settings of LoRA; `None`: requests cannot have adapters.
     pub lora_config: Option<LoraConfig>,
-    /// Sizes of the adapter tiers and threads that read; `max_loras` and `max_cpu_loras` of
-    /// `lora_config` come before the sizes.
+    /// Sizes of the adapter tiers in bytes, and number of loader threads. `max_loras` and `max_cpu_loras` of
+    /// `lora_config` take precedence over the sizes.
     pub peft_cache_config: PeftCacheConfig,
-    /// Quantisation of base weights and KV cache: FP8 or none. It must agree with a checkpoint that
-    /// is quantised; a 16-bit one is quantised while it is loaded. Adapters stay as they are.
+    /// Quantisation of base weights and KV cache: FP8 or none. It must agree with a quantised checkpoint; a
+    /// 16-bit checkpoint is quantised on loading. Adapters are not quantised.
     pub quant_config: Option<QuantConfig>,
-    /// Memory for keys and values.
+    /// Size and reuse of the KV cache.
     pub kv_cache_config: KvCacheConfig,
-    /// When waiting sequences may start.
+    /// Admission of waiting sequences.
     pub scheduler_config: SchedulerConfig,
-    /// How steps in which every sequence decodes are recorded, where the device can do that; `None`
-    /// (`null` in a file): they are not.
+    /// CUDA graphs of pure decode steps, if the device supports them; `None` (`null` in a file): no graphs.
     pub cuda_graph_config: Option<CudaGraphConfig>,
-    /// Whether every step waits until the tokens of the one before are known. Otherwise steps in which
-    /// all sequences decode are handed to the device one ahead, with the same tokens; `None`: that is
-    /// done where the device computes by itself.
+    /// Whether every step waits for the tokens of the previous one. With overlap scheduling, pure decode steps
+    /// are launched one ahead, with the same results. `None`: overlap if the device computes
+    /// asynchronously.
     pub disable_overlap_scheduler: Option<bool>,
     /// Kernels of routed experts.
     pub moe_config: MoeConfig,
-    /// Another place for `backend` of `moe_config`.
+    /// Alternative to `backend` of `moe_config`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moe_backend: Option<MoeBackendName>,
 }
@@ -81,23 +80,23 @@ impl Default for EngineConfig {
     }
 }
 
-/// A file of settings that cannot be used.
+/// An error in a configuration file.
 #[derive(Debug, thiserror::Error)]
 #[error("{problem}")]
 pub struct ConfigError {
-    /// The field with its place in the file, and what is wrong with it.
+    /// The field with its position in the file, and what is wrong with it.
     pub problem: String,
 }
 
-/// Most nodes of a file of settings: more are no settings, but an attempt to fill the memory.
+/// Most YAML nodes of a configuration file. Bounds the memory that a malicious file can take, by aliases for
+/// example.
 const MAX_NODES: usize = 10_000;
 
 impl EngineConfig {
-    /// Reads a YAML file, such as TensorRT-LLM's `--config` takes. An empty one has all defaults.
+    /// Parses a YAML file, in the form that TensorRT-LLM's `--config` takes. An empty file has all defaults.
     ///
     /// # Errors
-    /// [`ConfigError`] with line and column, for text that is no YAML, a field that is not known, or
-    /// a value of another type.
+    /// [`ConfigError`] with line and column, for invalid YAML, an unknown field or a value of another type.
     pub fn from_yaml(text: &str) -> Result<Self, ConfigError> {
         let options = serde_saphyr::options! {
             budget: serde_saphyr::budget! { max_nodes: MAX_NODES },
@@ -108,10 +107,10 @@ impl EngineConfig {
         Ok(config.unwrap_or_default())
     }
 
-    /// Kernels of routed experts, wherever they are named.
+    /// Kernels of routed experts, from `moe_backend` or `moe_config`.
     ///
     /// # Errors
-    /// [`LlmError::Setting`] if both places are used and disagree.
+    /// [`LlmError::Setting`] if both are set and differ.
     pub(super) fn moe_backend(&self) -> Result<MoeBackendName, LlmError> {
         let inner = self.moe_config.backend;
         match self.moe_backend {
@@ -124,7 +123,7 @@ impl EngineConfig {
         }
     }
 
-    /// Every rule that the settings break by themselves; empty when all is well.
+    /// All rules that the settings break, independently of the model.
     pub(super) fn validate(&self) -> Vec<Rejection> {
         let mut problems = self.lora_config.as_ref().map_or_else(Vec::new, LoraConfig::validate);
         problems.extend(self.peft_cache_config.validate());
@@ -132,7 +131,7 @@ impl EngineConfig {
         problems
     }
 
-    /// The tokens of a step and of a sequence.
+    /// Limits of a step and of a sequence.
     pub(super) fn batch(&self) -> BatchLimits {
         BatchLimits {
             max_batch_size: self.max_batch_size,
@@ -142,7 +141,7 @@ impl EngineConfig {
     }
 }
 
-/// A dtype by the names that TensorRT-LLM takes.
+/// Serialises a dtype by the names that TensorRT-LLM uses.
 mod dtype_or_auto {
     use lora_core::DType;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};

@@ -1,4 +1,4 @@
-//! The dimensions that adapters meet.
+//! The dimensions of a model that adapters have to match.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use lora_core::{ModelGeometry, TargetModule};
 
 use crate::model::ModelConfig;
 
-/// The dimensions that adapters meet.
+/// The dimensions of a model that adapters have to match.
 pub fn geometry(config: &ModelConfig) -> ModelGeometry {
     ModelGeometry {
         hidden: config.hidden,

@@ -1,11 +1,12 @@
-//! Starting the threads of an engine: that of the batch loop with the first rank, and those of the others.
+//! Starting the threads of an engine: the engine thread, which runs the batch loop and the first rank, and a
+//! thread for each other rank.
 
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use lora_core::{Backend, Comm};
 
-use super::rank::Startup;
+use super::rank::RankConfig;
 use crate::adapters::AdapterTiers;
 use crate::core::{AdapterStore, Command, Core};
 use crate::executor::{Executor, Group, Peer};
@@ -14,7 +15,7 @@ use crate::llm::{EngineInfo, LlmError};
 use crate::model::{ModelConfig, ModelError, Shard, WeightSource};
 use crate::scheduler::Scheduler;
 
-/// Fails unless the model can be divided among so many devices.
+/// Fails unless the model can be split over `world` devices.
 pub(in crate::llm) fn check_ranks(world: usize, config: &ModelConfig) -> Result<(), LlmError> {
     if world == 0 {
         return Err(LlmError::setting("tensor_parallel_size", world, "1 or more"));
@@ -25,23 +26,23 @@ pub(in crate::llm) fn check_ranks(world: usize, config: &ModelConfig) -> Result<
 /// Callback for progress of loading, called with the number of layers loaded and of all layers.
 pub type Progress = Box<dyn Fn(usize, usize) + Send>;
 
-/// Makes the backend of a rank, on its thread.
+/// Makes the backend of a rank, on the rank's thread.
 pub(in crate::llm) type Factory<B> = Box<dyn FnOnce() -> lora_core::Result<B> + Send>;
 
-/// What the engine thread starts with.
-pub(in crate::llm) struct Start {
-    pub startup: Startup,
+/// What the engine thread needs to start.
+pub(in crate::llm) struct EngineStart {
+    pub rank_config: RankConfig,
     pub source: Box<dyn WeightSource + Send>,
     pub progress: Progress,
     pub adapters: AdapterStore,
     pub inbox: Receiver<Command>,
 }
 
-impl Start {
+impl EngineStart {
     /// Starts the engine on a thread of its own, and waits until it is ready.
     ///
     /// # Errors
-    /// Why it is not.
+    /// Why the engine could not start.
     pub fn spawn<B: Backend>(
         self,
         factories: Vec<Factory<B>>,
@@ -49,7 +50,7 @@ impl Start {
         let (ready, started) = bounded(1);
         let run = move || match self.start(factories) {
             Ok((core, info)) => {
-                // Nobody waits any more if the builder was dropped; the loop then ends, too.
+                // Fails only if the caller is gone. Then the command channel is closed, and the loop ends.
                 let _ = ready.send(Ok(info));
                 core.run();
             }
@@ -66,7 +67,7 @@ impl Start {
         self,
         factories: Vec<Factory<B>>,
     ) -> Result<(Core<Group<B>>, EngineInfo), LlmError> {
-        let Self { startup, source, .. } = self;
+        let Self { rank_config, source, .. } = self;
         let mut seats = B::Comm::seats(factories.len())?.into_iter().zip(factories);
         let Some((seat, factory)) = seats.next() else {
             return Err(LlmError::setting("tensor_parallel_size", 0, "1 or more"));
@@ -74,14 +75,14 @@ impl Start {
         let (failed, failures) = unbounded();
         let mut peers = Vec::new();
         for (rank, (seat, factory)) in (1..).zip(seats) {
-            let (startup, failed) = (startup.clone(), failed.clone());
+            let (rank_config, failed) = (rank_config.clone(), failed.clone());
             let make = move || {
-                let started = factory()
-                    .map_err(LlmError::from)
-                    .and_then(|be| startup.start(be, seat, startup.open_weights()?, &|_| ()));
+                let started = factory().map_err(LlmError::from).and_then(|be| {
+                    rank_config.start(be, seat, rank_config.open_weights()?, &|_| ())
+                });
                 match started {
                     Ok(started) => Some(started.executor),
-                    // The first rank collects them; it fails, too.
+                    // The first rank fails, too, and reports this error.
                     Err(error) => {
                         let _ = failed.send(error);
                         None
@@ -94,20 +95,19 @@ impl Start {
             );
         }
         drop(failed);
-        let layers = startup.config.layers;
+        let layers = rank_config.config.layers;
         let report = |done| (self.progress)(done, layers);
         let own = factory().map_err(LlmError::from);
-        let own = own.and_then(|be| startup.start(be, seat, source, &report));
+        let own = own.and_then(|be| rank_config.start(be, seat, source, &report));
         let started = own.map_err(|error| first_cause(error, &failures))?;
-        let (host, device) = started.tiers;
-        let settings = &startup.settings;
+        let settings = &rank_config.settings;
         let readers = settings.peft_cache_config.num_put_workers;
-        let tiers = AdapterTiers::new(host, device, readers);
+        let tiers = AdapterTiers::new(started.tiers, readers);
         let executor = Group::new(started.executor, peers);
         let overlaps = !settings.disable_overlap_scheduler.unwrap_or(!executor.is_asynchronous());
         let core = Core {
             executor,
-            scheduler: Scheduler::new(startup.limits(), KvBlocks::new(started.kv), tiers),
+            scheduler: Scheduler::new(rank_config.limits(), KvBlocks::new(started.kv), tiers),
             adapters: self.adapters,
             inbox: self.inbox,
             counts: Default::default(),
@@ -117,8 +117,7 @@ impl Start {
     }
 }
 
-/// Why the ranks did not start: the error of the one that failed by itself, of which the others only know
-/// that it failed.
+/// The error of the rank that failed first. Ranks that were waiting for it only report `Error::Peer`.
 fn first_cause(own: LlmError, of_peers: &Receiver<LlmError>) -> LlmError {
     let is_of_peer = |error: &LlmError| {
         matches!(error, LlmError::Model(ModelError::Device(lora_core::Error::Peer)))
@@ -126,6 +125,6 @@ fn first_cause(own: LlmError, of_peers: &Receiver<LlmError>) -> LlmError {
     if !is_of_peer(&own) {
         return own;
     }
-    // Ends when all ranks have.
+    // The channel closes when all ranks have ended.
     of_peers.iter().find(|error| !is_of_peer(error)).unwrap_or(own)
 }

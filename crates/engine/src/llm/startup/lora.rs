@@ -1,12 +1,12 @@
-//! What the LoRA settings mean for one model.
+//! Resolving the LoRA settings for a model.
 
 use lora_core::{LoraConfig, ModelGeometry, formats};
 
 use crate::adapters::RegistryError;
 use crate::llm::LlmError;
 
-/// Settles which modules adapters may change: those of `lora_target_modules`, else those of the
-/// adapter in `lora_dir`, else all that the model has, which is said once with what it costs.
+/// Resolves which modules adapters may change: those of `lora_target_modules`, else those of the adapter in
+/// `lora_dir`, else all modules of the model. The last case is logged with its memory cost.
 ///
 /// # Errors
 /// [`LlmError::Adapter`] if the adapter in `lora_dir` cannot be read.
@@ -27,7 +27,7 @@ pub(in crate::llm) fn resolve(
     Ok(config)
 }
 
-/// Bytes of an adapter of the largest rank on every module, in 16 bits.
+/// Bytes of an adapter with `max_lora_rank` on every module, in 16 bits.
 fn largest_adapter(config: &LoraConfig, model: &ModelGeometry) -> usize {
     let modules = config.effective_targets(model);
     let widths = modules.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);

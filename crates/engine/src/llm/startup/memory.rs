@@ -1,34 +1,34 @@
-//! What the memory of a device is for.
+//! The plan of a device's memory.
 
 use std::fmt;
 
 use lora_core::Backend;
 use serde::Serialize;
 
-/// Bytes by what they are for, as decided when the engine started.
+/// How a device's memory was divided when the engine started, in bytes.
 ///
-/// On a device with memory of its own, weights and activations are what was measured there: what was
-/// free before less what was free after. Elsewhere they are the bytes of the matrices.
+/// On a device with memory of its own, weights and activations are measured, as the difference of free
+/// memory before and after. On the host they are computed from the sizes of the matrices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct MemoryPlan {
-    /// Free before anything was loaded, where that is known.
+    /// Free before the model was loaded, if known.
     pub free_at_start: Option<usize>,
     /// The base model.
     pub weights: usize,
-    /// What a step computes, with the buffers of sampling.
+    /// Activations and inputs of a step, and buffers of sampling.
     pub activations: usize,
-    /// What adapters on the device may take. It is set aside only where the device has memory of its
-    /// own, and where `max_loras` counts adapters, larger ones may take more.
+    /// Budget for adapters on the device. It is reserved only on a device with memory of its own. Where
+    /// `max_loras` limits the number of adapters, large adapters may exceed it.
     pub adapters: u64,
-    /// Adapters on the device, at most.
+    /// Adapter slots.
     pub adapter_slots: usize,
-    /// Keys and values.
+    /// The KV cache.
     pub kv: usize,
-    /// Blocks of keys and values.
+    /// Blocks of the KV cache.
     pub kv_blocks: usize,
-    /// Tokens that fit them.
+    /// Tokens that fit the KV cache.
     pub kv_tokens: usize,
-    /// What nobody was promised, where that is known: scratch memory and recorded steps come out of it.
+    /// Unreserved bytes, if known; scratch memory and CUDA graphs come out of these.
     pub left: Option<usize>,
 }
 
@@ -51,7 +51,7 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Bytes for people.
+/// Prints bytes in a readable unit.
 struct Size(u64);
 
 impl fmt::Display for Size {
@@ -65,23 +65,23 @@ impl fmt::Display for Size {
     }
 }
 
-/// Memory that further blocks could take.
+/// Free memory of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::llm) struct FreeMemory {
-    /// Bytes, where they are known.
+    /// Free bytes, if known.
     pub bytes: Option<usize>,
-    /// Whether it is the host's.
+    /// Whether the device shares the host's memory.
     pub shared: bool,
 }
 
 impl FreeMemory {
-    /// What is free now.
+    /// The memory that is free now.
     pub fn of<B: Backend>(be: &B) -> lora_core::Result<Self> {
         Ok(Self { bytes: be.free_memory()?, shared: be.caps().shares_host_memory })
     }
 
-    /// Bytes taken between `self` and `now`. Others take and give back host memory meanwhile, so
-    /// there `computed` is closer.
+    /// Bytes allocated between `self` and `now`. Other programs allocate and free host memory meanwhile, so on
+    /// the host this is `computed` instead.
     pub fn taken(self, now: Self, computed: usize) -> usize {
         match (self.bytes, now.bytes) {
             (Some(before), Some(after)) if !self.shared => before.saturating_sub(after),
@@ -89,8 +89,8 @@ impl FreeMemory {
         }
     }
 
-    /// What is left beside `bytes` that are set aside. Nothing is where the memory is the host's: it
-    /// is given to whoever comes first.
+    /// The free memory without `bytes` that are reserved. On the host nothing is reserved, as other programs
+    /// may take the memory in any case.
     pub fn beside(self, bytes: u64) -> Self {
         let bytes = if self.shared { 0 } else { usize::try_from(bytes).unwrap_or(usize::MAX) };
         Self { bytes: self.bytes.map(|free| free.saturating_sub(bytes)), ..self }

@@ -1,4 +1,4 @@
-//! From settings to a running engine: what is checked, opened, measured and allocated on the way.
+//! Starting an engine: checks settings, opens the model, plans and allocates memory, and starts threads.
 
 mod base_model;
 mod buffers;

@@ -1,4 +1,4 @@
-//! What a user asks for in `quant_config`, against what a checkpoint holds.
+//! Combining `quant_config` with the quantisation of the checkpoint.
 
 use lora_core::{QuantAlgo, QuantConfig};
 
@@ -6,15 +6,15 @@ use super::settings::KvCacheDtype;
 use crate::llm::LlmError;
 use crate::model::{Fp8Weights, ModulePatterns, Quantization};
 
-/// Modules that stay in 16 bits unless `exclude_modules` is set: errors of the logits matter most.
+/// Default of `exclude_modules`: errors in the logits matter most, so `lm_head` stays in 16 bits.
 const EXCLUDED: &str = "lm_head";
 
-/// How weights and KV cache are to be held. FP8 on a 16-bit checkpoint quantises on loading; what a
-/// checkpoint holds in FP8 stays so, and must not be asked for in another form.
+/// Resolves the quantisation of weights and KV cache. FP8 for a 16-bit checkpoint quantises it on loading. A
+/// checkpoint in FP8 stays in FP8, and any other setting is refused.
 ///
 /// # Errors
-/// [`LlmError::Setting`] naming the setting and what the checkpoint has; [`LlmError::Model`] for a
-/// pattern that is none.
+/// [`LlmError::Setting`] naming the setting and the checkpoint's value; [`LlmError::Model`] for an invalid
+/// pattern.
 pub(in crate::llm) fn resolve(
     asked: Option<&QuantConfig>,
     kv_dtype: KvCacheDtype,
@@ -42,7 +42,7 @@ pub(in crate::llm) fn resolve(
     Ok(found)
 }
 
-/// Fails if the excluded modules are set, and not those of the checkpoint.
+/// Fails if `exclude_modules` is set and differs from the checkpoint's.
 fn same_modules(asked: &QuantConfig, stored: Fp8Weights) -> Result<Fp8Weights, LlmError> {
     if let Some(patterns) = &asked.exclude_modules {
         let name = "quant_config.exclude_modules";
@@ -56,7 +56,7 @@ fn same_modules(asked: &QuantConfig, stored: Fp8Weights) -> Result<Fp8Weights, L
     Ok(stored)
 }
 
-/// Fails for everything but FP8.
+/// Fails for algorithms other than FP8, and for settings that FP8 does not use.
 fn refuse_others(asked: &QuantConfig) -> Result<(), LlmError> {
     let fp8 = |algo: QuantAlgo| algo == QuantAlgo::Fp8;
     if let Some(other) = asked.weights().filter(|algo| !fp8(*algo)) {

@@ -1,44 +1,43 @@
-//! What each rank of an engine puts into its device's memory.
+//! Starting one rank: loads its shard of the model and allocates its buffers.
 
 use std::path::PathBuf;
 
 use lora_core::{Backend, Comm, DType, ModelGeometry};
 
-use super::buffers::{Buffers, Demand};
+use super::buffers::{BufferSpec, Buffers};
 use super::checkpoint;
 use super::config::EngineConfig;
 use super::memory::FreeMemory;
 use super::settings::CudaGraphConfig;
 use super::sizes;
-use crate::adapters::TierSize;
+use crate::adapters::TierSizes;
 use crate::executor::{DeviceExecutor, GraphSizes, Parts, StepGraphs, padded_rows};
 use crate::kv::KvPlan;
 use crate::llm::{EngineInfo, LlmError};
 use crate::model::{Decoder, LoadPlan, ModelConfig, Quantization, Shard, WeightSource};
 use crate::scheduler::Limits;
 
-/// What the ranks of an engine have in common.
+/// Configuration shared by all ranks of an engine.
 #[derive(Clone)]
-pub(in crate::llm) struct Startup {
+pub(in crate::llm) struct RankConfig {
     pub model: PathBuf,
     pub settings: EngineConfig,
-    /// Shape and constants of the model.
+    /// Configuration of the model.
     pub config: ModelConfig,
     pub geometry: ModelGeometry,
     pub quantization: Quantization,
 }
 
 /// A rank that is ready to run steps.
-pub(in crate::llm) struct Started<B: Backend> {
+pub(in crate::llm) struct ReadyRank<B: Backend> {
     pub executor: DeviceExecutor<B>,
     pub info: EngineInfo,
     pub kv: KvPlan,
-    /// The host tier and the device tier.
-    pub tiers: (TierSize, TierSize),
+    pub tiers: TierSizes,
 }
 
-impl Startup {
-    /// Opens the weights once more, for another rank.
+impl RankConfig {
+    /// Opens the weights, once more for each rank.
     ///
     /// # Errors
     /// [`LlmError`] naming what is missing or broken.
@@ -46,7 +45,7 @@ impl Startup {
         checkpoint::open_weights(&self.model, self.settings.load_format)
     }
 
-    /// Bounds of a step and of the queue.
+    /// Limits of the scheduler.
     pub fn limits(&self) -> Limits {
         let lora = self.settings.lora_config.as_ref();
         sizes::limits(&self.settings.batch(), self.settings.scheduler_config, lora)
@@ -57,18 +56,18 @@ impl Startup {
         self.settings.dtype.unwrap_or(self.config.dtype)
     }
 
-    /// Puts one rank's share of everything into a device's memory. `report` is called with the layers read
+    /// Loads one rank's shard and allocates its buffers. `report` is called with the number of layers loaded
     /// so far.
     ///
     /// # Errors
-    /// [`LlmError`] if something does not fit, cannot be read, or another rank fails.
+    /// [`LlmError`] if memory is insufficient, a file cannot be read, or another rank fails.
     pub fn start<B: Backend>(
         &self,
         be: B,
         seat: <B::Comm as Comm<B>>::Seat,
         source: Box<dyn WeightSource + Send>,
         report: &dyn Fn(usize),
-    ) -> Result<Started<B>, LlmError> {
+    ) -> Result<ReadyRank<B>, LlmError> {
         let comm = B::Comm::join(&be, seat)?;
         let shard = Shard { rank: comm.rank(), world: comm.world() };
         let mut queue = be.queue()?;
@@ -83,8 +82,8 @@ impl Startup {
             shard,
         };
         let model = Decoder::load(&be, &mut queue, comm, &self.config, source, &plan, report)?;
-        let buffers = self.demand(&be).allocate(&be, &model, at_start)?;
-        // All ranks are ready, or none is.
+        let buffers = self.buffer_spec(&be).allocate(&be, &model, at_start)?;
+        // A barrier: fails if another rank failed, so that all ranks are ready or none is.
         model.comm.sum_on_host(Vec::new())?;
         let info = self.info::<B>(&buffers);
         let Buffers { kv, tiers, .. } = buffers;
@@ -97,14 +96,14 @@ impl Startup {
             queue,
             model,
         });
-        Ok(Started { executor, info, kv, tiers })
+        Ok(ReadyRank { executor, info, kv, tiers })
     }
 
-    fn demand<B: Backend>(&self, be: &B) -> Demand<'_> {
-        // What products round to e4m3 is not rounded before where that costs little: twice rounded,
-        // some numbers come out as another code.
+    fn buffer_spec<B: Backend>(&self, be: &B) -> BufferSpec<'_> {
+        // FP8 GEMMs quantise their inputs to e4m3. If these were rounded to 16 bits first, double rounding
+        // would change some codes. So they stay in f32 where the backend has wide activations anyway.
         let exact = self.quantization.weights.is_some() && be.caps().wide_activations;
-        Demand {
+        BufferSpec {
             batch: self.settings.batch(),
             limits: self.limits(),
             kv: &self.settings.kv_cache_config,
@@ -116,7 +115,7 @@ impl Startup {
         }
     }
 
-    /// Sizes of the steps that are recorded.
+    /// Batch sizes for which CUDA graphs are recorded.
     fn graph_sizes(&self) -> Option<GraphSizes> {
         let CudaGraphConfig { batch_sizes, max_batch_size, enable_padding } =
             self.settings.cuda_graph_config.as_ref()?;

@@ -1,4 +1,4 @@
-//! Settings of an engine, under TensorRT-LLM's names.
+//! Groups of settings, under TensorRT-LLM's names.
 
 use loramux_moe::MoeBackendName;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ pub enum LoadFormat {
     /// The checkpoint.
     #[default]
     Auto,
-    /// Random numbers of the config's shape, for benchmarks.
+    /// Random weights of the configured shape, for benchmarks.
     Dummy,
 }
 
@@ -20,34 +20,34 @@ pub enum LoadFormat {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KvCacheDtype {
-    /// The checkpoint's; that of the activations where it names none.
+    /// The checkpoint's; the dtype of the activations if it specifies none.
     #[default]
     Auto,
-    /// e4m3, with the checkpoint's scales or 1.
+    /// e4m3, with the checkpoint's scales, or 1 if it has none.
     Fp8,
 }
 
-/// Memory for keys and values. Unknown fields are refused.
+/// Size and reuse of the KV cache. Unknown fields are refused.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KvCacheConfig {
     /// Element type.
     pub dtype: KvCacheDtype,
-    /// Tokens of one KV block.
+    /// Tokens per KV block.
     pub tokens_per_block: usize,
-    /// Tokens that fit the cache, at most.
+    /// Most tokens of the cache.
     pub max_tokens: Option<usize>,
     /// Share of the memory that the model, activations and adapters leave free, above 0 and below 1.
-    /// `None`: 0.9 where the device has memory of its own, and 2 GiB where it is the host's, or
-    /// half of what is free there if that is less. Neither
-    /// takes more than `max_batch_size` of the longest sequences need, nor more than `max_tokens`.
+    /// `None`: 0.9 on a device with memory of its own; on the host 2 GiB, or half of the free memory if that
+    /// is less. Never more than `max_batch_size` sequences of the maximum length need, nor more than
+    /// `max_tokens`.
     pub free_gpu_memory_fraction: Option<f64>,
-    /// Whether sequences of one adapter share the KV blocks of equal prefixes.
+    /// Whether sequences with the same adapter and equal prefixes share KV blocks.
     pub enable_block_reuse: bool,
-    /// Whether the beginning of a block is reused.
+    /// Whether the first tokens of a block are reused if the whole block does not match.
     pub enable_partial_reuse: bool,
-    /// Whether a block that is reused in part is copied first. Must be true: a block is never
-    /// written while another sequence may read it.
+    /// Whether a partly reused block is copied first. Must be true, as a block is never written while
+    /// another sequence may read it.
     pub copy_on_partial_reuse: bool,
 }
 
@@ -65,25 +65,24 @@ impl Default for KvCacheConfig {
     }
 }
 
-/// How sequences are scheduled. Unknown fields are refused.
+/// Scheduling of sequences. Unknown fields are refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SchedulerConfig {
-    /// When a waiting sequence may start.
+    /// When a waiting sequence is admitted.
     pub capacity_scheduler_policy: CapacityPolicy,
 }
 
-/// Which steps are recorded as CUDA graphs: those in which every sequence decodes, of some sizes.
-/// Unknown fields are refused.
+/// Which pure decode steps are recorded as CUDA graphs. Unknown fields are refused.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CudaGraphConfig {
-    /// Numbers of sequences that steps are recorded for; `None`: a few up to `max_batch_size`.
+    /// Batch sizes to record; `None`: some sizes up to `max_batch_size`.
     pub batch_sizes: Option<Vec<usize>>,
-    /// Steps of more sequences are not recorded; `None`: of more than 256.
+    /// Largest batch size to record; `None`: 256.
     pub max_batch_size: Option<usize>,
-    /// Whether a step of another size is padded to the next one that is recorded. TensorRT-LLM's
-    /// default is `false`, which leaves most sizes without a graph.
+    /// Whether a step of another size is padded to the next recorded size. TensorRT-LLM's default is `false`,
+    /// which leaves most sizes without a graph.
     pub enable_padding: bool,
 }
 
@@ -97,17 +96,17 @@ impl Default for CudaGraphConfig {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MoeConfig {
-    /// Their name. LoRA inside the experts needs CUTLASS, which AUTO means.
+    /// Name of the kernels. LoRA in experts needs CUTLASS, which AUTO selects.
     pub backend: MoeBackendName,
 }
 
-/// The tokens of a step and of a sequence.
+/// Limits of a step and of a sequence.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::llm) struct BatchLimits {
-    /// Sequences that run at a time.
+    /// Most running sequences.
     pub max_batch_size: usize,
-    /// Rows of one step.
+    /// Most tokens of one step.
     pub max_num_tokens: usize,
-    /// Prompt and answer together; the model's own limit where `None`.
+    /// Maximum length of prompt and generated tokens together; `None`: the model's limit.
     pub max_seq_len: Option<usize>,
 }

@@ -1,35 +1,36 @@
-//! How much memory an engine takes for what.
+//! Sizes of an engine's buffers, KV cache and adapter tiers.
 
 use lora_core::{DType, LoraConfig, ModelGeometry, PeftCacheConfig};
 
 use super::memory::FreeMemory;
 use super::settings::{BatchLimits, KvCacheConfig, SchedulerConfig};
-use crate::adapters::TierSize;
+use crate::adapters::{TierSize, TierSizes};
 use crate::executor::padded_rows;
 use crate::kv::KvPlan;
 use crate::llm::LlmError;
 use crate::model::{Extents, ModelConfig, block_bytes};
 use crate::scheduler::Limits;
 
-/// Bytes of keys and values where memory is the host's and no share of it is given, at most.
-const DEFAULT_KV_BYTES: usize = 2 << 30;
+/// Most bytes of the KV cache in host memory, unless `free_gpu_memory_fraction` is set.
+const DEFAULT_HOST_KV_BYTES: usize = 2 << 30;
 
-/// The same as a divisor of what is free there: other programs, and adapters to come, need the rest.
-const DEFAULT_KV_DIVISOR: usize = 2;
+/// Divisor of the free host memory that limits the KV cache as well: other programs, and adapters loaded
+/// later, need the rest.
+const DEFAULT_HOST_KV_DIVISOR: usize = 2;
 
-/// Bytes that an empty slot takes for each module of a layer, at most, on any backend.
+/// Upper bound, over all backends, of the bytes of an empty slot for each module of a layer.
 const SLOT_BYTES: usize = 512;
 
-/// The part of the free memory that empty slots may take, as a divisor.
+/// Divisor of the free memory that empty slots may take.
 const SLOTS_DIVISOR: usize = 4;
 
-/// Share of a device's own memory for keys and values.
+/// Default share of a device's free memory for the KV cache.
 const DEFAULT_KV_SHARE: f64 = 0.9;
 
-/// Slots for adapters where `max_loras` is not set; bytes then bound how many are resident.
+/// Number of adapter slots if `max_loras` is not set. How many are used is then limited by bytes.
 const DEFAULT_SLOTS: usize = 64;
 
-/// Fails if a number is out of range, whatever the device.
+/// Fails if a setting is out of range, independently of the device.
 ///
 /// # Errors
 /// [`LlmError::Setting`].
@@ -43,7 +44,7 @@ pub(in crate::llm) fn check(
         ("max_num_tokens", Some(batch.max_num_tokens), 1 << 20),
         ("max_seq_len", batch.max_seq_len, config.max_positions),
         ("tokens_per_block", Some(kv.tokens_per_block), 1 << 16),
-        // Rows of the cache are numbered in 32 bits.
+        // Rows of the cache are indexed by i32.
         ("kv_cache_config.max_tokens", kv.max_tokens, 1 << 30),
     ] {
         if let Some(value) = value.filter(|value| !(1..=limit).contains(value)) {
@@ -61,7 +62,7 @@ pub(in crate::llm) fn check(
     Ok(())
 }
 
-/// The longest sequence that was asked for, whether or not it fits the KV cache.
+/// Maximum sequence length by the settings, whether or not it fits the KV cache.
 pub(in crate::llm) fn longest(batch: &BatchLimits, config: &ModelConfig) -> usize {
     batch.max_seq_len.unwrap_or(config.max_positions)
 }
@@ -82,11 +83,10 @@ pub(in crate::llm) fn limits(
     }
 }
 
-/// The KV cache and the longest sequence that fits it; `free` is what may become its.
+/// Plans the KV cache within `free` memory. Also returns the maximum sequence length that fits it.
 ///
 /// # Errors
-/// [`LlmError::NoRoomForKv`] if not even a block fits, [`LlmError::Setting`] if `max_seq_len` tokens
-/// do not.
+/// [`LlmError::NoRoomForKv`] if no block fits, [`LlmError::Setting`] if `max_seq_len` tokens do not fit.
 pub(in crate::llm) fn kv_plan(
     batch: &BatchLimits,
     kv: &KvCacheConfig,
@@ -111,9 +111,9 @@ pub(in crate::llm) fn kv_plan(
     };
     let blocks = match (kv.max_tokens.map(|tokens| tokens.div_ceil(tokens_per_block)), of_memory) {
         (Some(asked), Some(fits)) => asked.min(fits),
-        (Some(asked), None) => asked_of_host(asked, kv, of_block, free)?,
+        (Some(asked), None) => requested_host_blocks(asked, kv, of_block, free)?,
         (None, Some(fits)) => needed.min(fits),
-        (None, None) => needed.min(default_of_host(of_block, free)?),
+        (None, None) => needed.min(default_host_blocks(of_block, free)?),
     };
     let held = blocks * tokens_per_block;
     if batch.max_seq_len.is_some_and(|asked| asked > held) {
@@ -133,8 +133,8 @@ pub(in crate::llm) fn kv_plan(
     Ok((plan, longest.min(held)))
 }
 
-/// The blocks that were asked for, which the host must be able to hold.
-fn asked_of_host(
+/// The number of blocks that `max_tokens` asks for. Fails if they exceed the host's free memory.
+fn requested_host_blocks(
     asked: usize,
     kv: &KvCacheConfig,
     of_block: usize,
@@ -152,17 +152,16 @@ fn asked_of_host(
     Err(LlmError::setting("kv_cache_config.max_tokens", found, allowed))
 }
 
-/// The blocks that the host gives where nothing was asked for.
-fn default_of_host(of_block: usize, free: FreeMemory) -> Result<usize, LlmError> {
-    let half = free.bytes.map_or(usize::MAX, |free| free / DEFAULT_KV_DIVISOR);
-    match (half.min(DEFAULT_KV_BYTES.max(of_block)) / of_block, free.bytes) {
+/// The default number of blocks in host memory.
+fn default_host_blocks(of_block: usize, free: FreeMemory) -> Result<usize, LlmError> {
+    let half = free.bytes.map_or(usize::MAX, |free| free / DEFAULT_HOST_KV_DIVISOR);
+    match (half.min(DEFAULT_HOST_KV_BYTES.max(of_block)) / of_block, free.bytes) {
         (0, Some(free)) => Err(LlmError::NoHostRoomForKv { free, block: of_block }),
         (blocks, _) => Ok(blocks),
     }
 }
 
-/// Fails if empty slots alone would take a large part of the memory that is free before the model is
-/// loaded.
+/// Fails if empty slots alone would take a large part of the memory that is free before the model is loaded.
 ///
 /// # Errors
 /// [`LlmError::Setting`] naming `max_loras` and how many fit.
@@ -187,7 +186,7 @@ pub(in crate::llm) fn check_slots(
     Err(LlmError::setting("max_loras", asked, allowed))
 }
 
-/// The largest step, padded as recorded steps are.
+/// Extents of the largest step, padded as for CUDA graphs.
 pub(in crate::llm) fn step_extents(
     limits: &Limits,
     max_seq_len: usize,
@@ -207,14 +206,14 @@ pub(in crate::llm) fn slots(lora: Option<&LoraConfig>) -> usize {
     lora.map_or(0, |lora| lora.max_loras.unwrap_or(DEFAULT_SLOTS))
 }
 
-/// The host tier and the device tier. `max_cpu_loras` and `max_loras` count adapters, whatever their
-/// size; without them bytes are counted.
+/// Sizes of the host tier and the device tier. `max_cpu_loras` and `max_loras` limit the number of adapters,
+/// whatever their size. Without them, the tiers are limited in bytes.
 pub(in crate::llm) fn tiers(
     lora: Option<&LoraConfig>,
     cache: &PeftCacheConfig,
     model: &ModelGeometry,
     free: FreeMemory,
-) -> (TierSize, TierSize) {
+) -> TierSizes {
     let unit = unit_bytes(lora, model);
     let units = |count: usize| (count > 0).then(|| (count as u64).saturating_mul(unit));
     let of_bytes = |adapters, bytes| TierSize { adapters, bytes };
@@ -233,12 +232,12 @@ pub(in crate::llm) fn tiers(
             of_bytes(Some(slots(lora)), bytes)
         }
     };
-    (host, device)
+    TierSizes { host, device }
 }
 
-/// Bytes that the adapters of the device tier may take: its size or, where it counts adapters, that
-/// many of the largest rank on every target, in 16 bits. Never more than half of what is free, as few
-/// adapters are as large as the settings allow.
+/// Bytes to reserve for the device tier: its size in bytes or, if it is limited by a number of adapters, that
+/// many adapters of `max_lora_rank` on every target module, in 16 bits. In the latter case at most half of
+/// the free memory, as few adapters are as large as the settings allow.
 pub(in crate::llm) fn adapter_bytes(
     lora: Option<&LoraConfig>,
     model: &ModelGeometry,
@@ -259,7 +258,7 @@ pub(in crate::llm) fn adapter_bytes(
     }
 }
 
-/// Bytes of one layer's widest module at rank 1, in 16 bits: the unit of `num_*_module_layer`.
+/// The unit of `num_*_module_layer`: bytes of one layer's widest module at rank 1, in 16 bits.
 fn unit_bytes(lora: Option<&LoraConfig>, model: &ModelGeometry) -> u64 {
     let modules = lora.map(|lora| lora.effective_targets(model)).unwrap_or_default();
     let widths = modules.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
@@ -363,7 +362,7 @@ mod tests {
         let lora = LoraConfig { max_loras: Some(3), max_lora_rank: 8, ..LoraConfig::default() };
         let cache = PeftCacheConfig::default();
         let bytes = |lora: Option<&LoraConfig>, free| {
-            let (_, device) = tiers(lora, &cache, &model, free);
+            let TierSizes { device, .. } = tiers(lora, &cache, &model, free);
             adapter_bytes(lora, &model, device, free)
         };
         // q, k, v, o, gate, up and down, in 16 bits.
