@@ -1,41 +1,44 @@
-//! A bound that llguidance lacks.
+//! A limit on `multipleOf`, which llguidance does not have.
 //!
-//! For `multipleOf` it walks through as many states as the divisor is large, counted in 32 bits, and
-//! for several that meet in one number through as many as their least common multiple.
+//! llguidance compiles `multipleOf` to an automaton with as many states as the divisor, counted in 32 bits.
+//! Several divisors of one number take as many states as their least common multiple. A short schema could
+//! thus take unbounded time.
 
 use serde_json::Value;
 
-/// Most states for all `multipleOf` of a schema: under half a second's worth.
+/// Most states for all `multipleOf` of a schema: they compile in under half a second.
 const MAX_STATES: u64 = 200_000;
 
-/// Most digits behind the point of a divisor; powers of ten up to this one fit 32 bits.
+/// Most decimal places of a divisor: the largest power of ten that fits 32 bits.
 const MAX_DECIMALS: u32 = 9;
 
-/// Checks the divisors of a schema.
+/// Checks the `multipleOf` divisors of a schema.
 ///
 /// # Errors
-/// A message with the value found and the one allowed.
+/// A message with the value found and the limit.
 pub fn check_schema(schema: &Value) -> Result<(), String> {
     let mut divisors = Vec::new();
     collect(schema, &mut divisors);
     let states = states(&divisors);
-    match states.is_some_and(|states| states <= MAX_STATES) {
-        true => Ok(()),
-        false => Err(format!(
+    if states.is_some_and(|states| states <= MAX_STATES) {
+        Ok(())
+    } else {
+        Err(format!(
             "the least common multiple of all `multipleOf`, in units of their last digit, times \
              their number ({}) is {}, but must be at most {MAX_STATES}",
             divisors.len(),
             states.map_or_else(|| "far larger".to_owned(), |states| states.to_string()),
-        )),
+        ))
     }
 }
 
-/// Refuses schemas inside a Lark grammar whose divisors cannot be told without parsing it.
+/// Refuses Lark grammars with embedded JSON schemas that use `multipleOf`: finding the divisors would require
+/// parsing the grammar.
 ///
 /// # Errors
 /// A message with what was found and what to do.
 pub fn check_grammar(grammar: &str) -> Result<(), String> {
-    // An escape could spell any keyword.
+    // A unicode escape could spell the keyword.
     let hidden = ["multipleOf", "\\u"].into_iter().find(|text| grammar.contains(text));
     match hidden {
         Some(found) if grammar.contains("%json") => Err(format!(
@@ -60,8 +63,9 @@ fn collect(schema: &Value, divisors: &mut Vec<f64>) {
     }
 }
 
-/// The least common multiple of the divisors in units of their last digit, for each of them; `None`
-/// if it does not fit or a divisor has too many digits.
+/// An upper bound of the automaton's states: the least common multiple of the divisors, in units of their
+/// last decimal place, times the number of divisors. `None` on overflow, or if a divisor has too many decimal
+/// places.
 fn states(divisors: &[f64]) -> Option<u64> {
     let decimals = |divisor: &f64| {
         (0..=MAX_DECIMALS).find(|digits| {
@@ -69,7 +73,7 @@ fn states(divisors: &[f64]) -> Option<u64> {
             (scaled - scaled.round()).abs() < 1e-9 * scaled.abs()
         })
     };
-    // What is not positive is llguidance's to refuse.
+    // llguidance itself refuses divisors that are not positive.
     let positive = divisors.iter().filter(|divisor| **divisor > 0.0);
     let unit = positive.clone().map(decimals).try_fold(0, |most, d| Some(most.max(d?)))?;
     let mut common = 1u64;

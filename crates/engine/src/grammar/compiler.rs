@@ -1,4 +1,4 @@
-//! From a guide to a matcher.
+//! Compiling guides to matchers.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use super::{GuideError, GuideMatcher, bounds};
 use crate::sampling::Guide;
 use crate::text::Tokenizer;
 
-/// Bounds of the memory and time that a guide may take, by llguidance's estimates: 20 ms for the
-/// regular expressions of a guide (`initial_lexer_fuel`, 50 a microsecond), about 15 ms for a mask
-/// (`step_lexer_fuel`, 14 a microsecond; `step_max_items`, 20 a microsecond), 100 MB for a matcher
-/// (`max_lexer_states`, 1 to 2 kB each). The largest known schemas (FHIR) take half of the fuel and
-/// of `max_grammar_size`. What these limits leave open is closed by [`bounds`].
+/// Limits of the time and memory that a guide may take, by llguidance's estimates: 20 ms for compiling its
+/// regular expressions (`initial_lexer_fuel`, 50 per microsecond), about 15 ms for a mask
+/// (`step_lexer_fuel`, 14 per microsecond; `step_max_items`, 20 per microsecond), and 100 MB for a matcher
+/// (`max_lexer_states`, 1 to 2 kB each). The largest known schemas (FHIR) take half of the fuel and of
+/// `max_grammar_size`. [`bounds`] limits what these do not cover.
 const LIMITS: ParserLimits = ParserLimits {
     max_items_in_row: 2_000,
     initial_lexer_fuel: 1_000_000,
@@ -29,23 +29,23 @@ const LIMITS: ParserLimits = ParserLimits {
     verbose_errors: false,
 };
 
-/// Compiles guides against the tokens of a model.
+/// Compiles guides for the vocabulary of a model.
 pub struct GuideCompiler {
     factory: ParserFactory,
     vocab: usize,
 }
 
 impl GuideCompiler {
-    /// A compiler for a model with `vocab` tokens, the first of which are the tokenizer's. Takes a
-    /// moment, so it is to be made once.
+    /// A compiler for a model with `vocab` tokens, at least as many as the tokenizer has. This takes a while, so
+    /// make it once per tokenizer.
     ///
     /// # Errors
     /// [`GuideError::Decoder`] or [`GuideError::Vocabulary`].
     pub fn new(tokenizer: &Tokenizer, vocab: usize) -> Result<Self, GuideError> {
         let refuse = |reason| GuideError::Vocabulary { reason };
         let mut words = token_bytes(tokenizer, vocab)?;
-        // Which tokens end a text is the request's business, so a token behind all others, without
-        // text, tells that the text may end.
+        // End tokens depend on the request. So llguidance gets an additional end token after all others: its
+        // bit in a mask says that the text is complete.
         words.push(Vec::new());
         let end = u32::try_from(vocab).map_err(|_| refuse(format!("{vocab} tokens")))?;
         let trie = TokTrie::from(&TokRxInfo::new(end + 1, end), &words);
@@ -56,7 +56,7 @@ impl GuideCompiler {
         Ok(Self { factory, vocab })
     }
 
-    /// A matcher at the start of a text.
+    /// Compiles a guide to a matcher in its initial state.
     ///
     /// # Errors
     /// [`GuideError::Refused`] with llguidance's message.

@@ -1,14 +1,14 @@
-//! Why a guide cannot be followed.
+//! Errors of guided decoding.
 
 use std::fmt::Display;
 
 use thiserror::Error;
 
-/// What is wrong with a guide, or with following it.
+/// An error of compiling or following a guide.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum GuideError {
-    /// The bytes of tokens cannot be told from their spelling.
+    /// The bytes of tokens cannot be derived from their spelling.
     #[error(
         "`guided_decoding` has to know the bytes of each token, but the tokenizer's decoder is \
          {found}; allowed: ByteLevel, ByteFallback, Replace of a string, Metaspace, Fuse, Strip; \
@@ -18,21 +18,21 @@ pub enum GuideError {
         /// The decoder as JSON.
         found: String,
     },
-    /// llguidance cannot be set up for the vocabulary.
+    /// llguidance rejects the vocabulary.
     #[error("`guided_decoding` cannot be used with this tokenizer: {reason}; leave it out")]
     Vocabulary {
-        /// What llguidance said.
+        /// llguidance's message.
         reason: String,
     },
-    /// The guide is broken, uses what llguidance does not know, or is too large.
+    /// The guide is invalid, too large, or uses unsupported features.
     #[error("sampling parameter `{field}` cannot be followed: {reason}; correct or simplify it")]
     Refused {
         /// The field of the request.
         field: &'static str,
-        /// What llguidance said.
+        /// llguidance's message.
         reason: String,
     },
-    /// Nothing may come next, though the text is not complete.
+    /// No token is allowed next, though the text is not complete.
     #[error(
         "`guided_decoding` leaves no token after {generated} tokens: the text is not complete, and \
          every token that could follow is banned or does not exist; change the guide, or `bad` \
@@ -42,7 +42,7 @@ pub enum GuideError {
         /// Tokens generated so far.
         generated: usize,
     },
-    /// llguidance gave up on a step.
+    /// llguidance failed to compute a step, for example at one of its limits.
     #[error(
         "`guided_decoding` failed after {generated} tokens: {reason}; simplify the guide, above \
          all parts that can match the same text in many ways"
@@ -50,15 +50,15 @@ pub enum GuideError {
     Step {
         /// Tokens generated so far.
         generated: usize,
-        /// What llguidance said.
+        /// llguidance's message.
         reason: String,
     },
 }
 
-/// Characters of llguidance's message that are kept; it may quote the whole guide.
+/// Most characters of llguidance's message that are kept, as it may quote the whole guide.
 const LONGEST_REASON: usize = 1000;
 
-/// llguidance's message without the dump of its state that may follow.
+/// llguidance's message without the state dump that may follow it.
 pub(super) fn reason(error: &impl Display) -> String {
     let message = format!("{error:#}");
     let dumps = ["\n<backtrace>", "\n<non-verbose/>", "\n<state>"];

@@ -1,4 +1,4 @@
-//! How far a text has followed its guide.
+//! Matching a generated text against its guide.
 
 use llguidance::toktrie::SimpleVob;
 use llguidance::{Matcher, TokenParser};
@@ -7,23 +7,22 @@ use super::GuideError;
 use super::error::reason;
 use super::vocabulary::is_silent;
 
-/// The words of llguidance's message where nothing may follow an incomplete text.
+/// llguidance's message if no token may follow an incomplete text.
 const NOTHING_FOLLOWS: &str = "NoExtensionBias";
 
-/// A guide and the text that follows it so far.
+/// A compiled guide, and its state after the text generated so far.
 pub struct GuideMatcher {
     inner: Matcher,
     vocab: usize,
     generated: usize,
 }
 
-/// Tokens that may come next.
+/// The tokens that may come next.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Allowed {
-    /// A row of [`lora_core::ops::SampleArgs::masks`]; bits behind the vocabulary are 0. Tokens that
-    /// end a text are not among them.
+    /// A row of [`lora_core::ops::SampleArgs::masks`], without end tokens. Bits beyond the vocabulary are 0.
     pub words: Vec<i32>,
-    /// Whether the text may end here.
+    /// Whether the text is complete and may end.
     pub complete: bool,
 }
 
@@ -32,13 +31,14 @@ impl GuideMatcher {
         Self { inner: Matcher::new(Ok(parser)), vocab, generated: 0 }
     }
 
-    /// The same state for another text; the two share nothing, so they may run side by side.
+    /// A copy of the state for another sequence. It shares nothing with this one, so both can be used in
+    /// parallel.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self { inner: self.inner.deep_clone(), ..*self }
     }
 
-    /// What may come next. Takes microseconds as a rule, and milliseconds at worst.
+    /// Computes the allowed tokens. Usually takes microseconds, at worst milliseconds.
     ///
     /// # Errors
     /// [`GuideError::NoToken`] or [`GuideError::Step`].
@@ -52,7 +52,7 @@ impl GuideMatcher {
         Ok(Allowed { words: words(&set, self.vocab), complete })
     }
 
-    /// Takes the next token in, which must be one of those allowed.
+    /// Advances by a token, which must be an allowed one.
     ///
     /// # Errors
     /// [`GuideError::Step`].
@@ -65,17 +65,17 @@ impl GuideMatcher {
         Ok(())
     }
 
-    /// Whether the text is complete and nothing may follow.
+    /// Whether the text is complete and cannot be extended.
     pub fn is_finished(&self) -> bool {
         self.inner.is_stopped() && !self.inner.is_error()
     }
 
-    /// The error of a text that nothing may follow.
+    /// The error for an incomplete text after which no token is allowed.
     pub fn no_token(&self) -> GuideError {
         GuideError::NoToken { generated: self.generated }
     }
 
-    /// Whether a token is no text: special, or without any bytes.
+    /// Whether a token has no text: it is special, or has no bytes.
     pub fn is_silent(&self, token: u32) -> bool {
         self.inner.tok_env().is_ok_and(|env| is_silent(env.tok_trie().token(token)))
     }

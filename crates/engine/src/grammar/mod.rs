@@ -1,8 +1,7 @@
-//! Texts of a given shape: JSON that a schema accepts, matches of a regular expression, sentences of a
-//! grammar.
+//! Guided decoding by JSON schemas, regular expressions and grammars.
 //!
-//! The parsing is llguidance's. This module tells it the bytes of every token, sets its limits,
-//! and turns its sets of tokens into the masks of [`lora_core::ops::SampleArgs::masks`].
+//! llguidance does the parsing. This module gives it the bytes of every token, sets its limits, and converts
+//! its sets of allowed tokens to the masks of [`lora_core::ops::SampleArgs::masks`].
 
 mod bounds;
 mod compiler;

@@ -1,4 +1,4 @@
-//! The bytes that each token stands for.
+//! The bytes of each token, as llguidance needs them.
 
 use std::collections::HashMap;
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 use super::GuideError;
 use crate::text::Tokenizer;
 
-/// Stands before the spelling of special tokens, which are no text. No UTF-8 has this byte.
+/// Prefix of the spelling of special tokens, which are no text. The byte does not occur in UTF-8.
 const SPECIAL: u8 = llguidance::toktrie::TokTrie::SPECIAL_TOKEN_MARKER;
 
-/// Longest token that a trie can hold; longer ones are never allowed.
+/// Longest token that llguidance's trie can hold. Longer tokens are never allowed by a guide.
 const LONGEST: usize = 1000;
 
-/// The bytes of the ids `0..vocab`. Ids without text (those behind the tokenizer's vocabulary, and the
-/// byte 0xFF) have none; special tokens have their spelling behind 0xFF.
+/// The bytes of the ids `0..vocab`. Ids without text (beyond the tokenizer's vocabulary, or with the byte 0xFF)
+/// have none. Special tokens have 0xFF and their spelling.
 ///
 /// # Errors
 /// [`GuideError::Decoder`].
@@ -46,9 +46,9 @@ pub fn is_silent(bytes: &[u8]) -> bool {
     bytes.first().is_none_or(|first| *first == SPECIAL)
 }
 
-/// What a decoder does to a single token.
-enum Step {
-    /// Replaces a string by another one, such as SentencePiece's `▁` by a blank.
+/// A step of a tokenizer's decoder, applied to a single token.
+enum DecodeStep {
+    /// Replaces a string by another one, such as SentencePiece's `▁` by a space.
     Replace(String, String),
     /// `<0x0A>` is the byte 10 (SentencePiece).
     ByteFallback,
@@ -56,41 +56,44 @@ enum Step {
     ByteLevel(HashMap<char, u8>),
 }
 
-/// The steps of a decoder as `tokenizer.json` writes it; `None` if one of them is not known.
+/// The steps of a decoder in the form of `tokenizer.json`; `None` if one of them is not supported.
 ///
-/// `Strip` takes blanks off the ends of a whole text, which a guide never sees.
-fn steps(decoder: &Value) -> Option<Vec<Step>> {
+/// `Strip` has no step: it removes spaces at the ends of a whole text, not of single tokens.
+fn steps(decoder: &Value) -> Option<Vec<DecodeStep>> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     Some(match decoder["type"].as_str()? {
         "Sequence" => {
             let parts = decoder["decoders"].as_array()?.iter().map(steps);
             parts.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect()
         }
-        "ByteLevel" => vec![Step::ByteLevel(byte_alphabet())],
-        "ByteFallback" => vec![Step::ByteFallback],
+        "ByteLevel" => vec![DecodeStep::ByteLevel(byte_alphabet())],
+        "ByteFallback" => vec![DecodeStep::ByteFallback],
         "Replace" => {
-            vec![Step::Replace(text(&decoder["pattern"]["String"])?, text(&decoder["content"])?)]
+            vec![DecodeStep::Replace(
+                text(&decoder["pattern"]["String"])?,
+                text(&decoder["content"])?,
+            )]
         }
-        "Metaspace" => vec![Step::Replace(text(&decoder["replacement"])?, " ".to_owned())],
+        "Metaspace" => vec![DecodeStep::Replace(text(&decoder["replacement"])?, " ".to_owned())],
         "Fuse" | "Strip" => Vec::new(),
         _ => return None,
     })
 }
 
-/// The bytes that the steps make of a token.
-fn bytes_of(steps: &[Step], mut spelling: String) -> Vec<u8> {
+/// The bytes of a token after all steps.
+fn bytes_of(steps: &[DecodeStep], mut spelling: String) -> Vec<u8> {
     for step in steps {
         match step {
-            Step::Replace(from, to) => spelling = spelling.replace(from, to),
-            Step::ByteFallback => {
+            DecodeStep::Replace(from, to) => spelling = spelling.replace(from, to),
+            DecodeStep::ByteFallback => {
                 if let Some(byte) = fallback_byte(&spelling) {
                     return vec![byte];
                 }
             }
-            Step::ByteLevel(alphabet) => {
+            DecodeStep::ByteLevel(alphabet) => {
                 let bytes: Option<Vec<u8>> =
                     spelling.chars().map(|c| alphabet.get(&c).copied()).collect();
-                // A spelling with other characters is taken as it is, as the decoder does.
+                // As in the decoder, a spelling with other characters is used unchanged.
                 return bytes.unwrap_or(spelling.into_bytes());
             }
         }
@@ -103,8 +106,8 @@ fn fallback_byte(spelling: &str) -> Option<u8> {
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
-/// The byte that each character stands for (Radford et al., 2019, `bytes_to_unicode`): printable
-/// Latin-1 characters for themselves, those from U+0100 on for the others.
+/// The byte-level alphabet of GPT-2 (Radford et al., 2019, `bytes_to_unicode`): printable Latin-1 characters
+/// stand for themselves, characters from U+0100 on for the other bytes.
 fn byte_alphabet() -> HashMap<char, u8> {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let others = (0..=255u8).filter(|byte| !printable(*byte));

@@ -1,33 +1,33 @@
-//! What shape a request wants its text to have.
+//! Guided decoding: the guide of a request.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::SamplingError;
 
-/// Most bytes that a guide may have; a JSON schema counts as compact JSON.
+/// Most bytes of a guide; a JSON schema counts as compact JSON.
 pub const MAX_GUIDE_BYTES: usize = 256 << 10;
 
-/// A guide: the text of the answer follows it, whatever the model would rather say. The fields are
-/// those of TensorRT-LLM's `GuidedDecodingParams`; exactly one is set. llguidance
-/// (<https://github.com/guidance-ai/llguidance>) does the work, so its documentation says which
-/// keywords of JSON Schema, which regular expressions and which grammars it knows.
+/// Constrains the output to a JSON schema, a regular expression or a grammar. The fields are those of
+/// TensorRT-LLM's `GuidedDecodingParams`; exactly one must be set. The implementation is llguidance
+/// (<https://github.com/guidance-ai/llguidance>), whose documentation lists the supported keywords of JSON
+/// Schema, regular expressions and grammars.
 ///
-/// The text follows the guide from its first character to its last, unless a limit or a stop cuts
-/// it: then it is the beginning of such a text. Where it is complete and cannot go on, the sequence
-/// ends, even where `min_tokens` or `bad` ask for something else.
+/// The whole output matches the guide, or is the beginning of a match if a length limit or a stop ends it
+/// early. When the match is complete and cannot be extended, the sequence ends, even if `min_tokens` or
+/// `bad` say otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GuidedDecodingParams {
-    /// A JSON schema: an object, or a string that holds one. Keywords that llguidance cannot hold a
-    /// text to, such as `uniqueItems`, are refused, and so are references to other files. Words that
-    /// are no keywords mean nothing, as JSON Schema has it.
+    /// A JSON schema, as an object or as a string. Keywords that llguidance cannot enforce, such as
+    /// `uniqueItems`, are refused, and so are references to other files. Unknown keywords are ignored, as
+    /// JSON Schema prescribes.
     pub json: Option<Value>,
-    /// A regular expression in the syntax of Rust's `regex` crate, without look-around. It matches
-    /// the whole text.
+    /// A regular expression in the syntax of Rust's `regex` crate, without look-around. It has to match the
+    /// whole output.
     pub regex: Option<String>,
-    /// A context-free grammar in llguidance's form of Lark, whose first rule is `start`. (The
-    /// original takes GBNF.)
+    /// A context-free grammar in llguidance's variant of Lark, with the start rule `start`. (TensorRT-LLM
+    /// takes GBNF.)
     pub grammar: Option<String>,
     /// Any JSON object.
     pub json_object: bool,
@@ -35,7 +35,7 @@ pub struct GuidedDecodingParams {
     pub structural_tag: Option<Value>,
 }
 
-/// The field that is set, with its value.
+/// The guide of a request: the field that is set, with its value.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Guide<'a> {
     /// `json`, as an object or a string.
@@ -49,7 +49,7 @@ pub enum Guide<'a> {
 }
 
 impl Guide<'_> {
-    /// Name of the field in a request.
+    /// Name of the field in the request.
     pub fn field(&self) -> &'static str {
         match self {
             Self::Json(_) => "guided_decoding.json",
@@ -70,7 +70,7 @@ impl Guide<'_> {
 }
 
 impl GuidedDecodingParams {
-    /// The guide. Whether it can be followed is not known before it meets a tokenizer.
+    /// The guide, without compiling it: that needs a tokenizer.
     ///
     /// # Errors
     /// [`SamplingError::Guides`] unless exactly one field is set, [`SamplingError::NotSupported`]

@@ -7,15 +7,15 @@ pub struct TokenLogprob {
     pub id: u32,
     /// Natural logarithm of its probability.
     pub logprob: f32,
-    /// 1 for the likeliest token.
+    /// Rank by probability; 1 is the most probable token.
     pub rank: u32,
 }
 
 /// Log-probabilities at one position.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TokenLogprobs {
-    /// The token that stands there.
+    /// The token at the position.
     pub token: TokenLogprob,
-    /// The likeliest tokens, best first.
+    /// The most probable tokens, in descending order.
     pub top: Vec<TokenLogprob>,
 }

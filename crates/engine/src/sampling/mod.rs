@@ -1,4 +1,4 @@
-//! How tokens are chosen: what a request may ask for, and what the batch loop works with.
+//! Sampling: the parameters of requests, and the plans that the batch loop derives from them.
 
 mod guided;
 mod logprobs;

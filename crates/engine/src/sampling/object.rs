@@ -1,4 +1,4 @@
-//! JSON objects, and nothing else in their place.
+//! Deserialising structs from JSON objects only.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-/// A structure that is read from an object. What serde derives would also read a list of its values
-/// in the order of its fields, which nobody who writes requests can know.
+/// A struct that is deserialised from an object only. Serde's derived code would also accept a list of the
+/// fields' values in order, which is an internal detail and no format for requests.
 pub struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

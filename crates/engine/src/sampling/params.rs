@@ -1,4 +1,4 @@
-//! How a request wants its tokens chosen.
+//! [`SamplingParams`]: the sampling parameters of a request.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,17 @@ use super::{GuidedDecodingParams, Object};
 
 /// Sampling parameters of one request, with TensorRT-LLM's names and defaults.
 ///
-/// Read from JSON or YAML it is strict: unknown fields are refused, and parameters that
-/// TensorRT-LLM has but this engine has not (beam search and others) are accepted only at the value
-/// that means "off". Ranges are checked by [`SamplingParams::validate`].
+/// Deserialisation is strict: unknown fields are refused, and parameters of TensorRT-LLM that this engine does
+/// not support (beam search and others) are accepted only at the value that turns them off. Ranges are
+/// checked by [`SamplingParams::validate`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct SamplingParams {
-    /// Token that ends a sequence. None: the tokenizer's EOS; -1: none at all.
+    /// End token. None: the model's end tokens; -1: no end token.
     pub end_id: Option<i32>,
-    /// Token for padding. None: `end_id`. Batches are never padded here, so it is only checked.
+    /// Padding token. None: `end_id`. Only validated, as batches are not padded with tokens.
     pub pad_id: Option<i32>,
-    /// Most tokens to generate. None: as many as fit `max_seq_len`.
+    /// Most tokens to generate. None: up to `max_seq_len`.
     pub max_tokens: Option<usize>,
     /// Words that are never generated: a string or a list.
     #[serde(deserialize_with = "one_or_many")]
@@ -29,8 +29,8 @@ pub struct SamplingParams {
     /// Token ids that are never generated.
     #[serde(deserialize_with = "list_or_null")]
     pub bad_token_ids: Vec<u32>,
-    /// Added to the logits of these token ids before penalties, from -100 to 100; the field is
-    /// OpenAI's, whose JSON has the ids as strings.
+    /// Added to the logits of these token ids before penalties, from -100 to 100. As in OpenAI's API, the ids
+    /// are strings in JSON.
     #[serde(deserialize_with = "map_or_null")]
     pub logit_bias: BTreeMap<u32, f32>,
     /// Strings that end the sequence: a string or a list.
@@ -57,9 +57,9 @@ pub struct SamplingParams {
     pub seed: Option<u64>,
     /// Divisor of the logits. None: 1.
     pub temperature: Option<f32>,
-    /// Fewest tokens before an end token or a stop may end the sequence. None: 1.
+    /// Fewest tokens before an end or stop token may be sampled. None: 1.
     pub min_tokens: Option<usize>,
-    /// Generate on past the end token, until another limit is met.
+    /// Continue past end tokens, up to another limit.
     pub ignore_eos: bool,
     /// Positive logits of tokens already present are divided by it, negative ones multiplied.
     /// None: 1, off.
@@ -68,8 +68,7 @@ pub struct SamplingParams {
     pub presence_penalty: Option<f32>,
     /// Subtracted from the logits of tokens already present, once for each occurrence. None: 0.
     pub frequency_penalty: Option<f32>,
-    /// How many tokens at the start of the prompt the presence and frequency penalties do not
-    /// count. None: 0.
+    /// Number of leading prompt tokens that the penalties ignore. None: 0.
     pub prompt_ignore_length: Option<usize>,
     /// Log-probabilities of generated tokens: 0 for the token sampled, k for the k most probable
     /// besides. None: none.
@@ -90,7 +89,7 @@ pub struct SamplingParams {
     pub skip_special_tokens: bool,
     /// Keep only this many tokens from the end of the prompt. None: all.
     pub truncate_prompt_tokens: Option<usize>,
-    /// What shape the text must have. None: any.
+    /// Guided decoding. None: free text.
     #[serde(deserialize_with = "guide_or_null")]
     pub guided_decoding: Option<GuidedDecodingParams>,
 }
@@ -136,15 +135,14 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Whether the most probable token is always taken: if none of `temperature`, `top_p` and
-    /// `top_k` is set, or if one of them leaves a single token (`top_k` 1, `top_p` 0,
-    /// `temperature` 0).
+    /// Whether sampling is greedy: none of `temperature`, `top_p` and `top_k` is set, or one of them leaves a
+    /// single token (`top_k` 1, `top_p` 0, `temperature` 0).
     pub fn is_greedy(&self) -> bool {
         let unset = self.temperature.is_none() && self.top_p.is_none() && self.top_k.is_none();
         unset || self.top_k == Some(1) || self.top_p == Some(0.0) || self.temperature == Some(0.0)
     }
 
-    /// Number of sequences to generate: `best_of`, or `n` where that is not set.
+    /// Number of sequences to generate: `best_of`, or `n` if that is not set.
     pub fn sequences(&self) -> usize {
         self.best_of.unwrap_or(self.n)
     }

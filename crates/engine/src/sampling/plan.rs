@@ -1,28 +1,28 @@
-//! Sampling parameters with every default filled in: what the batch loop works with.
+//! [`SamplingPlan`]: sampling parameters with all defaults resolved, as the batch loop uses them.
 
 use lora_core::ops::SampleRow;
 
-/// How to continue one sequence.
+/// How to sample one sequence.
 #[derive(Clone, PartialEq, Debug)]
 pub struct SamplingPlan {
-    /// Parameters of the draw, without what changes from step to step.
+    /// Parameters of the sampling op. Position and ranges, which change from step to step, are not set.
     pub row: SampleRow,
-    /// Tokens with what is added to their logits, as the bits of an f32.
+    /// Logit bias: pairs of token and bias, the latter as the bits of an f32.
     pub bias: Vec<[i32; 2]>,
-    /// Whether penalties change any logit, so that a history has to be kept.
+    /// Whether any penalty is on, so that token counts have to be tracked.
     pub penalises: bool,
-    /// Tokens at the start of the prompt that penalties leave out.
+    /// Number of leading prompt tokens that penalties ignore.
     pub prompt_ignore_length: usize,
-    /// Tokens to generate before any of `end_ids` and `stop_ids` may be drawn.
+    /// Fewest tokens to generate before any of `end_ids` and `stop_ids` may be sampled.
     pub min_tokens: usize,
-    /// Tokens that end the text and are its end marker.
+    /// The model's end tokens, or the request's `end_id`.
     pub end_ids: Vec<u32>,
-    /// Tokens that end the text by request.
+    /// The request's stop tokens.
     pub stop_ids: Vec<u32>,
-    /// Sequences of tokens whose last token must not follow the others; one-token sequences are
-    /// plain bans.
+    /// Token sequences that must not be generated: the last token is banned after the others. Sequences of one
+    /// token are always banned.
     pub bad_sequences: Vec<Vec<u32>>,
-    /// Likeliest tokens to report with each token; 0 reports the token alone.
+    /// Number of most probable tokens to report with each token; 0 reports only the sampled one.
     pub logprobs: Option<usize>,
     /// The same for prompt tokens.
     pub prompt_logprobs: Option<usize>,
@@ -33,13 +33,13 @@ pub struct SamplingPlan {
 }
 
 impl SamplingPlan {
-    /// Whether every prompt position needs logits.
+    /// Whether the logits of all prompt positions are needed.
     pub fn wants_prompt_logits(&self) -> bool {
         self.prompt_logprobs.is_some() || self.context_logits
     }
 
-    /// Whether a token can be drawn before the host knows the one before it, and nothing but the
-    /// tokens drawn is reported.
+    /// Whether overlap scheduling is possible: the next token can be sampled before the host has read the
+    /// previous one, and nothing but tokens is reported.
     pub fn can_overlap(&self) -> bool {
         let reads_tokens = self.penalises || self.bad_sequences.iter().any(|bad| bad.len() > 1);
         let reports_more =
@@ -47,7 +47,7 @@ impl SamplingPlan {
         !reads_tokens && !reports_more
     }
 
-    /// Tokens that must not come next after `tokens`, of which `generated` were generated.
+    /// Tokens banned after `tokens`, of which the last `generated` were generated.
     pub fn banned_after(&self, tokens: &[u32], generated: usize) -> Vec<i32> {
         let mut banned = Vec::new();
         if generated < self.min_tokens {

@@ -1,4 +1,4 @@
-//! From a request's parameters to a plan: every default filled in.
+//! Resolving a request's parameters to a plan.
 
 use lora_core::ops::SampleRow;
 
@@ -6,9 +6,9 @@ use super::{SamplingParams, SamplingPlan};
 use crate::text::{SpecialTokens, TextError, Tokenizer};
 
 impl SamplingPlan {
-    /// The plan of one output of a request. `model_end_ids` are the model's own end tokens,
-    /// `stream` the number of the output, which sets it apart from others of the same seed; only
-    /// the first reports on the prompt. The parameters have passed [`SamplingParams::validate`].
+    /// The plan of one output of a request. `model_end_ids` are the model's end tokens. `stream` is the index of
+    /// the output, which selects its random numbers among outputs with the same seed; only output 0 reports
+    /// on the prompt. The parameters must have passed [`SamplingParams::validate`].
     pub fn resolve(params: &SamplingParams, model_end_ids: &[u32], stream: u32) -> Self {
         let end_ids = match params.end_id {
             _ if params.ignore_eos => Vec::new(),
@@ -19,7 +19,7 @@ impl SamplingPlan {
         let penalises = row.repetition_penalty != 1.0
             || row.presence_penalty != 0.0
             || row.frequency_penalty != 0.0;
-        // Outputs compete by their cumulative log-probability, so they have to be known.
+        // With `best_of`, outputs are ranked by cumulative log-probability, so log-probabilities are needed.
         let competes = params.sequences() > params.n;
         let first = stream == 0;
         let bias = |(id, bias): (&u32, &f32)| [*id as i32, bias.to_bits() as i32];
@@ -39,7 +39,7 @@ impl SamplingPlan {
         }
     }
 
-    /// Adds words that must not appear, as they are spelled and after a blank.
+    /// Bans words, both as spelled and with a leading space.
     ///
     /// # Errors
     /// [`TextError`] if a word cannot be tokenized.
@@ -58,7 +58,7 @@ impl SamplingPlan {
 
 fn sample_row(params: &SamplingParams, stream: u32) -> SampleRow {
     let seed = params.seed.unwrap_or(0);
-    let drawn = SampleRow {
+    let greedy = SampleRow {
         seed: [seed as u32, (seed >> 32) as u32],
         stream,
         repetition_penalty: params.repetition_penalty.unwrap_or(1.0),
@@ -67,14 +67,14 @@ fn sample_row(params: &SamplingParams, stream: u32) -> SampleRow {
         ..SampleRow::GREEDY
     };
     if params.is_greedy() {
-        return drawn;
+        return greedy;
     }
     SampleRow {
         temperature: params.temperature.unwrap_or(1.0),
         top_k: params.top_k.and_then(|k| u32::try_from(k).ok()).unwrap_or(0),
         top_p: params.top_p.unwrap_or(1.0),
         min_p: params.min_p.unwrap_or(0.0),
-        ..drawn
+        ..greedy
     }
 }
 

@@ -1,14 +1,13 @@
-//! Parameters that TensorRT-LLM has and this engine has not.
+//! Parameters of TensorRT-LLM that this engine does not support.
 //!
-//! Clients send some of them in every request, at the value that means "off". Such a value changes
-//! nothing and is accepted; any other is refused, as ignoring it would give other tokens than were
-//! asked for.
+//! Clients may send them in every request at the value that turns them off, which is accepted. Any other
+//! value is refused, as ignoring it would change the output.
 
 use serde_json::{Map, Value};
 
 use super::SamplingError;
 
-/// A value of a parameter that means "off"; null always does.
+/// A value that turns a parameter off. Null always does.
 enum Off {
     Bool(bool),
     Number(f64),
@@ -27,8 +26,8 @@ impl Off {
     }
 }
 
-/// Name, values that mean "off", and what to do instead. Length penalty and early stopping have an
-/// effect only in beam search, so several values of theirs are harmless.
+/// Name, values that turn the parameter off, and advice. Length penalty and early stopping have an effect
+/// only in beam search, so several of their values are harmless.
 const UNSUPPORTED: &[(&str, &[Off], &str)] = &[
     ("use_beam_search", &[Off::Bool(false)], "use `best_of` with a temperature"),
     ("beam_search_diversity_rate", &[Off::Number(0.0)], "leave it out"),
@@ -50,10 +49,10 @@ const UNSUPPORTED: &[(&str, &[Off], &str)] = &[
     ("spaces_between_special_tokens", &[Off::Bool(true)], "leave it out"),
 ];
 
-/// Takes the known but unsupported parameters out of `fields`.
+/// Removes the unsupported parameters from `fields`.
 ///
 /// # Errors
-/// [`SamplingError::NotSupported`] for the first that is not off.
+/// [`SamplingError::NotSupported`] for the first one that is not turned off.
 pub(super) fn refuse_unsupported(fields: &mut Map<String, Value>) -> Result<(), SamplingError> {
     for (field, off, advice) in UNSUPPORTED {
         let Some(value) = fields.shift_remove(*field) else { continue };

@@ -1,13 +1,13 @@
-//! The ranges of sampling parameters.
+//! Validation of sampling parameters.
 
 use std::fmt::Display;
 
 use super::SamplingParams;
 
-/// Most alternatives that `logprobs` and `prompt_logprobs` may ask for at each token.
+/// Largest value of `logprobs` and `prompt_logprobs`.
 pub const MAX_LOGPROBS: usize = 128;
 
-/// A sampling parameter that cannot be met.
+/// An invalid or unsupported sampling parameter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SamplingError {
@@ -31,7 +31,7 @@ pub enum SamplingError {
         /// Place in the list, from 0.
         index: usize,
     },
-    /// Fewer sequences to choose from than to return.
+    /// `best_of` is below `n`.
     #[error(
         "sampling parameter `best_of` is {best_of}, but must be at least `n`, which is {n}; \
          raise `best_of` or leave it out"
@@ -42,7 +42,7 @@ pub enum SamplingError {
         /// Sequences to return.
         n: usize,
     },
-    /// Several sequences that would all be the same.
+    /// Several greedy sequences, which would all be equal.
     #[error(
         "sampling parameters `n` and `best_of` ask for {sequences} sequences of greedy sampling, \
          which would all be the same; set `temperature`, `top_p` or `top_k`, or ask for 1"
@@ -51,7 +51,7 @@ pub enum SamplingError {
         /// Sequences to generate.
         sequences: usize,
     },
-    /// A minimum above the maximum.
+    /// `min_tokens` is above `max_tokens`.
     #[error(
         "sampling parameter `min_tokens` is {min_tokens}, but must be at most `max_tokens`, which \
          is {max_tokens}; lower one or raise the other"
@@ -62,7 +62,7 @@ pub enum SamplingError {
         /// The maximum.
         max_tokens: usize,
     },
-    /// No guide, or several.
+    /// `guided_decoding` without a guide, or with several.
     #[error(
         "sampling parameter `guided_decoding` sets {}, but must set exactly one of `json`, `regex`, \
          `grammar` and `json_object`; leave out `guided_decoding` for free text",
@@ -72,7 +72,7 @@ pub enum SamplingError {
         /// The fields that are set.
         found: Vec<&'static str>,
     },
-    /// A parameter that is known, but cannot be met by this engine.
+    /// A parameter of TensorRT-LLM that this engine does not support.
     #[error("sampling parameter `{field}` is {found}, which is not supported; {advice}")]
     NotSupported {
         /// The parameter.
@@ -85,8 +85,8 @@ pub enum SamplingError {
 }
 
 impl SamplingParams {
-    /// Checks every range, and that the parameters agree with each other. Token ids are not
-    /// compared with the vocabulary, which is not known here.
+    /// Checks the ranges of all parameters, and their consistency. Token ids are not checked, as the vocabulary
+    /// is not known here.
     ///
     /// # Errors
     /// The first [`SamplingError`], naming the parameter.
@@ -172,7 +172,7 @@ impl SamplingParams {
     }
 }
 
-/// Refuses a value that is set and not `fine`.
+/// Fails if a value is set and `fine` is false for it.
 fn within<T: Copy + Display>(
     field: &'static str,
     value: Option<T>,
