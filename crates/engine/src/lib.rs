@@ -1,9 +1,15 @@
-//! Requests to tokens: the LLM API over any [`lora_core::Backend`].
+//! The LLM API: requests in, tokens out, over any [`lora_core::Backend`].
 //!
-//! [`Llm`] is the way in. Below it: [`text`] and [`sampling`] for what requests say, [`grammar`] for
-//! the shape of their answers, [`adapters`] for what they run with, [`scheduler`] and [`kv`] for who
-//! runs when, [`core`] for the batch loop, [`executor`] for what runs its steps,
-//! [`model`] for the forward pass. No backend is named anywhere in this crate.
+//! [`Llm`] is the entry point. Below it:
+//!
+//! - [`text`]: tokenizers, chat templates and stop strings;
+//! - [`sampling`] and [`grammar`]: sampling parameters and guided decoding;
+//! - [`adapters`]: the registry and the two-tier cache of adapters;
+//! - [`scheduler`] and [`kv`]: continuous batching and the blocks of the KV cache;
+//! - [`core`]: the batch loop;
+//! - [`executor`] and [`model`]: running its steps, and the forward pass.
+//!
+//! The crate depends on no backend; the caller provides one.
 //!
 //! Two prompts in one batch, one of them with an adapter:
 //!

@@ -1,4 +1,5 @@
-//! The textual side of an adapter: the model's, with what stands beside the adapter's weights.
+//! Tokenizer, chat template and end tokens of an adapter: the model's, except where the adapter's folder has
+//! its own.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,13 +18,13 @@ use crate::text::{
 
 /// Tokenizer, chat template and end tokens for the requests of an adapter.
 pub struct AdapterText {
-    /// What its requests use.
+    /// What requests with the adapter use.
     pub text: TextModel,
-    /// What of it is not the model's.
+    /// How that differs from the model's.
     pub changes: TextChanges,
 }
 
-/// Why the tokenizer, chat template or end tokens beside an adapter cannot be used.
+/// Why the tokenizer, chat template or end tokens of an adapter's folder cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AdapterTextError {
@@ -32,21 +33,21 @@ pub enum AdapterTextError {
         "{0}; or set adapter_tokenizer: base to use the model's tokenizer, chat template and end tokens"
     )]
     File(#[from] TextError),
-    /// They do not fit the model.
+    /// They are incompatible with the model.
     #[error(transparent)]
     Rejected(#[from] Rejections),
 }
 
 impl AdapterText {
-    /// Reads what the adapter's folder has and puts it in place of the model's, where it is another:
+    /// Reads the adapter's folder. These replace the model's where they differ:
     ///
-    /// - a chat template, which is rendered with the adapter's special tokens;
+    /// - the chat template, which is rendered with the adapter's special tokens;
     /// - end tokens: `eos_token_id` of `generation_config.json`, else the model's; and `eos_token` of
     ///   `tokenizer_config.json` besides, if it is not that of the model's tokenizer;
-    /// - `tokenizer.json`, if it means something else.
+    /// - `tokenizer.json`, if it tokenizes differently.
     ///
     /// # Errors
-    /// [`AdapterTextError`] with every rule that is broken.
+    /// [`AdapterTextError`] with all rules that are broken.
     pub fn read(
         dir: &Path,
         model: &TextModel,
@@ -55,7 +56,7 @@ impl AdapterText {
         Self::read_sharing(dir, model, whose, &TokenPool::default())
     }
 
-    /// As [`AdapterText::read`], with the tokenizers that are in memory already.
+    /// As [`AdapterText::read`], sharing tokenizers with other adapters by `pool`.
     pub(in crate::llm) fn read_sharing(
         dir: &Path,
         model: &TextModel,
@@ -66,23 +67,23 @@ impl AdapterText {
             AdapterTokenizer::Base => AdapterTextFiles::default(),
             AdapterTokenizer::Auto | AdapterTokenizer::Adapter => AdapterTextFiles::read(dir)?,
         };
-        let mut making = Making {
+        let mut builder = AdapterTextBuilder {
             text: model.clone(),
             changes: TextChanges { unread: files.unread(), ..TextChanges::default() },
             problems: Vec::new(),
             model,
             files,
         };
-        making.take_tokenizer(whose, pool)?;
-        making.take_template()?;
-        making.take_end_tokens();
-        Rejections(making.problems).into_result()?;
-        Ok(Self { text: making.text, changes: making.changes })
+        builder.take_tokenizer(whose, pool)?;
+        builder.take_template()?;
+        builder.take_end_tokens();
+        Rejections(builder.problems).into_result()?;
+        Ok(Self { text: builder.text, changes: builder.changes })
     }
 }
 
-/// An adapter's text while its parts are taken.
-struct Making<'a> {
+/// An adapter's text while it is built.
+struct AdapterTextBuilder<'a> {
     model: &'a TextModel,
     files: AdapterTextFiles,
     text: TextModel,
@@ -90,7 +91,7 @@ struct Making<'a> {
     problems: Vec<Rejection>,
 }
 
-impl Making<'_> {
+impl AdapterTextBuilder<'_> {
     fn take_tokenizer(
         &mut self,
         whose: AdapterTokenizer,
@@ -125,7 +126,7 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// The adapter's tokenizer; the model's if it means the same.
+    /// The adapter's tokenizer; the model's if both tokenize alike.
     fn tokens(&self, bytes: &[u8], pool: &TokenPool) -> Result<Arc<Tokens>, TextError> {
         let base = self.model.tokens.as_ref();
         let digest = blake3::hash(bytes);
@@ -186,7 +187,7 @@ impl Making<'_> {
         }
     }
 
-    /// The end token of the adapter's tokenizer, if it is not that of the model's.
+    /// The `eos_token` of the adapter's tokenizer, if it differs from the model's.
     fn end_token(&self) -> Result<Option<u32>, Rejection> {
         let Some(token) = &self.files.config.eos_token else { return Ok(None) };
         let id = |text: &TextModel, token: &String| {

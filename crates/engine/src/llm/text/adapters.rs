@@ -1,4 +1,4 @@
-//! The textual side of every adapter that requests have named.
+//! Cache of the tokenizers, chat templates and end tokens of registered adapters.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -10,50 +10,50 @@ use super::model::TextModel;
 use super::token_pool::TokenPool;
 use crate::adapters::{AdapterId, Registered, RegistryError};
 
-/// What reading led to.
-type Outcome = Result<Arc<TextModel>, Arc<RegistryError>>;
+/// The result of reading an adapter's text, shared by its requests.
+type SharedText = Result<Arc<TextModel>, Arc<RegistryError>>;
 
-/// The texts of the model and of its adapters, each read once for a registration: files that change
-/// later do not matter until the adapter is loaded again.
+/// The texts of the model and of its adapters. Each is read once per registration: later changes of its files
+/// have no effect until the adapter is loaded again.
 pub(in crate::llm) struct AdapterTexts {
     model: Arc<TextModel>,
     whose: AdapterTokenizer,
     pool: TokenPool,
-    known: Mutex<HashMap<AdapterId, Known>>,
+    entries: Mutex<HashMap<AdapterId, TextEntry>>,
 }
 
-/// The text of a registration, for as long as somebody has that.
-struct Known {
+/// The text of a registration, kept for as long as the registration exists.
+struct TextEntry {
     owner: Weak<Registered>,
-    text: Arc<OnceLock<Outcome>>,
+    text: Arc<OnceLock<SharedText>>,
 }
 
 impl AdapterTexts {
-    /// Those of a model whose adapters are not known yet.
+    /// A cache with the model's text only.
     pub fn new(model: TextModel, lora: Option<&LoraConfig>) -> Self {
         Self {
             model: Arc::new(model),
             whose: lora.map_or_else(AdapterTokenizer::default, |lora| lora.adapter_tokenizer),
             pool: TokenPool::default(),
-            known: Mutex::default(),
+            entries: Mutex::default(),
         }
     }
 
-    /// The model's own.
+    /// The model's text.
     pub fn model(&self) -> &Arc<TextModel> {
         &self.model
     }
 
-    /// That of an adapter; read at its first use.
+    /// The text of an adapter, read at its first use.
     ///
     /// # Errors
     /// [`RegistryError::Text`] or [`RegistryError::Rejected`].
-    pub fn of(&self, entry: &Arc<Registered>) -> Outcome {
+    pub fn of(&self, entry: &Arc<Registered>) -> SharedText {
         let text = self.cell(entry);
         text.get_or_init(|| self.read(&entry.request).map_err(Arc::new)).clone()
     }
 
-    /// Reads that of an adapter, whatever is known of it.
+    /// Reads the text of an adapter, whether or not it is cached.
     ///
     /// # Errors
     /// [`RegistryError::Text`] or [`RegistryError::Rejected`].
@@ -81,25 +81,26 @@ impl AdapterTexts {
         Ok(if lines.is_empty() { self.model.clone() } else { Arc::new(text) })
     }
 
-    /// Replaces what is known of an adapter by what was read again.
+    /// Replaces the cached text of an adapter.
     pub fn replace(&self, entry: &Arc<Registered>, text: Arc<TextModel>) {
-        let known = Known { owner: Arc::downgrade(entry), text: Arc::new(Ok(text).into()) };
-        self.lock().insert(entry.id, known);
+        let text_entry =
+            TextEntry { owner: Arc::downgrade(entry), text: Arc::new(Ok(text).into()) };
+        self.lock().insert(entry.id, text_entry);
     }
 
-    /// The place of an adapter's text. It is filled outside of the lock: reading takes a while.
-    fn cell(&self, entry: &Arc<Registered>) -> Arc<OnceLock<Outcome>> {
-        let mut known = self.lock();
-        if let Some(known) = known.get(&entry.id) {
+    /// The cell of an adapter's text. It is filled without holding the lock, as reading takes a while.
+    fn cell(&self, entry: &Arc<Registered>) -> Arc<OnceLock<SharedText>> {
+        let mut entries = self.lock();
+        if let Some(known) = entries.get(&entry.id) {
             return known.text.clone();
         }
-        known.retain(|_, known| known.owner.strong_count() > 0);
+        entries.retain(|_, text| text.owner.strong_count() > 0);
         let text = Arc::new(OnceLock::new());
-        known.insert(entry.id, Known { owner: Arc::downgrade(entry), text: text.clone() });
+        entries.insert(entry.id, TextEntry { owner: Arc::downgrade(entry), text: text.clone() });
         text
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<AdapterId, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<AdapterId, TextEntry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! What an adapter's files change of the model's text, for people.
+//! Summary of how an adapter's files change the model's tokenizer, chat template and end tokens.
 
 use std::fmt::Display;
 
@@ -6,26 +6,26 @@ use serde::Serialize;
 
 use crate::text::NamedToken;
 
-/// What the files beside an adapter's weights change of the model's tokenizer, chat template and end
-/// tokens; nothing where they say what the model's say.
+/// How the files of an adapter's folder change the model's tokenizer, chat template and end tokens. Empty if
+/// they equal the model's.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
 pub struct TextChanges {
-    /// The file that another chat template was taken from.
+    /// The file of the adapter's chat template, if it differs from the model's.
     pub chat_template: Option<&'static str>,
-    /// Tokens that the chat template writes, other than the model's: `bos_token`, `eos_token`.
+    /// Special tokens of the chat template that differ from the model's: `bos_token`, `eos_token`.
     pub special_tokens: Vec<(&'static str, String)>,
-    /// Ids of the tokens that end an answer, if others than the model's.
+    /// Ids of end tokens, if they differ from the model's.
     pub end_tokens: Option<Vec<u32>>,
-    /// Whether the adapter's `tokenizer.json` was taken.
+    /// Whether the adapter's `tokenizer.json` is used.
     pub tokenizer: bool,
-    /// Tokens that it has and the model's has not, or at another id.
+    /// Tokens that the model's tokenizer lacks or has at another id.
     pub added_tokens: Vec<NamedToken>,
-    /// Vocabularies of tokenizers that are not read; the model's tokenizer is used.
+    /// Vocabulary files of slow tokenizers, which are not read. The model's tokenizer is used instead.
     pub unread: Vec<&'static str>,
 }
 
 impl TextChanges {
-    /// What was taken, in a line for each part.
+    /// The changes as text, one line for each.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(file) = self.chat_template {
@@ -48,7 +48,7 @@ impl TextChanges {
         lines
     }
 
-    /// What was not read, in a line for each file.
+    /// Warnings for files that are not read, one line for each.
     pub fn warnings(&self) -> Vec<String> {
         let warning = |file: &&str| {
             format!(
@@ -60,13 +60,13 @@ impl TextChanges {
     }
 }
 
-/// Tokens with their ids, the first few of them.
+/// The first tokens of a list with their ids.
 pub(in crate::llm) fn named(tokens: &[NamedToken]) -> String {
     let words: Vec<_> = tokens.iter().map(|t| format!("{} ({})", t.token, t.id)).collect();
     listed(&words)
 }
 
-/// The first few of a list, and how many more there are.
+/// The first entries of a list, and the number of further ones.
 fn listed<T: Display>(all: &[T]) -> String {
     const SHOWN: usize = 8;
     let mut words: Vec<_> = all.iter().take(SHOWN).map(ToString::to_string).collect();

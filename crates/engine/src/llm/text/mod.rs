@@ -1,4 +1,4 @@
-//! Text of a model and of its adapters: tokenizer, chat template, end tokens, guides.
+//! Tokenizers, chat templates, end tokens and guide compilers of a model and its adapters.
 
 mod adapter;
 mod adapters;

@@ -1,4 +1,4 @@
-//! The textual side of a model: tokenizer, chat template and end tokens.
+//! Tokenizer, chat template and end tokens of a model.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use crate::text::{
     ChatMessage, ChatTemplate, SpecialTokens, TextError, Tokenizer, TokenizerConfig,
 };
 
-/// Tokenizer and chat template, as far as the model has them, and the tokens that end a text. Those of
-/// an adapter stand in another one; see [`crate::AdapterText`].
+/// The tokenizer and chat template of a model, if it has them, and its end tokens. For adapters that have
+/// their own, see [`crate::AdapterText`].
 #[derive(Clone)]
 pub struct TextModel {
     path: PathBuf,
     pub(in crate::llm) tokens: Option<Arc<Tokens>>,
-    /// What the template was made of.
+    /// Special tokens and source of the chat template.
     pub(in crate::llm) config: TokenizerConfig,
     pub(in crate::llm) chat: Option<ChatTemplate>,
     pub(in crate::llm) end_ids: Vec<u32>,
-    /// Tokens of the model, which may be more than the tokenizer's.
+    /// Vocabulary size of the model, which may exceed the tokenizer's.
     pub(in crate::llm) vocab: usize,
 }
 
 impl TextModel {
-    /// No text: such a model takes and gives token ids.
+    /// Without tokenizer and chat template: requests and outputs consist of token ids.
     pub fn none(path: &Path, model: &ModelConfig) -> Self {
         Self {
             path: path.to_owned(),
@@ -41,7 +41,7 @@ impl TextModel {
         }
     }
 
-    /// The textual side of the model at `path`, a folder or a `.gguf` file, without its weights.
+    /// Reads the tokenizer and chat template of the model at `path`, a folder or a `.gguf` file.
     ///
     /// # Errors
     /// [`LlmError::Model`] or [`LlmError::Text`], naming the file.
@@ -51,13 +51,14 @@ impl TextModel {
             return Self::from_gguf(path, &gguf);
         }
         let model = ModelConfig::from_dir(path)?;
-        match files::is_present(&path.join("tokenizer.json")) {
-            true => Self::from_dir(path, &model),
-            false => Ok(Self::none(path, &model)),
+        if files::is_present(&path.join("tokenizer.json")) {
+            Self::from_dir(path, &model)
+        } else {
+            Ok(Self::none(path, &model))
         }
     }
 
-    /// Text to ids and back.
+    /// The tokenizer.
     ///
     /// # Errors
     /// [`LlmError::NoTokenizer`].
@@ -69,7 +70,7 @@ impl TextModel {
         self.tokens.as_deref().ok_or_else(|| LlmError::NoTokenizer { path: self.path.clone() })
     }
 
-    /// A matcher for the guide of a request, if it has one.
+    /// Compiles the guide of a request, if it has one.
     ///
     /// # Errors
     /// [`LlmError::Sampling`] or [`LlmError::Guide`], or [`LlmError::NoTokenizer`].
@@ -82,12 +83,12 @@ impl TextModel {
         Ok(Some(self.tokens()?.guide_compiler(self.vocab)?.compile(&guide)?))
     }
 
-    /// Tokens that end a text.
+    /// Ids of the tokens that end an output.
     pub fn end_ids(&self) -> &[u32] {
         &self.end_ids
     }
 
-    /// Reads `tokenizer.json` and the template of a folder; the end tokens are the model's.
+    /// Reads the tokenizer and chat template of a folder. The end tokens are those of `model`.
     ///
     /// # Errors
     /// [`LlmError::Text`] naming the file.
@@ -97,7 +98,7 @@ impl TextModel {
         Ok(Self::none(dir, model).with_text(tokenizer, config)?)
     }
 
-    /// Builds them from a GGUF file's metadata.
+    /// Builds them from the metadata of a GGUF file.
     ///
     /// # Errors
     /// [`LlmError::Model`] or [`LlmError::Text`].
@@ -120,10 +121,10 @@ impl TextModel {
         Ok(Self { tokens: Some(Arc::new(tokenizer.into())), config, chat, ..self })
     }
 
-    /// The text of a conversation, up to where the assistant is to speak.
+    /// Renders a conversation, with the generation prompt of the assistant at its end.
     ///
     /// # Errors
-    /// [`LlmError::NoChatTemplate`], or what the template refuses.
+    /// [`LlmError::NoChatTemplate`], or the error of the template.
     pub fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, LlmError> {
         let template = self
             .chat
@@ -132,10 +133,10 @@ impl TextModel {
         Ok(template.render(messages, true)?)
     }
 
-    /// The tokens of a conversation, up to where the assistant is to speak.
+    /// Renders and tokenizes a conversation, with the generation prompt of the assistant at its end.
     ///
     /// # Errors
-    /// As [`TextModel::render_chat`], or what the tokenizer refuses.
+    /// As [`TextModel::render_chat`], or the error of the tokenizer.
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<(String, Vec<u32>), LlmError> {
         let prompt = self.render_chat(messages)?;
         let ids = self.tokenizer()?.encode(&prompt, SpecialTokens::Skip)?;

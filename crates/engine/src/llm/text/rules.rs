@@ -1,4 +1,4 @@
-//! When the tokenizer and end tokens beside an adapter cannot be used with the model.
+//! Rules for using an adapter's tokenizer and end tokens with the model.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use lora_core::{Code, Rejection};
 use super::changes::named;
 use crate::text::{Contradiction, NamedToken};
 
-/// The way out that is always open.
+/// The remedy that always applies.
 const USE_BASE: &str = "set adapter_tokenizer: base to use the model's";
 
-/// Tokens of the model's vocabulary stand for something else.
+/// The adapter's tokenizer contradicts the model's vocabulary.
 pub(in crate::llm) fn other_vocabulary(contradicted: &[Contradiction]) -> Option<Rejection> {
     let Contradiction { model, adapter } = contradicted.first()?;
     let NamedToken { token, id } = model;
@@ -34,7 +34,8 @@ pub(in crate::llm) fn other_vocabulary(contradicted: &[Contradiction]) -> Option
     ))
 }
 
-/// Added tokens lie behind the model's vocabulary of `vocab` tokens. `padding` is not needed there.
+/// Added tokens have ids beyond the model's `vocab` tokens, so there are no embeddings for them. The padding
+/// token is exempt, as it is never fed to the model.
 pub(in crate::llm) fn tokens_without_rows(
     added: &[NamedToken],
     padding: Option<&str>,
@@ -51,14 +52,14 @@ pub(in crate::llm) fn tokens_without_rows(
     })
 }
 
-/// `eos_token_id` lies behind the model's vocabulary.
+/// `eos_token_id` is beyond the model's vocabulary.
 pub(in crate::llm) fn end_ids(ids: &[u32], vocab: usize) -> Option<Rejection> {
     let id = ids.iter().find(|id| **id as usize >= vocab)?;
     let setting = "eos_token_id in generation_config.json of the adapter";
     Some(without_rows(setting, format!("end token {id}"), vocab))
 }
 
-/// `eos_token` lies behind the model's vocabulary.
+/// `eos_token` is beyond the model's vocabulary.
 pub(in crate::llm) fn end_token_without_row(token: &str, id: u32, vocab: usize) -> Rejection {
     let setting = "eos_token in tokenizer_config.json of the adapter";
     without_rows(setting, format!("end token {token:?} ({id})"), vocab)
@@ -77,7 +78,7 @@ fn without_rows(setting: &str, found: String, vocab: usize) -> Rejection {
     )
 }
 
-/// `eos_token` is no token.
+/// `eos_token` is not in the tokenizer.
 pub(in crate::llm) fn unknown_end_token(token: &str) -> Rejection {
     Rejection::new(
         Code::UnknownEndToken,
@@ -88,7 +89,8 @@ pub(in crate::llm) fn unknown_end_token(token: &str) -> Rejection {
     )
 }
 
-/// Added tokens without the tokenizer that they are added to. `known` gives the model's id of a token.
+/// `added_tokens.json` has tokens that the model's tokenizer lacks, without a `tokenizer.json` beside it.
+/// `known` gives the model's id of a token.
 pub(in crate::llm) fn added_tokens_alone(
     added: &BTreeMap<String, u32>,
     known: impl Fn(&str) -> Option<u32>,

@@ -1,14 +1,14 @@
-//! A tokenizer with its compiler of guides.
+//! A tokenizer with its guide compiler.
 
 use std::sync::OnceLock;
 
 use crate::grammar::{GuideCompiler, GuideError};
 use crate::text::Tokenizer;
 
-/// A tokenizer and what guides need of it.
+/// A tokenizer and the guide compiler for its vocabulary.
 pub(in crate::llm) struct Tokens {
     pub tokenizer: Tokenizer,
-    /// Made when the first request has a guide.
+    /// Built at the first request with a guide, as that takes a while.
     compiler: OnceLock<Result<GuideCompiler, GuideError>>,
 }
 
@@ -19,10 +19,10 @@ impl From<Tokenizer> for Tokens {
 }
 
 impl Tokens {
-    /// Compiles guides for a model with `vocab` tokens.
+    /// The guide compiler for a model with `vocab` tokens.
     ///
     /// # Errors
-    /// Why this tokenizer cannot have guides.
+    /// [`GuideError`] if guides cannot be used with this tokenizer.
     pub fn guide_compiler(&self, vocab: usize) -> Result<&GuideCompiler, GuideError> {
         let make = || GuideCompiler::new(&self.tokenizer, vocab);
         self.compiler.get_or_init(make).as_ref().map_err(Clone::clone)
