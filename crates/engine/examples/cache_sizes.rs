@@ -1,4 +1,4 @@
-//! How much memory adapters take on the host and on the device, and what that did.
+//! Limits the memory of adapters on the host and on the device, and prints the cache's counters.
 //!
 //! ```sh
 //! cargo run --release -p loramux-engine --example cache_sizes -- MODEL ADAPTER
@@ -20,7 +20,7 @@ pub struct Args {
     pub adapter: PathBuf,
 }
 
-/// Answers a prompt twice with the adapter, and tells how the caches are doing.
+/// Answers a prompt twice with the adapter. Also returns the engine's counters.
 pub fn run(args: Args) -> Result<(Vec<RequestOutput>, EngineStats), LlmError> {
     let peft_cache_config = PeftCacheConfig {
         host_cache_size: 1 << 30,

@@ -1,4 +1,4 @@
-//! Each prompt has its own adapter, or none; all run in one batch.
+//! Prompts with different adapters, or none, in one batch.
 //!
 //! ```sh
 //! cargo run --release -p loramux-engine --example several_adapters -- MODEL ADAPTER ADAPTER

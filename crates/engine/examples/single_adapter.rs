@@ -22,7 +22,7 @@ pub struct Args {
 
 /// Answers two prompts with the adapter.
 pub fn run(args: Args) -> Result<Vec<RequestOutput>, LlmError> {
-    // What the adapter in `lora_dir` changes becomes `lora_target_modules`.
+    // `lora_target_modules` is taken from the adapter in `lora_dir`.
     let lora_config = LoraConfig {
         lora_dir: vec![args.adapter.clone()],
         max_lora_rank: 16,

@@ -1,4 +1,4 @@
-//! Tokenizer, chat template and end tokens that a trainer saved beside an adapter.
+//! Reading the tokenizer, chat template and generation config that trainers save with an adapter.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -14,29 +14,28 @@ const TOKENIZER: &str = "tokenizer.json";
 const GENERATION: &str = "generation_config.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
 
-/// Vocabularies of tokenizers that are not read, as `tokenizer.json` replaces them.
+/// Vocabulary files of slow tokenizers, which are not read; `tokenizer.json` has the same contents.
 const UNREAD: [&str; 4] = ["tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"];
 
-/// The files beside an adapter's weights that say how its requests become tokens and where its answers
-/// end, before they are compared with the model's.
+/// The files in an adapter's folder that concern text, before they are compared with the model's.
 #[derive(Clone, Debug, Default)]
 pub struct AdapterTextFiles {
     dir: PathBuf,
     /// Content of `tokenizer.json`.
     pub tokenizer: Option<Vec<u8>>,
-    /// Chat template and special tokens, of `chat_template.jinja` and `tokenizer_config.json`.
+    /// Chat template and special tokens, from `chat_template.jinja` and `tokenizer_config.json`.
     pub config: TokenizerConfig,
     /// `eos_token_id` of `generation_config.json`.
     pub end_ids: Option<Vec<u32>>,
-    /// `added_tokens.json`: what a slow tokenizer adds to its vocabulary.
+    /// `added_tokens.json`: tokens that a slow tokenizer adds to its vocabulary.
     pub added_tokens: BTreeMap<String, u32>,
 }
 
 impl AdapterTextFiles {
-    /// Reads what the folder has of these files. What is no folder has none.
+    /// Reads those of these files that the folder has. A path that is no folder has none.
     ///
     /// # Errors
-    /// [`TextError::Read`] for a file that is no regular file, too large or not readable,
+    /// [`TextError::Read`] for a file that is not regular, too large or unreadable,
     /// [`TextError::TokenizerConfig`] for JSON of another shape, [`TextError::NoDefaultTemplate`].
     pub fn read(dir: &Path) -> Result<Self, TextError> {
         if !dir.is_dir() {
@@ -56,7 +55,7 @@ impl AdapterTextFiles {
         })
     }
 
-    /// The tokenizer of `bytes`, the content of `tokenizer.json`.
+    /// Parses `bytes`, the content of the folder's `tokenizer.json`.
     ///
     /// # Errors
     /// [`TextError::Tokenizer`] naming the file.
@@ -64,12 +63,12 @@ impl AdapterTextFiles {
         Tokenizer::parse(bytes, || self.dir.join(TOKENIZER).display().to_string())
     }
 
-    /// The file that the chat template is from.
+    /// Name of the file that the chat template comes from.
     pub(crate) fn template_file(&self) -> &'static str {
         if files::is_present(&self.dir.join(TEMPLATE_FILE)) { TEMPLATE_FILE } else { CONFIG_FILE }
     }
 
-    /// Vocabularies that are not read: those of a folder without `tokenizer.json`.
+    /// Vocabulary files that are not read although the folder has no `tokenizer.json`.
     pub(crate) fn unread(&self) -> Vec<&'static str> {
         let present =
             |name: &&str| self.tokenizer.is_none() && files::is_present(&self.dir.join(name));
@@ -79,7 +78,7 @@ impl AdapterTextFiles {
         UNREAD.into_iter().filter(present).collect()
     }
 
-    /// What the folder has, in words, for where there is no model to compare it with.
+    /// Descriptions of the parts that the folder has, for reports without a model to compare with.
     pub fn present(&self) -> Vec<&'static str> {
         let parts = [
             (self.config.chat_template.is_some(), "chat template"),

@@ -1,4 +1,4 @@
-//! Chats to prompts by the model's own template.
+//! Rendering conversations to prompts by the model's chat template.
 
 use std::path::Path;
 
@@ -12,16 +12,16 @@ use super::{
     template_env::{TemplateRefusal, environment, without_generation_tags},
 };
 
-/// Name under which the one template is kept; it appears in messages about its lines.
+/// Name of the template in the environment. Errors show it with the line number.
 const NAME: &str = "chat_template";
 
 /// One message of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChatMessage {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
+    /// `system`, `user`, `assistant`, or another role that the template supports.
     pub role: String,
-    /// What is said.
+    /// Text of the message.
     pub content: String,
 }
 
@@ -47,12 +47,12 @@ impl ChatMessage {
     }
 }
 
-/// A model's chat template, compiled.
+/// A compiled chat template.
 ///
-/// It runs as in transformers' `apply_chat_template`: blocks are trimmed (`trim_blocks`,
-/// `lstrip_blocks`), strings, lists and dicts have Python's methods, `tojson` writes what
-/// `json.dumps` does, and `raise_exception`, `strftime_now` (in UTC), loop controls and
-/// `{% generation %}` are there. `tools` and `documents` are none.
+/// It is rendered as by transformers' `apply_chat_template`: blocks are trimmed (`trim_blocks`,
+/// `lstrip_blocks`), strings, lists and dicts have Python's methods, `tojson` prints as `json.dumps`, and
+/// `raise_exception`, `strftime_now` (in UTC), loop controls and `{% generation %}` are supported. `tools`
+/// and `documents` are none.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -60,8 +60,8 @@ pub struct ChatTemplate {
     eos_token: Option<String>,
 }
 
-/// The variables of a template. A token that the model lacks is left undefined rather than none, so
-/// that it prints as nothing.
+/// The variables of a template. A special token that the model lacks is undefined rather than none, so that
+/// it prints as an empty string.
 #[derive(Serialize)]
 struct Context<'a> {
     messages: &'a [ChatMessage],
@@ -75,8 +75,7 @@ struct Context<'a> {
 }
 
 impl ChatTemplate {
-    /// The template of a model's folder, with its BOS and EOS; see [`TokenizerConfig`] for where
-    /// they are looked for.
+    /// Reads the template of a model's folder, with its BOS and EOS tokens; see [`TokenizerConfig`] for the files.
     ///
     /// # Errors
     /// [`TextError::ChatTemplateMissing`], [`TextError::ChatTemplateSyntax`], and those of
@@ -86,7 +85,7 @@ impl ChatTemplate {
             .ok_or_else(|| TextError::ChatTemplateMissing { dir: dir.to_path_buf() })
     }
 
-    /// The template of a configuration, if it has one.
+    /// Compiles the template of a configuration, if it has one.
     ///
     /// # Errors
     /// [`TextError::ChatTemplateSyntax`].
@@ -96,11 +95,10 @@ impl ChatTemplate {
         source.map(|source| Self::from_source(source, bos, eos)).transpose()
     }
 
-    /// A template from its source, as from the `tokenizer.chat_template` of a GGUF file. `bos` and
-    /// `eos` are the spellings of those tokens.
+    /// Compiles a template. `bos` and `eos` are the spellings of those tokens.
     ///
     /// # Errors
-    /// [`TextError::ChatTemplateSyntax`] with the line, also where it would take too much to compile.
+    /// [`TextError::ChatTemplateSyntax`] with the line, also if it exceeds a limit of the compiler.
     pub fn from_source(
         source: &str,
         bos: Option<&str>,
@@ -119,12 +117,13 @@ impl ChatTemplate {
         })
     }
 
-    /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant is to
-    /// speak. Special tokens are in the text: encode it with [`super::SpecialTokens::Skip`].
+    /// Renders `messages` to a prompt. With `add_generation_prompt` it ends with the header of the assistant's
+    /// answer. The text contains its special tokens, so encode it with [`super::SpecialTokens::Skip`].
     ///
     /// # Errors
-    /// [`TextError::NoMessages`], [`TextError::ChatTemplateRefused`] with the template's own words
-    /// when it calls `raise_exception`, else [`TextError::ChatTemplateFailed`].
+    /// [`TextError::NoMessages`]; [`TextError::ChatTemplateRefused`] with the template's message if it calls
+    /// `raise_exception`; [`TextError::ChatTemplateTooCostly`] at a limit; else
+    /// [`TextError::ChatTemplateFailed`].
     pub fn render(
         &self,
         messages: &[ChatMessage],

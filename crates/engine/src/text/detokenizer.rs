@@ -1,25 +1,25 @@
-//! Token ids to text, one token at a time.
+//! Streaming detokenisation: token ids to text, one token at a time.
 
 use tokenizers::{DecodeStreamError, step_decode_stream};
 
 use super::{TextError, Tokenizer};
 
-/// Turns the tokens of one sequence into text as they are generated.
+/// Decodes the tokens of one sequence as they are generated.
 ///
-/// Text comes out in whole characters: bytes of a character whose rest is still to come are held
-/// back. With a byte-level tokenizer the pieces and the final [`Detokenizer::finish`] together are
-/// what [`Tokenizer::decode`] gives for all ids at once. With a tokenizer that falls back to byte
-/// tokens (`<0x0A>`) that holds for all valid UTF-8; where a byte arrives that spoils characters
-/// released before, these stay and only what follows is replaced by U+FFFD.
+/// Pieces consist of whole characters: the bytes of an incomplete character are held back. With a byte-level
+/// tokenizer, the pieces and the final [`Detokenizer::finish`] together equal [`Tokenizer::decode`] of all
+/// ids. With a tokenizer that falls back to byte tokens (`<0x0A>`) this holds for valid UTF-8. If a later
+/// byte makes characters invalid that were released already, they stay, and only what follows becomes
+/// U+FFFD.
 #[derive(Clone, Debug)]
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     skip_special: bool,
     /// Ids that decoding still depends on: those of the last piece, then those held back.
     ids: Vec<u32>,
-    /// Text of the ids before `released`.
+    /// Text of the released `ids`.
     prefix: String,
-    /// How many of `ids` are already in the text handed out.
+    /// Number of `ids` whose text was released.
     released: usize,
 }
 
@@ -28,13 +28,14 @@ impl Detokenizer {
         Self { tokenizer, skip_special, ids: Vec::new(), prefix: String::new(), released: 0 }
     }
 
-    /// Takes the next token and returns the text that it completes, which may be empty.
+    /// Adds a token and returns the text that it completes, possibly empty.
     ///
     /// # Errors
     /// [`TextError::Decode`] if the tokenizer's decoder fails.
     pub fn push(&mut self, id: u32) -> Result<String, TextError> {
         if self.skip_special && self.tokenizer.is_special(id) {
-            // They decode to nothing; kept, a long run of them would be decoded at every step.
+            // Special tokens decode to nothing. If they were kept in `ids`, a long run of them would be
+            // decoded again at every step.
             return Ok(String::new());
         }
         let step = step_decode_stream(
@@ -52,7 +53,7 @@ impl Detokenizer {
         }
     }
 
-    /// Returns what is still held back, with U+FFFD for incomplete characters, and starts anew.
+    /// Returns the text held back, with U+FFFD for incomplete characters, and resets the state.
     ///
     /// # Errors
     /// [`TextError::Decode`] if the tokenizer's decoder fails.
@@ -68,7 +69,7 @@ impl Detokenizer {
         Ok(rest)
     }
 
-    /// Decodes the held ids by themselves, for when they change the text before them.
+    /// Decodes the held ids alone, when together with the earlier ids they would change released text.
     fn release_alone(&mut self) -> Result<String, TextError> {
         let held = self.held().to_vec();
         let piece = self.tokenizer.decode(&held, self.skip_special)?;

@@ -1,4 +1,4 @@
-//! What can go wrong between text and token ids.
+//! Errors of tokenizers, chat templates and stop strings.
 
 use std::{io, path::PathBuf};
 
@@ -11,43 +11,43 @@ pub enum TextError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         reason: io::Error,
     },
-    /// A `tokenizer.json` that the tokenizers library refuses.
+    /// The tokenizers library rejects a `tokenizer.json`.
     #[error("{origin} is not a usable tokenizer: {reason}; save it again with transformers")]
     Tokenizer {
-        /// The file, or what stands for it.
+        /// The file, or a description of the source.
         origin: String,
-        /// What the library said.
+        /// The library's error.
         reason: String,
     },
-    /// A `tokenizer_config.json`, `generation_config.json` or `added_tokens.json` that is no JSON or
-    /// whose fields have other types than known.
+    /// A `tokenizer_config.json`, `generation_config.json` or `added_tokens.json` is invalid JSON, or has a
+    /// field of an unexpected type.
     #[error("{} cannot be used: {reason}; save it again with transformers", path.display())]
     TokenizerConfig {
         /// The file.
         path: PathBuf,
-        /// Where and why reading stopped.
+        /// The field and the error.
         reason: String,
     },
-    /// The tokenizer refused a text.
+    /// The tokenizer failed on a text.
     #[error("the prompt of {bytes} bytes cannot be tokenized: {reason}")]
     Encode {
         /// Length of the text in bytes.
         bytes: usize,
-        /// What the library said.
+        /// The library's error.
         reason: String,
     },
-    /// The tokenizer's decoder refused token ids.
+    /// The tokenizer's decoder failed on token ids.
     #[error("{tokens} token ids cannot be turned into text: {reason}")]
     Decode {
-        /// How many ids there were.
+        /// Number of ids.
         tokens: usize,
-        /// What the library said.
+        /// The library's error.
         reason: String,
     },
-    /// The GGUF file's vocabulary is of a kind that is not rebuilt from metadata.
+    /// The GGUF file's tokenizer is of an unsupported kind.
     #[error(
         "`{key}` is `{found}`, but a tokenizer can be built from a GGUF file only for {allowed}; \
          put the model's tokenizer.json beside the file"
@@ -60,7 +60,7 @@ pub enum TextError {
         /// The values that are supported.
         allowed: &'static str,
     },
-    /// The GGUF file's vocabulary contradicts itself.
+    /// The GGUF file's tokenizer metadata is inconsistent.
     #[error("`{key}` {problem}; download the GGUF file again or put tokenizer.json beside it")]
     GgufInvalid {
         /// The metadata key.
@@ -78,7 +78,7 @@ pub enum TextError {
         /// The model's folder.
         dir: PathBuf,
     },
-    /// Several named templates, none of them called `default`.
+    /// Several named templates, none of them named `default`.
     #[error(
         "`chat_template` in {} offers [{}] but no `default`; rename one of them to `default`",
         path.display(),
@@ -87,10 +87,10 @@ pub enum TextError {
     NoDefaultTemplate {
         /// The `tokenizer_config.json`.
         path: PathBuf,
-        /// The names on offer.
+        /// The names.
         names: Vec<String>,
     },
-    /// The template is no valid Jinja.
+    /// The template is invalid Jinja.
     #[error("the chat template cannot be compiled: {reason}; correct chat_template.jinja")]
     ChatTemplateSyntax {
         /// The place and the reason.
@@ -99,16 +99,16 @@ pub enum TextError {
     /// The template called `raise_exception`.
     #[error("the model's chat template refuses these messages: {message}")]
     ChatTemplateRefused {
-        /// The template's own words.
+        /// The template's message.
         message: String,
     },
-    /// The template failed while it ran.
+    /// The template failed while it was rendered.
     #[error("the chat template failed on these messages: {reason}; correct chat_template.jinja")]
     ChatTemplateFailed {
         /// The place and the reason.
         reason: String,
     },
-    /// The template takes more than a template may.
+    /// The template exceeded a limit of time or memory.
     #[error(
         "the chat template is stopped on these messages at {place}: it {did}; shorten the messages, or \
          correct chat_template.jinja"
@@ -116,13 +116,13 @@ pub enum TextError {
     ChatTemplateTooCostly {
         /// Where it was stopped.
         place: String,
-        /// What it does, with the limit.
+        /// What it did, with the limit.
         did: String,
     },
     /// A chat without messages.
     #[error("`messages` is empty; send at least one message")]
     NoMessages,
-    /// A stop string that would match everywhere.
+    /// An empty stop string, which would match everywhere.
     #[error("stop string number {index} is empty; remove it or give it at least one character")]
     EmptyStopString {
         /// Its index in the list, from 0.
@@ -131,7 +131,7 @@ pub enum TextError {
 }
 
 impl TextError {
-    /// Whether the text of a request is refused; otherwise a file cannot be used for any request.
+    /// Whether the error concerns one request. Otherwise a file is unusable, for any request.
     pub fn is_of_request(&self) -> bool {
         matches!(
             self,

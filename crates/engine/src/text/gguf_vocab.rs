@@ -1,4 +1,4 @@
-//! A tokenizer rebuilt from the metadata of a GGUF file.
+//! Building a tokenizer from the metadata of a GGUF file.
 
 use std::collections::HashSet;
 
@@ -27,28 +27,28 @@ const CONTROL: i32 = 3;
 /// `tokenizer.ggml.token_type` of tokens that are matched in the raw text before BPE.
 const USER_DEFINED: i32 = 4;
 
-/// How Llama 3 splits a text into words; the pattern is part of the model.
+/// The pre-tokenizer pattern of Llama 3.
 const LLAMA3_WORDS: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
-/// How Qwen 2 does: as Llama 3, but digit by digit.
+/// The pre-tokenizer pattern of Qwen 2: as Llama 3's, but with single digits.
 const QWEN2_WORDS: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-/// The `tokenizer.ggml.*` metadata of a GGUF file, from which
-/// `Tokenizer::try_from` builds a byte-level BPE tokenizer.
+/// The `tokenizer.ggml.*` metadata of a GGUF file. `Tokenizer::try_from` builds a byte-level BPE tokenizer
+/// from it.
 ///
-/// Errors of the conversion are [`TextError::GgufUnsupported`] for another `model` or `pre` than
-/// the supported ones, and [`TextError::GgufInvalid`] for metadata that contradicts itself.
+/// The conversion fails with [`TextError::GgufUnsupported`] for an unsupported `model` or `pre`, and with
+/// [`TextError::GgufInvalid`] for inconsistent metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GgufVocab {
     /// `tokenizer.ggml.model`: the algorithm. Only `gpt2`, byte-level BPE, is supported.
     pub model: String,
     /// `tokenizer.ggml.pre`: how text is split before BPE. Supported are `smollm`, `llama-bpe`,
-    /// `qwen2`, `gpt-2` and `default`, which is taken as `gpt-2`.
+    /// `qwen2`, `gpt-2` and `default`, which means `gpt-2`.
     pub pre: String,
     /// `tokenizer.ggml.tokens`: spelling of each id, in the byte-level alphabet.
     pub tokens: Vec<String>,
@@ -58,9 +58,9 @@ pub struct GgufVocab {
     pub merges: Vec<String>,
     /// `tokenizer.ggml.bos_token_id`.
     pub bos: Option<u32>,
-    /// `tokenizer.ggml.eos_token_id`. Not part of tokenizing; kept for the caller.
+    /// `tokenizer.ggml.eos_token_id`. Not used for tokenizing.
     pub eos: Option<u32>,
-    /// `tokenizer.ggml.unknown_token_id`: stands for bytes that the vocabulary lacks.
+    /// `tokenizer.ggml.unknown_token_id`: replaces bytes that the vocabulary lacks.
     pub unk: Option<u32>,
     /// `tokenizer.ggml.add_bos_token`: whether [`super::SpecialTokens::Add`] puts `bos` first. A
     /// file without the key means true for `llama-bpe` and false for the others.
@@ -128,7 +128,7 @@ fn split_at(words: &str) -> Result<PreTokenizerWrapper, TextError> {
 fn bpe(vocab: &GgufVocab) -> Result<ModelWrapper, TextError> {
     let mut builder = BPE::builder()
         .vocab_and_merges(ids_by_token(vocab)?, merge_pairs(vocab)?)
-        // Llama 3 has whole words that no sequence of merges reaches.
+        // Llama 3's vocabulary has words that no sequence of merges produces.
         .ignore_merges(vocab.pre == "llama-bpe")
         .fuse_unk(true);
     if let Some(unk) = vocab.unk {
@@ -181,8 +181,8 @@ fn tokens_of_type(vocab: &GgufVocab, kind: i32, special: bool) -> Vec<AddedToken
     of_kind.map(|(token, _)| AddedToken::from(token.clone(), special)).collect()
 }
 
-/// A post-processor that puts BOS first. It is built from its JSON form because the library's
-/// builder parses token spellings and trips over some.
+/// A post-processor that prepends BOS. It is built from JSON because the library's builder parses the spelling
+/// of tokens, and fails for some.
 fn leading_bos(vocab: &GgufVocab) -> Result<PostProcessorWrapper, TextError> {
     const KEY: &str = "tokenizer.ggml.bos_token_id";
     let problem = "is missing, but `tokenizer.ggml.add_bos_token` is true".to_owned();

@@ -1,9 +1,8 @@
-//! From text to token ids and back: tokenizers, streaming detokenising, stop strings and chat
-//! templates.
+//! From text to token ids and back: tokenizers, streaming detokenisation, stop strings and chat templates.
 //!
-//! BPE itself is the `tokenizers` crate's and Jinja is `minijinja`'s; this module decides how they
-//! are set up so that a prompt gets the ids that the model was trained with, and what happens at
-//! the seams: half characters, stop strings cut by a token border, templates written for Python.
+//! Built on the crates `tokenizers` and `minijinja`. This module configures them so that a prompt gets the ids
+//! that the model was trained with, and handles what lies between: characters split over tokens, stop strings
+//! that cross token boundaries, and templates written for Python's Jinja.
 
 mod adapter_files;
 mod chat;

@@ -1,25 +1,25 @@
-//! JSON as Python's `json.dumps` writes it.
+//! Printing JSON as Python's `json.dumps` does.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::{Value, ser::Formatter};
 
-/// The arguments of `json.dumps` that change how a value looks.
+/// The formatting arguments of `json.dumps`.
 #[derive(Clone, Debug)]
 pub(super) struct JsonStyle {
-    /// Spaces for each level of nesting; none keeps everything on one line.
+    /// Spaces for each level of nesting; none: everything on one line.
     pub(super) indent: Option<usize>,
-    /// Between items.
+    /// Separator between items.
     pub(super) item_separator: String,
-    /// Between a key and its value.
+    /// Separator between a key and its value.
     pub(super) key_separator: String,
-    /// Whether characters beyond ASCII are written as `\uXXXX`.
+    /// Whether non-ASCII characters are escaped as `\uXXXX`.
     pub(super) ensure_ascii: bool,
 }
 
 impl JsonStyle {
-    /// Python's separators: no space follows a comma where a new line does.
+    /// Python's default separators: with an indent, no space follows a comma.
     pub(super) fn with_indent(indent: Option<usize>) -> Self {
         Self {
             indent,
@@ -30,7 +30,7 @@ impl JsonStyle {
     }
 }
 
-/// `value` in the given style.
+/// Prints `value` in the given style.
 pub(super) fn dumps(value: &Value, style: JsonStyle) -> Result<String, serde_json::Error> {
     let mut bytes = Vec::new();
     let formatter = PythonFormatter { style, depth: 0, has_items: false };
@@ -41,7 +41,7 @@ pub(super) fn dumps(value: &Value, style: JsonStyle) -> Result<String, serde_jso
 struct PythonFormatter {
     style: JsonStyle,
     depth: usize,
-    /// Whether the innermost list or object has had an item: empty ones stay on one line.
+    /// Whether the innermost list or object has an item; empty ones stay on one line.
     has_items: bool,
 }
 
@@ -57,7 +57,7 @@ impl PythonFormatter {
         if self.has_items {
             self.new_line(out)?;
         }
-        // The value closed here is itself an item of what encloses it.
+        // The closed value is itself an item of the enclosing one.
         self.has_items = true;
         out.write_all(bracket)
     }

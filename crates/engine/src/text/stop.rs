@@ -1,31 +1,31 @@
-//! Stop strings in streamed text.
+//! Finding stop strings in streamed text.
 
 use super::TextError;
 
-/// What a piece of text led to.
+/// Result of a piece of text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopEvent {
-    /// Text that may be shown now: no part of it can still turn out to begin a stop string.
+    /// Text that can be shown: no part of it can become the beginning of a stop string.
     pub text: String,
-    /// The stop string that ended the sequence, if one did.
+    /// The stop string that ended the sequence, if any.
     pub matched: Option<String>,
 }
 
 /// Finds stop strings in text that arrives in pieces.
 ///
-/// The stop string that is complete first wins; of several that end at the same place, the
-/// longest. The outcome therefore does not depend on how the text was cut into pieces.
+/// The match that ends first wins; of several that end at the same place, the longest. So the result does not
+/// depend on how the text is split into pieces.
 #[derive(Clone, Debug)]
 pub struct StopStrings {
     stops: Vec<String>,
     include_in_output: bool,
-    /// The end of the text so far, as far as it may begin a stop string.
+    /// The end of the text, which may be the beginning of a stop string.
     held: String,
     matched: Option<String>,
 }
 
 impl StopStrings {
-    /// A search for `stops`; with `include_in_output` the match itself is part of the text.
+    /// Searches for `stops`. With `include_in_output` the match itself is part of the text.
     ///
     /// # Errors
     /// [`TextError::EmptyStopString`] if one of them is empty.
@@ -41,8 +41,7 @@ impl StopStrings {
         }
     }
 
-    /// Takes the next piece of text. After a match, further pieces are discarded and the event
-    /// repeats the match.
+    /// Adds a piece of text. After a match, further pieces are discarded, and the event repeats the match.
     pub fn push(&mut self, piece: &str) -> StopEvent {
         if self.matched.is_some() {
             return StopEvent { text: String::new(), matched: self.matched.clone() };
@@ -64,19 +63,19 @@ impl StopStrings {
         StopEvent { text, matched: self.matched.clone() }
     }
 
-    /// Returns what was held back, as no more text follows.
+    /// Returns the text held back, at the end of the text.
     pub fn finish(&mut self) -> StopEvent {
         StopEvent { text: std::mem::take(&mut self.held), matched: self.matched.clone() }
     }
 
-    /// Start and stop string of the match that ends first.
+    /// The match that ends first: its start and its stop string.
     fn first_match(&self) -> Option<(usize, String)> {
         let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop)?, stop)));
         let first = found.min_by_key(|(start, stop)| (start + stop.len(), *start));
         first.map(|(start, stop)| (start, stop.clone()))
     }
 
-    /// Bytes at the end of the held text that are the beginning of a stop string.
+    /// Length in bytes of the longest end of the held text that begins a stop string.
     fn possible_start(&self) -> usize {
         let text = self.held.as_bytes();
         let longest = |stop: &String| {
@@ -84,7 +83,7 @@ impl StopStrings {
             let begins = |n: &usize| stop.as_bytes().get(..*n).is_some_and(|s| text.ends_with(s));
             (1..=longest).rev().find(begins).unwrap_or(0)
         };
-        // The match is exact, so it begins where a character does and the cut is between two.
+        // The bytes match the beginning of a string exactly, so they begin at a character boundary.
         self.stops.iter().map(longest).max().unwrap_or(0)
     }
 }

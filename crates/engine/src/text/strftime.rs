@@ -1,4 +1,4 @@
-//! Dates for chat templates, by C's `strftime` in the C locale.
+//! C's `strftime` in the C locale, for chat templates.
 
 use std::fmt::Write as _;
 
@@ -19,7 +19,7 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// A moment in UTC, split as `strftime` needs it.
+/// A point in time in UTC, split into the fields of `strftime`.
 struct Moment {
     year: u64,
     /// 0 to 11.
@@ -33,9 +33,9 @@ struct Moment {
 }
 
 impl Moment {
-    /// Splits seconds since 1970-01-01. Years are counted from 1 March, so that the leap day is a
-    /// year's last and the months before it have a pattern of lengths repeating every 5 months
-    /// (153 days); 400 years have 146097 days.
+    /// Splits seconds since 1970-01-01. The computation uses years that start on 1 March: then the leap day is
+    /// the last day of a year, and the lengths of months repeat every 5 months (153 days). 400 years have
+    /// 146097 days.
     fn from_unix(unix: u64) -> Self {
         let days = unix / 86_400;
         let from_era = days + 719_468;
@@ -59,7 +59,7 @@ impl Moment {
         self.seconds / 3_600
     }
 
-    /// The hour of a clock with 12 hours.
+    /// The hour of a 12-hour clock.
     fn hour12(&self) -> u64 {
         (self.hour() + 11) % 12 + 1
     }
@@ -73,16 +73,16 @@ impl Moment {
     }
 }
 
-/// The small numbers above as indices; they fit any `usize`.
+/// A small number as an index.
 fn index(small: u64) -> usize {
     usize::try_from(small).unwrap_or_default()
 }
 
-/// `unix`, in seconds since 1970-01-01 UTC, by `format`. Known are `%a %A %b %B %d %e %F %H %I %j
-/// %m %M %p %S %T %y %Y %%`, and numbers without padding as `%-d`.
+/// Formats `unix`, in seconds since 1970-01-01 UTC. Supported are `%a %A %b %B %d %e %F %H %I %j %m %M %p %S
+/// %T %y %Y %%`, and numbers without padding, such as `%-d`.
 ///
 /// # Errors
-/// The directive that is not known.
+/// The directive that is not supported.
 pub(super) fn strftime_utc(unix: u64, format: &str) -> Result<String, String> {
     let moment = Moment::from_unix(unix);
     let mut text = String::with_capacity(format.len() * 2);
@@ -105,7 +105,7 @@ pub(super) fn strftime_utc(unix: u64, format: &str) -> Result<String, String> {
     Ok(text)
 }
 
-/// Writes one directive; false if it is not known.
+/// Writes one directive. Returns false if it is not supported.
 fn write_directive(text: &mut String, moment: &Moment, directive: char, padded: bool) -> bool {
     let (number, width) = match directive {
         'Y' => (moment.year, 4),
@@ -127,7 +127,7 @@ fn write_directive(text: &mut String, moment: &Moment, directive: char, padded: 
     written.is_ok()
 }
 
-/// Writes a directive that is no single number; false if it is not known.
+/// Writes a directive that is not a single number. Returns false if it is not supported.
 fn write_words(text: &mut String, moment: &Moment, directive: char) -> bool {
     let (day, month) = (DAYS[moment.weekday], MONTHS[moment.month]);
     match directive {

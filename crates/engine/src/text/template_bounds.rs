@@ -1,8 +1,8 @@
-//! What a chat template may ask of minijinja's compiler, which has no budget.
+//! Limits on compiling a chat template. minijinja limits the execution of templates, but not their compilation.
 //!
-//! It turns a chain of operators into a tree as deep as the chain is long and walks the tree by recursion,
-//! and it computes operations on constants: a short template may overflow the stack, or fill the memory,
-//! before it runs.
+//! The compiler turns a chain of operators into a tree of the same depth, which it walks recursively, and it
+//! evaluates operations on constants. So a short template could overflow the stack or exhaust memory before
+//! it runs.
 
 use minijinja::Value;
 use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Stmt};
@@ -13,18 +13,18 @@ use minijinja::value::ValueKind;
 use super::TextError;
 use super::template_budget::size;
 
-/// Operators, brackets and lookups between `{{` and `}}` or `{%` and `%}`: a tree of this depth fits the stack
-/// of a thread, see the test below.
+/// Most operators, brackets and lookups in one `{{ }}` or `{% %}`. A tree of this depth fits the stack of a
+/// thread, as the test below shows.
 const MAX_OPERATORS: usize = 500;
 
-/// Branches by `elif` in a template, each of which is within the one before; likewise.
+/// Most `elif` branches of a template. Each is nested in the one before, so they have the same limit.
 const MAX_BRANCHES: usize = 500;
 
-/// Bytes of all constants that are made of others.
+/// Most bytes of all constants that the compiler computes from others.
 const MAX_CONSTANTS: usize = 1 << 20;
 
-/// Fails with [`TextError::ChatTemplateSyntax`] if compiling the template could take more than it may.
-/// What is no template is left to the compiler to tell.
+/// Fails with [`TextError::ChatTemplateSyntax`] if compiling the template could exceed a limit. Syntax errors are
+/// left to the compiler.
 pub(super) fn check(name: &str, source: &str) -> Result<(), TextError> {
     let too_costly = |line: u16, does: String| {
         Err(TextError::ChatTemplateSyntax { reason: format!("it {does} (in {name}:{line})") })
@@ -52,16 +52,14 @@ pub(super) fn check(name: &str, source: &str) -> Result<(), TextError> {
     };
     let mut constants = Constants::default();
     constants.add_statement(&template);
-    match constants.bytes > MAX_CONSTANTS {
-        true => too_costly(
-            constants.line,
-            format!("makes constants of more than {MAX_CONSTANTS} bytes"),
-        ),
-        false => Ok(()),
+    if constants.bytes > MAX_CONSTANTS {
+        let does = format!("makes constants of more than {MAX_CONSTANTS} bytes");
+        return too_costly(constants.line, does);
     }
+    Ok(())
 }
 
-/// Whether a token makes an expression deeper.
+/// Whether a token adds to the depth of an expression.
 fn is_operator(token: &Token<'_>) -> bool {
     match token {
         Token::Ident(word) => matches!(*word, "and" | "or" | "not" | "in" | "is" | "if"),
@@ -73,11 +71,11 @@ fn is_operator(token: &Token<'_>) -> bool {
     }
 }
 
-/// The constants that the compiler makes of others.
+/// Total size of the constants that the compiler computes from others.
 #[derive(Default)]
 struct Constants {
     bytes: usize,
-    /// Line of the last one that was counted before there were too many.
+    /// Line of the constant with which the limit was exceeded.
     line: u16,
 }
 
@@ -92,7 +90,7 @@ impl Constants {
         }
     }
 
-    /// Counts what is made within an expression; what it is itself, if it is a constant.
+    /// Counts the constants computed within an expression. Returns its own value, if it is constant.
     fn add(&mut self, expression: &Expr<'_>) -> Option<Constant> {
         let operands: Vec<Option<Constant>> =
             operands(expression).into_iter().map(|operand| self.add(operand)).collect();
@@ -104,7 +102,7 @@ impl Constants {
             (Expr::BinOp(operation), [Some(left), Some(right)]) => {
                 match (operation.op, left, right) {
                     (_, Constant::Number(_), Constant::Number(_)) => {
-                        // Numbers are small, and so is what is made of them.
+                        // Numbers are small, and so are results of operations on them.
                         return expression.as_const().map(Constant::of);
                     }
                     (BinOpKind::Mul, Constant::Number(times), Constant::Bytes(bytes))
@@ -127,11 +125,11 @@ impl Constants {
     }
 }
 
-/// The value of an expression that the compiler can compute.
+/// The value of a constant expression.
 enum Constant {
-    /// None, a truth value or a number.
+    /// None, a boolean or a number.
     Number(Value),
-    /// Text, lists and dicts of this size.
+    /// A string, list or dict of this size.
     Bytes(usize),
 }
 
@@ -153,7 +151,7 @@ impl Constant {
     }
 }
 
-/// The expressions of a statement, and the statements within it.
+/// The expressions of a statement, and the statements nested in it.
 fn parts<'a, 's>(statement: &'a Stmt<'s>) -> (Vec<&'a Expr<'s>>, Vec<&'a [Stmt<'s>]>) {
     match statement {
         Stmt::Template(it) => (vec![], vec![&it.children]),
@@ -195,7 +193,7 @@ fn parts<'a, 's>(statement: &'a Stmt<'s>) -> (Vec<&'a Expr<'s>>, Vec<&'a [Stmt<'
     }
 }
 
-/// The expressions that an expression is made of.
+/// The operands of an expression.
 fn operands<'a, 's>(expression: &'a Expr<'s>) -> Vec<&'a Expr<'s>> {
     let called = |on: Option<&'a Expr<'s>>, arguments: &'a [CallArg<'s>]| {
         on.into_iter().chain(arguments.iter().map(argument)).collect()

@@ -1,8 +1,7 @@
-//! What one rendering of a chat template may cost.
+//! The budget of one rendering of a chat template.
 //!
-//! Templates come with models and adapters, so they are strangers' programs. Steps are counted by
-//! minijinja (its fuel); the text and lists that they make are counted here, against one budget for the
-//! whole rendering, intermediate results included.
+//! Templates come with models and adapters, so they are untrusted programs. minijinja counts instructions (its
+//! fuel). The strings and lists that a rendering creates, including intermediate results, are counted here.
 
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,34 +10,34 @@ use std::time::{Duration, Instant};
 use minijinja::value::{Object, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// Instructions of one rendering. Real templates run some hundred for each message.
+/// Most instructions of one rendering. Real templates run a few hundred per message.
 pub(super) const MAX_STEPS: u64 = 10_000_000;
 
-/// Bytes that one rendering may make, intermediate results included. A prompt of a million tokens has
+/// Most bytes that one rendering may create, including intermediate results. A prompt of a million tokens has
 /// about four megabytes, and real templates copy a message about ten times.
 pub(super) const MAX_BYTES: usize = 256 << 20;
 
-/// How long one rendering may take; real ones take milliseconds.
+/// Longest time of one rendering; real templates take milliseconds.
 const MAX_TIME: Duration = Duration::from_secs(5);
 
-/// Elements of one list, those of its elements included.
+/// Most elements of one list, including nested ones.
 pub(super) const MAX_ITEMS: usize = 1 << 20;
 
-/// Lists and dicts within each other.
+/// Deepest nesting of lists and dicts.
 const MAX_DEPTH: usize = 64;
 
-/// Bytes of a string that is taken apart into characters, which are values of their own.
+/// Most bytes of a string that is split into characters, each of which is a value of its own.
 const MAX_CHARS: usize = 1 << 20;
 
-/// What an element of a list or dict counts, beside its text.
+/// Bytes counted for an element of a list or dict, besides its text.
 pub(super) const ELEMENT: usize = 64;
 
-/// Which limit a template went over.
+/// The limit that a template exceeded.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct OverLimit(String);
 
-/// An error that says what a template did.
+/// The error of a template that exceeded a limit; `did` describes how.
 pub(super) fn over(did: String) -> Error {
     let error = Error::new(ErrorKind::InvalidOperation, "a limit of templates was reached");
     error.with_source(OverLimit(did))
@@ -48,7 +47,7 @@ fn over_bytes() -> Error {
     over(format!("makes more than {MAX_BYTES} bytes of text and lists"))
 }
 
-/// What a rendering has used so far.
+/// Resources that a rendering has used so far.
 #[derive(Debug)]
 struct Budget {
     bytes: AtomicUsize,
@@ -64,31 +63,31 @@ impl Budget {
     }
 }
 
-/// Fails if the rendering may not make `bytes` more; to be asked before they are made.
+/// Fails if the budget does not allow `bytes` more. To be called before they are created.
 pub(super) fn affordable(state: &State<'_, '_>, bytes: usize) -> Result<(), Error> {
     let used = Budget::of(state).bytes.load(Ordering::Relaxed);
     if bytes > MAX_BYTES.saturating_sub(used) { Err(over_bytes()) } else { Ok(()) }
 }
 
-/// Counts `bytes` that are made.
+/// Charges `bytes` to the budget, and checks the time.
 pub(super) fn charge(state: &State<'_, '_>, bytes: usize) -> Result<(), Error> {
     affordable(state, bytes)?;
     let budget = Budget::of(state);
     budget.bytes.fetch_add(bytes, Ordering::Relaxed);
-    match budget.since.elapsed() > MAX_TIME {
-        true => Err(over(format!("takes more than {} seconds", MAX_TIME.as_secs()))),
-        false => Ok(()),
+    if budget.since.elapsed() > MAX_TIME {
+        return Err(over(format!("takes more than {} seconds", MAX_TIME.as_secs())));
     }
+    Ok(())
 }
 
-/// Counts a value that was made, and fails if it is larger or deeper than values may be.
-pub(super) fn made(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
+/// Charges a created value to the budget. Fails if the value is too large or too deeply nested.
+pub(super) fn charge_value(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
     check_shape(&value)?;
     charge(state, size(&value))?;
     Ok(value)
 }
 
-/// Bytes of a value of its own: text, or elements and their text.
+/// Bytes counted for a value: its text, or its elements and their text.
 pub(super) fn size(value: &Value) -> usize {
     let text = |value: &Value| value.as_str().map_or(0, str::len);
     let elements = value.len().unwrap_or(0).saturating_mul(ELEMENT);
@@ -103,8 +102,8 @@ pub(super) fn size(value: &Value) -> usize {
     }
 }
 
-/// Fails if a value has too many elements, or elements within elements, for what walks over it. A
-/// namespace within another value is refused, as only they can be made to hold themselves.
+/// Fails if a value has too many elements or is too deeply nested, as other code walks it recursively. A
+/// namespace within another value is refused: only namespaces are mutable, and could contain themselves.
 pub(super) fn check_shape(value: &Value) -> Result<(), Error> {
     walk(value, 0, &mut 0)
 }
@@ -138,16 +137,16 @@ fn walk(value: &Value, depth: usize, items: &mut usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Fails if a string is too long to be taken apart into characters.
+/// Fails if a string is too long to be split into characters.
 pub(super) fn check_chars(value: &Value) -> Result<(), Error> {
-    match value.as_str().is_some_and(|text| text.len() > MAX_CHARS) {
-        true => Err(over(format!("takes a string of more than {MAX_CHARS} bytes apart"))),
-        false => Ok(()),
+    if value.as_str().is_some_and(|text| text.len() > MAX_CHARS) {
+        return Err(over(format!("takes a string of more than {MAX_CHARS} bytes apart")));
     }
+    Ok(())
 }
 
-/// Bytes of a value as it prints.
-pub(super) fn printed(value: &Value) -> Result<usize, Error> {
+/// Bytes of the printed form of a value.
+pub(super) fn printed_len(value: &Value) -> Result<usize, Error> {
     let mut counter = Counter(0);
     match value.as_str() {
         Some(text) => Ok(text.len()),
@@ -155,7 +154,7 @@ pub(super) fn printed(value: &Value) -> Result<usize, Error> {
     }
 }
 
-/// Counts what is written to it, up to the limit.
+/// Counts the bytes written to it, up to the limit.
 struct Counter(usize);
 
 impl Write for Counter {

@@ -1,8 +1,8 @@
-//! Templates with their costs counted.
+//! Instruments compiled templates, so that their operations are charged to the budget.
 //!
-//! minijinja has no hook between the operations of a template, of which a few suffice to double a string
-//! thirty times. So its instructions are copied with calls of the functions of [`add_functions`] between
-//! them; a name with brackets in it is none that a template could use.
+//! A few operations suffice to double a string thirty times, and minijinja has no hook between operations. So
+//! its instructions are copied, with calls to the functions of [`add_functions`] inserted. The names of these
+//! contain brackets, so that templates cannot call them.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +13,15 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, State, Template, Value};
 
 use super::template_budget::{
-    MAX_ITEMS, affordable, charge, check_chars, check_shape, made, over, printed, size,
+    MAX_ITEMS, affordable, charge, charge_value, check_chars, check_shape, over, printed_len, size,
 };
 
-/// Bytes of a repeated string, as minijinja has it, whose own error does not tell this limit from a fault
-/// of the template.
+/// Most bytes of a repeated string. minijinja has the same limit, but its error cannot be told from a fault of
+/// the template.
 const MAX_REPEATED: usize = 100_000_000;
 
-/// Bytes of a constant that is counted like what a template makes: minijinja computes operations on
-/// constants beforehand.
+/// Constants above this size are charged like created values: minijinja evaluates operations on constants at
+/// compile time.
 const COUNTED_CONSTANT: usize = 4096;
 
 const MADE: &str = "[made]";
@@ -32,9 +32,9 @@ const ADDED: &str = "[added]";
 const MULTIPLIED: &str = "[multiplied]";
 const CONCATENATED: &str = "[concatenated]";
 
-/// Adds the functions that count.
+/// Adds the accounting functions.
 pub(super) fn add_functions(env: &mut Environment<'_>) {
-    env.add_function(MADE, made);
+    env.add_function(MADE, charge_value);
     env.add_function(TIMED, |state: &State<'_, '_>, value: Value| charge(state, 0).map(|()| value));
     env.add_function(ITERATED, |value: Value| check_chars(&value).map(|()| value));
     env.add_function(ASSIGNED, |value: Value, to: Value| {
@@ -58,17 +58,17 @@ pub(super) fn add_functions(env: &mut Environment<'_>) {
         Ok::<_, Error>(pair(a, b))
     });
     env.add_function(CONCATENATED, |state: &State<'_, '_>, a: Value, b: Value| {
-        affordable(state, printed(&a)?.saturating_add(printed(&b)?))?;
+        affordable(state, printed_len(&a)?.saturating_add(printed_len(&b)?))?;
         Ok::<_, Error>(pair(a, b))
     });
 }
 
-/// Two operands for `UnpackList`, which puts the first one on top.
+/// Two operands for `UnpackList`, which pushes the first element last.
 fn pair(below: Value, top: Value) -> Value {
     Value::from(vec![top, below])
 }
 
-/// Elements of a list; 0 of anything else.
+/// Number of elements of a list; 0 for other values.
 fn length(value: &Value) -> usize {
     match value.kind() {
         ValueKind::Seq | ValueKind::Iterable => value.len().unwrap_or(0),
@@ -77,20 +77,20 @@ fn length(value: &Value) -> usize {
 }
 
 fn check_repeated(bytes: usize) -> Result<(), Error> {
-    match bytes > MAX_REPEATED {
-        true => Err(over(format!("repeats a string to more than {MAX_REPEATED} bytes"))),
-        false => Ok(()),
+    if bytes > MAX_REPEATED {
+        return Err(over(format!("repeats a string to more than {MAX_REPEATED} bytes")));
     }
+    Ok(())
 }
 
 fn check_items(items: usize) -> Result<(), Error> {
-    match items > MAX_ITEMS {
-        true => Err(over(format!("makes a list of more than {MAX_ITEMS} elements"))),
-        false => Ok(()),
+    if items > MAX_ITEMS {
+        return Err(over(format!("makes a list of more than {MAX_ITEMS} elements")));
     }
+    Ok(())
 }
 
-/// Renders a template whose environment has the functions that count.
+/// Renders a template with its operations charged. Its environment must have the accounting functions.
 pub(super) fn render<'env>(
     env: &'env Environment<'env>,
     template: &Template<'env, 'env>,
@@ -99,16 +99,16 @@ pub(super) fn render<'env>(
     let CompiledTemplate { instructions, blocks, initial_auto_escape, .. } =
         get_compiled_template(template);
     let blocks: BTreeMap<&str, _> =
-        blocks.iter().map(|(name, block)| (*name, counted(block))).collect();
+        blocks.iter().map(|(name, block)| (*name, instrumented(block))).collect();
     let mut text = String::new();
     let mut output = make_string_output(&mut text);
-    let instructions = counted(instructions);
+    let instructions = instrumented(instructions);
     Vm::new(env).eval(&instructions, context, &blocks, &mut output, *initial_auto_escape)?;
     Ok(text)
 }
 
-/// The same instructions with calls of the functions that count.
-fn counted<'env>(instructions: &Instructions<'env>) -> Instructions<'env> {
+/// The same instructions, with calls to the accounting functions inserted.
+fn instrumented<'env>(instructions: &Instructions<'env>) -> Instructions<'env> {
     let all = || (0..).map_while(|at| Some((at, instructions.get(at)?)));
     let mut moved = Vec::new();
     let mut length = 0;
@@ -116,7 +116,7 @@ fn counted<'env>(instructions: &Instructions<'env>) -> Instructions<'env> {
         moved.push(length);
         length += expanded(instruction).len() as u32;
     }
-    // Jumps may lead behind the last instruction.
+    // Jumps may target the end, one past the last instruction.
     moved.push(length);
     let mut result = Instructions::new(instructions.name(), instructions.source());
     for (at, instruction) in all() {
@@ -134,7 +134,7 @@ fn counted<'env>(instructions: &Instructions<'env>) -> Instructions<'env> {
     result
 }
 
-/// An instruction with what counts its costs.
+/// An instruction with the accounting calls before and after it.
 fn expanded<'env>(instruction: &Instruction<'env>) -> Vec<Instruction<'env>> {
     use Instruction as I;
     let this = instruction.clone();
@@ -146,7 +146,7 @@ fn expanded<'env>(instruction: &Instruction<'env>) -> Vec<Instruction<'env>> {
         I::StringConcat => operator(CONCATENATED),
         I::SetAttr(_) => vec![call(ASSIGNED, 2), I::UnpackList(2), this],
         I::PushLoop(_) => vec![call(ITERATED, 1), this],
-        // What is printed is counted by the environment's formatter.
+        // The environment's formatter charges what is printed.
         I::EmitRaw(text) => vec![I::LoadConst(Value::from(*text)), I::Emit],
         I::LoadConst(value) if size(value) > COUNTED_CONSTANT => vec![this, call(MADE, 1)],
         I::ApplyFilter(..)
@@ -164,13 +164,13 @@ fn expanded<'env>(instruction: &Instruction<'env>) -> Vec<Instruction<'env>> {
         | I::Lte
         | I::Gt
         | I::Gte => vec![this, call(MADE, 1)],
-        // They make little, but may walk over all of a text or a list.
+        // These create little, but may walk a whole string or list, so the time is checked.
         I::GetItem | I::CompareAndPreserve(_) => vec![call(TIMED, 1), this],
         _ => vec![this],
     }
 }
 
-/// Leads a jump to where its target is now.
+/// Adjusts the target of a jump.
 fn move_target(instruction: &mut Instruction<'_>, moved: &[u32]) {
     use Instruction as I;
     if let I::Iterate(to)

@@ -1,4 +1,4 @@
-//! The Jinja environment that chat templates expect, which is transformers'.
+//! The Jinja environment of chat templates, equivalent to that of transformers.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,12 +10,12 @@ use minijinja::{
 use super::{
     python_json::{JsonStyle, dumps},
     strftime::strftime_utc,
-    template_budget::{MAX_STEPS, charge, printed},
+    template_budget::{MAX_STEPS, charge, printed_len},
     template_code::add_functions,
     template_filters::{add_filters, call_method, check_json},
 };
 
-/// What a template said to `raise_exception`.
+/// The message that a template passed to `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct TemplateRefusal(pub(super) String);
@@ -40,13 +40,13 @@ pub(super) fn environment() -> Environment<'static> {
     environment
 }
 
-/// Jinja's constants print as Python's, the rest as usual.
+/// Prints none and booleans as Python does, and other values as minijinja does.
 fn print_as_python(
     out: &mut Output<'_>,
     state: &State<'_, '_>,
     value: &Value,
 ) -> Result<(), Error> {
-    charge(state, printed(value)?)?;
+    charge(state, printed_len(value)?)?;
     let word = match value.kind() {
         ValueKind::None => "None",
         ValueKind::Bool if value.is_true() => "True",
@@ -61,7 +61,7 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(error.with_source(TemplateRefusal(message)))
 }
 
-/// The time now, in UTC: servers of one model must agree on the prompt wherever they run.
+/// The current time in UTC, so that prompts do not depend on a server's time zone.
 fn strftime_now(format: &str) -> Result<String, Error> {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     strftime_utc(since_epoch.as_secs(), format).map_err(|directive| {
@@ -70,7 +70,7 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     })
 }
 
-/// transformers' `tojson`: `json.dumps` with `ensure_ascii=False` unless told otherwise.
+/// transformers' `tojson`: `json.dumps` with `ensure_ascii=False` by default.
 fn to_json(value: &Value, options: &Kwargs) -> Result<String, Error> {
     let mut style = JsonStyle {
         ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
@@ -98,8 +98,8 @@ fn to_json(value: &Value, options: &Kwargs) -> Result<String, Error> {
     dumps(&json, style).map_err(unsuitable)
 }
 
-/// `source` with `{% generation %}` and `{% endgeneration %}`, which mark the assistant's words for
-/// training, turned into a condition that always holds.
+/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the assistant's text for training, by a
+/// condition that is always true.
 pub(super) fn without_generation_tags(source: &str) -> String {
     let mut rest = source;
     let mut result = String::with_capacity(source.len());

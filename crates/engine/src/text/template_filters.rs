@@ -1,17 +1,18 @@
-//! Filters and methods that can make much of little, with a look at how much before they run.
+//! Filters and methods whose results can be much larger than their arguments, with a check of the result's
+//! size before they run.
 
 use minijinja::value::{Rest, StringInput};
 use minijinja::{Environment, Error, State, Value, filters};
 use minijinja_contrib::pycompat;
 
 use super::template_budget::{
-    ELEMENT, MAX_ITEMS, affordable, check_chars, check_shape, over, printed,
+    ELEMENT, MAX_ITEMS, affordable, check_chars, check_shape, over, printed_len,
 };
 
-/// Longest field of `format`, and widest indentation.
+/// Largest field width of `format`, and largest indentation.
 const MAX_WIDTH: usize = 4096;
 
-/// Puts the guarded filters in the place of minijinja's.
+/// Replaces minijinja's filters by checked ones.
 pub(super) fn add_filters(env: &mut Environment<'_>) {
     env.add_filter("replace", replace);
     env.add_filter("join", join);
@@ -43,12 +44,12 @@ pub(super) fn add_filters(env: &mut Environment<'_>) {
             filter.call(state, &args)
         });
     }
-    // They print what is for people who debug templates, at any length.
+    // These are for debugging templates, and print values of any size.
     env.remove_filter("pprint");
     env.remove_global("debug");
 }
 
-/// What holds for the arguments of the filters that are minijinja's own.
+/// Checks the arguments of a filter before minijinja's implementation runs.
 fn check_arguments(state: &State<'_, '_>, name: &str, args: &[Value]) -> Result<(), Error> {
     let Some((value, options)) = args.split_first() else { return Ok(()) };
     match name {
@@ -70,13 +71,13 @@ fn check_arguments(state: &State<'_, '_>, name: &str, args: &[Value]) -> Result<
 }
 
 fn check_width(width: usize) -> Result<(), Error> {
-    match width > MAX_WIDTH {
-        true => Err(over(format!("asks for a width above {MAX_WIDTH}"))),
-        false => Ok(()),
+    if width > MAX_WIDTH {
+        return Err(over(format!("asks for a width above {MAX_WIDTH}")));
     }
+    Ok(())
 }
 
-/// Bounds `'...' | format(...)` and `'...'.format(...)`: every field has its width and an argument.
+/// Checks `'...' | format(...)` and `'...'.format(...)`. Every field is as long as its width or its argument.
 fn check_format(state: &State<'_, '_>, format: &Value, args: &[Value]) -> Result<(), Error> {
     let format = format.as_str().unwrap_or_default();
     for number in format.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty()) {
@@ -88,8 +89,8 @@ fn check_format(state: &State<'_, '_>, format: &Value, args: &[Value]) -> Result
     }
     let mut longest = MAX_WIDTH;
     for arg in args {
-        // An argument by name comes as a dict of all of them.
-        longest = longest.max(printed(arg)?);
+        // Keyword arguments come as one dict.
+        longest = longest.max(printed_len(arg)?);
     }
     let fields = format.matches(['%', '{']).count();
     affordable(state, fields.saturating_mul(longest).saturating_add(format.len()))
@@ -123,7 +124,7 @@ fn check_join(state: &State<'_, '_>, value: &Value, joiner: &str) -> Result<(), 
     check_chars(value)?;
     let mut bytes = 0_usize;
     for item in value.try_iter().into_iter().flatten() {
-        bytes = bytes.saturating_add(joiner.len()).saturating_add(printed(&item)?);
+        bytes = bytes.saturating_add(joiner.len()).saturating_add(printed_len(&item)?);
         affordable(state, bytes)?;
     }
     Ok(())
@@ -139,7 +140,7 @@ fn lines(state: &State<'_, '_>, Rest(args): Rest<Value>) -> Result<Value, Error>
     Value::from_function(filters::lines).call(state, &args)
 }
 
-/// Bounds the pieces of a text that is split.
+/// Checks the number of pieces of a split text.
 fn check_split(
     state: &State<'_, '_>,
     text: Option<&Value>,
@@ -154,25 +155,25 @@ fn check_split(
 }
 
 fn string(state: &State<'_, '_>, value: &Value) -> Result<Value, Error> {
-    affordable(state, printed(value)?)?;
+    affordable(state, printed_len(value)?)?;
     filters::string(state, value)
 }
 
-/// Bounds the JSON of a value: no byte is written as more than six, and few elements as more than a
-/// line of their own.
+/// Checks the size of a value's JSON: at most six bytes for each printed byte (`\uXXXX`), and at most one
+/// indented line for each.
 pub(super) fn check_json(
     state: &State<'_, '_>,
     value: &Value,
     indent: Option<usize>,
 ) -> Result<(), Error> {
     check_shape(value)?;
-    let bytes = printed(value)?;
+    let bytes = printed_len(value)?;
     check_width(indent.unwrap_or(0))?;
     let of_lines = bytes.saturating_mul(indent.unwrap_or(0));
     affordable(state, bytes.saturating_mul(6).saturating_add(of_lines))
 }
 
-/// Python's methods of strings, lists and dicts.
+/// Calls a Python method of a string, list or dict, after a check of its result's size.
 pub(super) fn call_method(
     state: &State<'_, '_>,
     value: &Value,

@@ -5,7 +5,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use super::{GgufVocab, Tokenizer};
 
 /// A byte-level vocabulary: `<unk>`, `<s>` and `</s>` (control), `<tool>` (user-defined), the 256
-/// bytes in the order of their stand-in characters, and `he`, `ll`, `hell`.
+/// bytes in the order of their characters in the byte-level alphabet, and `he`, `ll`, `hell`.
 pub(super) fn byte_vocab() -> GgufVocab {
     let mut letters: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     letters.sort_unstable();

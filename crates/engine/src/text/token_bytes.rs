@@ -1,29 +1,30 @@
-//! How much text a token can stand for.
+//! An upper bound of the bytes of text per token.
 //!
-//! It bounds the tokens of a text from below, so that a text that cannot fit is refused before minutes
-//! are spent on tokenizing it.
+//! With it, a text that is too long for `max_seq_len` is refused by its length, without spending minutes on
+//! tokenizing it.
 
 use tokenizers::{
     ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
 };
 
-/// Bytes where a tokenizer drops text, or stands one token for a run of any length: runs of blanks, or of
-/// characters that it does not know. Far above what is seen in text that says something.
+/// The bound assumed for tokenizers that may drop text, or map a run of any length (of spaces, or of unknown
+/// characters) to one token. Far above the average of real text.
 const UNBOUNDED: usize = 1024;
 
-/// How many bytes of text normal forms and lower case may turn into one. The most is about 3, for sequences of
-/// combining characters that have a character of their own.
+/// Upper bound of the bytes that Unicode normalisation and lower-casing turn into one. The maximum is about 3,
+/// for sequences of combining characters that have a composed form.
 const NORMAL_FORM: usize = 4;
 
-/// Bytes of text that one token of this tokenizer stands for, at most.
+/// Upper bound of the bytes of text that one token represents.
 pub(super) fn bytes_per_token(tokenizer: &Tokenizer) -> usize {
     proven(tokenizer).unwrap_or(UNBOUNDED)
 }
 
-/// The same where every step is known to keep the text; `None` where one may drop or merge any amount.
+/// A proven bound, if every step of the tokenizer preserves the text; `None` if a step may drop or merge any
+/// amount of it.
 fn proven(tokenizer: &Tokenizer) -> Option<usize> {
     let added = tokenizer.get_added_tokens_decoder();
-    // Such a token takes in all blanks beside it.
+    // Such a token absorbs all adjacent whitespace.
     if added.values().any(|token| token.lstrip || token.rstrip) {
         return None;
     }
@@ -36,14 +37,11 @@ fn proven(tokenizer: &Tokenizer) -> Option<usize> {
     let vocab = model.get_vocab();
     // In a byte-level vocabulary, each character of a token is one byte of text.
     let length = |token: &String| if as_bytes { token.chars().count() } else { token.len() };
-    let knows_every_byte = match as_bytes {
-        true => {
-            let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
-            alphabet.iter().all(|letter| vocab.contains_key(&letter.to_string()))
-        }
-        false => {
-            model.byte_fallback && (0..=255).all(|b| vocab.contains_key(&format!("<0x{b:02X}>")))
-        }
+    let knows_every_byte = if as_bytes {
+        let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
+        alphabet.iter().all(|letter| vocab.contains_key(&letter.to_string()))
+    } else {
+        model.byte_fallback && (0..=255).all(|b| vocab.contains_key(&format!("<0x{b:02X}>")))
     };
     if !knows_every_byte {
         return None;
@@ -53,7 +51,7 @@ fn proven(tokenizer: &Tokenizer) -> Option<usize> {
     Some(of_model.max(of_added).saturating_mul(shrink))
 }
 
-/// How many bytes of text a normalizer may turn into one.
+/// Upper bound of the bytes of text that a normalizer turns into one; `None` if there is no bound.
 fn shrink(normalizer: &NormalizerWrapper) -> Option<usize> {
     use NormalizerWrapper as N;
     match normalizer {
@@ -76,7 +74,7 @@ fn shrink(normalizer: &NormalizerWrapper) -> Option<usize> {
     }
 }
 
-/// Whether a pre-tokenizer turns text into the alphabet of bytes; `None` where it may drop text.
+/// Whether a pre-tokenizer maps text to the byte-level alphabet; `None` if it may drop text.
 fn keeps_text(pre_tokenizer: &PreTokenizerWrapper) -> Option<bool> {
     use PreTokenizerWrapper as P;
     match pre_tokenizer {

@@ -1,4 +1,4 @@
-//! The tokenizer of a model.
+//! Tokenizers, a wrapper of the `tokenizers` crate.
 
 use std::{
     collections::HashSet,
@@ -11,29 +11,26 @@ use lora_core::files;
 
 use super::{Detokenizer, TextError, token_bytes};
 
-/// Whether encoding adds the tokens that the tokenizer's post-processor puts around a text, such
-/// as a leading BOS.
+/// Whether encoding adds the special tokens of the tokenizer's post-processor, such as a leading BOS.
 ///
-/// Special tokens that are spelled out in the text are recognised either way.
+/// Special tokens that are spelled out in the text are recognised in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpecialTokens {
     /// Add them: for plain prompts.
     Add,
-    /// Do not add them: for rendered chats, whose template has written them already, and for stop
-    /// strings.
+    /// Do not add them: for rendered chats, which contain them already, and for banned words.
     Skip,
 }
 
-/// A tokenizer; cheap to clone and to share between threads.
+/// A tokenizer. Cheap to clone and to share between threads.
 ///
-/// Truncation and padding that a `tokenizer.json` may ask for are switched off: a prompt is never
-/// shortened without being told to.
+/// Truncation and padding settings of a `tokenizer.json` are ignored: a prompt is only truncated on request.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     special: Arc<HashSet<u32>>,
     bytes_per_token: Arc<OnceLock<usize>>,
-    /// Hash of the `tokenizer.json`; `None` if there was none.
+    /// Hash of the `tokenizer.json`; `None` if it was built from a GGUF file.
     digest: Option<blake3::Hash>,
 }
 
@@ -48,15 +45,15 @@ impl Tokenizer {
         Self::parse(&bytes, || path.display().to_string())
     }
 
-    /// Reads the content of a `tokenizer.json`.
+    /// Parses the content of a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`TextError::Tokenizer`] if the library refuses it.
+    /// [`TextError::Tokenizer`] if the library rejects it.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TextError> {
         Self::parse(bytes, || "the given tokenizer.json".to_owned())
     }
 
-    /// As [`Tokenizer::from_bytes`]; `origin` names the bytes in messages.
+    /// As [`Tokenizer::from_bytes`]; `origin` names the source in errors.
     pub(super) fn parse(bytes: &[u8], origin: impl Fn() -> String) -> Result<Self, TextError> {
         let refuse = |reason: tokenizers::Error| TextError::Tokenizer {
             origin: origin(),
@@ -87,7 +84,7 @@ impl Tokenizer {
         self.digest
     }
 
-    /// Token ids of `text`.
+    /// Encodes `text` to token ids.
     ///
     /// # Errors
     /// [`TextError::Encode`] if the tokenizer cannot represent the text.
@@ -98,8 +95,8 @@ impl Tokenizer {
             .map_err(|e| TextError::Encode { bytes: text.len(), reason: e.to_string() })
     }
 
-    /// Text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids without a token, such as those of
-    /// a vocabulary padded for alignment, contribute nothing.
+    /// Decodes `ids` to text. Invalid UTF-8 becomes U+FFFD. Ids without a token, such as those of a vocabulary
+    /// padded for alignment, are skipped.
     ///
     /// # Errors
     /// [`TextError::Decode`] if the tokenizer's decoder fails.
@@ -109,23 +106,23 @@ impl Tokenizer {
             .map_err(|e| TextError::Decode { tokens: ids.len(), reason: e.to_string() })
     }
 
-    /// Bytes of text that one token stands for, at most: no text has fewer tokens than its bytes divided
-    /// by this. Where the tokenizer may drop or merge text without a bound, 1024.
+    /// Upper bound of the bytes of text per token: every text has at least its bytes divided by this as tokens.
+    /// 1024 if the tokenizer may drop or merge text without a bound.
     pub fn bytes_per_token(&self) -> usize {
         *self.bytes_per_token.get_or_init(|| token_bytes::bytes_per_token(&self.inner))
     }
 
-    /// Number of tokens, added ones included. The model's logits may be wider than this.
+    /// Number of tokens, including added ones. The model's vocabulary may be larger.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// Id of the token spelled `token`, if there is one.
+    /// Id of the token with this spelling, if any.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// Whether `id` is a special token, which `decode` leaves out on request.
+    /// Whether `id` is a special token, which `decode` can skip.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
     }
@@ -137,7 +134,7 @@ impl Tokenizer {
 }
 
 impl fmt::Debug for Tokenizer {
-    /// Says how large the vocabulary is, without listing it.
+    /// Prints the size of the vocabulary, not its entries.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokenizer")
             .field("vocab_size", &self.vocab_size())

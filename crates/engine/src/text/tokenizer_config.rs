@@ -1,4 +1,4 @@
-//! What serving needs of `tokenizer_config.json` and `chat_template.jinja`.
+//! Reading the special tokens and chat template of `tokenizer_config.json` and `chat_template.jinja`.
 
 use std::path::Path;
 
@@ -12,19 +12,19 @@ pub(super) const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// The chat template and special tokens of a model's folder.
 ///
-/// Other fields of `tokenizer_config.json` are left alone: they describe Python classes, or repeat
-/// what `tokenizer.json` says. In particular `clean_up_tokenization_spaces` is not applied, as text
-/// that has been streamed cannot be cleaned up afterwards.
+/// Other fields of `tokenizer_config.json` are ignored: they describe Python classes or repeat
+/// `tokenizer.json`. In particular `clean_up_tokenization_spaces` is not applied, as text that was already
+/// streamed cannot be changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenizerConfig {
-    /// Spelling of the token that begins a text.
+    /// Spelling of the BOS token.
     pub bos_token: Option<String>,
-    /// Spelling of the token that ends a text.
+    /// Spelling of the EOS token.
     pub eos_token: Option<String>,
-    /// Spelling of the token that fills up shorter texts of a batch in training.
+    /// Spelling of the padding token, which is used in training only.
     pub pad_token: Option<String>,
-    /// Source of the chat template: `chat_template.jinja`, else `chat_template` of
-    /// `tokenizer_config.json`, of several named ones that called `default`.
+    /// Source of the chat template: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`. Of
+    /// several named templates, the one named `default`.
     pub chat_template: Option<String>,
 }
 
@@ -91,7 +91,7 @@ struct NamedTemplate {
     template: String,
 }
 
-/// Reads the JSON of a tokenizer's side file.
+/// Parses the JSON of a file beside the tokenizer.
 pub(super) fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, TextError> {
     let mut json = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {

@@ -1,4 +1,4 @@
-//! What sets an adapter's tokenizer apart from the model's.
+//! Comparing an adapter's tokenizer with the model's.
 
 use serde::Serialize;
 
@@ -13,30 +13,30 @@ pub struct NamedToken {
     pub id: u32,
 }
 
-/// An id of the model's own vocabulary that is another token for the adapter.
+/// A token of the model's vocabulary that the adapter's tokenizer lacks or has at another id.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Contradiction {
     /// The model's token.
     pub model: NamedToken,
-    /// The adapter's id of a token with this spelling, if it has one.
+    /// The id of the same spelling in the adapter's tokenizer, if it has it.
     pub adapter: Option<u32>,
 }
 
-/// What an adapter's tokenizer has other than the model's.
+/// The differences of an adapter's tokenizer from the model's.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(crate) struct TokenizerDifference {
-    /// Tokens that the model's lacks, or has at another id; by id.
+    /// Tokens that the model's tokenizer lacks or has at another id; sorted by id.
     pub added: Vec<NamedToken>,
-    /// Tokens of the model's vocabulary that the adapter's lacks, or has at another id; by id. The
-    /// model's own added tokens are left out: trainers give such ids new spellings.
+    /// Tokens of the model's vocabulary that the adapter's tokenizer lacks or has at another id; sorted by id.
+    /// The model's added tokens are not compared, as trainers give their ids new spellings.
     pub contradicted: Vec<Contradiction>,
-    /// Whether, with the same tokens, the way from text to tokens or back is another.
+    /// Whether tokenizers with the same tokens encode or decode differently.
     pub rules: bool,
 }
 
 impl TokenizerDifference {
-    /// Compares by meaning: another order or form of the JSON makes no difference. A tokenizer that was
-    /// built from a GGUF file is compared by its tokens alone, as such a file does not have the rest.
+    /// Compares two tokenizers independently of the order and format of their JSON. A tokenizer built from a
+    /// GGUF file is compared by its tokens only, as such a file lacks the rest.
     pub fn between(model: &Tokenizer, adapter: &Tokenizer) -> Self {
         let tokens = |tokenizer: &Tokenizer| tokenizer.inner().get_vocab(true);
         let (ours, theirs) = (tokens(model), tokens(adapter));
@@ -54,7 +54,7 @@ impl TokenizerDifference {
         Self { added, contradicted, rules }
     }
 
-    /// Whether both tokenizers do the same.
+    /// Whether there is no difference.
     pub fn is_none(&self) -> bool {
         self.added.is_empty() && self.contradicted.is_empty() && !self.rules
     }
@@ -67,12 +67,12 @@ fn by_id<'a>(tokens: impl Iterator<Item = (&'a String, &'a u32)>) -> Vec<NamedTo
     tokens
 }
 
-/// Whether a token only fills a hole of a GGUF file's vocabulary, as llama.cpp's converter writes them.
+/// Whether a token is a placeholder that llama.cpp's converter writes for an unused id.
 fn is_filler(token: &str, id: u32) -> bool {
     token.strip_prefix("[PAD").and_then(|rest| rest.strip_suffix(']')) == Some(&id.to_string())
 }
 
-/// Hash of the tokenizer as the library writes it, in one order and form for all; `None` if it cannot.
+/// Hash of the tokenizer's canonical JSON; `None` if the library cannot serialise it.
 fn meaning(tokenizer: &Tokenizer) -> Option<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
     serde_json::to_writer(&mut hasher, tokenizer.inner()).ok()?;
