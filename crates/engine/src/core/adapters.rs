@@ -37,7 +37,7 @@ impl AdapterStore {
     /// An empty store with `threads` loader threads, which report to the engine's inbox.
     ///
     /// # Errors
-    /// That of the system if it refuses a thread.
+    /// The operating system's, if it cannot start a thread.
     pub fn start(
         threads: usize,
         registry: &Arc<AdapterRegistry>,

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_open_where_the_text_is_complete_and_nowhere_else() {
+    fn end_tokens_are_allowed_exactly_where_the_text_is_complete() {
         let plan = plan(&[END]);
         assert_eq!(after("ab?", "", &plan, &[]), [id("a")]);
         assert_eq!(after("ab?", "a", &plan, &[]), [END, id("b")]);
@@ -149,12 +149,12 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_several_letters_is_one_way_among_others() {
+    fn tokens_of_several_letters_are_allowed_beside_single_letters() {
         assert_eq!(after("hello", "", &plan(&[END]), &[]), [id("h"), id("he"), id("hell")]);
     }
 
     #[test]
-    fn an_end_token_that_is_text_waits_for_the_end() {
+    fn an_end_token_with_text_is_allowed_at_the_end_only() {
         let plan = plan(&[id("b")]);
         assert_eq!(after("a[bc]d", "a", &plan, &[]), [id("c")]);
         assert_eq!(after("a[bc]d", "acd", &plan, &[]), [id("b")]);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn bans_hold_unless_only_the_end_is_left() {
+    fn bans_apply_unless_only_end_tokens_are_left() {
         let ends = plan(&[END]);
         assert_eq!(after("a[bc]*", "a", &ends, &[id("b"), END]), [id("c")]);
         assert_eq!(after("ab", "ab", &ends, &[END]), [END]);

@@ -58,11 +58,11 @@ struct Shape<K> {
 /// The shape of a backend's steps.
 type ShapeOf<B> = Shape<<<B as Backend>::LoraPlan as LoraPlan>::Key>;
 
-/// What is known of a shape.
+/// State of the graph of one shape.
 enum Recording<G> {
-    /// It has run, so that it can be recorded.
+    /// The shape has run eagerly once, so that it can be recorded.
     Seen,
-    /// It can be replayed.
+    /// The recorded graph, which can be replayed.
     Recorded(G),
 }
 
@@ -93,7 +93,7 @@ impl<B: Backend> StepGraphs<B> {
         Self { known: HashMap::new(), stats: GraphStats::default(), sizes }
     }
 
-    /// What was recorded and replayed so far.
+    /// Counts of recorded graphs and replays so far.
     pub fn stats(&self) -> GraphStats {
         self.stats
     }
@@ -115,7 +115,7 @@ impl<B: Backend> StepGraphs<B> {
     /// Runs the prepared rows, as [`Decoder::forward`].
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub fn forward(
         &mut self,
         model: &Decoder<B>,
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_are_recorded_in_the_sizes_that_are_asked_for() {
+    fn steps_are_recorded_at_the_configured_sizes() {
         let of = |sizes: Option<&[usize]>, max, padding| {
             let sizes = GraphSizes::new(sizes, max, padding);
             [1, 3, 4, 60, 250, 300].map(|rows| sizes.recorded(rows))
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_takes_rows_to_few_sizes_and_adds_sequences_without_adapters() {
+    fn padding_has_few_sizes_and_adds_sequences_without_adapters() {
         assert_eq!([1, 2, 3, 5, 9, 64, 65, 255].map(padded_rows), [1, 2, 4, 8, 16, 64, 96, 256]);
         let mut rows = StepRows {
             ids: vec![5, 6, 7],

@@ -46,13 +46,13 @@ pub trait Executor {
     /// Runs the model on a step's rows.
     ///
     /// # Errors
-    /// Those of a backend's ops.
+    /// Errors of the backend's ops.
     fn forward(&mut self, rows: StepRows) -> Result<()>;
 
     /// Samples a token from each row of logits of the last step.
     ///
     /// # Errors
-    /// Those of a backend's ops.
+    /// Errors of the backend's ops.
     fn sample(&mut self, inputs: SampleInputs) -> Result<()>;
 
     /// Waits for the sampled tokens of the oldest step whose tokens were not read yet, one for each of its
@@ -66,13 +66,13 @@ pub trait Executor {
     /// probable tokens of each.
     ///
     /// # Errors
-    /// Those of a backend's ops.
+    /// Errors of the backend's ops.
     fn logprobs(&mut self, targets: &[i32], k: usize) -> Result<Vec<TokenLogprobs>>;
 
     /// The first `rows` rows of logits of the last step, each over the vocabulary.
     ///
     /// # Errors
-    /// Those of a backend's ops.
+    /// Errors of the backend's ops.
     fn logits(&mut self, rows: usize) -> Result<Vec<Vec<f32>>>;
 
     /// Discards the steps whose tokens were not read.

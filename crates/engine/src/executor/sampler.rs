@@ -56,7 +56,7 @@ impl<B: Backend> Sampler<B> {
     /// completes.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub fn sample(
         &mut self,
         be: &B,
@@ -87,7 +87,7 @@ impl<B: Backend> Sampler<B> {
     /// Log-probabilities of `targets` and of the `k` most probable tokens of each row.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub fn logprobs(
         &mut self,
         be: &B,
@@ -131,7 +131,7 @@ impl<B: Backend> Sampler<B> {
 /// Downloads a matrix and waits for it.
 ///
 /// # Errors
-/// Those of the backend.
+/// Errors of the backend.
 pub fn fetch<B: Backend, T: Pod>(be: &B, q: &mut B::Queue, view: View<'_, B>) -> Result<Vec<T>> {
     let download = be.download(q, view)?;
     Ok(bytemuck::pod_collect_to_vec(&be.wait(download)?))

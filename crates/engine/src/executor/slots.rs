@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_bias_takes_the_old_one_away() {
+    fn a_replaced_bias_subtracts_the_base_bias() {
         let weights = SiteWeights { base_bias: bias(&[5.0]), ..SiteWeights::default() };
         assert_eq!(shift(&weights, Some(&[2.0]), None), Some(vec![3.0]));
         assert_eq!(shift(&weights, None, None), Some(vec![5.0]));

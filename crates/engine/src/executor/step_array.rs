@@ -23,7 +23,7 @@ impl<B: Backend> StepArray<B> {
     /// it.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub fn fill<T: Pod>(&mut self, be: &B, q: &mut B::Queue, values: &[T]) -> Result<()> {
         let words: &[i32] = cast_slice(values);
         if words.len() > self.tensor.layout().cols {

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn divisors_count_by_their_common_multiple() {
+    fn states_are_the_least_common_multiple_times_the_count() {
         assert_eq!(states(&[]), Some(1));
         assert_eq!(states(&[0.01]), Some(1));
         assert_eq!(states(&[4.0, 6.0]), Some(24));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn schemas_inside_a_grammar_hide_no_divisor() {
+    fn schemas_inside_a_grammar_cannot_hide_a_divisor() {
         for grammar in
             ["start: %json {\"multipleOf\": 7}", "start: %json {\"\\u006dultipleOf\": 7}"]
         {

@@ -102,7 +102,7 @@ mod tests {
         GuideCompiler::new(&byte_tokenizer(), 263).unwrap()
     }
 
-    /// Whether the guide has `text`, token by token.
+    /// Whether the guide accepts `text`, token by token.
     fn has(guide: &Guide<'_>, text: &str) -> bool {
         let mut matcher = compiler().compile(guide).unwrap();
         for byte in text.bytes() {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_guide_has_its_texts_and_no_others() {
+    fn each_kind_of_guide_accepts_its_texts_only() {
         let schema = json!({"type": "object", "properties": {"a": {"enum": [1, 2]}},
             "required": ["a"], "additionalProperties": false});
         let text = json!(schema.to_string());
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn references_inside_a_schema_are_followed_and_those_outside_are_refused() {
+    fn internal_references_are_followed_and_external_ones_refused() {
         let inside = json!({"$defs": {"n": {"type": "integer"}},
             "type": "array", "items": {"$ref": "#/$defs/n"}});
         assert!(has(&Guide::Json(&inside), "[1, 2]") && !has(&Guide::Json(&inside), "[true]"));
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guide_that_asks_for_too_much_is_refused_soon() {
+    fn a_guide_that_is_too_large_is_refused_quickly() {
         let nested = |open: &str, inner: &str, close: &str, times: usize| {
             [&open.repeat(times), inner, &close.repeat(times)].concat()
         };

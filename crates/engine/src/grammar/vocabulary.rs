@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_alphabet_is_that_of_the_tokenizers() {
+    fn the_alphabet_equals_that_of_the_tokenizers_crate() {
         let ours = byte_alphabet();
         assert_eq!(ours.len(), 256);
         assert!(ByteLevel::alphabet().iter().all(|c| ours.contains_key(c)));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_tokens_make_the_text() {
+    fn the_bytes_of_tokens_concatenate_to_the_text() {
         let tokenizer = byte_tokenizer();
         let bytes = token_bytes(&tokenizer, 300).unwrap();
         for text in ["{\"a\": 1}\n", "naïve 東京 🦙", "hello"] {
@@ -155,12 +155,12 @@ mod tests {
         let id = |token| tokenizer.token_id(token).unwrap() as usize;
         assert_eq!(bytes[id("</s>")], b"\xFF</s>");
         assert!(is_silent(&bytes[id("</s>")]) && is_silent(&bytes[299]));
-        assert_eq!(bytes[id("<tool>")], b"<tool>", "a token of the user's is text");
-        assert_eq!(bytes[id("ÿ")], b"", "no text has this byte");
+        assert_eq!(bytes[id("<tool>")], b"<tool>", "a user-defined token is text");
+        assert_eq!(bytes[id("ÿ")], b"", "the byte does not occur in text");
     }
 
     #[test]
-    fn sentencepiece_spells_blanks_and_bytes() {
+    fn sentencepiece_spaces_and_bytes_are_decoded() {
         let decoder = json!({"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"},
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decoder_that_is_not_known_is_refused() {
+    fn an_unsupported_decoder_is_refused() {
         let mut inner = byte_tokenizer().inner().clone();
         inner.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::default()));
         let json = inner.to_string(false).unwrap();

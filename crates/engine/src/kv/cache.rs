@@ -196,7 +196,7 @@ mod tests {
         KvBlocks::new(KvPlan { blocks, tokens_per_block: 2, reuse: true, partial_reuse: true })
     }
 
-    /// Opens, publishes all whole blocks, and closes.
+    /// Opens a sequence, publishes its full blocks, and closes it.
     fn run(cache: &mut KvBlocks, tokens: &[u32]) -> Opening {
         let opening = cache.open(None, tokens, tokens.len() - 1, 0).unwrap();
         let mut blocks = opening.blocks.clone();
@@ -208,13 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_sequence_leaves_its_prefix_and_no_block_held() {
+    fn a_closed_sequence_leaves_its_prefix_cached_and_holds_no_block() {
         let mut cache = cache(4);
         assert_eq!(run(&mut cache, &[1, 2, 3, 4, 5]).cached, 0);
         assert_eq!((cache.held(), cache.available()), (0, 4));
         let again = run(&mut cache, &[1, 2, 3, 4, 5]);
         assert_eq!((again.cached, again.shared, again.copy), (4, 2, None));
-        // The last token is computed always, as its logits are wanted; its block is copied.
+        // The last token is always computed, as its logits are needed, so its block is copied.
         let whole = run(&mut cache, &[1, 2, 3, 4]);
         assert_eq!((whole.cached, whole.shared), (3, 1));
         assert_eq!(whole.copy.map(|copy| copy.tokens), Some(1));
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_give_way_to_sequences_that_need_their_blocks() {
+    fn prefixes_are_evicted_for_sequences_that_need_blocks() {
         let mut cache = cache(2);
         run(&mut cache, &[1, 2, 3]);
         let other = cache.open(None, &[7, 8, 9, 10], 3, 0).unwrap();
@@ -233,14 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn blocks_spared_for_others_are_not_taken() {
+    fn spare_blocks_are_not_allocated() {
         let mut cache = cache(3);
         assert_eq!(cache.open(None, &[1, 2, 3], 2, 2), None);
         assert!(cache.open(None, &[1, 2, 3], 2, 1).is_some());
     }
 
     #[test]
-    fn sequences_that_computed_the_same_block_end_up_with_one() {
+    fn sequences_that_computed_the_same_block_share_one() {
         let mut cache = cache(4);
         let (a, b) = (cache.open(None, &[1, 2], 1, 0), cache.open(None, &[1, 2], 1, 0));
         let (mut a, mut b) = (a.unwrap().blocks, b.unwrap().blocks);

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_matches_in_part_as_far_as_tokens_agree() {
+    fn a_block_matches_partly_as_far_as_its_tokens_agree() {
         let tree = tree();
         let found = tree.find(None, &[0, 1, 2, 9], true);
         assert_eq!(found, Match { blocks: vec![0], partial: Some((1, 1)) });
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_go_before_what_they_follow_and_held_blocks_stay() {
+    fn leaves_are_evicted_before_their_parents_and_held_blocks_never() {
         let mut tree = tree();
         assert_eq!(tree.evict(), None);
         tree.let_go(1);

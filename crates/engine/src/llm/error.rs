@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rejections_are_found_wherever_they_are() {
+    fn rejections_are_found_in_every_variant() {
         let broken = || Rejections(vec![Rejection::new(Code::NoopAdapter, "a", "b", "c", "d")]);
         let (name, path) = ("x".to_owned(), PathBuf::from("p"));
         let unread = AdapterError::Rejected { path: path.clone(), rejections: broken() };
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_learns_whose_fault_an_error_is() {
+    fn every_error_has_its_kind() {
         let load = |cause| RegistryError::Load { name: "x".to_owned(), cause }.into();
         let missing = AdapterError::Missing { path: "p".into(), what: "this file".to_owned() };
         let damaged = AdapterError::InvalidSafetensors { path: "p".into(), problem: "x".into() };

@@ -26,7 +26,7 @@ impl<B: Backend> Attention<B> {
     /// Computes `x = o(attention(qkv(normed)))`, and writes the rows' keys and values into the layer's cache.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub(super) fn forward(
         &self,
         pass: &Pass<'_, B>,

@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_belongs_to_the_family() {
+    fn the_family_decides_the_sliding_window() {
         assert_eq!(parse(|_| ()).unwrap().windows, [None; 3]);
         let mistral = parse(|j| j["model_type"] = "mistral".into()).unwrap();
         assert_eq!(mistral.windows, [Some(16); 3]);
@@ -361,7 +361,7 @@ mod tests {
             .unwrap()
             .rope
         );
-        // An empty object is as good as none.
+        // An empty object counts as absent.
         let empty = parse(|j| {
             j["rope_scaling"] = serde_json::json!({});
             j["rope_parameters"] = linear.clone();
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn two_names_that_disagree_are_both_told() {
+    fn two_names_that_disagree_are_both_named() {
         let (linear, default) = (
             serde_json::json!({"rope_type": "linear", "factor": 2.0}),
             serde_json::json!({"rope_type": "default", "rope_theta": 10000.0}),
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_change_the_arithmetic_is_refused_by_name() {
+    fn unsupported_settings_are_refused_by_name() {
         for (field, value) in [
             ("model_type", Value::from("gemma")),
             ("num_hidden_layers", Value::from(1u64 << 40)),

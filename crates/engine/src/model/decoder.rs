@@ -103,7 +103,7 @@ impl<B: Backend> Decoder<B> {
     /// which rows may take their ids ([`StepRows::sampled_from`]).
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub fn prepare(
         be: &B,
         q: &mut B::Queue,
@@ -117,7 +117,7 @@ impl<B: Backend> Decoder<B> {
     /// Runs the forward pass of the prepared rows, and writes the requested logits to [`RunState::logits`].
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub fn forward(
         &self,
         be: &B,

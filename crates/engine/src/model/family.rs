@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_models_are_named_before_their_fields_are_missed() {
+    fn unsupported_models_are_named_before_missing_fields() {
         for (json, words) in [
             (r#"{"model_type": "qwen3_vl", "vision_config": {}}"#, ["qwen3_vl", "images"]),
             (r#"{"model_type": "qwen2_audio", "audio_config": {}}"#, ["qwen2_audio", "audio"]),

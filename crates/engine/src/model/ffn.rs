@@ -24,7 +24,7 @@ impl<B: Backend> Ffn<B> {
     /// Computes `x = ffn(normed)`.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub(super) fn forward(
         &self,
         pass: &Pass<'_, B>,

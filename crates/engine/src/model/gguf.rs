@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_mapped_and_strangers_stay() {
+    fn names_are_mapped_and_unknown_ones_stay() {
         assert_eq!(hf_name("blk.7.attn_q.weight"), "model.layers.7.self_attn.q_proj.weight");
         assert_eq!(hf_name("blk.0.ffn_down.bias"), "model.layers.0.mlp.down_proj.bias");
         assert_eq!(hf_name("blk.0.ssm_a.weight"), "blk.0.ssm_a.weight");

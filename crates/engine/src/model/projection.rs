@@ -27,7 +27,7 @@ impl<B: Backend> Projection<B> {
     /// `lora` is `None` if no row has an adapter.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub(super) fn forward(
         &self,
         pass: &Pass<'_, B>,
@@ -48,7 +48,7 @@ impl<B: Backend> Projection<B> {
     /// scratch memory.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub(super) fn forward_gated(
         &self,
         pass: &Pass<'_, B>,

@@ -41,7 +41,7 @@ impl<B: Backend> KvCache<B> {
     /// Copies the first tokens of blocks to other blocks in all layers, in the order given.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Errors of the backend.
     pub fn copy_blocks(&mut self, be: &B, q: &mut B::Queue, copies: &[BlockCopy]) -> Result<()> {
         for copy in copies.iter().filter(|copy| copy.from != copy.to) {
             let first_row = |block: BlockId| block as usize * self.tokens_per_block;

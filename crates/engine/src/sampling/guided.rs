@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_guide_is_refused_by_name() {
+    fn invalid_guides_are_refused_by_name() {
         for (guided, named) in [
             (json!({"structural_tag": "{}"}), "`guided_decoding.structural_tag`"),
             (json!({"json": 3}), "`guided_decoding.json` is 3"),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guide_may_be_long_but_not_endless() {
+    fn the_size_of_a_guide_is_limited() {
         for field in ["regex", "grammar", "json"] {
             let message = refusal(&json!({ field: "a".repeat(MAX_GUIDE_BYTES + 1) }));
             assert!(message.contains(field) && message.contains("262144 bytes"), "{message}");
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back() {
+    fn parameters_survive_serialisation() {
         let guided = GuidedDecodingParams { regex: Some("a+".to_owned()), ..Default::default() };
         let params = SamplingParams { guided_decoding: Some(guided), ..SamplingParams::default() };
         let written = serde_json::to_value(&params).unwrap();

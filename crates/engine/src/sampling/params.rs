@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back() {
+    fn parameters_survive_serialisation() {
         let params = SamplingParams {
             logit_bias: BTreeMap::from([(3, -1.5)]),
             temperature: Some(0.7),

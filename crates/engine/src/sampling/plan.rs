@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_depends_on_tokens_or_logits_is_not_drawn_unseen() {
+    fn plans_that_need_tokens_or_logits_cannot_overlap() {
         let plain = SamplingPlan { bad_sequences: vec![vec![7]], ..plan() };
         assert!(plain.can_overlap());
         for other in [

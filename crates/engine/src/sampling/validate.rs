@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_are_refused() {
+    fn nan_and_infinities_are_refused() {
         for value in [f32::NAN, f32::INFINITY] {
             let params = SamplingParams { top_p: Some(value), ..SamplingParams::default() };
             assert!(params.validate().is_err());

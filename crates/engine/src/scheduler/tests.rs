@@ -29,7 +29,7 @@ fn guaranteed(blocks: usize, slots: usize) -> Scheduler<usize> {
 }
 
 fn sequence(id: usize, prompt: usize, new: usize, adapter: Option<u64>) -> Sequence<usize> {
-    // Prompts share their beginnings, so that prefixes are found.
+    // All prompts share their prefix.
     let tokens = (0..prompt as u32).collect();
     Sequence::new(tokens, prompt + new, adapter.map(AdapterId), id)
 }
@@ -62,7 +62,7 @@ fn running(s: &Scheduler<usize>) -> Vec<usize> {
 }
 
 #[test]
-fn decoding_comes_before_new_prompts_and_prompts_are_cut() {
+fn decode_comes_before_prefill_and_prompts_are_chunked() {
     let mut s = guaranteed(16, 0);
     s.submit(sequence(0, 2, 4, None));
     s.admit();
@@ -75,7 +75,7 @@ fn decoding_comes_before_new_prompts_and_prompts_are_cut() {
 }
 
 #[test]
-fn a_sequence_that_wants_all_logits_never_exceeds_the_logit_rows() {
+fn a_sequence_with_all_logits_never_exceeds_the_logit_rows() {
     let mut s = guaranteed(16, 0);
     s.submit(sequence(0, 6, 1, None));
     s.admit();
@@ -86,7 +86,7 @@ fn a_sequence_that_wants_all_logits_never_exceeds_the_logit_rows() {
     s.submit(all);
     s.admit();
     let rows: Vec<_> = (0..2).map(|_| run_step(&mut s)[0].positions.clone()).collect();
-    assert_eq!(rows, [0..4, 4..6], "nor are its prompt's logits skipped for a known prefix");
+    assert_eq!(rows, [0..4, 4..6], "a known prefix is not reused, as its logits are needed");
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn equal_prompts_of_two_adapters_share_no_block() {
 }
 
 #[test]
-fn a_cold_adapter_lets_later_sequences_pass_as_far_as_the_window() {
+fn a_cold_adapter_is_overtaken_up_to_the_window() {
     let mut s = guaranteed(16, 1);
     s.submit(sequence(0, 1, 1, Some(1)));
     for id in 1..=2 * WINDOW {
@@ -141,7 +141,7 @@ fn a_cold_adapter_lets_later_sequences_pass_as_far_as_the_window() {
 }
 
 #[test]
-fn a_sequence_that_lacks_blocks_holds_the_queue() {
+fn a_sequence_that_lacks_blocks_is_not_overtaken() {
     let mut s = guaranteed(2, 0);
     for (id, new) in [(0, 4), (1, 4), (2, 1)] {
         s.submit(sequence(id, 1, new, None));
@@ -172,7 +172,8 @@ fn under_max_utilization_the_last_admitted_is_preempted_and_resumes() {
     assert_eq!(s.kv.held(), 0);
 }
 
-/// A scheduler whose sequences, all of one prompt token and `new` more, decode, and their last step.
+/// A scheduler with sequences in decode, each of one prompt token and up to `new` generated ones, and the plan
+/// of their current step.
 fn decoding(new: &[usize]) -> (Scheduler<usize>, Vec<Work>) {
     let mut s = guaranteed(16, 0);
     for (id, new) in new.iter().enumerate() {
@@ -189,7 +190,7 @@ fn the_next_step_is_planned_before_tokens_are_known() {
     let (mut s, mut works) = decoding(&[9, 2, 9]);
     let next = s.plan_after(&works, |_| false).unwrap();
     let of = |work: &Work| (work.sequence, work.positions.clone(), work.rows(), work.sampled_from);
-    // The second one reaches its longest length.
+    // The second one reaches its maximum length.
     let expected = [(0, 2..3, 0..1, Some(0)), (2, 2..3, 1..2, Some(2))];
     assert_eq!(next.iter().map(of).collect::<Vec<_>>(), expected);
     for work in &works {
@@ -205,20 +206,23 @@ fn the_next_step_is_planned_before_tokens_are_known() {
 }
 
 #[test]
-fn a_step_is_not_planned_ahead_of_what_may_change_it() {
+fn a_step_is_not_planned_ahead_if_it_may_change() {
     let (mut s, works) = decoding(&[9, 9]);
-    assert!(s.plan_after(&works, |_| true).is_none(), "nothing goes on");
+    assert!(s.plan_after(&works, |_| true).is_none(), "no sequence continues");
     assert!(s.plan_after(&works[..1], |_| false).is_none(), "one samples nothing");
     assert_eq!(s.plan_after(&works[..1], |sequence| sequence.data == 1).unwrap().len(), 1);
     let mut prompt = works.clone();
     prompt[1].samples = false;
-    assert!(s.plan_after(&prompt, |_| false).is_none(), "one computes its prompt");
+    assert!(s.plan_after(&prompt, |_| false).is_none(), "one is in prefill");
     s.submit(sequence(2, 1, 9, None));
-    assert!(s.plan_after(&works, |_| false).is_none(), "one may start");
+    assert!(s.plan_after(&works, |_| false).is_none(), "one may be admitted");
     let (mut full, works) = decoding(&[9, 9, 9]);
     full.submit(sequence(3, 1, 9, None));
-    assert!(full.plan_after(&works, |_| false).is_some(), "there is no place");
-    assert!(full.plan_after(&works, |sequence| sequence.data == 1).is_none(), "there will be one");
+    assert!(full.plan_after(&works, |_| false).is_some(), "the batch is full");
+    assert!(
+        full.plan_after(&works, |sequence| sequence.data == 1).is_none(),
+        "a place becomes free"
+    );
     let (mut last, works) = decoding(&[2]);
     assert!(last.plan_after(&works, |_| false).is_none(), "its last token is being sampled");
 }
@@ -378,7 +382,7 @@ impl Machine {
         assert!(self.ended.iter().all(|count| *count <= 1), "a sequence ended twice");
         for work in self.in_progress.iter().flatten() {
             let sequence = &s.running()[work.sequence];
-            assert_eq!(sequence.computed(), work.positions.start, "shares follow their sequence");
+            assert_eq!(sequence.computed(), work.positions.start, "work follows its sequence");
             assert!(sequence.blocks().len() * BLOCK >= work.positions.end);
         }
         for sequence in s.running() {
@@ -429,7 +433,7 @@ impl StateMachineTest for Machine {
         machine.check();
     }
 
-    /// Everything ends once the device answers, and nothing stays held.
+    /// Every sequence ends once the device answers, and nothing stays held.
     fn teardown(mut machine: Self, _: CapacityPolicy) {
         let mut idle = 0;
         while !machine.scheduler.is_idle() {
@@ -439,7 +443,7 @@ impl StateMachineTest for Machine {
                 machine.answer(0, false);
             }
             idle = if worked || answers { 0 } else { idle + 1 };
-            assert!(idle < 2, "nothing moves, and sequences wait");
+            assert!(idle < 2, "deadlock: sequences wait, and nothing moves");
             machine.check();
         }
         let s = &machine.scheduler;
@@ -452,5 +456,5 @@ impl StateMachineTest for Machine {
 prop_state_machine! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
     #[test]
-    fn whatever_comes_nothing_leaks_and_everything_ends_once(sequential 1..80 => Machine);
+    fn under_any_actions_nothing_leaks_and_every_sequence_ends_once(sequential 1..80 => Machine);
 }

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_tokens_and_the_generation_prompt_are_written() {
+    fn turns_special_tokens_and_the_generation_prompt_are_rendered() {
         let source = "{{ bos_token }}{{ eos_token }}\n{% for m in messages %}\n    \
             {% if m['role'] == 'user' %}\n[{{ m.content | trim }}]\n    {% endif %}\n\
             {% endfor %}\n{% if add_generation_prompt %}>{% endif %}";
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_templates_written_for_python_use_works() {
+    fn python_methods_and_filters_work() {
         let turns = [("system", "x"), ("user", "a</t>\n b"), ("user", "c")];
         let cases = [
             ("{{ messages[1].content.split('</t>')[-1].lstrip('\\n').strip() }}", "b"),
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_gives_the_templates_own_words() {
+    fn a_refusal_has_the_templates_message() {
         let source = "{% if messages[0].role != 'user' %}\
             {{ raise_exception('Roles must alternate') }}{% endif %}";
         let error = render(source, &[("tool", "x")]).unwrap_err();
@@ -240,14 +240,14 @@ mod tests {
     }
 
     #[test]
-    fn broken_templates_and_empty_chats_are_told_apart() {
+    fn broken_templates_and_empty_chats_are_different_errors() {
         assert!(matches!(render("{{ x", &[]), Err(TextError::ChatTemplateSyntax { .. })));
         assert!(matches!(render("x", &[]), Err(TextError::NoMessages)));
         let failed = render("\n{{ messages[0].a.b }}", &[("user", "x")]).unwrap_err();
         assert!(failed.to_string().contains("chat_template:2"), "{failed}");
     }
 
-    /// A template that is stopped soon, as it does too much of what `part` names.
+    /// Asserts that a template is stopped quickly, at the limit that `part` names.
     fn assert_stopped(source: &str, part: &str) {
         let start = std::time::Instant::now();
         let short: String = source.chars().take(99).collect();
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_are_stopped_wherever_their_time_goes() {
+    fn templates_are_stopped_at_the_limit_of_time() {
         let text = "{% set a = 'a' %}{% set s = a * 60000000 %}";
         let list = "{% set n = 1000000 %}{% set l = [1] * n %}";
         let forever = |setup: &str, body: &str| {

@@ -98,7 +98,7 @@ mod tests {
         pieces
     }
 
-    /// A tokenizer whose unknown characters become byte tokens, as SentencePiece models have.
+    /// A tokenizer with byte fallback, as SentencePiece models have.
     fn fallback_tokenizer() -> Tokenizer {
         let mut vocab = serde_json::Map::new();
         for (id, byte) in (0u32..).zip(0..=255u8) {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_that_spoils_released_text_is_no_error() {
+    fn a_byte_that_makes_released_text_invalid_is_no_error() {
         let tokenizer = fallback_tokenizer();
         let pieces = stream(&tokenizer, &[0x41, 0xff, 256, 257], true);
         assert_eq!(pieces.concat(), "A\u{fffd}ab");

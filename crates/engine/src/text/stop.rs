@@ -99,7 +99,7 @@ mod tests {
         StopStrings::new(&stops, include_in_output).unwrap()
     }
 
-    /// All text that came out, and the match.
+    /// All released text, and the match.
     fn run<'a>(mut search: StopStrings, pieces: impl IntoIterator<Item = &'a str>) -> StopEvent {
         let mut text = String::new();
         for piece in pieces {
@@ -144,7 +144,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cutting_the_text_changes_nothing(
+        fn the_result_does_not_depend_on_the_pieces(
             stops in prop::collection::vec("[aé🦙]{1,4}", 0..4),
             text in "[aé🦙b]{0,24}",
             include: bool,

@@ -239,7 +239,7 @@ mod tests {
         ChatTemplate::from_source(source, None, None).map(drop)
     }
 
-    /// A template with a piece again and again.
+    /// A template that repeats a piece.
     fn with(start: &str, piece: &str, times: usize, end: &str) -> String {
         [start, &piece.repeat(times), end].concat()
     }
@@ -278,10 +278,10 @@ mod tests {
     fn the_longest_chains_fit_the_stack_of_a_thread() {
         for [start, piece, end] in CHAINS {
             let source = with(start, piece, MAX_OPERATORS.min(MAX_BRANCHES), end);
-            // As large as threads have it by default.
+            // The default stack size of threads.
             let thread = std::thread::Builder::new().stack_size(2 << 20);
             let compiled = thread.spawn(move || compiled(&source)).unwrap().join().unwrap();
-            // The parser itself bounds what it recurses into.
+            // The parser limits its own recursion.
             let refused = compiled.err().map(|error| error.to_string());
             assert!(refused.is_none_or(|error| error.contains("recursion")), "{piece}");
         }
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn usual_constants_are_not() {
+    fn usual_constants_are_accepted() {
         let sources = [
             "{{ '=' * 80 ~ '\\n' }}",
             "{% set days = 86400000 * 365 %}{{ 'a' if x * 100000000 > y }}",

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_drop_text_has_no_bound_of_its_own() {
+    fn tokenizers_that_may_drop_text_have_the_default_bound() {
         let strips = AddedToken::from("<x>", false).lstrip(true);
         assert_eq!(changed(|t| drop(t.add_tokens([strips]))), UNBOUNDED);
         assert_eq!(changed(|t| drop(t.with_normalizer(Some(Strip::new(true, true))))), UNBOUNDED);

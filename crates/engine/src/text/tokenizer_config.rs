@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn of_named_templates_the_default_one_is_taken() {
+    fn of_named_templates_the_default_one_is_used() {
         let named = |name| {
             let json = r#"{"chat_template": [{"name": "tool_use", "template": "t"},
                 {"name": "NAME", "template": "d"}]}"#;

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn another_form_of_the_same_tokenizer_is_the_same() {
+    fn another_form_of_the_same_tokenizer_is_no_difference() {
         let other_form = |json: &mut Value| {
             let merges = json["model"]["merges"].as_array_mut().unwrap();
             for merge in merges {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn other_rules_with_the_same_tokens_are_told() {
+    fn other_rules_with_the_same_tokens_are_a_difference() {
         let told = difference(|json| json["pre_tokenizer"]["add_prefix_space"] = json!(true));
         assert_eq!(told, TokenizerDifference { rules: true, ..Default::default() });
         let told = difference(|json| drop(json["model"]["merges"].as_array_mut().unwrap().pop()));
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn added_and_renamed_tokens_are_told() {
+    fn added_and_renamed_tokens_are_a_difference() {
         let told = difference(|json| add(json, "<new>", 263));
         assert_eq!(told.added, [NamedToken { token: "<new>".to_owned(), id: 263 }]);
         assert!(told.contradicted.is_empty());
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn another_vocabulary_is_told() {
+    fn another_vocabulary_is_a_difference() {
         let told = difference(|json| *json = rename(json, "\"z\"", "\"zz\""));
         let lost = |c: &Contradiction| (c.model.token.clone(), c.adapter);
         assert_eq!(told.contradicted.iter().map(lost).collect::<Vec<_>>(), [("z".into(), None)]);

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_made_of_what_it_needs() {
+    fn a_request_is_built_from_a_prompt_and_options() {
         let lora = LoraRequest::new("a", 1, "p");
         let sampling = SamplingParams { seed: Some(3), ..SamplingParams::default() };
         let messages = vec![ChatMessage::system("s"), ChatMessage::user("u")];
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_another_length_are_refused_both_ways() {
+    fn shorter_and_longer_lists_are_refused() {
         for found in [1, 3] {
             let error = PerPrompt::Each(vec![0; found]).expand("lora_request", 2).unwrap_err();
             assert!(

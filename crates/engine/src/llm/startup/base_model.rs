@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_in_place_of_a_model_is_named() {
+    fn other_files_given_as_a_model_are_recognised() {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str, text: &str| {
             let path = dir.path().join(name);

@@ -168,9 +168,9 @@ mod dtype_or_auto {
 mod tests {
     use super::*;
 
-    /// The files of TensorRT-LLM's page on LoRA, and what users add to them.
+    /// The files of TensorRT-LLM's documentation on LoRA, with common additions.
     #[test]
-    fn a_file_has_any_of_the_settings() {
+    fn a_file_may_set_any_setting() {
         let config = EngineConfig::from_yaml(
             "lora_config:\n  lora_dir:\n    - /loras/0\n  max_lora_rank: 64\n  max_loras: 8\n  \
              max_cpu_loras: 8\n  lora_target_modules:\n    - attn_q\n    - attn_k\n  \
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_setting_is_refused_with_its_place() {
+    fn unknown_and_invalid_settings_are_refused_with_their_position() {
         for (text, parts) in [
             ("max_batch_size: 4\nmax_lora: 3\n", ["max_lora", "line 2"]),
             ("lora_config:\n  max_rank: 8\n", ["max_rank", "line 2"]),
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_written_configuration_reads_back() {
+    fn a_configuration_survives_serialisation() {
         let config = EngineConfig {
             dtype: Some(DType::F32),
             lora_config: Some(LoraConfig::default()),

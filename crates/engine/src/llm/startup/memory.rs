@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_says_what_is_known() {
+    fn a_plan_prints_the_known_sizes() {
         let plan = MemoryPlan {
             free_at_start: Some(79 << 30),
             weights: 15 << 30,
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn only_memory_of_its_own_is_measured_and_set_aside() {
+    fn memory_is_measured_and_reserved_on_devices_with_their_own_only() {
         let own = |bytes| FreeMemory { bytes: Some(bytes), shared: false };
         assert_eq!(own(100).taken(own(70), 5), 30);
         assert_eq!(own(100).beside(30), own(70));

@@ -272,7 +272,7 @@ mod tests {
     use super::*;
     use crate::llm::geometry;
 
-    /// Two layers, of which a KV block of 4 tokens takes 512 bytes in bf16.
+    /// A model with two layers, so that a KV block of 4 tokens takes 512 bytes in bf16.
     fn config() -> ModelConfig {
         let json = serde_json::json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_values_take_their_share_and_no_more_than_they_need() {
+    fn the_kv_cache_takes_its_share_and_no_more_than_needed() {
         let blocks = |kv: &KvCacheConfig, free| plan(kv, free).map(|(kv, _)| kv.blocks);
         let none = KvCacheConfig::default();
         assert_eq!(blocks(&none, own(5120)).unwrap(), 9);
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(blocks(&half, FreeMemory { shared: true, ..own(5120) }).unwrap(), 5);
         let few = KvCacheConfig { max_tokens: Some(9), ..none };
         assert_eq!(blocks(&few, own(1 << 30)).unwrap(), 3);
-        // Of the host's memory no more than half is taken unless a share is asked for.
+        // At most half of the host's memory is used, unless a share is set.
         let host = |bytes| FreeMemory { bytes, shared: true };
         assert_eq!(blocks(&none, host(None)).unwrap(), 2 * 64 / 4);
         assert_eq!(blocks(&none, host(Some(1 << 30))).unwrap(), 2 * 64 / 4);
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_values_without_room_are_an_error_that_names_the_settings() {
+    fn a_kv_cache_without_room_is_an_error_that_names_the_settings() {
         let error = plan(&KvCacheConfig::default(), own(512)).unwrap_err();
         assert!(matches!(error, LlmError::NoRoomForKv { free: 512, block: 512, .. }), "{error}");
         let text = error.to_string();
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_memory_is_told_of_by_the_setting_that_was_given() {
+    fn errors_of_host_memory_name_the_setting_that_was_given() {
         let host = FreeMemory { bytes: Some(5000), shared: true };
         let none = KvCacheConfig::default();
         let fits = KvCacheConfig { max_tokens: Some(36), ..none };
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_that_leave_no_memory_are_refused_with_the_number_that_fits() {
+    fn too_many_slots_are_refused_with_the_number_that_fits() {
         let model = geometry(&config());
         let check = |slots, free| {
             let lora = LoraConfig { max_loras: Some(slots), ..LoraConfig::default() };
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn adapters_get_their_tier_or_the_largest_that_are_allowed() {
+    fn adapters_reserve_the_tier_in_bytes_or_its_number_of_largest_ones() {
         let model = geometry(&config());
         let lora = LoraConfig { max_loras: Some(3), max_lora_rank: 8, ..LoraConfig::default() };
         let cache = PeftCacheConfig::default();
