@@ -17,7 +17,7 @@ use crate::text::TextError;
 pub struct WriteError {
     /// The site.
     pub site: String,
-    /// Why the device refused.
+    /// The device's error.
     pub cause: lora_core::Error,
 }
 
@@ -31,7 +31,7 @@ pub enum RegistryError {
          the base model; build it with lora_config"
     )]
     NotConfigured {
-        /// Name asked for.
+        /// Name in the request.
         name: String,
     },
     /// A registered id or name was given with another path.
@@ -52,9 +52,9 @@ pub enum RegistryError {
     OtherNames {
         /// The adapter.
         path: PathBuf,
-        /// Its name and id.
+        /// Its registered name and id.
         known: String,
-        /// Name and id asked for.
+        /// Name and id in the request.
         asked: String,
     },
     /// No adapter has this name.
@@ -100,7 +100,7 @@ pub enum RegistryError {
     Rejected {
         /// Its name.
         name: String,
-        /// All of them.
+        /// All broken rules.
         cause: Rejections,
     },
     /// The adapter is larger than a tier of the cache.
@@ -108,10 +108,10 @@ pub enum RegistryError {
     TooLarge {
         /// Its name.
         name: String,
-        /// Sizes and knob.
+        /// The sizes, and the setting to raise.
         cause: TooLarge,
     },
-    /// The device has no memory left for the adapter.
+    /// The device is out of memory for the adapter.
     #[error(
         "adapter {name:?}: the device is full: {requested} bytes were asked for its part at {site}, \
          {}; unload other adapters, or start the engine with a lower max_loras or a lower \
@@ -121,14 +121,14 @@ pub enum RegistryError {
     DeviceFull {
         /// Its name.
         name: String,
-        /// The site that was to be written.
+        /// The site whose write failed.
         site: String,
-        /// Bytes asked for.
+        /// Bytes requested.
         requested: usize,
-        /// Bytes left, where they are known.
+        /// Free bytes, if known.
         available: Option<usize>,
     },
-    /// The device cannot take the adapter.
+    /// The device failed to write the adapter.
     #[error("adapter {name:?}: {cause}")]
     Write {
         /// Its name.

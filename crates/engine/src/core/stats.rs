@@ -20,7 +20,7 @@ pub struct EngineStats {
     pub prompt_tokens: u64,
     /// CUDA graphs recorded and replayed.
     pub graphs: GraphStats,
-    /// Sequences waiting and running.
+    /// Waiting and running sequences.
     pub scheduler: SchedulerStats,
     /// KV blocks.
     pub kv: KvStats,
@@ -31,9 +31,9 @@ pub struct EngineStats {
 /// The KV cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KvStats {
-    /// Blocks in all.
+    /// Number of blocks.
     pub blocks: usize,
-    /// Blocks that sequences hold.
+    /// Blocks held by sequences.
     pub held: usize,
     /// Prefix reuse, in tokens.
     pub prefix: PrefixStats,

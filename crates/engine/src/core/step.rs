@@ -31,7 +31,7 @@ impl<E: Executor> Core<E> {
     /// next one first if it does not depend on the tokens that are still being computed.
     ///
     /// # Errors
-    /// Those of the backend; all running sequences are then in an unknown state.
+    /// Errors of the backend. All running sequences are then in an unknown state.
     pub(super) fn step(&mut self, pipeline: Pipeline, inbox: Inbox) -> Result<Pipeline> {
         let Pipeline::Launched(launched) = pipeline else { return self.begin() };
         // Commands may have changed what the next step contains, so it is planned between steps.

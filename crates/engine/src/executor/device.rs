@@ -20,7 +20,7 @@ pub struct Parts<B: Backend> {
     pub queue: B::Queue,
     /// Weights and adapter slots.
     pub model: Decoder<B>,
-    /// Keys and values.
+    /// The KV cache.
     pub kv: KvCache<B>,
     /// Inputs and activations of a step.
     pub state: RunState<B>,

@@ -24,7 +24,7 @@ pub struct Sampler<B: Backend> {
 }
 
 impl<B: Backend> Sampler<B> {
-    /// Buffers for up to `rows` rows of logits over `vocab` tokens.
+    /// Allocates buffers for up to `rows` rows of logits over `vocab` tokens.
     ///
     /// # Errors
     /// [`lora_core::Error::OutOfMemory`].

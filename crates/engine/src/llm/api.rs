@@ -34,7 +34,7 @@ impl Llm {
         Self { intake, thread }
     }
 
-    /// Facts about the engine.
+    /// Configuration and sizes of the engine.
     pub fn info(&self) -> &EngineInfo {
         self.intake.info()
     }

@@ -89,9 +89,9 @@ pub enum LlmError {
     OutOfMemory {
         /// What the memory was for.
         pool: Pool,
-        /// Bytes asked for.
+        /// Bytes requested.
         requested: usize,
-        /// Bytes left, where they are known.
+        /// Free bytes, if known.
         available: Option<usize>,
     },
     /// The prompt has no tokens.
@@ -105,7 +105,7 @@ pub enum LlmError {
     PromptTooLong {
         /// Its tokens.
         found: usize,
-        /// The engine's limit for prompt and answer together.
+        /// The engine's limit for prompt and generated tokens together.
         max_seq_len: usize,
     },
     /// The prompt's text is too long to be tokenized.
@@ -118,7 +118,7 @@ pub enum LlmError {
         bytes: usize,
         /// Most bytes that are tokenized.
         limit: usize,
-        /// The engine's limit for prompt and answer together.
+        /// The engine's limit for prompt and generated tokens together.
         max_seq_len: usize,
     },
     /// A token id is not in the vocabulary.
@@ -156,7 +156,7 @@ pub enum LlmError {
     /// The engine failed during a request.
     #[error("the engine failed while it ran this request: {0}")]
     Failed(String),
-    /// The engine thread is gone.
+    /// The engine thread has stopped.
     #[error("the engine has stopped; start a new one")]
     Stopped,
 }

@@ -1,11 +1,11 @@
-//! Facts about a running engine.
+//! Configuration and sizes of a running engine.
 
 use lora_core::{DType, ModelGeometry, QuantAlgo};
 
 use super::startup::MemoryPlan;
 use crate::model::ModelConfig;
 
-/// Facts about a running engine.
+/// Configuration and sizes of a running engine.
 #[derive(Clone, Debug)]
 pub struct EngineInfo {
     /// Configuration of the model.

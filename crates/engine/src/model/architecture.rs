@@ -23,7 +23,7 @@ pub struct Traits {
     pub name: &'static str,
     /// Which projections of attention have biases.
     pub attention_bias: AttentionBias,
-    /// Whether heads of q and k are normalised.
+    /// Whether the heads of q and k have RMS norms.
     pub qk_norm: bool,
     /// Which layers have a sliding window.
     pub window: WindowRule,

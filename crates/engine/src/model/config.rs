@@ -57,7 +57,7 @@ pub struct ModelConfig {
     pub tied_embeddings: bool,
     /// Which projections have biases.
     pub biases: Biases,
-    /// Whether heads of q and k are normalised.
+    /// Whether the heads of q and k have RMS norms.
     pub qk_norm: bool,
     /// Sliding window of each layer, if it has one.
     pub windows: Vec<Option<usize>>,

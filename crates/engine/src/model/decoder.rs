@@ -1,6 +1,6 @@
 //! The forward pass of Llama, Mistral, Qwen2 and Qwen3, over any backend.
 //!
-//! The model knows sites, not adapters: which adapter a row uses is an argument of the ops.
+//! The model contains LoRA sites, but no adapters: which adapter a row uses is an argument of the ops.
 
 use lora_core::lora::{LoraSite, SiteSpec};
 use lora_core::{Backend, Comm, DType, Pool, Result, Tensor, View};

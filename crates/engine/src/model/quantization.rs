@@ -94,7 +94,7 @@ impl Quantization {
     }
 
     /// Reads `hf_quant_config.json` and the `quantization_config` of `config.json`, either of which
-    /// may be absent (behaviour of TensorRT-LLM: section 7.5 of its description).
+    /// may be absent, as TensorRT-LLM does.
     ///
     /// # Errors
     /// [`ModelError`] naming the file or the field, for an algorithm other than FP8 and for two

@@ -28,7 +28,7 @@ pub enum SamplingError {
     EmptyString {
         /// The parameter.
         field: &'static str,
-        /// Place in the list, from 0.
+        /// Index in the list, from 0.
         index: usize,
     },
     /// `best_of` is below `n`.

@@ -196,7 +196,7 @@ fn the_next_step_is_planned_before_tokens_are_known() {
     for work in &works {
         s.commit(work, Some(7));
     }
-    // The first one ends early, too: the last one moves up.
+    // The first one ends early, so the last one moves to index 0.
     works = next;
     s.retire(&mut works, |sequence| sequence.data < 2);
     assert_eq!(works.iter().map(of).collect::<Vec<_>>(), [(0, 2..3, 1..2, Some(2))]);
