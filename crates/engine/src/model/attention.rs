@@ -1,12 +1,12 @@
 //! The attention of a decoder layer.
 
 use lora_core::ops::{AttentionArgs, KvScales, QkvArgs};
-use lora_core::{Backend, Result, Tensor};
+use lora_core::{Backend, Result};
 
 use super::Norm;
 use super::pass::Pass;
 use super::projection::Projection;
-use super::state::RunState;
+use super::state::{LayerCache, RunState};
 
 /// Grouped-query attention over the KV cache.
 pub struct Attention<B: Backend> {
@@ -32,7 +32,7 @@ impl<B: Backend> Attention<B> {
         pass: &Pass<'_, B>,
         q: &mut B::Queue,
         state: &mut RunState<B>,
-        (k_cache, v_cache): &mut (Tensor<B>, Tensor<B>),
+        cache: &mut LayerCache<B>,
     ) -> Result<()> {
         let Pass { be, config, cos_sin_table, tokens_per_block, .. } = *pass;
         let inputs = &state.inputs;
@@ -50,16 +50,16 @@ impl<B: Backend> Attention<B> {
                 positions: inputs.positions(),
                 cos_sin_table,
                 kv_slots: inputs.kv_slots(),
-                k_cache: k_cache.view_mut(),
-                v_cache: v_cache.view_mut(),
+                k_cache: cache.keys.view_mut(),
+                v_cache: cache.values.view_mut(),
                 kv_scales: self.kv_scales,
             },
         )?;
         let args = AttentionArgs {
             queries: state.qkv.first_rows(n).slice_cols(0..dims.q_cols()),
             dims,
-            k_cache: k_cache.view(),
-            v_cache: v_cache.view(),
+            k_cache: cache.keys.view(),
+            v_cache: cache.values.view(),
             kv_scales: self.kv_scales,
             sequence_of_row: inputs.sequences(),
             positions: inputs.positions(),

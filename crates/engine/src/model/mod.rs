@@ -42,4 +42,4 @@ pub use rope::{RopeConfig, RopeScaling};
 pub use shard::{Part, Shard, Summand};
 pub use sites::{LinearSite, Site, SliceKeys};
 pub use source::{DummySource, FolderSource, WeightSource};
-pub use state::{Extents, KvCache, RunState, StepRows, block_bytes};
+pub use state::{Extents, KvCache, LayerCache, RunState, StepRows, block_bytes};

@@ -12,10 +12,18 @@ use crate::kv::{BlockCopy, BlockId};
 
 /// The paged KV cache of all layers.
 pub struct KvCache<B: Backend> {
-    /// Key and value cache of each layer: `[blocks * tokens_per_block, kv_heads * head_dim]`.
-    pub layers: Vec<(Tensor<B>, Tensor<B>)>,
+    /// The cache of each layer.
+    pub layers: Vec<LayerCache<B>>,
     /// Tokens per block.
     pub tokens_per_block: usize,
+}
+
+/// Keys and values of one layer: `[blocks * tokens_per_block, kv_heads * head_dim]` each.
+pub struct LayerCache<B: Backend> {
+    /// Keys.
+    pub keys: Tensor<B>,
+    /// Values.
+    pub values: Tensor<B>,
 }
 
 impl<B: Backend> KvCache<B> {
@@ -34,7 +42,9 @@ impl<B: Backend> KvCache<B> {
             let cols = config.kv_heads * config.head_dim;
             Tensor::zeros(be, Pool::Kv, blocks * tokens_per_block, cols, dtype)
         };
-        let layers = (0..config.layers).map(|_| Ok((cache()?, cache()?))).collect::<Result<_>>()?;
+        let layers = (0..config.layers)
+            .map(|_| Ok(LayerCache { keys: cache()?, values: cache()? }))
+            .collect::<Result<_>>()?;
         Ok(Self { layers, tokens_per_block })
     }
 
@@ -46,7 +56,7 @@ impl<B: Backend> KvCache<B> {
         for copy in copies.iter().filter(|copy| copy.from != copy.to) {
             let first_row = |block: BlockId| block as usize * self.tokens_per_block;
             let (from, to) = (first_row(copy.from), first_row(copy.to));
-            for (keys, values) in &mut self.layers {
+            for LayerCache { keys, values } in &mut self.layers {
                 be.copy_rows(q, keys.view_mut(), from..from + copy.tokens, to)?;
                 be.copy_rows(q, values.view_mut(), from..from + copy.tokens, to)?;
             }
