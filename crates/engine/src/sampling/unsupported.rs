@@ -26,27 +26,48 @@ impl Off {
     }
 }
 
-/// Name, values that turn the parameter off, and advice. Length penalty and early stopping have an effect
-/// only in beam search, so several of their values are harmless.
-const UNSUPPORTED: &[(&str, &[Off], &str)] = &[
-    ("use_beam_search", &[Off::Bool(false)], "use `best_of` with a temperature"),
-    ("beam_search_diversity_rate", &[Off::Number(0.0)], "leave it out"),
-    ("beam_width_array", &[Off::EmptyList], "leave it out"),
-    ("length_penalty", &[Off::Number(0.0), Off::Number(1.0)], "leave it out"),
-    ("early_stopping", &[Off::Bool(false), Off::Number(0.0), Off::Number(1.0)], "leave it out"),
-    ("embedding_bias", &[], "use `logit_bias`"),
-    ("logits_processor", &[], "leave it out"),
-    ("apply_batched_logits_processor", &[Off::Bool(false)], "leave it out"),
-    ("top_p_min", &[Off::Number(1e-6)], "use a fixed `top_p`"),
-    ("top_p_reset_ids", &[Off::Number(-1.0)], "use a fixed `top_p`"),
-    ("top_p_decay", &[Off::Number(1.0)], "use a fixed `top_p`"),
-    ("no_repeat_ngram_size", &[Off::Number(0.0)], "use `repetition_penalty`"),
-    ("logprobs_mode", &[Off::Text("RAW"), Off::Text("raw")], "use `RAW`"),
-    ("return_encoder_output", &[Off::Bool(false)], "leave it out"),
-    ("return_perf_metrics", &[Off::Bool(false)], "read the server's metrics"),
-    ("additional_model_outputs", &[Off::EmptyList], "leave it out"),
-    ("lookahead_config", &[], "leave it out"),
-    ("spaces_between_special_tokens", &[Off::Bool(true)], "leave it out"),
+/// A parameter of TensorRT-LLM that this engine does not support.
+struct Unsupported {
+    field: &'static str,
+    /// Values that turn it off, besides null.
+    off: &'static [Off],
+    /// What to do instead.
+    advice: &'static str,
+}
+
+const fn unsupported(
+    field: &'static str,
+    off: &'static [Off],
+    advice: &'static str,
+) -> Unsupported {
+    Unsupported { field, off, advice }
+}
+
+/// The unsupported parameters. Length penalty and early stopping have an effect only in beam search, so several
+/// of their values are harmless.
+const UNSUPPORTED: &[Unsupported] = &[
+    unsupported("use_beam_search", &[Off::Bool(false)], "use `best_of` with a temperature"),
+    unsupported("beam_search_diversity_rate", &[Off::Number(0.0)], "leave it out"),
+    unsupported("beam_width_array", &[Off::EmptyList], "leave it out"),
+    unsupported("length_penalty", &[Off::Number(0.0), Off::Number(1.0)], "leave it out"),
+    unsupported(
+        "early_stopping",
+        &[Off::Bool(false), Off::Number(0.0), Off::Number(1.0)],
+        "leave it out",
+    ),
+    unsupported("embedding_bias", &[], "use `logit_bias`"),
+    unsupported("logits_processor", &[], "leave it out"),
+    unsupported("apply_batched_logits_processor", &[Off::Bool(false)], "leave it out"),
+    unsupported("top_p_min", &[Off::Number(1e-6)], "use a fixed `top_p`"),
+    unsupported("top_p_reset_ids", &[Off::Number(-1.0)], "use a fixed `top_p`"),
+    unsupported("top_p_decay", &[Off::Number(1.0)], "use a fixed `top_p`"),
+    unsupported("no_repeat_ngram_size", &[Off::Number(0.0)], "use `repetition_penalty`"),
+    unsupported("logprobs_mode", &[Off::Text("RAW"), Off::Text("raw")], "use `RAW`"),
+    unsupported("return_encoder_output", &[Off::Bool(false)], "leave it out"),
+    unsupported("return_perf_metrics", &[Off::Bool(false)], "read the server's metrics"),
+    unsupported("additional_model_outputs", &[Off::EmptyList], "leave it out"),
+    unsupported("lookahead_config", &[], "leave it out"),
+    unsupported("spaces_between_special_tokens", &[Off::Bool(true)], "leave it out"),
 ];
 
 /// Removes the unsupported parameters from `fields`.
@@ -54,7 +75,7 @@ const UNSUPPORTED: &[(&str, &[Off], &str)] = &[
 /// # Errors
 /// [`SamplingError::NotSupported`] for the first one that is not turned off.
 pub(super) fn refuse_unsupported(fields: &mut Map<String, Value>) -> Result<(), SamplingError> {
-    for (field, off, advice) in UNSUPPORTED {
+    for Unsupported { field, off, advice } in UNSUPPORTED {
         let Some(value) = fields.shift_remove(*field) else { continue };
         if !value.is_null() && !off.iter().any(|off| off.is(&value)) {
             let found = value.to_string();
@@ -76,7 +97,7 @@ mod tests {
 
     #[test]
     fn every_one_is_accepted_when_null_and_refused_by_name_when_on() {
-        for (field, ..) in UNSUPPORTED {
+        for Unsupported { field, .. } in UNSUPPORTED {
             let mut null = fields(field, Value::Null);
             assert!(refuse_unsupported(&mut null).is_ok() && null.is_empty());
             let error = refuse_unsupported(&mut fields(field, json!({"x": 1}))).unwrap_err();
