@@ -46,8 +46,8 @@ impl GraphSizes {
     }
 }
 
-/// What one recording is good for. Which adapters the rows have does not matter, only whether any has one, so that
-/// batches without adapters do no work for them, and what the backend's plan of them takes for granted.
+/// Key of a recording. Which adapters the rows have is not part of it, only whether any row has one, so that
+/// batches of the base model alone do no LoRA work, and the key of the backend's LoRA plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Shape<K> {
     extents: Extents,
