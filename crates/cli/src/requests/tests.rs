@@ -36,7 +36,7 @@ fn a_line_overrides_sampling_field_by_field() {
 }
 
 #[test]
-fn null_asks_for_the_base_model_and_absence_for_the_default() {
+fn null_selects_the_base_model_and_absence_the_default() {
     assert_eq!(adapter(r#"{"prompt": "p"}"#).as_deref(), Some("a"));
     assert_eq!(adapter(r#"{"prompt": "p", "lora": null}"#), None);
     assert_eq!(adapter(r#"{"prompt": "p", "lora": "b"}"#).as_deref(), Some("b"));
@@ -45,7 +45,7 @@ fn null_asks_for_the_base_model_and_absence_for_the_default() {
 }
 
 #[test]
-fn lines_that_are_no_requests_keep_their_id_and_tell_why() {
+fn malformed_lines_keep_their_id_and_get_an_error() {
     for (line, part) in [
         (r#"{"id": "q", "promt": "p"}"#, "unknown field `promt`"),
         (r#"{"id": "q"}"#, "exactly one of prompt, input_ids and messages"),
@@ -69,14 +69,14 @@ fn lines_that_are_no_requests_keep_their_id_and_tell_why() {
 }
 
 #[test]
-fn columns_are_told_without_a_misleading_line() {
+fn columns_are_reported_without_a_misleading_line() {
     let lines = read(b"{\"prompt\": }");
     let error = lines[0].request.as_ref().unwrap_err();
     assert!(!error.contains("line") && error.ends_with("at column 12"), "{error}");
 }
 
 #[test]
-fn what_is_no_text_or_too_long_is_told() {
+fn invalid_utf8_and_too_long_lines_get_an_error() {
     let error = |bytes| Line::read(&RawLine { number: 4, bytes }, &defaults()).request.unwrap_err();
     assert!(error(Some(b"\xff".to_vec())).contains("not UTF-8 from byte 0"));
     assert!(error(None).contains("more than 16777216 bytes"));
@@ -135,7 +135,7 @@ fn an_openai_line_names_an_adapter_or_the_model() {
 }
 
 #[test]
-fn a_line_that_draws_at_random_has_a_seed_of_its_own() {
+fn a_line_that_samples_at_random_gets_its_own_seed() {
     let line = r#"{"prompt": "p", "sampling": {"temperature": 1}}"#;
     let seeds: Vec<Option<u64>> =
         (0..2).map(|_| read(line.as_bytes()).remove(0)).map(|line| line.seed).collect();
