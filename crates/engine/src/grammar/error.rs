@@ -56,7 +56,7 @@ pub enum GuideError {
 }
 
 /// Most characters of llguidance's message that are kept, as it may quote the whole guide.
-const LONGEST_REASON: usize = 1000;
+const MAX_REASON_CHARS: usize = 1000;
 
 /// llguidance's message without the state dump that may follow it.
 pub(super) fn reason(error: &impl Display) -> String {
@@ -64,7 +64,7 @@ pub(super) fn reason(error: &impl Display) -> String {
     let dumps = ["\n<backtrace>", "\n<non-verbose/>", "\n<state>"];
     let end = dumps.iter().filter_map(|mark| message.find(mark)).min();
     let message = message[..end.unwrap_or(message.len())].trim();
-    match message.char_indices().nth(LONGEST_REASON) {
+    match message.char_indices().nth(MAX_REASON_CHARS) {
         Some((cut, _)) => format!("{} ...", &message[..cut]),
         None => message.to_owned(),
     }

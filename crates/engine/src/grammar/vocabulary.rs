@@ -11,7 +11,7 @@ use crate::text::Tokenizer;
 const SPECIAL: u8 = llguidance::toktrie::TokTrie::SPECIAL_TOKEN_MARKER;
 
 /// Longest token that llguidance's trie can hold. Longer tokens are never allowed by a guide.
-const LONGEST: usize = 1000;
+const MAX_TOKEN_BYTES: usize = 1000;
 
 /// The bytes of the ids `0..vocab`. Ids without text (beyond the tokenizer's vocabulary, or with the byte 0xFF)
 /// have none. Special tokens have 0xFF and their spelling.
@@ -33,7 +33,7 @@ pub fn token_bytes(tokenizer: &Tokenizer, vocab: usize) -> Result<Vec<Vec<u8>>, 
             bytes.extend_from_slice(spelling.as_bytes());
         } else {
             let text = bytes_of(&steps, spelling);
-            if text.len() <= LONGEST && !text.contains(&SPECIAL) {
+            if text.len() <= MAX_TOKEN_BYTES && !text.contains(&SPECIAL) {
                 *bytes = text;
             }
         }

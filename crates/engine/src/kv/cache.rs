@@ -163,7 +163,7 @@ impl KvBlocks {
         }
     }
 
-    /// Releases a sequence's blocks, last one first, as [`PrefixTree::let_go`] requires.
+    /// Releases a sequence's blocks, last one first, as [`PrefixTree::release`] requires.
     pub fn close(&mut self, blocks: Vec<BlockId>) {
         for block in blocks.into_iter().rev() {
             self.release_one(block);
@@ -181,7 +181,7 @@ impl KvBlocks {
             return;
         }
         if self.tree.contains(block) {
-            self.tree.let_go(block);
+            self.tree.release(block);
         } else {
             self.pool.put_back(block);
         }

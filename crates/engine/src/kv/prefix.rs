@@ -173,7 +173,7 @@ impl PrefixTree {
 
     /// Marks a block as held by no sequence, so that it may be evicted. A sequence's last block must be
     /// released first, so that children are never held longer than their parents.
-    pub fn let_go(&mut self, block: BlockId) {
+    pub fn release(&mut self, block: BlockId) {
         let Some(node) = self.nodes.get_mut(&block) else { return };
         self.clock += 1;
         node.held = false;
@@ -280,12 +280,12 @@ mod tests {
     fn leaves_are_evicted_before_their_parents_and_held_blocks_never() {
         let mut tree = tree();
         assert_eq!(tree.evict(), None);
-        tree.let_go(1);
-        tree.let_go(0);
+        tree.release(1);
+        tree.release(0);
         assert_eq!(tree.unheld(), 2);
         tree.hold(0);
         assert_eq!((tree.evict(), tree.evict()), (Some(1), None));
-        tree.let_go(0);
+        tree.release(0);
         assert_eq!((tree.evict(), tree.unheld()), (Some(0), 0));
         assert_eq!(tree.find(None, &[0, 1], true), Match::default());
     }

@@ -30,7 +30,7 @@ const MAX_DEPTH: usize = 64;
 const MAX_CHARS: usize = 1 << 20;
 
 /// Bytes counted for an element of a list or dict, besides its text.
-pub(super) const ELEMENT: usize = 64;
+pub(super) const ELEMENT_BYTES: usize = 64;
 
 /// The limit that a template exceeded.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +90,7 @@ pub(super) fn charge_value(state: &State<'_, '_>, value: Value) -> Result<Value,
 /// Bytes counted for a value: its text, or its elements and their text.
 pub(super) fn size(value: &Value) -> usize {
     let text = |value: &Value| value.as_str().map_or(0, str::len);
-    let elements = value.len().unwrap_or(0).saturating_mul(ELEMENT);
+    let elements = value.len().unwrap_or(0).saturating_mul(ELEMENT_BYTES);
     match value.kind() {
         ValueKind::String => text(value),
         ValueKind::Seq => {
@@ -98,7 +98,7 @@ pub(super) fn size(value: &Value) -> usize {
             texts.fold(elements, usize::saturating_add)
         }
         ValueKind::Map => elements,
-        _ => ELEMENT,
+        _ => ELEMENT_BYTES,
     }
 }
 

@@ -22,7 +22,7 @@ const MAX_REPEATED: usize = 100_000_000;
 
 /// Constants above this size are charged like created values: minijinja evaluates operations on constants at
 /// compile time.
-const COUNTED_CONSTANT: usize = 4096;
+const MIN_CHARGED_CONSTANT: usize = 4096;
 
 const MADE: &str = "[made]";
 const TIMED: &str = "[timed]";
@@ -148,7 +148,7 @@ fn expanded<'env>(instruction: &Instruction<'env>) -> Vec<Instruction<'env>> {
         I::PushLoop(_) => vec![call(ITERATED, 1), this],
         // The environment's formatter charges what is printed.
         I::EmitRaw(text) => vec![I::LoadConst(Value::from(*text)), I::Emit],
-        I::LoadConst(value) if size(value) > COUNTED_CONSTANT => vec![this, call(MADE, 1)],
+        I::LoadConst(value) if size(value) > MIN_CHARGED_CONSTANT => vec![this, call(MADE, 1)],
         I::ApplyFilter(..)
         | I::BuildList(_)
         | I::BuildMap(_)

@@ -6,7 +6,7 @@ use minijinja::{Environment, Error, State, Value, filters};
 use minijinja_contrib::pycompat;
 
 use super::template_budget::{
-    ELEMENT, MAX_ITEMS, affordable, check_chars, check_shape, over, printed_len,
+    ELEMENT_BYTES, MAX_ITEMS, affordable, check_chars, check_shape, over, printed_len,
 };
 
 /// Largest field width of `format`, and largest indentation.
@@ -151,7 +151,7 @@ fn check_split(
         Some(separator) => text.matches(separator).count(),
         None => text.matches(char::is_whitespace).count(),
     };
-    affordable(state, (pieces + 1).saturating_mul(ELEMENT).saturating_add(text.len()))
+    affordable(state, (pieces + 1).saturating_mul(ELEMENT_BYTES).saturating_add(text.len()))
 }
 
 fn string(state: &State<'_, '_>, value: &Value) -> Result<Value, Error> {

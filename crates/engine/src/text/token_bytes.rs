@@ -9,20 +9,20 @@ use tokenizers::{
 
 /// The bound assumed for tokenizers that may drop text, or map a run of any length (of spaces, or of unknown
 /// characters) to one token. Far above the average of real text.
-const UNBOUNDED: usize = 1024;
+const DEFAULT_BYTES_PER_TOKEN: usize = 1024;
 
 /// Upper bound of the bytes that Unicode normalisation and lower-casing turn into one. The maximum is about 3,
 /// for sequences of combining characters that have a composed form.
-const NORMAL_FORM: usize = 4;
+const MAX_NORMALIZER_SHRINK: usize = 4;
 
 /// Upper bound of the bytes of text that one token represents.
 pub(super) fn bytes_per_token(tokenizer: &Tokenizer) -> usize {
-    proven(tokenizer).unwrap_or(UNBOUNDED)
+    proven_bound(tokenizer).unwrap_or(DEFAULT_BYTES_PER_TOKEN)
 }
 
 /// A proven bound, if every step of the tokenizer preserves the text; `None` if a step may drop or merge any
 /// amount of it.
-fn proven(tokenizer: &Tokenizer) -> Option<usize> {
+fn proven_bound(tokenizer: &Tokenizer) -> Option<usize> {
     let added = tokenizer.get_added_tokens_decoder();
     // Such a token absorbs all adjacent whitespace.
     if added.values().any(|token| token.lstrip || token.rstrip) {
@@ -55,7 +55,9 @@ fn proven(tokenizer: &Tokenizer) -> Option<usize> {
 fn shrink(normalizer: &NormalizerWrapper) -> Option<usize> {
     use NormalizerWrapper as N;
     match normalizer {
-        N::NFC(_) | N::NFD(_) | N::NFKC(_) | N::NFKD(_) | N::Lowercase(_) => Some(NORMAL_FORM),
+        N::NFC(_) | N::NFD(_) | N::NFKC(_) | N::NFKD(_) | N::Lowercase(_) => {
+            Some(MAX_NORMALIZER_SHRINK)
+        }
         N::Prepend(_) => Some(1),
         N::Replace(replace) => {
             let json = serde_json::to_value(replace).ok()?;
@@ -116,12 +118,15 @@ mod tests {
     #[test]
     fn tokenizers_that_may_drop_text_have_the_default_bound() {
         let strips = AddedToken::from("<x>", false).lstrip(true);
-        assert_eq!(changed(|t| drop(t.add_tokens([strips]))), UNBOUNDED);
-        assert_eq!(changed(|t| drop(t.with_normalizer(Some(Strip::new(true, true))))), UNBOUNDED);
+        assert_eq!(changed(|t| drop(t.add_tokens([strips]))), DEFAULT_BYTES_PER_TOKEN);
+        assert_eq!(
+            changed(|t| drop(t.with_normalizer(Some(Strip::new(true, true))))),
+            DEFAULT_BYTES_PER_TOKEN
+        );
         let shorter = || Replace::new("aaaa", "b").unwrap();
         assert_eq!(changed(|t| drop(t.with_normalizer(Some(shorter())))), 6 * 5);
         let dropped = || Replace::new("a", "").unwrap();
-        assert_eq!(changed(|t| drop(t.with_normalizer(Some(dropped())))), UNBOUNDED);
+        assert_eq!(changed(|t| drop(t.with_normalizer(Some(dropped())))), DEFAULT_BYTES_PER_TOKEN);
     }
 
     proptest! {

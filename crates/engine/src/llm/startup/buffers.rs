@@ -62,7 +62,7 @@ impl BufferSpec<'_> {
         let for_adapters = sizes::adapter_bytes(*lora, self.geometry, tiers.device, free);
         let for_kv = free.beside(for_adapters);
         let (kv, max_seq_len) = sizes::kv_plan(batch, self.kv, config, self.kv_dtype, for_kv)?;
-        let kv = KvPlan { blocks: least::<B>(&model.comm, kv.blocks)?, ..kv };
+        let kv = KvPlan { blocks: min_over_ranks::<B>(&model.comm, kv.blocks)?, ..kv };
         let max_seq_len = max_seq_len.min(kv.blocks * tokens_per_block);
         let kv_cache = KvCache::new(be, config, self.kv_dtype, kv.blocks, tokens_per_block)?;
         let memory = MemoryPlan {
@@ -81,7 +81,7 @@ impl BufferSpec<'_> {
 }
 
 /// The smallest value over the ranks of a group, for sizes that must be equal on all of them.
-fn least<B: Backend>(comm: &B::Comm, own: usize) -> Result<usize, LlmError> {
+fn min_over_ranks<B: Backend>(comm: &B::Comm, own: usize) -> Result<usize, LlmError> {
     // A sum in which each rank has an entry of its own gathers the values.
     let mut of_ranks = vec![0.0; comm.world()];
     of_ranks[comm.rank()] = own as f32;

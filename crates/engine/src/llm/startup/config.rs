@@ -34,7 +34,7 @@ pub struct EngineConfig {
     pub tensor_parallel_size: usize,
     /// Settings of LoRA; `None`: requests cannot have adapters.
     pub lora_config: Option<LoraConfig>,
-    /// Sizes of the adapter tiers in bytes, and number of loader threads. `max_loras` and `max_cpu_loras` of
+    /// Sizes of the adapter tiers, and number of loader threads. `max_loras` and `max_cpu_loras` of
     /// `lora_config` take precedence over the sizes.
     pub peft_cache_config: PeftCacheConfig,
     /// Quantisation of base weights and KV cache: FP8 or none. It must agree with a quantised checkpoint; a

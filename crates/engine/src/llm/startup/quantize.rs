@@ -7,7 +7,7 @@ use crate::llm::LlmError;
 use crate::model::{Fp8Weights, ModulePatterns, Quantization};
 
 /// Default of `exclude_modules`: errors in the logits matter most, so `lm_head` stays in 16 bits.
-const EXCLUDED: &str = "lm_head";
+const DEFAULT_EXCLUDE: &str = "lm_head";
 
 /// Resolves the quantisation of weights and KV cache. FP8 for a 16-bit checkpoint quantises it on loading. A
 /// checkpoint in FP8 stays in FP8, and any other setting is refused.
@@ -28,7 +28,7 @@ pub(in crate::llm) fn resolve(
         (None, weights) => weights,
         (Some(QuantAlgo::Fp8), None) => {
             let patterns =
-                asked.exclude_modules.clone().unwrap_or_else(|| vec![EXCLUDED.to_owned()]);
+                asked.exclude_modules.clone().unwrap_or_else(|| vec![DEFAULT_EXCLUDE.to_owned()]);
             let exclude = ModulePatterns::new("quant_config.exclude_modules", patterns)?;
             Some(Fp8Weights { exclude, stored: false })
         }
