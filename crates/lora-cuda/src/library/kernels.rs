@@ -43,11 +43,13 @@ macro_rules! sources {
 }
 
 /// Headers, which are not compiled by themselves.
-pub const HEADERS: [Source; 11] = sources![
+pub const HEADERS: [Source; 13] = sources![
     "attention.cuh",
     "cluster.cuh",
     "common.cuh",
     "float_order.cuh",
+    "linear_stream.cuh",
+    "linear_stream_epilogue.cuh",
     "linear_tiles.cuh",
     "linear_tiles_loader.cuh",
     "lora.cuh",
