@@ -2,7 +2,7 @@
 
 use futures_executor::block_on;
 use futures_util::{FutureExt, StreamExt, future, stream};
-use loramux_engine::{Delta, FinishReason, SamplingParams};
+use loramux_engine::{Delta, FinishReason, ResponseStream, SamplingParams};
 use loramux_tests::settle::{ask, assert_nothing_held, engine_with, greedy, lora, settled};
 
 const PROMPT: [u32; 5] = [17, 250, 33, 401, 8];
@@ -81,7 +81,7 @@ fn one_thread_serves_many_streams_without_waiting_for_any() {
     let alone: Vec<_> = (0..4).map(alone).collect();
 
     let streams = || (0..4).map(|n| llm.generate_async(request(n)).unwrap());
-    let together = block_on(future::join_all(streams().map(|stream| stream.output())));
+    let together = block_on(future::join_all(streams().map(ResponseStream::output)));
     let together: Vec<_> = together.into_iter().map(|output| output.unwrap().outputs).collect();
     assert_eq!(together, alone);
 

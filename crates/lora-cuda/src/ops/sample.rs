@@ -30,6 +30,7 @@ struct SampleArgs {
     out: Address,
 }
 
+assert_layout!(SampleRow is 72 bytes: seed at 16, position at 24, repetition_penalty at 32, history at 44, mask at 68);
 assert_layout!(SampleArgs is 208 bytes: logits at 0, params at 32, scratch at 160, banned at 192, out at 200);
 
 // SAFETY: laid out as `SampleArgs` of `sample.cu`.

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
 use super::input::GenerateRequest;
 use super::intake::Intake;
 use super::output::{RequestOutput, Update};
 use super::pending::{EventResult, Pending};
-use crate::core::{Command, Event};
+use crate::core::{Command, Event, EventSink};
 use crate::llm::LlmError;
 use crate::llm::commands::EngineThread;
 
@@ -21,7 +21,7 @@ pub struct Batch<'a> {
     thread: &'a EngineThread,
     /// Event sender for further requests; `None` after [`Batch::close`], so that the channel closes when the
     /// engine has dropped the last sequence.
-    events: Option<Sender<(u64, Event)>>,
+    events: Option<Arc<dyn EventSink>>,
     inbox: Receiver<(u64, Event)>,
     /// Number of the request that each running sequence belongs to.
     owners: HashMap<u64, usize>,
@@ -37,7 +37,7 @@ impl<'a> Batch<'a> {
     pub(in crate::llm) fn new(intake: &'a Intake, thread: &'a EngineThread) -> Self {
         let (events, inbox) = unbounded();
         let (owners, running) = (HashMap::new(), HashMap::new());
-        Self { intake, thread, events: Some(events), inbox, owners, running, added: 0 }
+        Self { intake, thread, events: Some(Arc::new(events)), inbox, owners, running, added: 0 }
     }
 
     /// Submits a request and returns its number.
@@ -47,7 +47,7 @@ impl<'a> Batch<'a> {
     /// [`Batch::close`].
     pub fn add(&mut self, request: GenerateRequest) -> Result<usize, LlmError> {
         let events = self.events.as_ref().ok_or(LlmError::Stopped)?;
-        let pending = self.intake.submit(request, Arc::new(events.clone()))?;
+        let pending = self.intake.submit(request, events)?;
         let number = self.added;
         self.added += 1;
         self.owners.extend(pending.builders.keys().map(|id| (*id, number)));

@@ -47,7 +47,7 @@ impl Intake {
     pub(super) fn submit(
         &self,
         request: GenerateRequest,
-        events: Arc<dyn EventSink>,
+        events: &Arc<dyn EventSink>,
     ) -> Result<Pending, LlmError> {
         let prepared = prepare(request, &self.info, &self.adapters)?;
         let mut outputs = HashMap::new();

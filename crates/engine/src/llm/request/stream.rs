@@ -13,7 +13,7 @@ use super::input::GenerateRequest;
 use super::intake::Intake;
 use super::output::{Delta, RequestOutput};
 use super::pending::{EventResult, Pending};
-use crate::core::{Command, Event};
+use crate::core::{Command, Event, EventSink};
 use crate::llm::LlmError;
 use crate::llm::commands::Commands;
 
@@ -45,7 +45,8 @@ impl ResponseStream {
         request: GenerateRequest,
     ) -> Result<Self, LlmError> {
         let (events, inbox) = unbounded();
-        let pending = intake.submit(request, Arc::new(events))?;
+        let events: Arc<dyn EventSink> = Arc::new(events);
+        let pending = intake.submit(request, &events)?;
         let (request_id, commands) = (pending.output.request_id, intake.commands().clone());
         Ok(Self { state: State::Open(Box::new(pending)), inbox, commands, request_id })
     }

@@ -19,14 +19,14 @@ pub const MAX_ROWS: usize = 64;
 pub const OUTPUTS: usize = 64;
 pub const WARPGROUP: usize = 128;
 
-/// As in `linear_stream.cu`: tiles of weights in shared memory at most, tiles of inputs, and f32s between rows of
+/// As in `linear_stream.cuh`: tiles of weights in shared memory at most, tiles of inputs, and f32s between rows of
 /// sums, so that they lie in different banks.
 const MAX_STAGES: usize = 24;
 const X_STAGES: usize = 8;
 const SUMS_PADDING: usize = 4;
 
-/// As in `linear_stream.cu`: bytes of a `Part`, bytes besides that are kept for a row, and enough for `Control` and
-/// the alignment of tiles.
+/// As in `linear_stream.cuh`: bytes of `SliceFactors`, bytes besides that are kept for a row, and enough for
+/// `Barriers` and the alignment of tiles.
 const PART_BYTES: usize = 40;
 const ROW_BYTES: usize = 28;
 const CONTROL_BYTES: usize = 2048;
