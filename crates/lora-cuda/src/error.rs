@@ -29,7 +29,7 @@ pub enum CudaError {
     #[error(
         "CUDA device {ordinal} ({name}) has compute capability {found}; allowed: {}, as of an \
          H100 or H200",
-        crate::library::kernels::CAPABILITY
+        crate::library::requirements::CAPABILITY
     )]
     Capability {
         /// Number of the device.
@@ -43,7 +43,7 @@ pub enum CudaError {
     #[error(
         "no compiled kernels in {}; run `cargo xtask kernels`, or set {} to their folder",
         list(.searched),
-        crate::library::kernels::FOLDER_VARIABLE
+        crate::library::requirements::FOLDER_VARIABLE
     )]
     NoKernels {
         /// The places.

@@ -7,13 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use super::requirements::{CAPABILITY, FOLDER_VARIABLE};
 use crate::error::CudaError;
-
-/// The environment variable that names the folder of compiled kernels.
-pub const FOLDER_VARIABLE: &str = "LORAMUX_KERNELS";
-
-/// Compute capability that kernels are compiled for.
-pub const CAPABILITY: &str = "9.0";
 
 /// File that describes a folder of compiled kernels.
 pub const MANIFEST: &str = "manifest.json";

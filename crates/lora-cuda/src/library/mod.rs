@@ -5,3 +5,4 @@ pub mod flashinfer;
 pub mod functions;
 pub mod kernels;
 pub mod modules;
+pub mod requirements;
