@@ -29,8 +29,8 @@ const INTRODUCTION: &str = "\
 
 loramux refuses what it cannot do exactly, instead of doing something similar. A refusal says which setting,
 tensor or file is wrong, what was found there, what is allowed and what to do, and ends with the code of the rule in
-brackets. Codes are stable: programs may match on them. Whatever breaks several rules is told all of them at once, and
-an adapter or request that is refused does not touch any other.
+brackets. Codes are stable: programs may match on them. An error lists every rule that is broken, and
+an adapter or request that is refused does not affect any other.
 
 Rules are checked as early as they can be, and below they stand in that order.
 ";

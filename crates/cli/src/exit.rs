@@ -76,14 +76,14 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 
 /// The exit code for an error of the engine.
 fn of_engine(error: &LlmError) -> Exit {
-    if let LlmError::Adapter(error) = error
-        && let RegistryError::Load { cause, .. } = &**error
-    {
-        return Exit::of_adapter(cause);
+    if let LlmError::Adapter(error) = error {
+        return match &**error {
+            RegistryError::Load { cause, .. } => Exit::of_adapter(cause),
+            _ => Exit::Refused,
+        };
     }
     match error.kind() {
         ErrorKind::Setting | ErrorKind::Request => Exit::Usage,
-        ErrorKind::AdapterNotFound | ErrorKind::AdapterRefused => Exit::Refused,
         _ => Exit::Model,
     }
 }

@@ -12,7 +12,7 @@ const FLAGS: [(&str, &str); 11] = [
     ("max_lora_rank", "--max-lora-rank"),
     ("device_cache_percent", "peft_cache_config in the file of --config"),
     ("tensor_parallel_size", "--tensor-parallel-size"),
-    ("quant_config", "--quant-algo"),
+    ("quant_config", "--quant-algo, or in the file of --config"),
 ];
 
 /// Adds a hint to `error` that lists the flags of the settings in its message.

@@ -54,7 +54,10 @@ fn overridden(mut config: LoraConfig, args: &LoraConfigArgs) -> LoraConfig {
 
 fn read_yaml(path: &Path) -> Result<EngineConfig> {
     let text = files::read_text(path, files::MAX_CONFIG).context("cannot read the file")?;
-    Ok(EngineConfig::from_yaml(&text)?)
+    let config = EngineConfig::from_yaml(&text)?;
+    let problems = config.lora_config.as_ref().map_or_else(Vec::new, LoraConfig::validate);
+    Rejections(problems).into_result()?;
+    Ok(config)
 }
 
 fn read(path: &Path) -> Result<LoraConfig> {
@@ -133,7 +136,11 @@ mod tests {
     fn a_file_of_settings_is_refused_with_its_name_and_the_place() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
-        for (text, part) in [("max_batch: 3", "line 1"), ("max_batch_size: 0x", "max_batch_size")] {
+        for (text, part) in [
+            ("max_batch: 3", "line 1"),
+            ("max_batch_size: 0x", "max_batch_size"),
+            ("lora_config: {max_lora_rank: 0}", "max_lora_rank"),
+        ] {
             std::fs::write(&path, text).unwrap();
             let refused =
                 engine(&args(&format!("--config {}", path.display())).engine).unwrap_err();

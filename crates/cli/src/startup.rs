@@ -24,6 +24,7 @@ pub(crate) fn start(
     config: EngineConfig,
     streams: &mut Streams<'_>,
 ) -> Result<Llm, Failure> {
+    let world = config.tensor_parallel_size;
     let bar = progress::loading_bar(streams.live);
     let layers = bar.clone();
     let builder = Llm::builder(model).config(config).progress(move |done, all| {
@@ -33,11 +34,13 @@ pub(crate) fn start(
     let chosen = choose_device(compute.device);
     streams.note(format_args!("device: {}", chosen.note.replace('\n', " ")));
     let llm = if chosen.is_gpu {
-        builder.build_ranks(|rank| Cuda::new(rank).map_err(Into::into))
+        check_gpus(world)?;
+        builder.build(|| Cuda::new(FIRST_GPU).map_err(Into::into))
     } else {
         let threads = compute.threads.map(NonZeroUsize::get);
         check_threads(threads)?;
-        builder.build_ranks(move |_| CpuRef::with_threads(threads))
+        let of_rank = threads_of_rank(threads, world);
+        builder.build_ranks(move |_| CpuRef::with_threads(of_rank))
     };
     bar.finish_and_clear();
     let llm = llm.map_err(|error| {
@@ -51,7 +54,7 @@ pub(crate) fn start(
     Ok(llm)
 }
 
-/// The GPU of the first rank, which `--device auto` probes.
+/// The GPU to run on.
 const FIRST_GPU: usize = 0;
 
 /// The device to run on.
@@ -80,6 +83,26 @@ fn choose_device(device: Device) -> Chosen {
             Err(reason) => Chosen::cpu(format!("the CPU, as no GPU can be used: {reason}")),
         },
     }
+}
+
+/// Refuses several GPUs, over which a model cannot be split yet.
+fn check_gpus(world: usize) -> Result<(), Failure> {
+    if world == 1 {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!(
+        "tensor_parallel_size is {world}; allowed: 1 on a GPU; --device cpu splits the model over groups of threads"
+    );
+    Err(Failure { exit: Exit::Usage, error: flags::with_flags(error) })
+}
+
+/// Threads of each of `world` ranks, which share those asked for, or else the cores.
+fn threads_of_rank(threads: Option<usize>, world: usize) -> Option<usize> {
+    if world <= 1 {
+        return threads;
+    }
+    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    Some((threads.unwrap_or_else(cores) / world).max(1))
 }
 
 /// Refuses more threads than this machine can use.

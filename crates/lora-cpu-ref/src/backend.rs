@@ -6,8 +6,8 @@ use std::ops::Range;
 use lora_core::fp8::Fp8Scales;
 use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::{
-    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
-    SampleArgs,
+    AttentionArgs, AttentionRows, HeadDims, HostUpdate, LogprobArgs, LogprobOut, NormWeight,
+    QkvArgs, SampleArgs,
 };
 use lora_core::{Backend, Caps, Error, HostTensor, Pool, Result, check};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -180,9 +180,9 @@ impl Backend for CpuRef {
         &self,
         w: &CpuLinear,
         rows: Range<usize>,
-        low_rank: (&HostTensor, &HostTensor, f32),
+        update: HostUpdate<'_>,
     ) -> Result<Vec<f32>> {
-        linear::row_norms(self.isa, w, rows, low_rank)
+        linear::row_norms(self.isa, w, rows, update)
     }
 
     fn embed(&self, (): &mut (), table: &CpuLinear, ids: View<'_>, out: ViewMut<'_>) -> Result<()> {

@@ -6,8 +6,8 @@ use cudarc::driver::result;
 use lora_core::fp8::Fp8Scales;
 use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::ops::{
-    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
-    SampleArgs,
+    AttentionArgs, AttentionRows, HeadDims, HostUpdate, LogprobArgs, LogprobOut, NormWeight,
+    QkvArgs, SampleArgs,
 };
 use lora_core::{Backend, Caps, HostTensor, OneRank, Pool, Result, check};
 
@@ -113,9 +113,9 @@ impl Backend for Cuda {
         &self,
         w: &CudaLinear,
         rows: Range<usize>,
-        low_rank: (&HostTensor, &HostTensor, f32),
+        update: HostUpdate<'_>,
     ) -> Result<Vec<f32>> {
-        row_norms::row_norms(self, w, &rows, low_rank)
+        row_norms::row_norms(self, w, &rows, update)
     }
 
     fn embed(

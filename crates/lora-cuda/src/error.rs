@@ -87,7 +87,7 @@ pub enum CudaError {
         /// What the driver said.
         cause: DriverError,
     },
-    /// What the device is opened with could not be made.
+    /// A buffer or stream that every device needs could not be made.
     #[error(transparent)]
     Opening(lora_core::Error),
 }

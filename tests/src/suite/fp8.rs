@@ -1,6 +1,7 @@
 //! Linear layers with e4m3 weights.
 
 use lora_core::fp8::{self, Fp8Scales, InputScale};
+use lora_core::ops::HostUpdate;
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
@@ -140,7 +141,8 @@ pub fn row_norms_count_the_scales<B: Backend>(make: &dyn Fn() -> B, types: Types
             fill.matrix(1, case.in_dim, types.w),
             Matrix::floats(out, 1, types.w, &vec![0.0; out]),
         );
-        let found = rig.be.row_norms(&w, 0..out, (&a.data, &b.data, 1.0))?;
+        let found =
+            rig.be.row_norms(&w, 0..out, HostUpdate { a: &a.data, b: &b.data, scale: 1.0 })?;
         let norm = |part: &Matrix, n: usize, scale: f32| {
             let squares = part.nums(n).iter().map(|e| e.value * e.value).sum::<f64>();
             Num::of(squares.sqrt() * f64::from(scale))

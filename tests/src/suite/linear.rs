@@ -1,5 +1,6 @@
 //! Linear layers.
 
+use lora_core::ops::HostUpdate;
 use lora_core::{Backend, DType};
 use proptest::prelude::*;
 
@@ -121,8 +122,8 @@ pub fn row_norms_are_those_of_the_sum<B: Backend>(make: &dyn Fn() -> B, types: T
         let rows = a.min(b).min(out)..a.max(b).min(out);
         let low = [fill.matrix(rank, in_dim, types.w), fill.matrix(rows.len(), rank, types.w)];
         let prepared = rig.be.prepare_linear(std::slice::from_ref(&w.data), None)?;
-        let factors = (&low[0].data, &low[1].data, scale);
-        let found = rig.be.row_norms(&prepared, rows.clone(), factors)?;
+        let update = HostUpdate { a: &low[0].data, b: &low[1].data, scale };
+        let found = rig.be.row_norms(&prepared, rows.clone(), update)?;
         let [a, b] = low.map(|m| (0..m.rows).map(|r| m.nums(r)).collect::<Vec<_>>());
         let norm = |(i, n): (usize, usize)| {
             let element = |k: usize| {
@@ -185,7 +186,7 @@ pub fn products_refuse_misfits<B: Backend>(make: &dyn Fn() -> B, types: Types) {
             ("rows", 1..8, &a, &b),
         ] {
             m.refused(&format!("row_norms: {what}"), &mut [], |rig, []| {
-                rig.be.row_norms(&w, rows, (a, b, 1.0)).map(drop)
+                rig.be.row_norms(&w, rows, HostUpdate { a, b, scale: 1.0 }).map(drop)
             });
         }
         Ok(())

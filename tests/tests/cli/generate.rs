@@ -1,5 +1,7 @@
 //! `loramux generate` with valid input.
 
+use std::io::Write;
+
 use loramux::Exit;
 use loramux_tests::{Fixtures, adapter_path};
 use serde_json::{Value, json};
@@ -35,6 +37,73 @@ fn lines_are_answered_in_order_with_the_tokens_that_peft_computes() {
         assert_eq!(answer["outputs"][0]["finish_reason"], "length");
         case.assert_greedy(&tokens(answer), 1e-2);
     }
+}
+
+/// A file of settings.
+fn settings(yaml: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    file.write_all(yaml.as_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn a_file_of_settings_configures_the_engine_and_flags_override_it() {
+    let lines = json_lines(&[json!({"prompt": PROMPT, "sampling": {"logprobs": 1}})]);
+    let logprobs = |flags: &[&str]| {
+        let (exit, answers) = generate(flags, &lines);
+        assert_eq!(exit, Exit::Fine, "{flags:?}");
+        answers[0]["outputs"][0]["logprobs"].to_string()
+    };
+    let (plain, fp8) = (logprobs(&[]), logprobs(&["--kv-cache-dtype", "fp8"]));
+    let file = settings("kv_cache_config: {dtype: fp8}\nlora_config: {max_lora_rank: 8}\n");
+    let config = file.path().to_str().unwrap();
+    assert_eq!(logprobs(&["--config", config]), fp8);
+    assert_eq!(logprobs(&["--config", config, "--kv-cache-dtype", "auto"]), plain);
+
+    let prompt = ["generate", "--model", &llama(), "--prompt", PROMPT, "--device", "cpu"];
+    let with = |flags: &[&str]| loramux(&[&prompt, flags].concat(), b"");
+    let rank16 = adapter_flag("a", "llama.all-r16-rslora");
+    let refused = with(&["--config", config, &rank16, "--lora", "a"]);
+    assert_eq!(refused.exit, Exit::Refused, "{}", refused.stderr);
+    assert!(refused.stderr.contains("max_lora_rank"), "{}", refused.stderr);
+    let raised = with(&["--config", config, "--max-lora-rank", "16", &rank16, "--lora", "a"]);
+    assert_eq!(raised.exit, Exit::Fine, "{}", raised.stderr);
+}
+
+#[test]
+fn settings_out_of_range_are_refused_by_name() {
+    let prompt = ["generate", "--model", &llama(), "--prompt", PROMPT, "--device", "cpu"];
+    for (yaml, part) in [
+        ("max_batch_size: 0", "max_batch_size is 0"),
+        ("max_num_tokens: 0", "max_num_tokens is 0"),
+        ("tensor_parallel_size: 0", "tensor_parallel_size is 0"),
+        (
+            "tensor_parallel_size: 18446744073709551615",
+            "tensor_parallel_size is 18446744073709551615",
+        ),
+        ("cuda_graph_config: {batch_sizes: [0]}", "cuda_graph_config.batch_sizes is [0]"),
+        ("cuda_graph_config: {max_batch_size: 0}", "cuda_graph_config.max_batch_size is 0"),
+        ("lora_config: {max_lora_rank: 0}", "max_lora_rank"),
+        ("max_batch: 3", "max_batch"),
+    ] {
+        let file = settings(yaml);
+        let words = [&prompt[..], &["--config", file.path().to_str().unwrap()]].concat();
+        let outcome = loramux(&words, b"");
+        assert_eq!(outcome.exit, Exit::Usage, "{yaml}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(part), "{yaml}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_model_split_over_ranks_gives_the_same_tokens() {
+    let flag = adapter_flag("a", "llama.attn-r8");
+    let flags = [&flag, "--lora", "a", "--max-tokens", "6", "--ignore-eos"];
+    let lines = json_lines(&[json!({"prompt": PROMPT})]);
+    let answer = |flags: &[&str]| generate(flags, &lines);
+    let (exit, alone) = answer(&flags);
+    assert_eq!(exit, Exit::Fine);
+    let split = answer(&[&flags[..], &["--tensor-parallel-size", "2"]].concat());
+    assert_eq!((split.0, tokens(&split.1[0])), (Exit::Fine, tokens(&alone[0])));
 }
 
 #[test]

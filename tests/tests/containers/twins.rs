@@ -96,9 +96,9 @@ fn an_archive_in_lora_dir_settles_the_target_modules() {
         ..LoraConfig::default()
     };
     let model = geometry("llama");
-    let fused = formats::settle_targets(config.clone(), None).unwrap();
+    let fused = formats::resolve_targets(config.clone(), None).unwrap();
     assert_eq!(fused.lora_target_modules, ["attn_qkv"]);
-    let cut = formats::settle_targets(config, Some(&model)).unwrap();
+    let cut = formats::resolve_targets(config, Some(&model)).unwrap();
     assert_eq!(cut.lora_target_modules, ["attn_q", "attn_k", "attn_v"]);
     let adapter = load("llama.qkv-tied-nemo", &for_llama("llama.qkv-tied-nemo"));
     for config in [fused, cut] {

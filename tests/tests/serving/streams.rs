@@ -95,7 +95,10 @@ fn one_thread_serves_many_streams_without_waiting_for_any() {
     }
 
     let mut stream = llm.generate_async(ask(&PROMPT, greedy(LONG), None)).unwrap();
-    while stream.next().now_or_never().is_some() {}
+    block_on(stream.next()).unwrap().unwrap();
+    while let Some(Some(delta)) = stream.next().now_or_never() {
+        delta.unwrap();
+    }
     drop(stream);
     assert_nothing_held(&llm);
 }

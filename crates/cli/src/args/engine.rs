@@ -74,8 +74,8 @@ pub struct EngineArgs {
     /// Maximum tokens of prompt and answer together [default: the model's limit]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     max_seq_len: Option<NonZeroUsize>,
-    /// Tensor-parallel ranks, each with a shard of every layer; on the CPU, a rank is a group of threads
-    /// [default: 1]
+    /// Tensor-parallel ranks, each with a shard of every layer; a rank is a group of CPU threads;
+    /// several GPUs are not supported yet [default: 1]
     #[arg(long, visible_alias = "tp_size", value_name = "N", help_heading = "Engine")]
     tensor_parallel_size: Option<NonZeroUsize>,
     /// Capacity of the KV cache in tokens [default: the most that a batch can need, up to 2 GiB on the CPU
@@ -115,6 +115,11 @@ impl EngineArgs {
         overlay(&mut kv.max_tokens, self.kv_cache_tokens.map(|n| Some(n.get())));
         overlay(&mut kv.free_gpu_memory_fraction, self.free_gpu_memory_fraction.map(Some));
         overlay(&mut kv.dtype, self.kv_cache_dtype);
+        if let (Some(KvDtypeArg::Auto), Some(quant)) =
+            (self.kv_cache_dtype, &mut config.quant_config)
+        {
+            quant.kv_cache_quant_algo = None;
+        }
         if self.quant_algo.is_some() {
             config.quant_config.get_or_insert_default().quant_algo = self.quant_algo;
         }

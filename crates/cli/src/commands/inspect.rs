@@ -100,7 +100,7 @@ fn examine(path: &Path, base: Base, config: LoraConfig) -> Result<Report<'_>, Fa
     let model = base.geometry.as_ref();
     let mut options = ReadOptions::from_config(&config).or_exit(Exit::Usage)?;
     (options.model, options.base) = (model.cloned(), base.weights);
-    let config = formats::settle_targets(config, model).context("cannot use lora_dir");
+    let config = formats::resolve_targets(config, model).context("cannot use lora_dir");
     let config = config.or_exit(Exit::Usage)?;
     let (mut rejections, mut warnings) = (Vec::from_iter(base.rejection), base.warnings);
     let (mut adapter, mut unreadable) = (None, None);

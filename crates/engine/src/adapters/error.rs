@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use lora_core::Error::OutOfMemory;
-use lora_core::Rejections;
 use lora_core::formats::AdapterError;
 use lora_core::free_bytes;
+use lora_core::{Code, Rejections};
 use thiserror::Error;
 
 use super::tiers::TooLarge;
@@ -152,9 +152,15 @@ impl RegistryError {
     pub fn is_not_found(&self) -> bool {
         match self {
             Self::Unknown { .. } => true,
+            Self::Rejected { cause, .. } => cause.0.iter().any(|r| r.code == Code::AdapterPath),
             Self::Load { cause, .. } => cause.is_not_found(),
             _ => false,
         }
+    }
+
+    /// Whether the request cannot name an adapter in this way, whatever its files.
+    pub fn is_of_request(&self) -> bool {
+        matches!(self, Self::NotConfigured { .. } | Self::Conflict { .. } | Self::OtherNames { .. })
     }
 
     /// The error of an adapter that could not be written to the device.

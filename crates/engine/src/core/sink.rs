@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crossbeam_channel::Sender;
-use futures_channel::mpsc::UnboundedSender;
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::event::Event;
 
@@ -25,6 +25,6 @@ impl EventSink for Sender<(u64, Event)> {
 /// For receivers in async tasks.
 impl EventSink for UnboundedSender<(u64, Event)> {
     fn send(&self, sequence: u64, event: Event) -> bool {
-        self.unbounded_send((sequence, event)).is_ok()
+        UnboundedSender::send(self, (sequence, event)).is_ok()
     }
 }

@@ -40,7 +40,7 @@ impl GraphSizes {
         let fits = |size: &usize| if self.padding { *size >= rows } else { *size == rows };
         match &self.sizes {
             Some(sizes) => sizes.iter().copied().find(fits),
-            None if self.padding => Some(padded_rows(rows)).filter(|size| *size <= self.max),
+            None if self.padding => (rows <= self.max).then(|| padded_rows(rows).min(self.max)),
             None => Some(rows).filter(|rows| *rows <= self.max),
         }
     }
@@ -189,6 +189,7 @@ mod tests {
             [Some(1), Some(3), Some(4), Some(60), Some(250), None]
         );
         assert_eq!(of(None, 16, true), [Some(1), Some(4), Some(4), None, None, None]);
+        assert_eq!(of(None, 62, true), [Some(1), Some(4), Some(4), Some(62), None, None]);
         let few: &[usize] = &[512, 4, 1, 64];
         assert_eq!(of(Some(few), 300, true), [Some(1), Some(4), Some(4), Some(64), None, None]);
         assert_eq!(of(Some(few), 300, false), [Some(1), None, Some(4), None, None, None]);

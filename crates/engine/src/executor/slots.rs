@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use lora_core::lora::{SlotLowRank, SlotRows, SlotSlice};
+use lora_core::ops::HostUpdate;
 use lora_core::{Adapter, Backend, Comm, HostTensor, LowRank, SiteKey, SiteWeights};
 
 use crate::adapters::{SiteWrite, WriteError};
@@ -105,7 +106,8 @@ impl<B: Backend> Writer<'_, B> {
         }
         let columns = at.columns.clone();
         let rows = columns.len();
-        let norms = self.be.row_norms(at.weight, columns, (&low.a, &low.b, low.scale));
+        let update = HostUpdate { a: &low.a, b: &low.b, scale: low.scale };
+        let norms = self.be.row_norms(at.weight, columns, update);
         match at.part {
             Part::Cols(..) => {
                 // A rank that failed still takes part in the sum, so that others do not wait for it, and

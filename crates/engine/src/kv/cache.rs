@@ -95,8 +95,8 @@ impl KvBlocks {
     }
 
     /// Allocates blocks for `tokens`, the present tokens of a sequence. Of these, up to `reusable` leading
-    /// tokens are looked up in the prefix tree. At least `spare` blocks must stay available, for running
-    /// sequences that were promised them.
+    /// tokens are looked up in the prefix tree. At least `spare` blocks must stay available: they are
+    /// reserved for running sequences.
     ///
     /// Returns `None`, without any change, if too few blocks are available.
     pub fn open(

@@ -156,6 +156,14 @@ pub enum LlmError {
     /// The engine failed during a request.
     #[error("the engine failed while it ran this request: {0}")]
     Failed(String),
+    /// The operating system refused a thread.
+    #[error("cannot start {what}: {cause}; raise the limit of threads, or end other programs")]
+    Thread {
+        /// The task of the thread.
+        what: String,
+        /// The operating system's error.
+        cause: std::io::Error,
+    },
     /// The engine thread has stopped.
     #[error("the engine has stopped; start a new one")]
     Stopped,
@@ -203,9 +211,10 @@ impl LlmError {
             | Self::ListLength { .. }
             | Self::NoTokenizer { .. }
             | Self::NoChatTemplate { .. } => ErrorKind::Request,
+            Self::Adapter(error) if error.is_of_request() => ErrorKind::Request,
             Self::Adapter(error) if error.is_not_found() => ErrorKind::AdapterNotFound,
             Self::Adapter(_) => ErrorKind::AdapterRefused,
-            Self::Failed(_) => ErrorKind::Failed,
+            Self::Thread { .. } | Self::Failed(_) => ErrorKind::Failed,
             Self::Stopped => ErrorKind::Stopped,
         }
     }

@@ -156,6 +156,14 @@ impl LoraConfig {
         }
         targets
     }
+
+    /// Elements of a rank-1 adapter of one layer, for each module that adapters may change: its input and
+    /// output features.
+    pub fn rank_one_widths(&self, model: &ModelGeometry) -> impl Iterator<Item = usize> {
+        let targets = self.effective_targets(model);
+        let dims: Vec<_> = targets.iter().filter_map(|module| model.dims(*module)).collect();
+        dims.into_iter().map(|(inputs, outputs)| inputs + outputs)
+    }
 }
 
 /// Maximum of `max_lora_rank`. Layers have fewer outputs, and a higher rank would be useless.

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::fp8::Fp8Scales;
 use super::lora::{LoraPlan, LoraSite, SiteSpec, SlotSlice};
 use super::ops::{
-    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
-    SampleArgs,
+    AttentionArgs, AttentionRows, HeadDims, HostUpdate, LogprobArgs, LogprobOut, NormWeight,
+    QkvArgs, SampleArgs,
 };
 use super::{Comm, HostTensor, Result, View, ViewMut};
 
@@ -73,9 +73,9 @@ pub trait Backend: Sized + 'static {
     type Linear;
     /// The adapters of one site, a row per slot and slice, in device memory.
     type LoraTable;
-    /// What the device is told once about the rows of a step, for the attention of all layers.
+    /// Rows of a step as the attention of all layers needs them, uploaded once for each step.
     type AttentionPlan;
-    /// What the device is told once about the adapters of a step, for the LoRA ops of all layers.
+    /// Adapters of the rows of a step as the LoRA ops of all layers need them, uploaded once for each step.
     type LoraPlan: LoraPlan;
     /// The group of ranks that this device belongs to.
     type Comm: Comm<Self>;
@@ -175,8 +175,7 @@ pub trait Backend: Sized + 'static {
     ) -> Result<Self::Linear>;
 
     /// Euclidean norm of each row of `rows` of `w + scale * b a`, the denominator of DoRA
-    /// (Liu et al., 2024, equation 5), where e4m3 weights are multiplied by their scale. `low_rank` is
-    /// (`a` `[rank, in]`, `b` `[rows, rank]`, scale).
+    /// (Liu et al., 2024, equation 5), where e4m3 weights are multiplied by their scale.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] if the factors do not fit `w`.
@@ -184,7 +183,7 @@ pub trait Backend: Sized + 'static {
         &self,
         w: &Self::Linear,
         rows: Range<usize>,
-        low_rank: (&HostTensor, &HostTensor, f32),
+        update: HostUpdate<'_>,
     ) -> Result<Vec<f32>>;
 
     /// `out[i] = table[ids[i]]`. `ids` is `[1, rows]` i32, `out` `[rows, in]`.

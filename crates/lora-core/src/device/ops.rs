@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::lora::LoraSite;
-use super::{Backend, View, ViewMut};
+use super::{Backend, HostTensor, View, ViewMut};
 
 /// Head counts and size of an attention layer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +26,17 @@ impl HeadDims {
     pub const fn kv_cols(&self) -> usize {
         self.kv_heads * self.head_dim
     }
+}
+
+/// A low-rank update `scale * b a` of a weight, in host memory.
+#[derive(Clone, Copy, Debug)]
+pub struct HostUpdate<'a> {
+    /// `[rank, in]`.
+    pub a: &'a HostTensor,
+    /// `[rows, rank]`.
+    pub b: &'a HostTensor,
+    /// Its factor.
+    pub scale: f32,
 }
 
 /// The weight of an RMS norm. If a row's adapter has its own weight for this norm, that is used instead.

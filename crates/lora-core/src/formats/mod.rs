@@ -15,6 +15,6 @@ pub use error::AdapterError;
 pub(crate) use error::io_error;
 pub use options::ReadOptions;
 pub use raw::{ElementType, RawTensor, RawTensors};
-pub use read::{load, nemo, peft, probe, safetensors, settle_targets, source_of, torch};
+pub use read::{load, nemo, peft, probe, resolve_targets, safetensors, source_of, torch};
 pub use recognise::{FileKind, Found, recognise};
 pub use source::{Source, SourceReader};

@@ -7,8 +7,8 @@ use super::memory::{CountedBlock, CountedMemory};
 use crate::device::fp8::Fp8Scales;
 use crate::device::lora::{LoraPlan, LoraSite, SiteSpec, SlotSlice};
 use crate::device::ops::{
-    AttentionArgs, AttentionRows, HeadDims, LogprobArgs, LogprobOut, NormWeight, QkvArgs,
-    SampleArgs, SampleRow,
+    AttentionArgs, AttentionRows, HeadDims, HostUpdate, LogprobArgs, LogprobOut, NormWeight,
+    QkvArgs, SampleArgs, SampleRow,
 };
 use crate::{Backend, Caps, Error, HostTensor, OneRank, Pool, Result};
 
@@ -187,12 +187,7 @@ impl Backend for NullBackend {
         self.prepare_linear(parts, bias)
     }
 
-    fn row_norms(
-        &self,
-        _: &NullLinear,
-        rows: Range<usize>,
-        _: (&HostTensor, &HostTensor, f32),
-    ) -> Result<Vec<f32>> {
+    fn row_norms(&self, _: &NullLinear, rows: Range<usize>, _: HostUpdate<'_>) -> Result<Vec<f32>> {
         Ok(vec![1.0; rows.len()])
     }
 

@@ -99,7 +99,7 @@ fn sample_row(logits: &[f32], params: &SampleRow) -> usize {
     order[last.unwrap_or(0)]
 }
 
-/// How many of the descending `weights` pass the filters; at least one. The first weight is 1.
+/// The number of leading `weights`, in descending order, that pass the filters; at least one. The first is 1.
 fn kept_by_top_p_and_min_p(weights: &[f32], params: &SampleRow) -> usize {
     let mut kept = weights.len();
     if params.top_p < 1.0 {

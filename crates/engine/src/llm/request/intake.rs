@@ -50,6 +50,7 @@ impl Intake {
         events: &Arc<dyn EventSink>,
     ) -> Result<Pending, LlmError> {
         let prepared = prepare(request, &self.info, &self.adapters)?;
+        let echo = echo(&prepared)?;
         let mut outputs = HashMap::new();
         let mut submissions = Vec::with_capacity(prepared.plans.len());
         let request = self.next_id();
@@ -73,7 +74,6 @@ impl Intake {
         if let Some(first) = submissions.pop() {
             self.commands.send(Command::Submit(Box::new(Submission { siblings, ..first })))?;
         }
-        let echo = echo(&prepared)?;
         let Prepared { text, prompt, params, .. } = prepared;
         let output = RequestOutput {
             request_id: request,

@@ -5,9 +5,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use futures_channel::mpsc::{UnboundedReceiver, unbounded};
 use futures_core::Stream;
 use futures_executor::block_on;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::input::GenerateRequest;
 use super::intake::Intake;
@@ -44,7 +44,7 @@ impl ResponseStream {
         intake: &Intake,
         request: GenerateRequest,
     ) -> Result<Self, LlmError> {
-        let (events, inbox) = unbounded();
+        let (events, inbox) = unbounded_channel();
         let events: Arc<dyn EventSink> = Arc::new(events);
         let pending = intake.submit(request, &events)?;
         let (request_id, commands) = (pending.output.request_id, intake.commands().clone());
@@ -123,7 +123,7 @@ impl Stream for ResponseStream {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         while this.is_running() {
-            let item = match ready!(Pin::new(&mut this.inbox).poll_next(cx)) {
+            let item = match ready!(this.inbox.poll_recv(cx)) {
                 Some((id, event)) => this.take(id, event),
                 None => Some(Err(this.fail(LlmError::Stopped))),
             };

@@ -58,9 +58,10 @@ impl BufferSpec<'_> {
         let state = RunState::new(be, config, self.activations, &most)?;
         let sampler = Sampler::new(be, limits.max_logit_rows, config.vocab)?;
         let free = FreeMemory::of(be)?;
-        let tiers = sizes::tiers(*lora, self.cache, self.geometry, free);
-        let for_adapters = sizes::adapter_bytes(*lora, self.geometry, tiers.device, free);
-        let for_kv = free.beside(for_adapters);
+        let of_rank = free.of_rank(model.comm.world());
+        let tiers = sizes::tiers(*lora, self.cache, self.geometry, of_rank);
+        let for_adapters = sizes::adapter_bytes(*lora, self.geometry, tiers.device, of_rank);
+        let for_kv = of_rank.beside(for_adapters);
         let (kv, max_seq_len) = sizes::kv_plan(batch, self.kv, config, self.kv_dtype, for_kv)?;
         let kv = KvPlan { blocks: min_over_ranks::<B>(&model.comm, kv.blocks)?, ..kv };
         let max_seq_len = max_seq_len.min(kv.blocks * tokens_per_block);
@@ -82,9 +83,13 @@ impl BufferSpec<'_> {
 
 /// The smallest value over the ranks of a group, for sizes that must be equal on all of them.
 fn min_over_ranks<B: Backend>(comm: &B::Comm, own: usize) -> Result<usize, LlmError> {
-    // A sum in which each rank has an entry of its own gathers the values.
+    if comm.world() == 1 {
+        return Ok(own);
+    }
+    // A sum in which each rank has an entry of its own gathers the values. Floats have all integers up to this.
+    const MAX_EXACT: usize = 1 << f32::MANTISSA_DIGITS;
     let mut of_ranks = vec![0.0; comm.world()];
-    of_ranks[comm.rank()] = own as f32;
+    of_ranks[comm.rank()] = own.min(MAX_EXACT) as f32;
     let of_ranks = comm.sum_on_host(of_ranks)?;
     Ok(of_ranks.into_iter().map(|of_rank| of_rank as usize).min().unwrap_or(own))
 }

@@ -29,6 +29,9 @@ use crate::llm::text::AdapterTexts;
 use crate::llm::{Llm, LlmError};
 use crate::model::{Quantization, base_weights, dummy_weights};
 
+/// Maximum number of devices of a tensor-parallel group.
+const MAX_RANKS: usize = 64;
+
 /// Settings of an engine to start; made by [`Llm::builder`].
 pub struct LlmBuilder {
     model: PathBuf,
@@ -190,12 +193,20 @@ impl LlmBuilder {
         self,
         factory: impl Fn(usize) -> lora_core::Result<B> + Send + Sync + 'static,
     ) -> Result<Llm, LlmError> {
+        let world = self.config.tensor_parallel_size;
+        if !(1..=MAX_RANKS).contains(&world) {
+            return Err(LlmError::setting(
+                "tensor_parallel_size",
+                world,
+                format!("1 to {MAX_RANKS}"),
+            ));
+        }
         let factory = Arc::new(factory);
         let of_rank = |rank| {
             let factory = factory.clone();
             Box::new(move || factory(rank)) as Factory<B>
         };
-        let factories = (0..self.config.tensor_parallel_size).map(of_rank).collect();
+        let factories = (0..world).map(of_rank).collect();
         self.launch(factories)
     }
 
@@ -213,6 +224,7 @@ impl LlmBuilder {
         let asked = settings.quant_config.as_ref();
         let quantization = quantize::resolve(asked, settings.kv_cache_config.dtype, quantization)?;
         sizes::check(&settings.batch(), &settings.kv_cache_config, &config)?;
+        sizes::check_graphs(settings.cuda_graph_config.as_ref())?;
         launch::check_ranks(factories.len(), &config)?;
         let geometry = geometry(&config);
         let lora = settings.lora_config.take();
@@ -230,7 +242,7 @@ impl LlmBuilder {
         let (commands, inbox) = unbounded();
         let readers = settings.peft_cache_config.num_put_workers;
         let store = AdapterStore::start(readers, &registry, commands.clone())
-            .map_err(|e| LlmError::Failed(format!("cannot start a loader thread: {e}")))?;
+            .map_err(|cause| LlmError::Thread { what: "a loader thread".to_owned(), cause })?;
         let rank_config = RankConfig { model, settings, config, geometry, quantization };
         let start = EngineStart {
             rank_config,

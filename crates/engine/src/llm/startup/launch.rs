@@ -57,7 +57,8 @@ impl EngineStart {
             Err(error) => drop(ready.send(Err(error))),
         };
         let thread = std::thread::Builder::new().name("loramux-engine".to_owned()).spawn(run);
-        let thread = thread.map_err(|e| LlmError::Failed(e.to_string()))?;
+        let thread = thread
+            .map_err(|cause| LlmError::Thread { what: "the engine thread".to_owned(), cause })?;
         let info = started.recv().map_err(|_| LlmError::Stopped)??;
         Ok((info, thread))
     }
@@ -91,7 +92,7 @@ impl EngineStart {
             };
             let peer = Peer::spawn(rank, make);
             peers.push(
-                peer.map_err(|e| LlmError::Failed(format!("cannot start rank {rank}: {e}")))?,
+                peer.map_err(|cause| LlmError::Thread { what: format!("rank {rank}"), cause })?,
             );
         }
         drop(failed);

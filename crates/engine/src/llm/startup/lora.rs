@@ -14,7 +14,7 @@ pub(in crate::llm) fn resolve(
     config: LoraConfig,
     model: &ModelGeometry,
 ) -> Result<LoraConfig, LlmError> {
-    let config = formats::settle_targets(config, Some(model))
+    let config = formats::resolve_targets(config, Some(model))
         .map_err(|cause| RegistryError::Load { name: "lora_dir".to_owned(), cause })?;
     if config.lora_target_modules.is_empty() {
         let bytes = largest_adapter(&config, model);
@@ -29,8 +29,6 @@ pub(in crate::llm) fn resolve(
 
 /// Bytes of an adapter with `max_lora_rank` on every module, in 16 bits.
 fn largest_adapter(config: &LoraConfig, model: &ModelGeometry) -> usize {
-    let modules = config.effective_targets(model);
-    let widths = modules.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
-    let rank_one = 2 * model.layers * widths.sum::<usize>();
+    let rank_one = 2 * model.layers * config.rank_one_widths(model).sum::<usize>();
     rank_one.saturating_mul(config.max_lora_rank)
 }

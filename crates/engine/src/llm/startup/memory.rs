@@ -80,6 +80,14 @@ impl FreeMemory {
         Ok(Self { bytes: be.free_memory()?, shared: be.caps().shares_host_memory })
     }
 
+    /// The part of it that one of `world` ranks may take: ranks on the host share its memory.
+    pub fn of_rank(self, world: usize) -> Self {
+        if !self.shared {
+            return self;
+        }
+        Self { bytes: self.bytes.map(|free| free / world), ..self }
+    }
+
     /// Bytes allocated between `self` and `now`. Other programs allocate and free host memory meanwhile, so on
     /// the host this is `computed` instead.
     pub fn taken(self, now: Self, computed: usize) -> usize {
@@ -100,6 +108,12 @@ impl FreeMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_on_the_host_share_its_memory() {
+        let of = |shared| FreeMemory { bytes: Some(90), shared }.of_rank(3).bytes;
+        assert_eq!((of(true), of(false)), (Some(30), Some(90)));
+    }
 
     #[test]
     fn a_plan_prints_the_known_sizes() {

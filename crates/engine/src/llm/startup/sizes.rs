@@ -3,7 +3,7 @@
 use lora_core::{DType, LoraConfig, ModelGeometry, PeftCacheConfig};
 
 use super::memory::FreeMemory;
-use super::settings::{BatchLimits, KvCacheConfig, SchedulerConfig};
+use super::settings::{BatchLimits, CudaGraphConfig, KvCacheConfig, SchedulerConfig};
 use crate::adapters::{TierSize, TierSizes};
 use crate::executor::padded_rows;
 use crate::kv::KvPlan;
@@ -60,6 +60,27 @@ pub(in crate::llm) fn check(
         return Err(LlmError::setting("copy_on_partial_reuse", false, allowed.to_owned()));
     }
     Ok(())
+}
+
+/// Checks the sizes of CUDA graphs: those that no step can have are errors.
+///
+/// # Errors
+/// [`LlmError::Setting`].
+pub(in crate::llm) fn check_graphs(graphs: Option<&CudaGraphConfig>) -> Result<(), LlmError> {
+    let Some(CudaGraphConfig { batch_sizes, max_batch_size, .. }) = graphs else { return Ok(()) };
+    let allowed = "1 or more; cuda_graph_config: null switches graphs off";
+    if *max_batch_size == Some(0) {
+        return Err(LlmError::setting("cuda_graph_config.max_batch_size", 0, allowed));
+    }
+    let sizes = batch_sizes.as_deref().filter(|sizes| sizes.is_empty() || sizes.contains(&0));
+    match sizes {
+        Some(sizes) => {
+            let found = format!("{sizes:?}");
+            let allowed = format!("sizes of {allowed}");
+            Err(LlmError::setting("cuda_graph_config.batch_sizes", found, allowed))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Maximum sequence length by the settings, whether or not it fits the KV cache.
@@ -245,10 +266,8 @@ pub(in crate::llm) fn adapter_bytes(
     free: FreeMemory,
 ) -> u64 {
     let Some(lora) = lora else { return 0 };
-    let targets = lora.effective_targets(model);
-    let widths = targets.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
-    let layer = (model.layers * widths.sum::<usize>()) as u64;
-    let largest = layer.saturating_mul(2 * lora.max_lora_rank as u64);
+    let rank_one = (model.layers * lora.rank_one_widths(model).sum::<usize>()) as u64;
+    let largest = rank_one.saturating_mul(2 * lora.max_lora_rank as u64);
     let count = device.adapters.map_or(u64::MAX, |count| count as u64);
     let all = largest.saturating_mul(count).min(device.bytes.unwrap_or(u64::MAX));
     let counted = device.bytes.is_none();
@@ -260,9 +279,8 @@ pub(in crate::llm) fn adapter_bytes(
 
 /// The unit of `num_*_module_layer`: bytes of one layer's widest module at rank 1, in 16 bits.
 fn unit_bytes(lora: Option<&LoraConfig>, model: &ModelGeometry) -> u64 {
-    let modules = lora.map(|lora| lora.effective_targets(model)).unwrap_or_default();
-    let widths = modules.iter().filter_map(|module| model.dims(*module)).map(|(i, o)| i + o);
-    2 * widths.max().unwrap_or(0) as u64
+    let widest = lora.and_then(|lora| lora.rank_one_widths(model).max());
+    2 * widest.unwrap_or(0) as u64
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub mod torch;
 ///
 /// # Errors
 /// See [`load`].
-pub fn settle_targets(
+pub fn resolve_targets(
     mut config: LoraConfig,
     model: Option<&ModelGeometry>,
 ) -> Result<LoraConfig, AdapterError> {

@@ -2,7 +2,8 @@
 
 use bytemuck::Pod;
 use half::bf16;
-use lora_core::{DType, HostTensor, Result, check};
+use lora_core::ops::HostUpdate;
+use lora_core::{DType, Result, check};
 
 use crate::inner::{Isa, Out, Rows, dot, matmul};
 use crate::rows::{for_rows, read_row};
@@ -69,7 +70,7 @@ pub fn row_norms(
     isa: Isa,
     w: &CpuLinear,
     rows: std::ops::Range<usize>,
-    (a, b, scale): (&HostTensor, &HostTensor, f32),
+    HostUpdate { a, b, scale }: HostUpdate<'_>,
 ) -> Result<Vec<f32>> {
     let k = w.packed.k();
     let rank = check::row_norms([w.packed.n(), k], &rows, a, b)?;

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use lora_core::ops::HostUpdate;
 use lora_core::{DType, HostTensor, MatLayout, Pool, Result, check};
 
 use super::weights::CudaLinear;
@@ -38,7 +39,7 @@ pub fn row_norms(
     cuda: &Cuda,
     w: &CudaLinear,
     rows: &Range<usize>,
-    (a, b, scale): (&HostTensor, &HostTensor, f32),
+    HostUpdate { a, b, scale }: HostUpdate<'_>,
 ) -> Result<Vec<f32>> {
     let rank = check::row_norms(w.dims(), rows, a, b)?;
     let upload = |tensor: &HostTensor| {

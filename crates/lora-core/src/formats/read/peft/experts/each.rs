@@ -97,9 +97,9 @@ impl Planner<'_> {
         count: usize,
     ) -> Option<()> {
         // No model has more experts, and a number in a tensor name must not determine how much is allocated.
-        const MOST: usize = 1 << 16;
+        const MAX_EXPERTS: usize = 1 << 16;
         let missing = count.saturating_sub(experts.len());
-        if missing == 0 || (self.options.allow_missing_experts && count <= MOST) {
+        if missing == 0 || (self.options.allow_missing_experts && count <= MAX_EXPERTS) {
             return Some(());
         }
         let absent = (0..count as u32).filter(|expert| !experts.contains_key(expert)).take(9);
