@@ -5,8 +5,8 @@
 use lora_core::lora::{LoraSite, SiteSpec};
 use lora_core::{Backend, Comm, DType, Pool, Result, Tensor, View};
 
+use super::checkpoint::loader::{LoadPlan, WeightLoader};
 use super::layer::Layer;
-use super::loader::{LoadPlan, WeightLoader};
 use super::pass::Pass;
 use super::shard::{NamedPart, Part};
 use super::state::{Extents, KvCache, RunState, StepRows};

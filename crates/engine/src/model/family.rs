@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::json_file::parse_json;
+use super::checkpoint::json_file::parse_json;
 use super::{Architecture, ModelError};
 
 #[derive(Deserialize)]

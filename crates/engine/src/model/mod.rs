@@ -2,44 +2,35 @@
 
 mod architecture;
 mod attention;
-mod base;
+mod checkpoint;
 mod config;
 mod decoder;
 mod error;
 mod family;
 mod ffn;
-mod fp8;
-mod gguf;
-mod json_file;
 mod layer;
-mod load_layer;
-mod loader;
 mod norm;
 mod pass;
 mod projection;
-mod quant_method;
-mod quantization;
 mod rope;
 mod shard;
 mod sites;
-mod source;
 pub mod state;
 
 pub use architecture::{Architecture, AttentionBias, GgufRotary, Traits, WindowRule};
 pub use attention::Attention;
-pub use base::{base_weights, dummy_weights};
+pub use checkpoint::{
+    DummySource, FolderSource, Fp8Weights, Gguf, GgufText, LoadPlan, ModulePatterns, Quantization,
+    WeightSource, base_weights, dummy_weights,
+};
 pub use config::{Biases, ModelConfig, parse_dtype};
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use ffn::{DenseFfn, Ffn};
-pub use gguf::{Gguf, GgufText};
 pub use layer::Layer;
-pub use loader::LoadPlan;
 pub use norm::Norm;
 pub use projection::Projection;
-pub use quantization::{Fp8Weights, ModulePatterns, Quantization};
 pub use rope::{RopeConfig, RopeScaling};
 pub use shard::{Part, Shard, Summand};
 pub use sites::{LinearSite, Site, SliceKeys};
-pub use source::{DummySource, FolderSource, WeightSource};
 pub use state::{Extents, KvCache, LayerCache, RunState, StepRows, block_bytes};

@@ -158,15 +158,39 @@ pub struct StepInputs<B: Backend> {
     logit_lora: B::LoraPlan,
 }
 
-/// Ranges of ids, positions, KV slots, sequences, logit rows and block tables within `words`.
-fn places(of: &Extents) -> [Range<usize>; 6] {
-    let mut end = 0;
-    let lengths = [of.rows, of.rows, of.rows, of.rows, of.logit_rows, of.sequences * of.max_blocks];
-    lengths.map(|words| {
-        let start = end;
-        end += words;
-        start..end
-    })
+/// The arrays of a step within the words of [`StepInputs`].
+struct InputRanges {
+    ids: Range<usize>,
+    positions: Range<usize>,
+    kv_slots: Range<usize>,
+    sequences: Range<usize>,
+    logit_rows: Range<usize>,
+    block_tables: Range<usize>,
+}
+
+impl InputRanges {
+    /// One array after another.
+    fn of(extents: &Extents) -> Self {
+        let mut end = 0;
+        let mut next = |words: usize| {
+            let start = end;
+            end += words;
+            start..end
+        };
+        Self {
+            ids: next(extents.rows),
+            positions: next(extents.rows),
+            kv_slots: next(extents.rows),
+            sequences: next(extents.rows),
+            logit_rows: next(extents.logit_rows),
+            block_tables: next(extents.sequences * extents.max_blocks),
+        }
+    }
+
+    /// Words of all arrays together.
+    fn len(&self) -> usize {
+        self.block_tables.end
+    }
 }
 
 /// A row as a column.
@@ -177,9 +201,9 @@ fn column(row: MatLayout) -> MatLayout {
 impl<B: Backend> StepInputs<B> {
     /// Allocates inputs for steps of up to these extents.
     fn new(be: &B, dims: HeadDims, most: &Extents) -> Result<Self> {
-        let [.., last] = places(most);
+        let words = InputRanges::of(most).len();
         Ok(Self {
-            words: Tensor::zeros(be, Pool::StepInputs, 1, last.end, DType::I32)?,
+            words: Tensor::zeros(be, Pool::StepInputs, 1, words, DType::I32)?,
             sampled_from: Tensor::zeros(be, Pool::StepInputs, 1, most.logit_rows, DType::I32)?,
             extents: Extents::default(),
             attention: be.attention_plan(dims, most.rows)?,
@@ -254,34 +278,34 @@ impl<B: Backend> StepInputs<B> {
         Some(&self.logit_lora).filter(|plan| plan.has_adapters())
     }
 
-    fn part(&self, part: usize) -> View<'_, B> {
-        self.words.view().slice_cols(places(&self.extents)[part].clone())
+    fn array(&self, range: impl FnOnce(InputRanges) -> Range<usize>) -> View<'_, B> {
+        self.words.view().slice_cols(range(InputRanges::of(&self.extents)))
     }
 
     pub(super) fn ids(&self) -> View<'_, B> {
-        self.part(0)
+        self.array(|ranges| ranges.ids)
     }
 
     pub(super) fn positions(&self) -> View<'_, B> {
-        self.part(1)
+        self.array(|ranges| ranges.positions)
     }
 
     pub(super) fn kv_slots(&self) -> View<'_, B> {
-        self.part(2)
+        self.array(|ranges| ranges.kv_slots)
     }
 
     pub(super) fn sequences(&self) -> View<'_, B> {
-        self.part(3)
+        self.array(|ranges| ranges.sequences)
     }
 
     pub(super) fn logit_rows(&self) -> View<'_, B> {
-        self.part(4)
+        self.array(|ranges| ranges.logit_rows)
     }
 
     /// The block tables: `[sequences, max_blocks]`.
     pub(super) fn block_tables(&self) -> View<'_, B> {
         let Extents { sequences, max_blocks, .. } = self.extents;
-        let mut view = self.part(5);
+        let mut view = self.array(|ranges| ranges.block_tables);
         (view.layout.rows, view.layout.cols) = (sequences, max_blocks);
         view.layout.row_stride = max_blocks;
         view

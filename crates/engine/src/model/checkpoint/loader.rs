@@ -3,8 +3,8 @@
 use lora_core::lora::{LoraSite, SiteSpec};
 use lora_core::{Backend, DType, HostTensor, Pool, Result, Tensor};
 
-use super::shard::Shard;
-use super::{ModelConfig, ModelError, Norm, Quantization, WeightSource};
+use crate::model::shard::Shard;
+use crate::model::{ModelConfig, ModelError, Norm, Quantization, WeightSource};
 
 /// How to load a model.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct LoadPlan {
 }
 
 /// Loads tensors of a checkpoint into a backend's memory.
-pub(super) struct WeightLoader<'a, B: Backend> {
+pub(in crate::model) struct WeightLoader<'a, B: Backend> {
     pub be: &'a B,
     pub queue: &'a mut B::Queue,
     pub config: &'a ModelConfig,

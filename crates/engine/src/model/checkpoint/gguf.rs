@@ -10,9 +10,9 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use half::bf16;
 use lora_core::{DType, HostTensor, files};
 
-use super::config::Biases;
 use super::source::{WeightSource, check_tensor, left_over, no_fp8};
-use super::{Architecture, GgufRotary, ModelConfig, ModelError, RopeConfig, RopeScaling};
+use crate::model::config::Biases;
+use crate::model::{Architecture, GgufRotary, ModelConfig, ModelError, RopeConfig, RopeScaling};
 use crate::text::GgufVocab;
 
 /// Tokenizer data of a GGUF file.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use self::agree::agreed;
 use self::rope_fields::{RawRope, RopeFields};
 use super::architecture::{Architecture, AttentionBias, WindowRule};
-use super::json_file::{parse_json, read_file, read_optional_file};
+use super::checkpoint::json_file::{parse_json, read_file, read_optional_file};
 use super::rope::RopeConfig;
 use super::{ModelError, family};
 use crate::text::TokenIds;

@@ -4,15 +4,15 @@ use lora_core::fp8::{self, Fp8Scales, InputScale};
 use lora_core::ops::KvScales;
 use lora_core::{Backend, HostTensor};
 
-use super::ModelError;
 use super::loader::WeightLoader;
 use super::quantization::Fp8Weights;
-use super::shard::NamedPart;
+use crate::model::ModelError;
+use crate::model::shard::NamedPart;
 
 impl<B: Backend> WeightLoader<'_, B> {
     /// Loads the matrix made of `parts`, stacked by rows: in FP8 if the model is quantised and the modules are
     /// not excluded, else in 16 bits.
-    pub(super) fn linear(
+    pub(in crate::model) fn linear(
         &mut self,
         parts: &[NamedPart],
         in_dim: usize,
@@ -48,7 +48,7 @@ impl<B: Backend> WeightLoader<'_, B> {
     }
 
     /// Scales of a layer's FP8 keys and values: the checkpoint's, or 1.
-    pub(super) fn kv_scales(&mut self, attention: &str) -> Result<KvScales, ModelError> {
+    pub(in crate::model) fn kv_scales(&mut self, attention: &str) -> Result<KvScales, ModelError> {
         let mut scale =
             |name: String| if self.source.has(&name) { self.scale(&name) } else { Ok(1.0) };
         let scales = KvScales {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::ModelError;
+use crate::model::ModelError;
 
 /// Files in which older tools stored the quantisation settings, before these moved to `config.json`.
 const SIDE_FILES: [(&str, &str); 2] =
@@ -14,7 +14,7 @@ const SIDE_FILES: [(&str, &str); 2] =
 const MAX_NAME: usize = 40;
 
 /// The error for a `quantization_config` of another method than ModelOpt's.
-pub(super) fn refused(dir: &Path, config: &Value) -> ModelError {
+pub(in crate::model) fn refused(dir: &Path, config: &Value) -> ModelError {
     let method = config.get("quant_method").and_then(Value::as_str).unwrap_or("no quant_method");
     let method: String = method.chars().take(MAX_NAME).collect();
     let details = details(&method, config);
@@ -26,7 +26,7 @@ pub(super) fn refused(dir: &Path, config: &Value) -> ModelError {
 ///
 /// # Errors
 /// [`ModelError::Quantized`].
-pub(super) fn refuse_side_files(dir: &Path) -> Result<(), ModelError> {
+pub(in crate::model) fn refuse_side_files(dir: &Path) -> Result<(), ModelError> {
     match SIDE_FILES.iter().find(|(file, _)| dir.join(file).is_file()) {
         Some((file, method)) => Err(ModelError::Quantized {
             path: dir.to_owned(),

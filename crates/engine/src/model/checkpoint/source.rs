@@ -10,7 +10,7 @@ use lora_core::formats::safetensors::{self, Residence};
 use lora_core::{DType, HostTensor};
 use rayon::prelude::*;
 
-use super::{ModelConfig, ModelError};
+use crate::model::{ModelConfig, ModelError};
 
 /// A source of a model's weights, with the tensor names of Hugging Face's Llama checkpoints. It keeps track
 /// of which tensors were taken, so that no tensor of a checkpoint is ignored silently.
@@ -130,12 +130,12 @@ impl WeightSource for FolderSource {
 }
 
 /// The error of [`WeightSource::take_fp8`] for sources without FP8.
-pub(super) fn no_fp8(name: &str, source: &str) -> ModelError {
+pub(in crate::model) fn no_fp8(name: &str, source: &str) -> ModelError {
     ModelError::unsupported(format!("source of {name} in FP8"), source, "a folder of safetensors")
 }
 
 /// Fails if tensors were not taken.
-pub(super) fn left_over(
+pub(in crate::model) fn left_over(
     path: &Path,
     config: &ModelConfig,
     names: Vec<String>,
@@ -153,7 +153,7 @@ pub(super) fn left_over(
 }
 
 /// Checks shape, dtype and finiteness of a tensor of floats.
-pub(super) fn check_tensor(
+pub(in crate::model) fn check_tensor(
     name: &str,
     tensor: &HostTensor,
     shape: &[usize],

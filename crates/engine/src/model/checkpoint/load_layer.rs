@@ -3,13 +3,13 @@
 use lora_core::lora::SiteSpec;
 use lora_core::{Backend, HostTensor, Split, TargetModule};
 
-use super::ModelError;
-use super::attention::Attention;
-use super::ffn::{DenseFfn, Ffn};
-use super::layer::Layer;
 use super::loader::WeightLoader;
-use super::projection::Projection;
-use super::shard::NamedPart;
+use crate::model::ModelError;
+use crate::model::attention::Attention;
+use crate::model::ffn::{DenseFfn, Ffn};
+use crate::model::layer::Layer;
+use crate::model::projection::Projection;
+use crate::model::shard::NamedPart;
 
 /// The modules that a projection stacks, with their names in the checkpoint and their output widths.
 struct ProjectionSpec {

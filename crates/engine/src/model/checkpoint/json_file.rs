@@ -4,20 +4,20 @@ use std::path::Path;
 
 use lora_core::files;
 
-use super::ModelError;
+use crate::model::ModelError;
 
 /// Reads a file of bounded size.
-pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
+pub(in crate::model) fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
     files::read(path, files::MAX_CONFIG).map_err(|e| ModelError::io(path, e))
 }
 
 /// As [`read_file`]; `None` if the file does not exist.
-pub(super) fn read_optional_file(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
+pub(in crate::model) fn read_optional_file(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
     files::read_optional(path, files::MAX_CONFIG).map_err(|e| ModelError::io(path, e))
 }
 
 /// Parses a file's text. Errors name the file, and the field with its place.
-pub(super) fn parse_json<T: serde::de::DeserializeOwned>(
+pub(in crate::model) fn parse_json<T: serde::de::DeserializeOwned>(
     path: &Path,
     text: &[u8],
 ) -> Result<T, ModelError> {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use lora_core::formats::{BaseError, BaseTensors, BaseWeights};
 use lora_core::{HostTensor, ModelGeometry, SiteKey};
 
-use super::{DummySource, FolderSource, Gguf, ModelError, WeightSource};
+use crate::model::{DummySource, FolderSource, Gguf, ModelError, WeightSource};
 
 /// Opens a checkpoint.
 type Open = Box<dyn Fn() -> Result<Box<dyn WeightSource + Send>, ModelError> + Send + Sync>;

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::json_file::{parse_json, read_file, read_optional_file};
-use super::{ModelError, quant_method};
+use super::quant_method;
+use crate::model::ModelError;
 
 /// Quantisation of base weights and KV cache.
 #[derive(Clone, Debug, Default)]
