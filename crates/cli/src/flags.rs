@@ -34,7 +34,7 @@ fn names(message: &str, setting: &str) -> bool {
     let of_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
     message.match_indices(setting).any(|(at, _)| {
         let (before, after) = (&message[..at], &message[at + setting.len()..]);
-        !before.ends_with(of_word) && !after.starts_with(of_word)
+        !before.ends_with(|c| of_word(c) || c == '.') && !after.starts_with(of_word)
     })
 }
 
@@ -49,5 +49,7 @@ mod tests {
         assert!(message.contains("\nhint: kv_cache_config.max_tokens is set by --kv-cache-tokens"));
         assert!(message.contains("max_loras is set by --max-loras"), "{message}");
         assert_eq!(text("max_loras_of_all is absent"), "max_loras_of_all is absent");
+        let other = "cuda_graph_config.max_batch_size is 0";
+        assert_eq!(text(other), other);
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use lora_core::{LoraConfig, Rejections, files};
 use loramux_engine::EngineConfig;
+use serde_json::Value;
 
 use crate::args::{EngineArgs, LoraConfigArgs};
 use crate::exit::{Exit, Failure, OrExit};
@@ -26,8 +27,8 @@ pub(crate) fn engine(args: &EngineArgs) -> Result<EngineConfig, Failure> {
     Ok(config)
 }
 
-/// The LoRA configuration: the `--lora-config` file, or else `of_engine` (from the `--config` file), or else the
-/// defaults, overridden by flags. Values are validated.
+/// The LoRA configuration: the defaults, overridden by `of_engine` (from the `--config` file), by the fields of the
+/// `--lora-config` file, and by flags. Values are validated.
 ///
 /// # Errors
 /// [`Exit::Usage`] if the file cannot be read, has other fields than those of [`LoraConfig`], or values are out of
@@ -36,11 +37,12 @@ pub(crate) fn lora(
     args: &LoraConfigArgs,
     of_engine: Option<LoraConfig>,
 ) -> Result<LoraConfig, Failure> {
+    let base = of_engine.unwrap_or_default();
     let Some(path) = &args.lora_config else {
-        return Ok(overridden(of_engine.unwrap_or_default(), args));
+        return Ok(overridden(base, args));
     };
-    let config = read(path).map(|config| overridden(config, args));
-    let checked = config.and_then(|config| {
+    let checked = read_over(path, &base).and_then(|config| {
+        let config = overridden(config, args);
         Rejections(config.validate()).into_result()?;
         Ok(config)
     });
@@ -60,9 +62,16 @@ fn read_yaml(path: &Path) -> Result<EngineConfig> {
     Ok(config)
 }
 
-fn read(path: &Path) -> Result<LoraConfig> {
+/// `base` with the fields that the file has.
+fn read_over(path: &Path, base: &LoraConfig) -> Result<LoraConfig> {
     let text = files::read_text(path, files::MAX_CONFIG).context("cannot read the file")?;
-    parse(&text)
+    // For errors with their place in the file.
+    parse(&text)?;
+    let (mut config, given) = (serde_json::to_value(base)?, serde_json::from_str(&text)?);
+    if let (Value::Object(config), Value::Object(given)) = (&mut config, given) {
+        config.extend(given);
+    }
+    Ok(serde_json::from_value(config)?)
 }
 
 fn parse(text: &str) -> Result<LoraConfig> {
@@ -130,6 +139,13 @@ mod tests {
         let job = args("--max-lora-rank 4");
         assert_eq!(lora(&job.lora_config, of_engine).unwrap().max_lora_rank, 4);
         assert_eq!(lora(&args("").lora_config, None).unwrap(), LoraConfig::default());
+
+        let path = dir.path().join("lora.json");
+        std::fs::write(&path, r#"{"max_loras": 3}"#).unwrap();
+        let job = args(&format!("--lora-config {}", path.display()));
+        let base = LoraConfig { max_lora_rank: 8, max_loras: Some(2), ..LoraConfig::default() };
+        let merged = lora(&job.lora_config, Some(base.clone())).unwrap();
+        assert_eq!(merged, LoraConfig { max_loras: Some(3), ..base });
     }
 
     #[test]

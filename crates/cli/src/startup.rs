@@ -50,7 +50,8 @@ pub(crate) fn start(
         let exit = if setting { Exit::Usage } else { failure.exit };
         Failure { exit, error: flags::with_flags(failure.error) }
     })?;
-    streams.note(format_args!("memory: {}", llm.info().memory));
+    let of_each = if world > 1 { format!("each of {world} ranks: ") } else { String::new() };
+    streams.note(format_args!("memory: {of_each}{}", llm.info().memory));
     Ok(llm)
 }
 

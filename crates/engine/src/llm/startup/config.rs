@@ -101,10 +101,21 @@ impl EngineConfig {
         let options = serde_saphyr::options! {
             budget: serde_saphyr::budget! { max_nodes: MAX_NODES },
             alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_NODES },
+            with_snippet: false,
         };
-        let read: Result<Option<Self>, _> = serde_saphyr::from_str_with_options(text, options);
-        let config = read.map_err(|error| ConfigError { problem: error.to_string() })?;
-        Ok(config.unwrap_or_default())
+        let mut field = None;
+        let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |yaml| {
+            let read: Result<Option<Self>, _> = serde_path_to_error::deserialize(yaml);
+            read.map_err(|error| {
+                field = Some(error.path().to_string()).filter(|path| path != ".");
+                error.into_inner()
+            })
+        });
+        match (read, field) {
+            (Ok(config), _) => Ok(config.unwrap_or_default()),
+            (Err(error), Some(field)) => Err(ConfigError { problem: format!("{field}: {error}") }),
+            (Err(error), None) => Err(ConfigError { problem: error.to_string() }),
+        }
     }
 
     /// Kernels of routed experts, from `moe_backend` or `moe_config`.
@@ -194,8 +205,9 @@ mod tests {
     fn unknown_and_invalid_settings_are_refused_with_their_position() {
         for (text, parts) in [
             ("max_batch_size: 4\nmax_lora: 3\n", ["max_lora", "line 2"]),
-            ("lora_config:\n  max_rank: 8\n", ["max_rank", "line 2"]),
-            ("max_batch_size: many\n", ["many", "line 1"]),
+            ("lora_config:\n  max_rank: 8\n", ["lora_config.max_rank", "line 2"]),
+            ("lora_config:\n  max_loras: -1\n", ["lora_config.max_loras", "line 2"]),
+            ("max_batch_size: many\n", ["max_batch_size: ", "line 1"]),
             ("max_batch_size: 1\nmax_batch_size: 2\n", ["max_batch_size", "line 2"]),
             ("dtype: int4\n", ["dtype is \"int4\"", "bfloat16"]),
             ("- a\n", ["map", "line 1"]),
