@@ -11,7 +11,7 @@ use loramux_engine::{GenerateRequest, KvCacheConfig, Llm, LoadFormat, Prompt, Sa
 use crate::median::median;
 
 /// What to start an engine with.
-pub struct Plan<'a> {
+pub struct ServingPlan<'a> {
     /// `demo`, or the name of a folder under `bench/models`.
     pub model: &'a str,
     /// Quantises the weights at load.
@@ -72,7 +72,7 @@ pub struct Serving {
 impl Serving {
     /// Loads a model and makes its adapters.
     pub fn start<B: Backend>(
-        plan: &Plan<'_>,
+        plan: &ServingPlan<'_>,
         backend: impl FnOnce() -> lora_core::Result<B> + Send + 'static,
     ) -> anyhow::Result<Self> {
         let start = Instant::now();

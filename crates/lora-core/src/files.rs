@@ -15,7 +15,7 @@ pub const MAX_CONFIG: u64 = 8 << 20;
 /// Maximum size of a `tokenizer.json`; the largest vocabularies in use take about 35 MB.
 pub const MAX_TOKENIZER: u64 = 512 << 20;
 
-/// How far the end of an overlong line is looked for.
+/// Bytes in which the end of an overlong line is looked for.
 const MAX_SKIPPED: u64 = 1 << 30;
 
 /// Whether `path` exists, as a file of any kind, even a dangling link. An optional file is only treated as

@@ -79,7 +79,7 @@ fn penalised(logits: &[f32], row: &SampleRow, seen: &Seen) -> Vec<f32> {
     logits
 }
 
-/// How many of the descending weights pass top-p, then min-p, with both thresholds moved.
+/// The number of leading weights, in descending order, that pass top-p, then min-p, with both thresholds moved.
 fn kept(weights: &[f64], top_p: f64, min_p: f64, slack: [f64; 2]) -> usize {
     let total: f64 = weights.iter().sum();
     let mut count = weights.len();

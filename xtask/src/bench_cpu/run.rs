@@ -4,7 +4,7 @@ use lora_cpu_ref::CpuRef;
 
 use super::report::Row;
 use super::{Args, memory};
-use crate::serving::{Load, Plan, Serving};
+use crate::serving::{Load, Serving, ServingPlan};
 
 /// A loaded model, with as many synthetic adapters as the largest row of the table needs.
 pub struct Bench {
@@ -16,7 +16,7 @@ impl Bench {
     /// Loads a model and makes its adapters.
     pub fn start(model: &str, args: &Args) -> anyhow::Result<Self> {
         let batch = args.batches.iter().copied().max().unwrap_or(1);
-        let plan = Plan {
+        let plan = ServingPlan {
             model,
             quant: None,
             batch,

@@ -9,7 +9,7 @@ use lora_core::{QuantAlgo, QuantConfig};
 use lora_cuda::Cuda;
 use serde::Serialize;
 
-use crate::serving::{Load, Plan, Serving};
+use crate::serving::{Load, Serving, ServingPlan};
 
 /// A batch, and its times elsewhere in milliseconds.
 struct Case {
@@ -101,7 +101,7 @@ pub fn run(fp8: bool, tokens: Option<usize>, no_overlap: bool) -> Result<()> {
     let (weights, cases): (_, &[Case]) = if fp8 { ("fp8", &FP8) } else { ("bf16", &BF16) };
     let quant =
         fp8.then(|| QuantConfig { quant_algo: Some(QuantAlgo::Fp8), ..QuantConfig::default() });
-    let plan = Plan {
+    let plan = ServingPlan {
         model: "llama-3-8b",
         quant,
         batch: cases.iter().map(|case| case.batch).max().unwrap_or(1),

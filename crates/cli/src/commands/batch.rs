@@ -19,7 +19,7 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::meter::Meter;
 use crate::output::Output;
 use crate::progress;
-use crate::requests::{Defaults, Intake, Line, Next};
+use crate::requests::{Defaults, Line, LineReader, Next};
 use crate::signals::Signals;
 use crate::streams::Streams;
 
@@ -30,7 +30,7 @@ const TICK: Duration = Duration::from_millis(20);
 pub(super) fn run(
     llm: &Llm,
     first: Option<Line>,
-    intake: &Intake,
+    intake: &LineReader,
     defaults: &Defaults,
     sink: &Sink,
     streams: &mut Streams<'_>,
@@ -107,7 +107,7 @@ enum Ended {
 
 impl Run<'_> {
     /// Reads lines and writes answers until the run ends.
-    fn drive(&mut self, intake: &Intake, defaults: &Defaults, signals: &Signals) -> Ended {
+    fn drive(&mut self, intake: &LineReader, defaults: &Defaults, signals: &Signals) -> Ended {
         let mut unread = None;
         loop {
             if let Some(exit) = signals.caught() {

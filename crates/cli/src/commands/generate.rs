@@ -16,7 +16,7 @@ use super::batch;
 use crate::args::{GenerateJob, Sink, Source};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::meter::rate;
-use crate::requests::{self, Defaults, Intake, Line};
+use crate::requests::{self, Defaults, Line, LineReader};
 use crate::streams::Streams;
 use crate::{adapters, model_geometry, output, sampling_defaults, settings, startup};
 
@@ -51,12 +51,12 @@ pub(super) fn run(job: &GenerateJob, streams: &mut Streams<'_>) -> Result<Exit, 
 }
 
 /// Starts reading the lines of `source`.
-fn intake(source: &Source, streams: &mut Streams<'_>) -> Result<Intake, Failure> {
+fn intake(source: &Source, streams: &mut Streams<'_>) -> Result<LineReader, Failure> {
     match source {
-        Source::Prompt(_) | Source::Chat(_) => Ok(Intake::empty()),
+        Source::Prompt(_) | Source::Chat(_) => Ok(LineReader::empty()),
         Source::Stdin => {
             let stdin = std::mem::replace(&mut streams.stdin, Box::new(io::empty()));
-            Ok(Intake::start(move || Ok(stdin)))
+            Ok(LineReader::start(move || Ok(stdin)))
         }
         Source::File(path) => lines_of(path)
             .with_context(|| format!("cannot read {}", path.display()))
@@ -65,17 +65,17 @@ fn intake(source: &Source, streams: &mut Streams<'_>) -> Result<Intake, Failure>
 }
 
 /// Starts reading the lines of a file, which may be a pipe, as a shell's `<(command)` is.
-fn lines_of(path: &Path) -> anyhow::Result<Intake> {
+fn lines_of(path: &Path) -> anyhow::Result<LineReader> {
     let kind = fs::metadata(path)?;
     if kind.is_dir() {
         bail!("it is a folder; give a file of requests");
     }
     if kind.is_file() {
         let file = files::open_regular(path)?;
-        return Ok(Intake::start(move || Ok(BufReader::new(file))));
+        return Ok(LineReader::start(move || Ok(BufReader::new(file))));
     }
     let path = path.to_owned();
-    Ok(Intake::start(move || File::open(path).map(BufReader::new)))
+    Ok(LineReader::start(move || File::open(path).map(BufReader::new)))
 }
 
 /// The request of `--prompt` or `--chat`; `None` with `--requests`.

@@ -75,7 +75,7 @@ fn without_end(error: io::Error, number: u64) -> io::Error {
 }
 
 /// Lines read by a background thread.
-pub struct Intake {
+pub struct LineReader {
     lines: Receiver<io::Result<RawLine>>,
 }
 
@@ -92,7 +92,7 @@ pub enum Next {
     Failed(io::Error),
 }
 
-impl Intake {
+impl LineReader {
     /// No lines.
     pub fn empty() -> Self {
         Self { lines: sync_channel(0).1 }
@@ -175,10 +175,10 @@ mod tests {
     #[test]
     fn an_error_of_opening_or_reading_is_the_last_item() {
         let refused = || Err::<io::Empty, _>(io::Error::from(io::ErrorKind::PermissionDenied));
-        let intake = Intake::start(refused);
+        let intake = LineReader::start(refused);
         let wait = Duration::from_secs(60);
         assert!(matches!(intake.next_within(wait), Next::Failed(_)));
         assert!(matches!(intake.next_within(wait), Next::End));
-        assert!(matches!(Intake::empty().next_within(wait), Next::End));
+        assert!(matches!(LineReader::empty().next_within(wait), Next::End));
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-pub use lines::{Intake, MAX_LINE, Next, RawLine};
+pub use lines::{LineReader, MAX_LINE, Next, RawLine};
 pub(crate) use seed::seeded;
 
 use messages::{Messages, chat};

@@ -13,7 +13,7 @@ use crate::model::{Decoder, KvCache, RunState};
 use crate::sampling::TokenLogprobs;
 
 /// The components of a [`DeviceExecutor`], all in the memory of one backend.
-pub struct Parts<B: Backend> {
+pub struct ExecutorParts<B: Backend> {
     /// The device.
     pub be: B,
     /// The stream on which its work is issued.
@@ -32,7 +32,7 @@ pub struct Parts<B: Backend> {
 
 /// Runs steps on one backend, on the thread that made it.
 pub struct DeviceExecutor<B: Backend> {
-    parts: Parts<B>,
+    parts: ExecutorParts<B>,
     sites: usize,
     /// Sampled tokens on their way to the host, one download per step, oldest first.
     sampled: VecDeque<B::Download>,
@@ -40,7 +40,7 @@ pub struct DeviceExecutor<B: Backend> {
 
 impl<B: Backend> DeviceExecutor<B> {
     /// An executor that has run no step.
-    pub fn new(mut parts: Parts<B>) -> Self {
+    pub fn new(mut parts: ExecutorParts<B>) -> Self {
         let (_, sites) = parts.model.sites_mut();
         let sites = sites.count();
         Self { parts, sites, sampled: VecDeque::new() }
@@ -58,19 +58,19 @@ impl<B: Backend> Executor for DeviceExecutor<B> {
     }
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<()> {
-        let Parts { be, queue, kv, .. } = &mut self.parts;
+        let ExecutorParts { be, queue, kv, .. } = &mut self.parts;
         kv.copy_blocks(be, queue, copies)
     }
 
     fn forward(&mut self, mut rows: StepRows) -> Result<()> {
-        let Parts { be, queue, model, kv, state, graphs, sampler } = &mut self.parts;
+        let ExecutorParts { be, queue, model, kv, state, graphs, sampler } = &mut self.parts;
         graphs.pad(&mut rows);
         Decoder::prepare(be, queue, state, &rows, sampler.tokens())?;
         graphs.forward(model, be, queue, state, kv)
     }
 
     fn sample(&mut self, inputs: SampleInputs) -> Result<()> {
-        let Parts { be, queue, state, sampler, .. } = &mut self.parts;
+        let ExecutorParts { be, queue, state, sampler, .. } = &mut self.parts;
         let logits = state.logits(inputs.rows.len());
         self.sampled.push_back(sampler.sample(be, queue, logits, &inputs)?);
         Ok(())
@@ -83,12 +83,12 @@ impl<B: Backend> Executor for DeviceExecutor<B> {
     }
 
     fn logprobs(&mut self, targets: &[i32], k: usize) -> Result<Vec<TokenLogprobs>> {
-        let Parts { be, queue, state, sampler, .. } = &mut self.parts;
+        let ExecutorParts { be, queue, state, sampler, .. } = &mut self.parts;
         sampler.logprobs(be, queue, state.logits(targets.len()), targets, k)
     }
 
     fn logits(&mut self, rows: usize) -> Result<Vec<Vec<f32>>> {
-        let Parts { be, queue, state, .. } = &mut self.parts;
+        let ExecutorParts { be, queue, state, .. } = &mut self.parts;
         let logits = state.logits(rows);
         let all: Vec<f32> = fetch(be, queue, logits)?;
         Ok(all.chunks_exact(logits.layout.cols).map(<[f32]>::to_vec).collect())
@@ -103,7 +103,7 @@ impl<B: Backend> Executor for DeviceExecutor<B> {
     }
 
     fn write_site(&mut self, write: SiteWrite<'_>) -> std::result::Result<usize, WriteError> {
-        let Parts { be, queue, model, .. } = &mut self.parts;
+        let ExecutorParts { be, queue, model, .. } = &mut self.parts;
         slots::write_site(be, queue, model, write)
     }
 

@@ -49,14 +49,14 @@ impl GraphSizes {
 /// Key of a recording. Which adapters the rows have is not part of it, only whether any row has one, so that
 /// batches of the base model alone do no LoRA work, and the key of the backend's LoRA plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Shape<K> {
+struct GraphKey<K> {
     extents: Extents,
     has_adapters: bool,
     lora: K,
 }
 
 /// The shape of a backend's steps.
-type ShapeOf<B> = Shape<<<B as Backend>::LoraPlan as LoraPlan>::Key>;
+type GraphKeyOf<B> = GraphKey<<<B as Backend>::LoraPlan as LoraPlan>::Key>;
 
 /// State of the graph of one shape.
 enum Recording<G> {
@@ -80,7 +80,7 @@ pub struct GraphStats {
 /// A step of a new shape runs eagerly, the next one of that shape is recorded and replayed, later
 /// ones are replayed. Backends that record nothing run all of them eagerly.
 pub struct StepGraphs<B: Backend> {
-    known: HashMap<ShapeOf<B>, Recording<B::Graph>>,
+    known: HashMap<GraphKeyOf<B>, Recording<B::Graph>>,
     stats: GraphStats,
     /// `None`: nothing is recorded.
     sizes: Option<GraphSizes>,
@@ -126,7 +126,7 @@ impl<B: Backend> StepGraphs<B> {
     ) -> Result<()> {
         let lora = state.lora();
         let (extents, has_adapters) = (state.extents(), lora.has_adapters());
-        let shape = Shape { extents, has_adapters, lora: lora.key() };
+        let shape = GraphKey { extents, has_adapters, lora: lora.key() };
         if self.recorded(&shape.extents) != Some(shape.extents.rows) {
             return model.forward(be, q, state, kv);
         }

@@ -15,7 +15,7 @@ mod step_array;
 use lora_core::Result;
 
 pub use crate::model::StepRows;
-pub use device::{DeviceExecutor, Parts};
+pub use device::{DeviceExecutor, ExecutorParts};
 pub use graphs::{GraphSizes, GraphStats, StepGraphs, padded_rows};
 pub use group::{Group, Peer};
 pub use sample_inputs::SampleInputs;

@@ -1,4 +1,4 @@
-//! Adapters: tables of slots, and what they add to the output of a base layer.
+//! LoRA: tables of slots, and the LoRA term of the output of a base layer.
 
 use std::ops::Range;
 

@@ -25,7 +25,7 @@ const CUBLAS_OP_T: i32 = 1;
 
 /// What the choice of an algorithm depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Shape {
+struct MatmulShape {
     rows: usize,
     n: usize,
     k: usize,
@@ -38,7 +38,7 @@ struct Shape {
     beta: Beta,
 }
 
-impl Shape {
+impl MatmulShape {
     fn of(operands: &Operands, extras: &Extras) -> Self {
         let Operands { x, w, out } = operands;
         let (x_layout, w_layout, out_layout) = (x.layout(), w.layout(), out.layout());
@@ -109,7 +109,7 @@ pub struct CublasLt {
     handle: sys::cublasLtHandle_t,
     workspace: CudaBuf,
     /// `None`: cuBLASLt has no algorithm for the shape.
-    plans: HashMap<Shape, Option<Plan>>,
+    plans: HashMap<MatmulShape, Option<MatmulPlan>>,
 }
 
 /// The description of a GEMM.
@@ -123,7 +123,7 @@ impl MatmulDesc {
     }
 
     /// Sets what all GEMMs of a shape share.
-    fn describe(&self, shape: &Shape) -> Result<()> {
+    fn describe(&self, shape: &MatmulShape) -> Result<()> {
         self.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T)?;
         if shape.bias {
             let bias = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
@@ -168,7 +168,7 @@ impl Drop for MatmulDesc {
 }
 
 /// A GEMM ready to run.
-struct Plan {
+struct MatmulPlan {
     desc: MatmulDesc,
     w: sys::cublasLtMatrixLayout_t,
     x: sys::cublasLtMatrixLayout_t,
@@ -207,13 +207,13 @@ impl CublasLt {
     /// # Errors
     /// [`Error::Device`].
     pub fn gemm(&mut self, q: &mut CudaQueue, operands: Operands, extras: Extras) -> Result<bool> {
-        let shape = Shape::of(&operands, &extras);
+        let shape = MatmulShape::of(&operands, &extras);
         let Operands { x, w, out } = operands;
         let handle = self.handle;
         let plan = match self.plans.entry(shape) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
-                place.insert(Plan::new(handle, &shape, self.workspace.address())?)
+                place.insert(MatmulPlan::new(handle, &shape, self.workspace.address())?)
             }
         };
         let Some(plan) = plan else { return Ok(false) };
@@ -305,13 +305,13 @@ impl Drop for Preference {
     }
 }
 
-impl Plan {
+impl MatmulPlan {
     /// Rows of ours are columns of theirs: `outᵀ [n, rows] = w [n, k] xᵀ [k, rows]`.
     /// `anywhere` is some address of the device: algorithms are chosen by whether there is a scale or a bias, not by
     /// where it is.
     fn new(
         handle: sys::cublasLtHandle_t,
-        shape: &Shape,
+        shape: &MatmulShape,
         anywhere: Address,
     ) -> Result<Option<Self>> {
         let [Some(input), Some(output)] = shape.dtypes.map(cuda_type) else { return Ok(None) };
@@ -339,7 +339,7 @@ impl Plan {
     }
 }
 
-impl Drop for Plan {
+impl Drop for MatmulPlan {
     fn drop(&mut self) {
         // SAFETY: the descriptors were made by `new` and are not used after this. Failures cannot
         // be reported from here.

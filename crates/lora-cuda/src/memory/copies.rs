@@ -31,13 +31,13 @@ pub(crate) fn padded(bytes: usize) -> usize {
 }
 
 /// Tensors that go into one block, one after another.
-pub(crate) struct Parts<'a> {
+pub(crate) struct CopyParts<'a> {
     start: Address,
     parts: Vec<(usize, &'a [u8])>,
     end: usize,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> CopyParts<'a> {
     /// No tensors yet, for a block at `start`.
     pub(crate) fn new(start: Address) -> Self {
         Self { start, parts: Vec::new(), end: 0 }
@@ -112,7 +112,12 @@ impl Copies {
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub(crate) fn send(&mut self, q: &CudaQueue, block: &CudaBuf, parts: &Parts<'_>) -> Result<()> {
+    pub(crate) fn send(
+        &mut self,
+        q: &CudaQueue,
+        block: &CudaBuf,
+        parts: &CopyParts<'_>,
+    ) -> Result<()> {
         assert!(parts.start == block.address() && parts.end <= block.len(), "parts of this block");
         for from in (0..parts.end).step_by(PIECE) {
             let stage = self.free_stage()?;
@@ -199,7 +204,7 @@ mod tests {
     #[test]
     fn tensors_lie_apart_and_pieces_hold_their_parts_of_them() {
         let tensors = [vec![1u8; 300], Vec::new(), vec![2; 256], vec![3; 5]];
-        let mut parts = Parts::new(1 << 20);
+        let mut parts = CopyParts::new(1 << 20);
         let places = tensors.each_ref().map(|tensor| parts.push(tensor) - (1 << 20));
         assert_eq!(places, [0, 512, 512, 768]);
         assert_eq!(parts.end, tensors.iter().map(|tensor| padded(tensor.len())).sum::<usize>());

@@ -11,7 +11,7 @@ use super::memory::FreeMemory;
 use super::settings::CudaGraphConfig;
 use super::sizes;
 use crate::adapters::TierSizes;
-use crate::executor::{DeviceExecutor, GraphSizes, Parts, StepGraphs, padded_rows};
+use crate::executor::{DeviceExecutor, ExecutorParts, GraphSizes, StepGraphs, padded_rows};
 use crate::kv::KvPlan;
 use crate::llm::{EngineInfo, LlmError};
 use crate::model::{Decoder, LoadPlan, ModelConfig, Quantization, Shard, WeightSource};
@@ -87,7 +87,7 @@ impl RankConfig {
         model.comm.sum_on_host(Vec::new())?;
         let info = self.info::<B>(&buffers);
         let Buffers { kv, tiers, .. } = buffers;
-        let executor = DeviceExecutor::new(Parts {
+        let executor = DeviceExecutor::new(ExecutorParts {
             graphs: StepGraphs::new(&be, self.graph_sizes()),
             kv: buffers.kv_cache,
             state: buffers.state,

@@ -6,7 +6,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::full::{self, FullWeight, Resolved};
-use super::plan::{Plan, PlannedSites, ReadProblem};
+use super::plan::{PlannedSites, ReadProblem, TensorPlan};
 use super::rows;
 use crate::adapter::generation;
 use crate::adapter::{Adapter, AdapterInfo, Declaration, SiteWeights};
@@ -45,7 +45,7 @@ pub(crate) fn read(
         let (path, rejections) = (path.to_owned(), Rejections(problems));
         return Err(AdapterError::Rejected { path, rejections });
     }
-    let read = |plan: Plan| tensors[&plan.identity()].clone();
+    let read = |plan: TensorPlan| tensors[&plan.identity()].clone();
     let mut sites: BTreeMap<SiteKey, SiteWeights<Hashed>> =
         sites.into_iter().map(|(key, site)| (key, site.map(read))).collect();
     for Resolved { replacement, note, meaning } in resolved {
@@ -63,14 +63,14 @@ pub(crate) fn read(
     Ok(Adapter { sites, generation, source, declaration, norms })
 }
 
-/// Reads each planned tensor once; by [`Plan::identity`].
+/// Reads each planned tensor once; by [`TensorPlan::identity`].
 fn read_tensors(
     sites: &PlannedSites,
     problems: &mut Vec<Rejection>,
 ) -> Result<HashMap<usize, Hashed>, AdapterError> {
     let plans = sites.values().flat_map(SiteWeights::tensors);
-    let plans: BTreeMap<usize, &Plan> = plans.map(|plan| (plan.identity(), plan)).collect();
-    let read = |(id, plan): (usize, &Plan)| Ok((id, Hashed::new(plan.read()?)));
+    let plans: BTreeMap<usize, &TensorPlan> = plans.map(|plan| (plan.identity(), plan)).collect();
+    let read = |(id, plan): (usize, &TensorPlan)| Ok((id, Hashed::new(plan.read()?)));
     let results: Vec<_> = plans.into_par_iter().map(read).collect();
     Ok(collect(results, problems)?.into_iter().collect())
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::plan::{Plan, ReadProblem};
+use super::plan::{ReadProblem, TensorPlan};
 use crate::adapter::generation::Digest;
 use crate::formats::AdapterError;
 use crate::formats::base::BaseWeights;
@@ -16,7 +16,7 @@ pub(crate) struct FullWeight {
     /// Names of the copies in the file.
     pub names: Vec<String>,
     /// The copies, which must agree.
-    pub copies: Vec<Plan>,
+    pub copies: Vec<TensorPlan>,
     /// The site whose base weight it is compared with.
     pub site: SiteKey,
     pub meaning: Meaning,

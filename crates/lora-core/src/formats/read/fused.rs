@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::plan::{Plan, PlannedSites};
+use super::plan::{PlannedSites, TensorPlan};
 use crate::adapter::{ModuleNaming, RowOrder, SiteWeights};
 use crate::geometry::ModelGeometry;
 use crate::modules::{FUSED, SiteKey, TargetModule};
@@ -47,10 +47,10 @@ pub(crate) fn cut(
 
 /// A site for each part; `None` if the parts do not add up to the rows of the fused site.
 fn cut_site(
-    site: &SiteWeights<Plan>,
+    site: &SiteWeights<TensorPlan>,
     parts: &[TargetModule],
     model: &ModelGeometry,
-) -> Option<Vec<SiteWeights<Plan>>> {
+) -> Option<Vec<SiteWeights<TensorPlan>>> {
     let widths: Vec<usize> =
         parts.iter().map(|part| Some(model.dims(*part)?.1)).collect::<Option<_>>()?;
     let order = site.low_rank.as_ref().map_or(RowOrder::ByPart, |low| low.rows);
@@ -77,12 +77,12 @@ fn cut_site(
 
 /// The site with these ranges of its output rows; `None` if it does not have `rows` rows.
 fn take_rows(
-    site: &SiteWeights<Plan>,
+    site: &SiteWeights<TensorPlan>,
     ranges: &[Range<usize>],
     rows: usize,
-) -> Option<SiteWeights<Plan>> {
+) -> Option<SiteWeights<TensorPlan>> {
     let mut taken = site.clone();
-    let take = |plan: &Plan| plan.rows(ranges, rows);
+    let take = |plan: &TensorPlan| plan.rows(ranges, rows);
     if let Some(low) = &mut taken.low_rank {
         low.b = take(&low.b)?;
         low.rows = RowOrder::ByPart;

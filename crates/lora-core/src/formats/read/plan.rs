@@ -12,39 +12,39 @@ use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection};
 
 /// Sites whose tensors are still in their files.
-pub(crate) type PlannedSites = BTreeMap<SiteKey, SiteWeights<Plan>>;
+pub(crate) type PlannedSites = BTreeMap<SiteKey, SiteWeights<TensorPlan>>;
 
 /// How one tensor of an adapter is assembled from tensors of its file: parts that are concatenated along
-/// the first axis. Nothing is read before [`Plan::read`], so refusing an adapter needs no more than its
+/// the first axis. Nothing is read before [`TensorPlan::read`], so refusing an adapter needs no more than its
 /// headers, and every element is read once, into its final place.
 ///
 /// Clones denote the same tensor, which is read once for all of them.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan(Arc<Parts>);
+pub(crate) struct TensorPlan(Arc<PlannedParts>);
 
 #[derive(Debug)]
-struct Parts {
+struct PlannedParts {
     dtype: DType,
     shape: Vec<usize>,
-    parts: Vec<Part>,
+    parts: Vec<PlannedPart>,
 }
 
 #[derive(Clone, Debug)]
-enum Part {
+enum PlannedPart {
     View(View),
     /// So many zeros, for an expert without weights.
     Zeros(usize),
 }
 
-impl From<View> for Plan {
+impl From<View> for TensorPlan {
     fn from(view: View) -> Self {
-        Self::new(view.dtype(), view.shape().to_vec(), vec![Part::View(view)])
+        Self::new(view.dtype(), view.shape().to_vec(), vec![PlannedPart::View(view)])
     }
 }
 
-impl Plan {
-    fn new(dtype: DType, shape: Vec<usize>, parts: Vec<Part>) -> Self {
-        Self(Arc::new(Parts { dtype, shape, parts }))
+impl TensorPlan {
+    fn new(dtype: DType, shape: Vec<usize>, parts: Vec<PlannedPart>) -> Self {
+        Self(Arc::new(PlannedParts { dtype, shape, parts }))
     }
 
     /// Identifies the tensor: clones have the same identity, other plans that are alive another one.
@@ -63,7 +63,7 @@ impl Plan {
         }
         let rows = views.iter().map(|view| view.shape()[0]).sum();
         let shape = [&[rows], &tail[..]].concat();
-        Some(Self::new(dtype, shape, views.into_iter().map(Part::View).collect()))
+        Some(Self::new(dtype, shape, views.into_iter().map(PlannedPart::View).collect()))
     }
 
     /// Stacks the matrices of experts; `experts[i]` is that of expert `i`, or `None` for zeros. `None` if all
@@ -77,7 +77,8 @@ impl Plan {
         }
         let elements = first.len();
         let stacked = [&[experts.len()], &shape[..]].concat();
-        let part = |expert: Option<View>| expert.map_or(Part::Zeros(elements), Part::View);
+        let part =
+            |expert: Option<View>| expert.map_or(PlannedPart::Zeros(elements), PlannedPart::View);
         Some(Self::new(dtype, stacked, experts.into_iter().map(part).collect()))
     }
 
@@ -91,7 +92,7 @@ impl Plan {
         for range in ranges {
             let mut first = 0;
             for part in &self.0.parts {
-                let Part::View(view) = part else { return None };
+                let PlannedPart::View(view) = part else { return None };
                 let end = first + view.shape()[0];
                 let (from, to) = (range.start.max(first), range.end.min(end));
                 if from < to {
@@ -115,13 +116,13 @@ impl Plan {
 
     /// Reads the elements and checks that they are finite.
     pub fn read(&self) -> Result<HostTensor, ReadProblem> {
-        let Parts { dtype, shape, parts } = &*self.0;
+        let PlannedParts { dtype, shape, parts } = &*self.0;
         let mut bytes = vec![0; self.len() * dtype.size()];
         let mut rest = &mut bytes[..];
         for part in parts {
             let (elements, view) = match part {
-                Part::View(view) => (view.len(), Some(view)),
-                Part::Zeros(elements) => (*elements, None),
+                PlannedPart::View(view) => (view.len(), Some(view)),
+                PlannedPart::Zeros(elements) => (*elements, None),
             };
             let (place, after) = rest.split_at_mut(elements * dtype.size());
             rest = after;

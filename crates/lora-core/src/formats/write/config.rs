@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::contents::{Contents, Target, Update};
+use super::contents::{Contents, SiteUpdate, Target};
 use super::names::Names;
 use super::{WriteError, inexpressible};
 use crate::adapter::{Adapter, Declaration, Selector, SiteWeights};
@@ -158,7 +158,7 @@ fn biases(adapter: &Adapter) -> Result<&'static str, WriteError> {
 ///
 /// Without `use_rslora`, a scale is alpha / rank. As a scale is an f32 and a rank is a small integer,
 /// alpha = scale * rank is exact in f64, and alpha / rank gives exactly the scale.
-fn scales(updates: &[Update]) -> Map<String, Value> {
+fn scales(updates: &[SiteUpdate]) -> Map<String, Value> {
     let mut counts: BTreeMap<(usize, u32), usize> = BTreeMap::new();
     for update in updates {
         *counts.entry((update.rank, update.scale.to_bits())).or_default() += 1;

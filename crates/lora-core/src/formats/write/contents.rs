@@ -9,7 +9,7 @@ const PREFIX: &str = "base_model.model.";
 #[derive(Default)]
 pub(super) struct Contents {
     pub tensors: Vec<(String, LazyTensor)>,
-    pub updates: Vec<Update>,
+    pub updates: Vec<SiteUpdate>,
     /// Modules with a low-rank update.
     pub targets: Vec<Target>,
     /// Parameters of routed experts with a low-rank update: layer and path.
@@ -18,7 +18,7 @@ pub(super) struct Contents {
 
 /// Rank and scale of a low-rank update.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) struct Update {
+pub(super) struct SiteUpdate {
     /// A regular expression that matches exactly the PEFT names of its modules.
     pub key: String,
     pub rank: usize,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::contents::{Contents, Target, Update};
+use super::contents::{Contents, SiteUpdate, Target};
 use super::fuse::{Member, Pair, fuse};
 use super::names::{GATE_UP, Names};
 use super::stack::{LazyTensor, Rows};
@@ -148,7 +148,7 @@ impl Writer<'_> {
             let block = self.names.in_layer(layer.number, block);
             let [block, name] = [&block, name].map(fancy_regex::escape);
             let key = format!(r"{block}\.\d+\.{name}");
-            self.contents.updates.push(Update { key, rank, scale });
+            self.contents.updates.push(SiteUpdate { key, rank, scale });
         }
         Ok(())
     }
@@ -188,7 +188,7 @@ impl Writer<'_> {
         let module = self.names.in_layer(layer, &path);
         self.contents.add_pair(&module, [pair.a.dense(a), pair.b.dense(b)]);
         let key = fancy_regex::escape(&module).into_owned();
-        self.contents.updates.push(Update { key, rank: pair.rank, scale: pair.scale });
+        self.contents.updates.push(SiteUpdate { key, rank: pair.rank, scale: pair.scale });
         self.contents.targets.push(Target { layer: Some(layer), path });
     }
 
@@ -206,7 +206,7 @@ impl Writer<'_> {
             let path = if wrapped { "mlp.experts.base_layer" } else { "mlp.experts" };
             let key = self.names.in_layer(layer.number, parameter);
             let key = fancy_regex::escape(&key).into_owned();
-            self.contents.updates.push(Update { key, rank: pair.rank, scale: pair.scale });
+            self.contents.updates.push(SiteUpdate { key, rank: pair.rank, scale: pair.scale });
             self.contents.parameters.push((layer.number, parameter));
             let module = self.names.in_layer(layer.number, path);
             self.contents.add_pair(&module, flatten(pair, self.layout));

@@ -10,7 +10,7 @@ use safetensors::tensor::serialize_to_file;
 use serde_json::Value;
 
 use super::config::{config, is_saved};
-use super::contents::{Contents, Target, Update};
+use super::contents::{Contents, SiteUpdate, Target};
 use super::names::Names;
 use super::stack::LazyTensor;
 use super::{WriteError, check, experts, inexpressible, io_error};
@@ -114,7 +114,7 @@ fn add_low_rank(
         add("lora_B.bias", bias);
     }
     let key = fancy_regex::escape(module).into_owned();
-    contents.updates.push(Update { key, rank: low.rank, scale: low.scale });
+    contents.updates.push(SiteUpdate { key, rank: low.rank, scale: low.scale });
     Ok(())
 }
 

@@ -47,8 +47,8 @@ impl Fma {
     fn add_decoded<D: Decode>(&self, x: &[Singles], weights: &[&[Line]], sums: &mut [Sums]) {
         let decode = PhantomData::<D>;
         match *weights {
-            [a] => run(self.isa, Work { x, weights: [a], sums, decode }),
-            [a, b] => run(self.isa, Work { x, weights: [a, b], sums, decode }),
+            [a] => run(self.isa, BlockWork { x, weights: [a], sums, decode }),
+            [a, b] => run(self.isa, BlockWork { x, weights: [a, b], sums, decode }),
             _ => {}
         }
     }
@@ -94,14 +94,14 @@ impl Decode for F32 {
 }
 
 /// The work of [`Tile::add`], for weights that `D` decodes.
-struct Work<'a, D, const P: usize> {
+struct BlockWork<'a, D, const P: usize> {
     x: &'a [Singles],
     weights: [&'a [Line]; P],
     sums: &'a mut [Sums],
     decode: PhantomData<D>,
 }
 
-impl<D: Decode, const P: usize> Job for Work<'_, D, P> {
+impl<D: Decode, const P: usize> Job for BlockWork<'_, D, P> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
         let w = self.weights;

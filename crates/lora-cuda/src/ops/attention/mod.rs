@@ -117,7 +117,7 @@ pub fn attention(
         return Err(Error::Unsupported { op: "attention", backend: Cuda::NAME, what });
     }
     check_paging(cuda, q, args)?;
-    let shape = Shape::of(args, out);
+    let shape = AttentionShape::of(args, out);
     // Prompts first, then the single rows beside them, which would keep a tile each.
     let (first, rest) = match planned_prompts(args, &shape, q)? {
         Some(prompts) => {
@@ -137,7 +137,11 @@ pub fn attention(
 }
 
 /// The planned prompts, where FlashInfer has a kernel for the operands.
-fn planned_prompts(args: &Args<'_, Cuda>, shape: &Shape, q: &CudaQueue) -> Result<Option<Prompts>> {
+fn planned_prompts(
+    args: &Args<'_, Cuda>,
+    shape: &AttentionShape,
+    q: &CudaQueue,
+) -> Result<Option<Prompts>> {
     let Some(plan) = args.plan else { return Ok(None) };
     let prompts = plan.prompts(args)?;
     Ok(prompts.filter(|_| shape.suits_flashinfer() && !q.is_recording()))
@@ -154,7 +158,7 @@ fn check_paging(cuda: &Cuda, q: &mut CudaQueue, args: &Args<'_, Cuda>) -> Result
 
 /// What the choice of a kernel depends on.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+struct AttentionShape {
     dims: HeadDims,
     rows: usize,
     sequences: usize,
@@ -168,7 +172,7 @@ struct Shape {
     same_caches: bool,
 }
 
-impl Shape {
+impl AttentionShape {
     fn of(args: &Args<'_, Cuda>, out: &ViewMut<'_>) -> Self {
         let tables = args.block_tables.layout;
         Self {
@@ -223,7 +227,7 @@ fn prefill_args(args: &Args<'_, Cuda>, lists: PrefillLists, out: &ViewMut<'_>) -
 
 /// The prefill kernel where sequences have several rows each, the decode kernel where they do not, both by tensor
 /// cores; for operands that do not suit those, the kernel for any operands.
-fn choose(of: &Shape) -> (Kernel, Launch) {
+fn choose(of: &AttentionShape) -> (Kernel, Launch) {
     let HeadDims { heads, kv_heads, head_dim } = of.dims;
     let heads_per_kv_head = heads / kv_heads;
     let prefill = match head_dim {
@@ -243,7 +247,7 @@ fn choose(of: &Shape) -> (Kernel, Launch) {
 }
 
 /// The decode kernel, for up to `rows` rows of different sequences.
-fn choose_decode(of: &Shape, rows: usize) -> Option<(Kernel, Launch)> {
+fn choose_decode(of: &AttentionShape, rows: usize) -> Option<(Kernel, Launch)> {
     let HeadDims { heads, kv_heads, head_dim } = of.dims;
     let kernel = match head_dim {
         64 => Kernel::AttentionDecode64,
@@ -260,7 +264,7 @@ fn choose_decode(of: &Shape, rows: usize) -> Option<(Kernel, Launch)> {
 
 /// The decode kernel for single rows beside those of prompts, where there are several sequences: in the prefill
 /// kernel each would keep a tile of its own busy.
-fn choose_for_rest(of: &Shape, chosen: Kernel) -> Option<(Kernel, Launch)> {
+fn choose_for_rest(of: &AttentionShape, chosen: Kernel) -> Option<(Kernel, Launch)> {
     let tiles = matches!(chosen, Kernel::AttentionPrefill64 | Kernel::AttentionPrefill128);
     if tiles && of.sequences > 1 { choose_decode(of, of.sequences) } else { None }
 }
@@ -276,7 +280,7 @@ fn splits(blocks: usize, longest: usize) -> usize {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape {
+    const SHAPE: AttentionShape = AttentionShape {
         dims: HeadDims { heads: 32, kv_heads: 8, head_dim: 128 },
         rows: 1,
         sequences: 1,
@@ -292,11 +296,11 @@ mod tests {
     fn planned_prompts_in_bf16_are_flashinfers() {
         assert!(SHAPE.suits_flashinfer());
         for other in [
-            Shape { queries: DType::F16, cache: DType::F16, ..SHAPE },
-            Shape { cache: DType::F8E4m3, ..SHAPE },
-            Shape { out: DType::F32, ..SHAPE },
-            Shape { aligned: false, ..SHAPE },
-            Shape { same_caches: false, ..SHAPE },
+            AttentionShape { queries: DType::F16, cache: DType::F16, ..SHAPE },
+            AttentionShape { cache: DType::F8E4m3, ..SHAPE },
+            AttentionShape { out: DType::F32, ..SHAPE },
+            AttentionShape { aligned: false, ..SHAPE },
+            AttentionShape { same_caches: false, ..SHAPE },
         ] {
             assert!(!other.suits_flashinfer(), "{other:?}");
         }
@@ -307,29 +311,29 @@ mod tests {
         let (decode, dims) = (SHAPE, SHAPE.dims);
         let (kernel, launch) = choose(&decode);
         assert_eq!((kernel, launch.grid), (Kernel::AttentionDecode128, [8, 1, 8]));
-        let (_, launch) = choose(&Shape { rows: 256, sequences: 256, ..decode });
+        let (_, launch) = choose(&AttentionShape { rows: 256, sequences: 256, ..decode });
         assert_eq!((launch.grid, launch.cluster), ([8, 256, 1], 1));
-        let (_, launch) = choose(&Shape { longest: 192, ..decode });
+        let (_, launch) = choose(&AttentionShape { longest: 192, ..decode });
         assert_eq!((launch.grid, launch.cluster), ([8, 1, 4], 4));
         let wide = HeadDims { heads: 40, kv_heads: 4, head_dim: 96 };
-        let (kernel, launch) = choose(&Shape { dims: wide, rows: 16, ..decode });
+        let (kernel, launch) = choose(&AttentionShape { dims: wide, rows: 16, ..decode });
         assert_eq!((kernel, launch.grid), (Kernel::AttentionDecode96, [8, 16, 4]));
-        let prefill = Shape { rows: 100, cache: DType::F8E4m3, ..decode };
+        let prefill = AttentionShape { rows: 100, cache: DType::F8E4m3, ..decode };
         let (kernel, launch) = choose(&prefill);
         assert!(
             choose_for_rest(&prefill, kernel).is_none()
                 && choose_for_rest(&decode, Kernel::AttentionDecode128).is_none()
         );
-        let rest = choose_for_rest(&Shape { sequences: 70, ..prefill }, kernel);
+        let rest = choose_for_rest(&AttentionShape { sequences: 70, ..prefill }, kernel);
         let (single, of_sequences) = rest.unwrap();
         assert_eq!((single, of_sequences.grid), (Kernel::AttentionDecode128, [8, 70, 1]));
         assert_eq!((kernel, launch.grid), (Kernel::AttentionPrefill128, [8, 3, 1]));
         assert_eq!((launch.threads, launch.shared), (384, 113 << 10));
         for other in [
-            Shape { aligned: false, ..decode },
-            Shape { queries: DType::F32, ..prefill },
-            Shape { cache: DType::F16, ..decode },
-            Shape { dims: HeadDims { head_dim: 80, ..dims }, ..prefill },
+            AttentionShape { aligned: false, ..decode },
+            AttentionShape { queries: DType::F32, ..prefill },
+            AttentionShape { cache: DType::F16, ..decode },
+            AttentionShape { dims: HeadDims { head_dim: 80, ..dims }, ..prefill },
         ] {
             assert_eq!(choose(&other).0, Kernel::Attention);
         }

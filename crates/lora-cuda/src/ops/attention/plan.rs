@@ -170,7 +170,7 @@ fn prompts(runs: &[Run]) -> Option<(Vec<Run>, bool)> {
 
 /// A tile of a run for one query head.
 #[derive(Clone, Copy, Debug)]
-struct Tile {
+struct PromptTile {
     run: Run,
     head: usize,
     number: usize,
@@ -179,21 +179,21 @@ struct Tile {
 }
 
 /// All tiles, those with most keys first.
-fn tiles(prompts: &[Run], heads: usize, of_tile: usize) -> Vec<Tile> {
+fn tiles(prompts: &[Run], heads: usize, of_tile: usize) -> Vec<PromptTile> {
     let of_run = |run: &Run| {
         let run = *run;
         (0..run.rows.div_ceil(of_tile)).flat_map(move |number| {
             let behind = run.rows.saturating_sub((number + 1) * of_tile);
-            (0..heads).map(move |head| Tile { run, head, number, keys: run.keys - behind })
+            (0..heads).map(move |head| PromptTile { run, head, number, keys: run.keys - behind })
         })
     };
-    let mut tiles: Vec<Tile> = prompts.iter().flat_map(of_run).collect();
+    let mut tiles: Vec<PromptTile> = prompts.iter().flat_map(of_run).collect();
     tiles.sort_by_key(|tile| Reverse(tile.keys));
     tiles
 }
 
 /// The tiles of each block: each tile goes to the block with least to do so far.
-fn assign(tiles: &[Tile], blocks: usize) -> Vec<Vec<Tile>> {
+fn assign(tiles: &[PromptTile], blocks: usize) -> Vec<Vec<PromptTile>> {
     let mut of_blocks = vec![Vec::new(); blocks];
     let mut loads: BinaryHeap<_> = (0..blocks).map(|block| Reverse((0, block))).collect();
     for tile in tiles {
@@ -207,14 +207,14 @@ fn assign(tiles: &[Tile], blocks: usize) -> Vec<Vec<Tile>> {
 }
 
 /// The words of the lists of `library.h`: where blocks end, then list after list.
-fn lists(of_blocks: &[Vec<Tile>], table_stride: usize) -> Vec<i32> {
+fn lists(of_blocks: &[Vec<PromptTile>], table_stride: usize) -> Vec<i32> {
     let mut end = 0;
     let ends = of_blocks.iter().map(|tiles| {
         end += tiles.len();
         end as i32
     });
     let mut words: Vec<i32> = std::iter::once(0).chain(ends).collect();
-    let entries: [fn(&Tile, usize) -> usize; LISTS] = [
+    let entries: [fn(&PromptTile, usize) -> usize; LISTS] = [
         |tile, _| tile.head,
         |tile, _| tile.number,
         |tile, _| tile.run.first_row,
@@ -274,7 +274,8 @@ mod tests {
         let keys: Vec<usize> = all.iter().step_by(4).map(|tile| tile.keys).collect();
         assert_eq!(keys, [1000, 956, 828, 128]);
         let of_blocks = assign(&all, 5);
-        let load = |tiles: &Vec<Tile>| tiles.iter().map(|t| t.keys + COST_OF_TILE).sum::<usize>();
+        let load =
+            |tiles: &Vec<PromptTile>| tiles.iter().map(|t| t.keys + COST_OF_TILE).sum::<usize>();
         let (least, most) =
             (of_blocks.iter().map(load).min().unwrap(), of_blocks.iter().map(load).max().unwrap());
         assert!(most - least <= 1000 + COST_OF_TILE, "{least} to {most}");

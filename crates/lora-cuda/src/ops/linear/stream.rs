@@ -1,4 +1,4 @@
-//! GEMMs of few rows, whose time goes into reading weights, with what adapters add.
+//! GEMMs of few rows, whose time goes into reading weights, with the LoRA term.
 #![allow(unsafe_code)]
 
 use lora_core::{Error, Result};
@@ -41,7 +41,7 @@ unsafe impl KernelArgs for StreamArgs {
     const KERNELS: &'static [Kernel] = &[Kernel::LinearStream];
 }
 
-/// `out = x wᵀ + bias` with what adapters add, for operands that [`GemmShape::suits_stream`] says suit.
+/// `out = x wᵀ + bias` with the LoRA term, for operands that [`GemmShape::suits_stream`] says suit.
 ///
 /// [`GemmShape::suits_stream`]: super::choice::GemmShape::suits_stream
 pub fn gemm(

@@ -1,4 +1,4 @@
-//! GEMMs of many rows with what adapters add and the SwiGLU gate, in one kernel.
+//! GEMMs of many rows with LoRA and SwiGLU, in one kernel.
 #![allow(unsafe_code)]
 
 use lora_core::{DType, MatLayout, Result};
@@ -13,7 +13,7 @@ use crate::memory::queue::CudaQueue;
 use crate::ops::common::is_aligned;
 use crate::tensor_map::{SWIZZLE, TensorMap};
 
-/// Rows from which on the kernel is about as fast as cuBLASLt's, which cannot add what adapters add.
+/// Rows from which on the kernel is about as fast as cuBLASLt's, which cannot add the LoRA term.
 const MIN_ROWS: usize = 1536;
 
 /// Minimum wave efficiency at which the fused SwiGLU GEMM beats cuBLASLt and a `silu_mul` after it.
@@ -107,7 +107,7 @@ fn clusters(multiprocessors: usize) -> usize {
     (multiprocessors / CLUSTER).max(1)
 }
 
-/// `out = x wᵀ + bias` with what adapters add.
+/// `out = x wᵀ + bias` with the LoRA term.
 pub fn gemm(
     cuda: &Cuda,
     q: &mut CudaQueue,
@@ -120,12 +120,12 @@ pub fn gemm(
     launch(cuda, q, Kernel::LinearTiles, base, lora, out)
 }
 
-/// `out` = what adapters add, and 0 in rows without one.
+/// `out` = the LoRA term, and 0 in rows without one.
 pub fn begin(cuda: &Cuda, q: &mut CudaQueue, lora: ManyRows, out: DeviceMat) -> Result<()> {
     launch(cuda, q, Kernel::LinearTilesBegin, Base::Nothing, lora, out)
 }
 
-/// `out = silu(gate) * up` of the two halves of `x wᵀ + bias` with what adapters add.
+/// `out = silu(gate) * up` of the two halves of `x wᵀ + bias` with the LoRA term.
 pub fn gated_gemm(
     cuda: &Cuda,
     q: &mut CudaQueue,
@@ -138,7 +138,7 @@ pub fn gated_gemm(
     launch(cuda, q, Kernel::LinearTilesGate, base, lora.unwrap_or(ManyRows::NONE), out)
 }
 
-/// `out = silu(gate) * up` of the two halves of `gate_up` with what adapters add.
+/// `out = silu(gate) * up` of the two halves of `gate_up` with the LoRA term.
 pub fn gate(
     cuda: &Cuda,
     q: &mut CudaQueue,
@@ -149,7 +149,7 @@ pub fn gate(
     launch(cuda, q, Kernel::LinearTilesGateAdded, Base::Output(gate_up), lora, out)
 }
 
-/// What adapters are added to.
+/// Output that the LoRA term is added to.
 #[derive(Clone, Copy)]
 enum Base {
     /// The product of these.

@@ -5,15 +5,15 @@ use lora_core::lora::{LoraSite, SiteSpec};
 
 use super::args::{LoraArgs, starts_of};
 use super::plan::CudaLoraPlan;
-use super::route::{LowRank, Shape, Shrink, SiteInput, chunk};
-use super::segments::Tile;
+use super::route::{LoraShape, LowRank, Shrink, SiteInput, chunk};
+use super::segments::TileSize;
 use crate::args::{DeviceMat, MatArg};
 use crate::device::Cuda;
 use crate::memory::queue::CudaQueue;
 use crate::ops::linear::fused_args::{FewRows, ManyRows};
 
 /// The adapters of a step at a site, with scratch memory for `z`.
-pub struct Adapters<'a> {
+pub struct SiteAdapters<'a> {
     pub args: LoraArgs,
     pub low_rank: LowRank,
     pub spec: &'a SiteSpec,
@@ -26,7 +26,7 @@ pub struct Adapters<'a> {
     plan: &'a CudaLoraPlan,
 }
 
-impl<'a> Adapters<'a> {
+impl<'a> SiteAdapters<'a> {
     /// For an op with this input and output, by the kernels that were chosen for `shape`.
     pub fn new(
         q: &mut CudaQueue,
@@ -34,7 +34,7 @@ impl<'a> Adapters<'a> {
         site: &'a LoraSite<Cuda>,
         plan: &'a CudaLoraPlan,
         out: DeviceMat,
-        shape: &Shape<'_>,
+        shape: &LoraShape<'_>,
         low_rank: LowRank,
     ) -> Result<Self> {
         let (spec, parts) = (&site.spec, plan.parts());
@@ -95,7 +95,7 @@ impl<'a> Adapters<'a> {
     }
 
     /// The most tiles of rows: as many as rows, or as full ones and one more for each segment.
-    pub fn tiles(&self, tile: Tile) -> usize {
+    pub fn tiles(&self, tile: TileSize) -> usize {
         self.rows.min(self.rows / tile.rows() + self.segments)
     }
 

@@ -2,9 +2,9 @@
 
 use lora_core::Result;
 
-use super::adapters::Adapters;
+use super::adapters::SiteAdapters;
 use super::route::LowRank;
-use super::segments::Tile;
+use super::segments::TileSize;
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
@@ -33,7 +33,7 @@ pub enum Output {
 pub fn expand(
     cuda: &Cuda,
     q: &mut CudaQueue,
-    adapters: &Adapters<'_>,
+    adapters: &SiteAdapters<'_>,
     output: Output,
 ) -> Result<()> {
     let (slices, widest) = (adapters.spec.slices.len(), adapters.widest_slice());
@@ -51,10 +51,10 @@ pub fn expand(
     // A block goes on with other outputs of its rows where there are many blocks.
     let parts = BLOCKS.div_ceil(tiles * slices).min(widest.div_ceil(OUTPUTS));
     let kernel = match (tile, output) {
-        (Tile::Large, Output::Base) => Kernel::LoraExpandMma32,
-        (Tile::Large, Output::Empty) => Kernel::LoraBeginMma32,
-        (Tile::Small, Output::Base) => Kernel::LoraExpandMma8,
-        (Tile::Small, Output::Empty) => Kernel::LoraBeginMma8,
+        (TileSize::Large, Output::Base) => Kernel::LoraExpandMma32,
+        (TileSize::Large, Output::Empty) => Kernel::LoraBeginMma32,
+        (TileSize::Small, Output::Base) => Kernel::LoraExpandMma8,
+        (TileSize::Small, Output::Empty) => Kernel::LoraBeginMma8,
     };
     cuda.launch(q, kernel, Launch::new([tiles, slices, parts], ROW_THREADS), adapters.args)
 }

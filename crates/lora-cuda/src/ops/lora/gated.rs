@@ -2,7 +2,7 @@
 
 use lora_core::{Result, check};
 
-use super::adapters::Adapters;
+use super::adapters::SiteAdapters;
 use super::checks::{check_linear, check_plan};
 use super::route::{GatedRoute, SiteInput, choose_gated};
 use super::shrink::shrink;
@@ -35,7 +35,7 @@ pub fn gated_linear_lora(
     let (input, both) = (SiteInput::Rows(x.into()), DeviceMat::from(gate_up));
     let (gemm, shape) = (gemm_shape(x, w, gate_up), lora.shape(q, input, both));
     let adapters = |q: &mut CudaQueue, low_rank| {
-        Adapters::new(q, input, lora.site, lora.plan, both, &shape, low_rank)
+        SiteAdapters::new(q, input, lora.site, lora.plan, both, &shape, low_rank)
     };
     match choose_gated(&gemm, Some(&shape), out.layout, cuda.multiprocessors) {
         GatedRoute::Separate => {

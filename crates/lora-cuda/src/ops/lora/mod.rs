@@ -1,4 +1,4 @@
-//! What adapters add to the output of a base layer.
+//! The LoRA term of the output of a base layer.
 
 pub mod adapters;
 pub mod args;
@@ -17,11 +17,11 @@ pub mod work;
 use lora_core::lora::{LoraSite, SiteKind};
 use lora_core::{Result, check, check_extent};
 
-use self::adapters::Adapters;
+use self::adapters::SiteAdapters;
 use self::checks::{check_linear, check_plan};
 use self::expand::{Output, expand};
 use self::plan::CudaLoraPlan;
-use self::route::{Fusion, Route, Shape, SiteInput};
+use self::route::{Fusion, LoraShape, Route, SiteInput};
 use self::shrink::shrink;
 use self::token_rows::replace_rows;
 use crate::args::DeviceMat;
@@ -44,9 +44,9 @@ pub struct Lora<'a> {
 
 impl<'a> Lora<'a> {
     /// What the choice of kernels depends on.
-    fn shape(&self, q: &CudaQueue, input: SiteInput, out: DeviceMat) -> Shape<'a> {
+    fn shape(&self, q: &CudaQueue, input: SiteInput, out: DeviceMat) -> LoraShape<'a> {
         let (table, step) = (&self.site.table, self.plan.shape());
-        Shape {
+        LoraShape {
             x: match input {
                 SiteInput::Rows(x) => Some(x.layout()),
                 SiteInput::Tokens(_) => None,
@@ -108,7 +108,7 @@ fn apply(
     check_plan(cuda, op, q, site, plan, out.layout().rows)?;
     let shape = lora.shape(q, input, out);
     let Some(low_rank) = shape.low_rank() else { return Ok(()) };
-    let adapters = Adapters::new(q, input, site, plan, out, &shape, low_rank)?;
+    let adapters = SiteAdapters::new(q, input, site, plan, out, &shape, low_rank)?;
     shrink(cuda, q, &adapters)?;
     expand(cuda, q, &adapters, Output::Base)
 }
@@ -135,7 +135,7 @@ pub fn linear_lora(
     check_plan(cuda, "linear_lora", q, lora.site, lora.plan, out.layout.rows)?;
     let Route::Adapted(low_rank, fusion) = route else { return linear(cuda, q, x, w, out) };
     let (site, plan) = (lora.site, lora.plan);
-    let adapters = Adapters::new(q, input, site, plan, out.into(), &shape, low_rank)?;
+    let adapters = SiteAdapters::new(q, input, site, plan, out.into(), &shape, low_rank)?;
     adapted(cuda, q, x.into(), w, &adapters, fusion, out.into())
 }
 
@@ -145,7 +145,7 @@ fn adapted(
     q: &mut CudaQueue,
     x: DeviceMat,
     w: &CudaLinear,
-    adapters: &Adapters<'_>,
+    adapters: &SiteAdapters<'_>,
     fusion: Fusion,
     out: DeviceMat,
 ) -> Result<()> {
@@ -181,14 +181,14 @@ fn adapted(
     }
 }
 
-/// Adds the product to an output that begins with what adapters add. Where cuBLASLt turns out to have no algorithm
+/// Adds the product to an output that begins with the LoRA term. Where cuBLASLt turns out to have no algorithm
 /// for that, the output is written anew.
 fn add_gemm(
     cuda: &Cuda,
     q: &mut CudaQueue,
     input: &Input,
     w: &CudaLinear,
-    adapters: &Adapters<'_>,
+    adapters: &SiteAdapters<'_>,
     out: DeviceMat,
 ) -> Result<()> {
     if lt::gemm(cuda, q, input, w, Beta::One, out)? {

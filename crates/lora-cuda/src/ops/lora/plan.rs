@@ -6,7 +6,7 @@ use bytemuck::cast_slice;
 use lora_core::lora::LoraPlan;
 use lora_core::{DType, MatLayout, Pool, Result, check};
 
-use super::segments::{GROUP_ROWS, Segments, Spread, StepShape, Tile};
+use super::segments::{GROUP_ROWS, Segments, Spread, StepShape, TileSize};
 use crate::args::DeviceMat;
 use crate::device::Cuda;
 use crate::memory::buffer::CudaBuf;
@@ -24,12 +24,12 @@ pub struct CudaLoraPlan {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct CudaLoraKey {
     spread: Spread,
-    tile: Tile,
+    tile: TileSize,
 }
 
 /// The parts of a plan, each a row of i32; see [`Segments`].
 #[derive(Clone, Copy, Debug)]
-pub struct Parts<T> {
+pub struct PlanArrays<T> {
     /// `[1, 4 * rows]`. Tiles come first, as they are read 16 bytes at a time.
     pub tiles: T,
     /// Number of segments, of rows in the row order, and of tiles: `[1, 3]`. A recorded step reads them on the
@@ -51,7 +51,7 @@ pub struct Parts<T> {
     pub group_slots: T,
 }
 
-impl Parts<Range<usize>> {
+impl PlanArrays<Range<usize>> {
     /// Where the parts of a plan of `rows` rows lie, in words, and the end of the last.
     fn of(rows: usize) -> (Self, usize) {
         let mut end = 0;
@@ -77,7 +77,7 @@ impl Parts<Range<usize>> {
 
 /// See [`lora_core::Backend::lora_plan`].
 pub fn lora_plan(cuda: &Cuda, capacity: usize) -> Result<CudaLoraPlan> {
-    let (_, words) = Parts::of(capacity);
+    let (_, words) = PlanArrays::of(capacity);
     let words = CudaBuf::zeroed(&cuda.context, Pool::StepInputs, words * DType::I32.size())?;
     Ok(CudaLoraPlan { words, capacity, shape: StepShape::default() })
 }
@@ -95,7 +95,7 @@ pub fn plan_lora(q: &mut CudaQueue, slots: &[i32], plan: &mut CudaLoraPlan) -> R
 
 /// All parts, each in its place.
 fn words_of(segments: &Segments) -> Vec<i32> {
-    let (parts, end) = Parts::of(segments.slot_of_row.len());
+    let (parts, end) = PlanArrays::of(segments.slot_of_row.len());
     let sizes = [segments.slots.len(), segments.row_order.len(), segments.tiles.len()];
     let mut words = vec![0; end];
     let mut write = |place: Range<usize>, part: &[i32]| {
@@ -120,11 +120,11 @@ impl CudaLoraPlan {
     }
 
     /// The parts of the plan of the current step.
-    pub(crate) fn parts(&self) -> Parts<DeviceMat> {
-        let (parts, end) = Parts::of(self.shape.rows);
+    pub(crate) fn parts(&self) -> PlanArrays<DeviceMat> {
+        let (parts, end) = PlanArrays::of(self.shape.rows);
         let words = MatLayout::dense(1, end, DType::I32);
         let part = |place| DeviceMat::new(&self.words, words.slice_cols(place));
-        Parts {
+        PlanArrays {
             tiles: part(parts.tiles),
             sizes: part(parts.sizes),
             row_order: part(parts.row_order),
@@ -162,7 +162,7 @@ mod tests {
     fn words_hold_every_part_in_its_place() {
         let segments = Segments::new(&[3, -1, 0, 3, 0]);
         let words = words_of(&segments);
-        let (parts, end) = Parts::of(5);
+        let (parts, end) = PlanArrays::of(5);
         assert_eq!(words.len(), end);
         assert_eq!(words[parts.tiles][..8], [0, 2, 0, 0, 2, 2, 3, 0]);
         assert_eq!(words[parts.sizes], [2, 4, 2]);
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn the_largest_plan_has_room_for_every_smaller_one() {
-        let end = |rows| Parts::of(rows).1;
+        let end = |rows| PlanArrays::of(rows).1;
         assert!((1..2000).all(|rows| end(rows - 1) < end(rows)));
     }
 }

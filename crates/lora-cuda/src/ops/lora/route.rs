@@ -6,8 +6,8 @@ use lora_core::lora::SiteSpec;
 use lora_core::{DType, MatLayout};
 
 use super::args::RANKS;
-use super::segments::{GROUP_ROWS, Spread, StepShape, Tile};
-use super::work::Work;
+use super::segments::{GROUP_ROWS, Spread, StepShape, TileSize};
+use super::work::TableWork;
 use crate::args::DeviceMat;
 use crate::ops::common::{WARP, is_aligned};
 use crate::ops::linear::choice::{Gemm, GemmShape};
@@ -44,7 +44,7 @@ pub enum SiteInput {
 
 /// What the choice of kernels for a site and a step depends on.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape<'a> {
+pub struct LoraShape<'a> {
     /// Activations; `None` where the input is token ids.
     pub x: Option<MatLayout>,
     /// Output.
@@ -52,7 +52,7 @@ pub struct Shape<'a> {
     /// Extents of the site.
     pub spec: &'a SiteSpec,
     /// What the adapters of the site need.
-    pub work: Work,
+    pub work: TableWork,
     /// Whether adapters have rows of the vocabulary of their own.
     pub has_token_rows: bool,
     /// The step, whose rows are those of `out`.
@@ -86,7 +86,7 @@ pub enum LowRank {
         /// The shrink.
         shrink: Shrink,
         /// Rows of one adapter that a block takes together.
-        tile: Tile,
+        tile: TileSize,
     },
 }
 
@@ -131,7 +131,7 @@ pub enum GatedRoute {
 }
 
 /// The kernels of `linear_lora`.
-pub fn choose(gemm: &GemmShape, lora: &Shape<'_>, multiprocessors: usize) -> Route {
+pub fn choose(gemm: &GemmShape, lora: &LoraShape<'_>, multiprocessors: usize) -> Route {
     if lora.has_token_rows {
         return Route::Separate;
     }
@@ -144,7 +144,7 @@ pub fn choose(gemm: &GemmShape, lora: &Shape<'_>, multiprocessors: usize) -> Rou
 /// The kernels of `gated_linear_lora`: `gemm` writes both halves, of which `out` gets the gated one.
 pub fn choose_gated(
     gemm: &GemmShape,
-    lora: Option<&Shape<'_>>,
+    lora: Option<&LoraShape<'_>>,
     out: MatLayout,
     multiprocessors: usize,
 ) -> GatedRoute {
@@ -162,17 +162,17 @@ pub fn choose_gated(
     }
 }
 
-impl Shape<'_> {
+impl LoraShape<'_> {
     /// The kernels of shrink and expand; `None` if there is nothing to add.
     pub fn low_rank(&self) -> Option<LowRank> {
-        if self.segments == 0 || self.out.rows == 0 || self.work == Work::Nothing {
+        if self.segments == 0 || self.out.rows == 0 || self.work == TableWork::Nothing {
             return None;
         }
         if !self.suits_mma() {
             return Some(LowRank::General);
         }
         let tile = self.step.tile;
-        let shrink = if tile == Tile::Large && self.out.rows >= MIN_ROWS_FOR_CLUSTER {
+        let shrink = if tile == TileSize::Large && self.out.rows >= MIN_ROWS_FOR_CLUSTER {
             Shrink::Cluster
         } else {
             let chunk = chunk(self.spec.in_dim);
@@ -186,7 +186,7 @@ impl Shape<'_> {
         let Some(x) = self.x else { return false };
         let bf16 = x.dtype == DType::Bf16 && self.out.dtype == DType::Bf16;
         let ranks = (1..=MAX_MMA_RANK).contains(&self.work.max_rank());
-        let adapters = matches!(self.work, Work::Mma { .. });
+        let adapters = matches!(self.work, TableWork::Mma { .. });
         adapters && bf16 && ranks && x.cols.is_multiple_of(8) && is_aligned(x)
     }
 
@@ -223,18 +223,18 @@ impl Shape<'_> {
     /// Whether the kernels of tiles take these adapters.
     fn suits_tiles(&self, low_rank: LowRank) -> bool {
         let cluster = matches!(low_rank, LowRank::Mma { shrink: Shrink::Cluster, .. });
-        let plain = matches!(self.work, Work::Mma { plain: true, .. });
+        let plain = matches!(self.work, TableWork::Mma { plain: true, .. });
         let groups = self.out.rows.div_ceil(GROUP_ROWS);
         let few = self.step.group_slots <= MAX_GROUP_ADAPTERS * groups;
         let fits = self.out.rows <= MAX_TILES_ROWS && self.spec.slices.len() <= MAX_SLICES;
         cluster && plain && few && fits && is_aligned(self.out)
     }
 
-    /// Whether what adapters add may be written before the base layer's output, and saves a pass over it: cuBLASLt
+    /// Whether the LoRA term may be written before the base layer's output, and saves a pass over it: cuBLASLt
     /// reads it while it computes. Gains apply to the base layer's output and have to come after it.
     fn suits_begin(&self, low_rank: LowRank) -> bool {
         let mma = matches!(low_rank, LowRank::Mma { .. });
-        let gains = matches!(self.work, Work::Mma { gains: true, .. });
+        let gains = matches!(self.work, TableWork::Mma { gains: true, .. });
         mma && !gains && self.out.rows > stream_cut::MAX_ROWS
     }
 }

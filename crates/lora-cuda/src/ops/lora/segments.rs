@@ -17,7 +17,7 @@ const MIN_AVERAGE_TILE: usize = 4;
 
 /// Rows of a tile: as many rows of one adapter as share a read of its factors.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub enum Tile {
+pub enum TileSize {
     /// 8 rows, where adapters have few, as when sequences decode.
     #[default]
     Small,
@@ -25,7 +25,7 @@ pub enum Tile {
     Large,
 }
 
-impl Tile {
+impl TileSize {
     /// The tile for `rows` rows that `adapters` adapters have.
     fn choose(rows: usize, adapters: usize) -> Self {
         if rows >= MIN_ROWS_FOR_LARGE_TILES && rows >= MIN_ROWS_PER_ADAPTER * adapters {
@@ -62,7 +62,7 @@ pub struct StepShape {
     /// Rows, those without an adapter included.
     pub rows: usize,
     /// How rows are tiled.
-    pub tile: Tile,
+    pub tile: TileSize,
     /// How many adapters the rows have.
     pub spread: Spread,
     /// Adapters.
@@ -76,8 +76,8 @@ impl StepShape {
     /// replayed.
     pub fn max_segments(&self) -> usize {
         match self.tile {
-            Tile::Small => self.rows,
-            Tile::Large => self.rows / MIN_ROWS_PER_ADAPTER,
+            TileSize::Small => self.rows,
+            TileSize::Large => self.rows / MIN_ROWS_PER_ADAPTER,
         }
     }
 }
@@ -102,7 +102,7 @@ pub struct Segments {
     /// Slots that rows of a group have, ascending in each group.
     pub group_slots: Vec<i32>,
     /// Rows of a tile.
-    pub tile: Tile,
+    pub tile: TileSize,
 }
 
 impl Segments {
@@ -116,7 +116,7 @@ impl Segments {
         };
         segments.sort_rows();
         segments.list_groups();
-        segments.tile = Tile::choose(segments.row_order.len(), segments.slots.len());
+        segments.tile = TileSize::choose(segments.row_order.len(), segments.slots.len());
         segments.tiles = segments.cut(segments.tile.rows() as i32);
         segments
     }
@@ -210,13 +210,13 @@ mod tests {
     #[test]
     fn large_tiles_are_for_many_rows_of_few_adapters() {
         for (rows, adapters, tile) in [
-            (127, 1, Tile::Small),
-            (128, 8, Tile::Large),
-            (128, 9, Tile::Small),
-            (1600, 100, Tile::Large),
-            (1599, 100, Tile::Small),
+            (127, 1, TileSize::Small),
+            (128, 8, TileSize::Large),
+            (128, 9, TileSize::Small),
+            (1600, 100, TileSize::Large),
+            (1599, 100, TileSize::Small),
         ] {
-            assert_eq!(Tile::choose(rows, adapters), tile, "{rows} {adapters}");
+            assert_eq!(TileSize::choose(rows, adapters), tile, "{rows} {adapters}");
         }
     }
 

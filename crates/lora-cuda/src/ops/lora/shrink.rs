@@ -2,7 +2,7 @@
 
 use lora_core::Result;
 
-use super::adapters::Adapters;
+use super::adapters::SiteAdapters;
 use super::args::RANKS;
 use super::cluster_shrink;
 use super::route::{LowRank, Shrink};
@@ -17,8 +17,8 @@ const ROWS: usize = 8;
 const THREADS: usize = 128;
 
 /// `z = A x`.
-pub fn shrink(cuda: &Cuda, q: &mut CudaQueue, adapters: &Adapters<'_>) -> Result<()> {
-    let Adapters { args, rows, segments, low_rank, .. } = adapters;
+pub fn shrink(cuda: &Cuda, q: &mut CudaQueue, adapters: &SiteAdapters<'_>) -> Result<()> {
+    let SiteAdapters { args, rows, segments, low_rank, .. } = adapters;
     let slices = adapters.spec.slices.len();
     match low_rank {
         LowRank::General => {

@@ -5,11 +5,11 @@ use lora_core::lora::{LoraSite, SiteSpec, SlotSlice};
 use lora_core::{DType, HostTensor, MatLayout, Pool, Result, check};
 
 use super::token_rows::TokenRows;
-use super::work::{SlotWork, Work};
+use super::work::{SlotWork, TableWork};
 use crate::args::{Address, DeviceMat, assert_layout, dtype_number};
 use crate::device::Cuda;
 use crate::memory::buffer::CudaBuf;
-use crate::memory::copies::{Parts, padded};
+use crate::memory::copies::{CopyParts, padded};
 use crate::memory::queue::CudaQueue;
 use crate::ops::common::VEC8;
 
@@ -18,7 +18,7 @@ pub struct CudaLoraTable {
     rows: CudaBuf,
     columns: CudaBuf,
     slots: Vec<Slot>,
-    work: Work,
+    work: TableWork,
     /// Rows of tokens by slot, from the first adapter on that has any.
     token_rows: Option<TokenRowTable>,
 }
@@ -76,7 +76,7 @@ impl CudaLoraTable {
 
     /// Whether there ever was an adapter.
     pub(crate) fn has_adapters(&self) -> bool {
-        self.work != Work::Nothing
+        self.work != TableWork::Nothing
     }
 
     /// Address of the entries of rows of tokens, and the most rows of a slot; `None` as long as no adapter had any.
@@ -85,7 +85,7 @@ impl CudaLoraTable {
     }
 
     /// What the adapters need.
-    pub(crate) fn work(&self) -> Work {
+    pub(crate) fn work(&self) -> TableWork {
         self.work
     }
 }
@@ -99,7 +99,7 @@ pub fn lora_table(cuda: &Cuda, spec: &SiteSpec, slots: usize) -> Result<CudaLora
         rows: cuda.buffer_with(Pool::Adapters, bytemuck::cast_slice(&rows))?,
         columns: cuda.buffer_with(Pool::Adapters, bytemuck::cast_slice(&columns))?,
         slots: (0..slots).map(|_| Slot::default()).collect(),
-        work: Work::Nothing,
+        work: TableWork::Nothing,
         token_rows: None,
     })
 }
@@ -116,7 +116,7 @@ pub fn write_slot(
     let mut copies = cuda.copies.borrow_mut();
     let bytes: usize = slices.iter().flatten().map(bytes_of).sum();
     let block = (bytes > 0).then(|| copies.block(bytes)).transpose()?;
-    let mut parts = Parts::new(block.as_ref().map_or(0, CudaBuf::address));
+    let mut parts = CopyParts::new(block.as_ref().map_or(0, CudaBuf::address));
     let mut filled = Slot::default();
     let rows: Vec<SlotRow> = slices
         .iter()
@@ -181,7 +181,7 @@ fn upload_entry(q: &mut CudaQueue, bytes: &[u8], table: &CudaBuf, slot: usize) -
 }
 
 /// The row of a slice, whose tensors are added to `parts` and whose needs to `work`.
-fn slot_row<'a>(parts: &mut Parts<'a>, slice: &'a SlotSlice, work: &mut SlotWork) -> SlotRow {
+fn slot_row<'a>(parts: &mut CopyParts<'a>, slice: &'a SlotSlice, work: &mut SlotWork) -> SlotRow {
     let mut row = SlotRow { scale: 1.0, ..SlotRow::default() };
     let mut tensor = |t: &'a HostTensor| (parts.push(t.bytes()), dtype_number(t.dtype()));
     if let Some(low) = &slice.low_rank {
@@ -237,7 +237,7 @@ mod tests {
         let shift = SlotSlice { shift: Some(vec![0.5; 70]), ..SlotSlice::default() };
         let replacement = SlotSlice { replacement: Some(matrix(9, 9)), ..SlotSlice::default() };
         let start = 1 << 30;
-        let (mut parts, mut work) = (Parts::new(start), SlotWork::default());
+        let (mut parts, mut work) = (CopyParts::new(start), SlotWork::default());
         let slices = [low_rank, shift, replacement];
         let rows = slices.each_ref().map(|slice| slot_row(&mut parts, slice, &mut work));
         // A takes 600 bytes, B 300, the shift 280.
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_slice_without_effect_is_not_active() {
-        let (mut parts, mut work) = (Parts::new(0), SlotWork::default());
+        let (mut parts, mut work) = (CopyParts::new(0), SlotWork::default());
         let row = slot_row(&mut parts, &SlotSlice::default(), &mut work);
         assert_eq!((row.active, work.is_active, bytes_of(&SlotSlice::default())), (0, false, 0));
     }

@@ -12,7 +12,7 @@ use crate::args::{Address, DeviceMat, KernelArgs, MatArg, assert_layout, dtype_n
 use crate::device::Cuda;
 use crate::launch::Launch;
 use crate::library::functions::Kernel;
-use crate::memory::copies::Parts;
+use crate::memory::copies::CopyParts;
 use crate::memory::queue::CudaQueue;
 use crate::ops::common::{ROW_THREADS, WARP};
 
@@ -33,7 +33,7 @@ assert_layout!(TokenRows is 24 bytes: values at 0, ids at 8, count at 16, dtype 
 
 impl TokenRows {
     /// The rows of an adapter, whose tensors are added to `parts`.
-    pub fn new<'a>(parts: &mut Parts<'a>, rows: &'a SlotRows) -> Self {
+    pub fn new<'a>(parts: &mut CopyParts<'a>, rows: &'a SlotRows) -> Self {
         Self {
             values: parts.push(rows.values.bytes()),
             ids: parts.push(bytemuck::cast_slice(&rows.ids)),

@@ -1,12 +1,12 @@
-//! What the resident adapters of a site need, as far as launches depend on it.
+//! Properties of the resident adapters of a site that launches depend on.
 
 /// Ranks that have room from the first adapter on: those of a tile of the shrink.
 const MIN_RANK: usize = 16;
 
-/// What the adapters of a table need. Recorded steps take it for granted, so it changes seldom: room for ranks is
-/// only ever added.
+/// What the kernels must handle for the adapters of a table. Recorded steps take it for granted, so it changes
+/// seldom: room for ranks is only ever added.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Work {
+pub enum TableWork {
     /// The table never had an adapter.
     #[default]
     Nothing,
@@ -27,7 +27,7 @@ pub enum Work {
     },
 }
 
-/// What one adapter needs at a site.
+/// The same of one adapter at a site.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SlotWork {
     /// The largest rank of its slices.
@@ -52,7 +52,7 @@ impl SlotWork {
     }
 }
 
-impl Work {
+impl TableWork {
     /// What these adapters need, which come after others that needed `self`.
     #[must_use]
     pub fn after(self, slots: &[SlotWork]) -> Self {
@@ -85,19 +85,19 @@ mod tests {
     #[test]
     fn room_for_ranks_stays_when_adapters_go() {
         let plain = SlotWork { max_rank: 24, is_active: true, ..SlotWork::default() };
-        let after = |work: Work, slots: &[SlotWork]| work.after(slots);
-        assert_eq!(after(Work::Nothing, &[SlotWork::default()]), Work::Nothing);
-        let first = after(Work::Nothing, &[SlotWork::default(), plain]);
-        assert_eq!(first, Work::Mma { rank: 32, gains: false, plain: true });
+        let after = |work: TableWork, slots: &[SlotWork]| work.after(slots);
+        assert_eq!(after(TableWork::Nothing, &[SlotWork::default()]), TableWork::Nothing);
+        let first = after(TableWork::Nothing, &[SlotWork::default(), plain]);
+        assert_eq!(first, TableWork::Mma { rank: 32, gains: false, plain: true });
         assert_eq!(after(first, &[SlotWork::default()]), first);
         let small = SlotWork { max_rank: 4, has_odd_rank: true, has_gain: true, ..plain };
         let odd = after(first, &[small]);
-        assert_eq!(odd, Work::Mma { rank: 32, gains: true, plain: false });
+        assert_eq!(odd, TableWork::Mma { rank: 32, gains: true, plain: false });
         let general = SlotWork { max_rank: 100, is_general: true, ..plain };
-        assert_eq!(after(odd, &[general, small]), Work::General { rank: 128 });
+        assert_eq!(after(odd, &[general, small]), TableWork::General { rank: 128 });
         assert_eq!(
-            after(Work::General { rank: 128 }, &[plain]),
-            Work::Mma { rank: 128, gains: false, plain: true }
+            after(TableWork::General { rank: 128 }, &[plain]),
+            TableWork::Mma { rank: 128, gains: false, plain: true }
         );
     }
 }

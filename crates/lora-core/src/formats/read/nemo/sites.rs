@@ -10,8 +10,8 @@ use crate::formats::read::fused;
 use crate::formats::read::pair::{
     duplicate, float_view, incomplete, other_rank, rank_of, several_adapters,
 };
-use crate::formats::read::plan::Plan;
 use crate::formats::read::plan::PlannedSites;
+use crate::formats::read::plan::TensorPlan;
 use crate::formats::read::view::View;
 use crate::formats::{RawTensor, ReadOptions};
 use crate::ids::LayerIdx;
@@ -96,7 +96,7 @@ fn low_rank(
     rows: RowOrder,
     tuning: &LoraTuning,
     problems: &mut Vec<Rejection>,
-) -> Option<LowRank<Plan>> {
+) -> Option<LowRank<TensorPlan>> {
     let (a, b) = match (&halves.a, &halves.b) {
         (Some(a), Some(b)) => (a, b),
         (None, None) => return None,

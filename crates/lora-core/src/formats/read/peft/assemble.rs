@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use super::collect::{Collected, Parts};
+use super::collect::{Collected, SiteTensors};
 use super::config::{Biases, PeftConfig, Variant};
 use super::keys::Kind;
 use super::tokens;
 use super::wrapping::Wrapping;
 use crate::adapter::{LowRank, RowOrder, SiteWeights};
 use crate::formats::read::pair;
-use crate::formats::read::plan::{Plan, PlannedSites};
+use crate::formats::read::plan::{PlannedSites, TensorPlan};
 use crate::formats::read::view::View;
 use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection};
@@ -40,7 +40,7 @@ pub(super) fn assemble(wrapping: &Wrapping<'_>, problems: &mut Vec<Rejection>) -
 
 struct Site<'a> {
     key: SiteKey,
-    parts: &'a Parts,
+    parts: &'a SiteTensors,
     /// A and B.
     pair: [Option<View>; 2],
     config: &'a PeftConfig,
@@ -59,7 +59,7 @@ impl<'a> Site<'a> {
         self.problems.push(Rejection::new(code, setting, found, allowed, remedy));
     }
 
-    fn low_rank(&mut self) -> Option<LowRank<Plan>> {
+    fn low_rank(&mut self) -> Option<LowRank<TensorPlan>> {
         let [a, b] = self.pair.clone();
         if let Some(a) = a.as_ref().filter(|_| self.has_biased_embedding()) {
             let found = "lora_bias on embed_tokens";
@@ -117,7 +117,7 @@ impl<'a> Site<'a> {
     }
 
     /// A magnitude or a bias of B, which must be present exactly if the variant has it.
-    fn extra(&mut self, kind: Kind, variant: Variant, has_pair: bool) -> Option<Plan> {
+    fn extra(&mut self, kind: Kind, variant: Variant, has_pair: bool) -> Option<TensorPlan> {
         let (field, tensor) = match kind {
             Kind::Magnitude => ("use_dora", "lora_magnitude_vector"),
             _ => ("lora_bias", "lora_B.bias"),
@@ -146,7 +146,7 @@ impl<'a> Site<'a> {
         }
     }
 
-    fn base_bias(&mut self) -> Option<Plan> {
+    fn base_bias(&mut self) -> Option<TensorPlan> {
         if let Some(original) = self.get(Kind::OriginalBias).filter(|_| !self.saved) {
             self.undeclared(
                 original.name(),
@@ -170,7 +170,7 @@ impl<'a> Site<'a> {
         }
     }
 
-    fn vector(&mut self, named: &View) -> Option<Plan> {
+    fn vector(&mut self, named: &View) -> Option<TensorPlan> {
         if named.shape().len() != 1 {
             self.wrong_shape(named, "one dimension, [out]");
         }

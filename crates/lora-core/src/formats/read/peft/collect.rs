@@ -14,7 +14,7 @@ use crate::rules::{Code, Rejection};
 
 /// The tensors of one site.
 #[derive(Debug)]
-pub(super) struct Parts {
+pub(super) struct SiteTensors {
     /// Name of the module in PEFT.
     pub module: String,
     pub tensors: BTreeMap<Kind, View>,
@@ -23,7 +23,7 @@ pub(super) struct Parts {
 /// A file's tensors by site, and the names that it uses.
 #[derive(Default, Debug)]
 pub(super) struct Collected {
-    pub sites: BTreeMap<SiteKey, Parts>,
+    pub sites: BTreeMap<SiteKey, SiteTensors>,
     pub experts: ExpertTensors,
     /// Prefix of module names: `model.` or nothing.
     pub root: &'static str,
@@ -125,8 +125,10 @@ impl Collected {
     fn place(&mut self, site: SiteKey, key: &Key<'_>, tensor: View, problems: &mut Vec<Rejection>) {
         self.note_root(key.root);
         let module = key.module.to_owned();
-        let parts =
-            self.sites.entry(site).or_insert_with(|| Parts { module, tensors: BTreeMap::new() });
+        let parts = self
+            .sites
+            .entry(site)
+            .or_insert_with(|| SiteTensors { module, tensors: BTreeMap::new() });
         match parts.tensors.get(&key.kind) {
             // PEFT writes the magnitudes of tied embeddings under both names.
             Some(other) if other.equals(&tensor) => {}

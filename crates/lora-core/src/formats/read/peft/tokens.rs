@@ -8,7 +8,7 @@ use super::wrapping::{TrainedTokens, Wrapping};
 use crate::adapter::TokenRows;
 use crate::formats::read::full::{FullWeight, Meaning};
 use crate::formats::read::pair;
-use crate::formats::read::plan::Plan;
+use crate::formats::read::plan::TensorPlan;
 use crate::formats::read::view::View;
 use crate::modules::SiteKey;
 use crate::rules::{Code, Rejection};
@@ -18,7 +18,7 @@ pub(super) fn rows(
     wrapping: &Wrapping<'_>,
     site: SiteKey,
     problems: &mut Vec<Rejection>,
-) -> Option<TokenRows<Plan>> {
+) -> Option<TokenRows<TensorPlan>> {
     let tensor = |site: SiteKey| wrapping.tensor(site, Kind::TokenRows);
     let Some(TrainedTokens { ids, owner }) = wrapping.trained_tokens(site) else {
         if let Some(view) = tensor(site) {
@@ -76,13 +76,13 @@ pub(super) fn copies(wrapping: &Wrapping<'_>) -> Option<FullWeight> {
 }
 
 /// The rows, sorted by token.
-fn sorted(ids: &[u32], view: &View) -> TokenRows<Plan> {
+fn sorted(ids: &[u32], view: &View) -> TokenRows<TensorPlan> {
     if ids.is_sorted() {
         return TokenRows { ids: ids.to_vec(), values: view.clone().into() };
     }
     let order: BTreeMap<u32, usize> = ids.iter().copied().zip(0..).collect();
     let row = |place: &usize| view.clone().narrow(0, *place..*place + 1);
-    let values = Plan::join(order.values().map(row).collect());
+    let values = TensorPlan::join(order.values().map(row).collect());
     TokenRows {
         ids: order.keys().copied().collect(),
         values: values.unwrap_or_else(|| unreachable!("rows of one tensor are alike")),

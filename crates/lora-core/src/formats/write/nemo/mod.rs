@@ -199,13 +199,13 @@ fn refuse_extras(adapter: &Adapter) -> Result<(), WriteError> {
 
 /// Rank and scale of a low-rank update.
 #[derive(Clone, Copy)]
-struct Update {
+struct CommonUpdate {
     rank: usize,
     scale: f32,
 }
 
 /// The rank and scale of all updates, which must be the same, as an archive states only one of each.
-fn common_update(pairs: &[(u32, Slot, Pair)]) -> Result<Update, WriteError> {
+fn common_update(pairs: &[(u32, Slot, Pair)]) -> Result<CommonUpdate, WriteError> {
     let Some((layer, slot, first)) = pairs.first() else {
         return Err(inexpressible(
             "modules",
@@ -218,7 +218,7 @@ fn common_update(pairs: &[(u32, Slot, Pair)]) -> Result<Update, WriteError> {
         (pair.rank, pair.scale.to_bits()) != (first.rank, first.scale.to_bits())
     });
     let Some((other_layer, other_slot, pair)) = other else {
-        return Ok(Update { rank: first.rank, scale: first.scale });
+        return Ok(CommonUpdate { rank: first.rank, scale: first.scale });
     };
     let words = |pair: &Pair| format!("rank {} and scale {}", pair.rank, pair.scale);
     Err(inexpressible(
@@ -236,10 +236,10 @@ fn common_update(pairs: &[(u32, Slot, Pair)]) -> Result<Update, WriteError> {
 /// Modules that are not changed in the same layers.
 fn configuration(
     pairs: &[(u32, Slot, Pair)],
-    update: Update,
+    update: CommonUpdate,
     of_model: Option<usize>,
 ) -> Result<String, WriteError> {
-    let Update { rank, scale } = update;
+    let CommonUpdate { rank, scale } = update;
     let mut layers: BTreeMap<Slot, BTreeSet<u32>> = BTreeMap::new();
     for (layer, slot, _) in pairs {
         layers.entry(*slot).or_default().insert(*layer);

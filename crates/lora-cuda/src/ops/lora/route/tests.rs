@@ -44,14 +44,14 @@ const DTYPES: [[DType; 3]; 6] = [
     [DType::F32, DType::F8E4m3, DType::F32],
 ];
 
-const WORKS: [(&str, Work); 7] = [
-    ("no adapter", Work::Nothing),
-    ("rank 16", Work::Mma { rank: 16, gains: false, plain: true }),
-    ("rank 64", Work::Mma { rank: 64, gains: false, plain: true }),
-    ("rank 512", Work::Mma { rank: 512, gains: false, plain: true }),
-    ("odd rank 16", Work::Mma { rank: 16, gains: false, plain: false }),
-    ("rank 16 with gains", Work::Mma { rank: 16, gains: true, plain: false }),
-    ("general, rank 16", Work::General { rank: 16 }),
+const WORKS: [(&str, TableWork); 7] = [
+    ("no adapter", TableWork::Nothing),
+    ("rank 16", TableWork::Mma { rank: 16, gains: false, plain: true }),
+    ("rank 64", TableWork::Mma { rank: 64, gains: false, plain: true }),
+    ("rank 512", TableWork::Mma { rank: 512, gains: false, plain: true }),
+    ("odd rank 16", TableWork::Mma { rank: 16, gains: false, plain: false }),
+    ("rank 16 with gains", TableWork::Mma { rank: 16, gains: true, plain: false }),
+    ("general, rank 16", TableWork::General { rank: 16 }),
 ];
 
 /// The slot of a row.
@@ -66,7 +66,7 @@ const USES: [(&str, SlotOf); 3] =
 struct Case<'a> {
     spec: &'a SiteSpec,
     dtypes: [DType; 3],
-    work: Work,
+    work: TableWork,
     slot: SlotOf,
 }
 
@@ -81,10 +81,10 @@ impl Case<'_> {
         }
     }
 
-    fn lora(&self, rows: usize) -> Shape<'_> {
+    fn lora(&self, rows: usize) -> LoraShape<'_> {
         let slots: Vec<i32> = (0..rows).map(self.slot).collect();
         let (gemm, step) = (self.gemm(rows), Segments::new(&slots).shape());
-        Shape {
+        LoraShape {
             x: Some(gemm.x),
             out: gemm.out,
             spec: self.spec,
@@ -198,30 +198,30 @@ fn every_combination_gets_the_kernels_of_the_table() {
 #[test]
 fn rows_of_tokens_and_token_ids_have_routes_of_their_own() {
     let spec = SiteSpec::linear(4096, &[4096]);
-    let work = Work::Mma { rank: 16, gains: false, plain: true };
+    let work = TableWork::Mma { rank: 16, gains: false, plain: true };
     let case = Case { spec: &spec, dtypes: DTYPES[0], work, slot: |_| 0 };
     let (gemm, lora) = (case.gemm(8), case.lora(8));
-    let separate = Shape { has_token_rows: true, ..lora };
+    let separate = LoraShape { has_token_rows: true, ..lora };
     assert_eq!(choose(&gemm, &separate, H200), Route::Separate);
-    assert_eq!(Shape { x: None, ..lora }.low_rank(), Some(LowRank::General));
-    assert_eq!(Shape { segments: 0, ..lora }.low_rank(), None);
+    assert_eq!(LoraShape { x: None, ..lora }.low_rank(), Some(LowRank::General));
+    assert_eq!(LoraShape { segments: 0, ..lora }.low_rank(), None);
 }
 
 #[test]
 fn operands_that_lie_askew_go_to_kernels_for_any() {
     let spec = SiteSpec::linear(4096, &[4096]);
-    let work = Work::Mma { rank: 16, gains: false, plain: true };
+    let work = TableWork::Mma { rank: 16, gains: false, plain: true };
     let case = Case { spec: &spec, dtypes: DTYPES[0], work, slot: |_| 0 };
     for rows in [8, 300, 2048] {
         let (gemm, lora) = (case.gemm(rows), case.lora(rows));
         let (x, out) = (MatLayout { offset: 4, ..gemm.x }, MatLayout { offset: 4, ..gemm.out });
-        let route = |gemm: GemmShape, lora: Shape<'_>| choose(&gemm, &lora, H200);
+        let route = |gemm: GemmShape, lora: LoraShape<'_>| choose(&gemm, &lora, H200);
         assert_eq!(
-            route(GemmShape { x, ..gemm }, Shape { x: Some(x), ..lora }),
+            route(GemmShape { x, ..gemm }, LoraShape { x: Some(x), ..lora }),
             Route::Adapted(LowRank::General, Fusion::AfterGemm(Gemm::Any))
         );
         let Route::Adapted(low_rank, fusion) =
-            route(GemmShape { out, ..gemm }, Shape { out, ..lora })
+            route(GemmShape { out, ..gemm }, LoraShape { out, ..lora })
         else {
             panic!("{rows} rows have adapters");
         };

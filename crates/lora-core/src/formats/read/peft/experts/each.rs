@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::collect::{ExpertTensors, Halves};
-use super::planner::{Planner, Update};
+use super::planner::{ExpertUpdate, Planner};
 use crate::config::ExpertLayout;
-use crate::formats::read::plan::Plan;
+use crate::formats::read::plan::TensorPlan;
 use crate::formats::read::view::View;
 use crate::rules::{Code, Rejection, listed};
 
@@ -46,7 +46,7 @@ impl Planner<'_> {
         let update =
             self.common_update(&stack, &ranks, |expert| format!("{prefix}.{expert}.{name}"))?;
         let mut joined = |parts: Vec<Option<View>>| {
-            let plan = Plan::stack(parts);
+            let plan = TensorPlan::stack(parts);
             if plan.is_none() {
                 self.problems.push(differing(&stack));
             }
@@ -63,7 +63,7 @@ impl Planner<'_> {
         stack: &str,
         ranks: &[(u32, usize, &str)],
         path: impl Fn(u32) -> String,
-    ) -> Option<Update> {
+    ) -> Option<ExpertUpdate> {
         let first = ranks.first()?.1;
         if let Some((expert, rank, _)) = ranks.iter().find(|(_, rank, _)| *rank != first) {
             let found = format!("rank {rank} of expert {expert} beside rank {first} of others");

@@ -4,7 +4,7 @@ use super::super::keys::GATE_UP;
 use super::collect::{ExpertTensors, Halves};
 use super::planner::Planner;
 use crate::config::ExpertLayout;
-use crate::formats::read::plan::Plan;
+use crate::formats::read::plan::TensorPlan;
 use crate::formats::read::view::View;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection};
@@ -55,7 +55,7 @@ impl Planner<'_> {
             return Some(());
         }
         // Gate and up share A.
-        let (a, [gate, up]) = (Plan::from(a), self.gate_and_up(b, layout)?);
+        let (a, [gate, up]) = (TensorPlan::from(a), self.gate_and_up(b, layout)?);
         for (module, b) in [(TargetModule::MoeHTo4h, gate), (TargetModule::MoeGate, up)] {
             self.name(module, &path);
             self.insert(layer, module, update, [a.clone(), b.into()]);

@@ -6,7 +6,7 @@ use super::planner::Planner;
 use super::release::Release;
 use crate::adapter::targets::ends_with_name;
 use crate::config::ExpertLayout;
-use crate::formats::read::plan::Plan;
+use crate::formats::read::plan::TensorPlan;
 use crate::formats::read::view::View;
 use crate::modules::TargetModule;
 use crate::rules::{Code, Rejection, listed};
@@ -284,7 +284,7 @@ impl Planner<'_> {
             return Some(());
         }
         // Gate and up share A.
-        let (a, [gate, up]) = (Plan::from(a), self.gate_and_up(b, order.layout)?);
+        let (a, [gate, up]) = (TensorPlan::from(a), self.gate_and_up(b, order.layout)?);
         for (module, b) in [(TargetModule::MoeHTo4h, gate), (TargetModule::MoeGate, up)] {
             self.name(module, path);
             self.insert(layer, module, update, [a.clone(), b.into()]);

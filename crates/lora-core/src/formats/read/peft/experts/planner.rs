@@ -6,7 +6,7 @@ use super::super::config::PeftConfig;
 use crate::adapter::{LowRank, ModuleNaming, RowOrder};
 use crate::config::ExpertLayout;
 use crate::formats::ReadOptions;
-use crate::formats::read::plan::{Plan, PlannedSites};
+use crate::formats::read::plan::{PlannedSites, TensorPlan};
 use crate::ids::LayerIdx;
 use crate::modules::{SiteKey, TargetModule};
 use crate::rules::{Code, Rejection, listed};
@@ -24,7 +24,7 @@ pub(super) struct Planner<'a> {
 
 /// Rank and scale of a low-rank update.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) struct Update {
+pub(super) struct ExpertUpdate {
     pub rank: usize,
     pub scale: f32,
 }
@@ -101,8 +101,14 @@ impl Planner<'_> {
     }
 
     /// Adds a site; two tensors for one module are a rejection.
-    pub fn insert(&mut self, layer: u32, module: TargetModule, update: Update, [a, b]: [Plan; 2]) {
-        let Update { rank, scale } = update;
+    pub fn insert(
+        &mut self,
+        layer: u32,
+        module: TargetModule,
+        update: ExpertUpdate,
+        [a, b]: [TensorPlan; 2],
+    ) {
+        let ExpertUpdate { rank, scale } = update;
         let (magnitude, b_bias, rows) = (None, None, RowOrder::ByPart);
         let low = LowRank { rank, scale, a, b, magnitude, b_bias, rows };
         let key = SiteKey::Layer(LayerIdx(layer), module);
@@ -119,7 +125,7 @@ impl Planner<'_> {
 
     /// Rank and scale of a module by the configuration; a rejection if the rank is not the one `found` in
     /// the tensors.
-    pub fn update(&mut self, module: &str, tensor: &str, found: usize) -> Option<Update> {
+    pub fn update(&mut self, module: &str, tensor: &str, found: usize) -> Option<ExpertUpdate> {
         self.names.push(module.to_owned());
         let stated = self.note_err(self.config.ranks.of(module))?;
         if found != stated {
@@ -144,7 +150,7 @@ impl Planner<'_> {
             ));
             return None;
         }
-        Some(Update { rank: found, scale })
+        Some(ExpertUpdate { rank: found, scale })
     }
 
     pub fn note_err<T>(&mut self, result: Result<T, Rejection>) -> Option<T> {
