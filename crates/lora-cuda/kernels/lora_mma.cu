@@ -9,9 +9,9 @@
 //   kernels ahead of this one end: A by L2 prefetch, the first of B into registers. In the expand, the
 //   factors of the next 16 ranks or the next outputs are in flight while these are multiplied.
 // Numerics: mma.sync m16n8k16 with f32 accumulators. Split-K partials are stored side by side and added in
-//   their order by the kernel that reads them: no zeroing and no atomics, and chunks depend on the site alone, so
-//   that with this shrink a row's bits do not depend on its batch. z is split into bf16 hi + lo for the
-//   expand.
+//   their order by the kernel that reads them: no zeroing and no atomics, and chunks depend on the site
+//   alone, so that with this shrink a row's bits do not depend on its batch. z is split into bf16 hi + lo for
+//   the expand.
 // Chosen when (ops/lora/route.rs): all factors bf16 and ranks <= 256. Shrink: below 512 rows, or with tiles
 //   of 8 rows; above, lora_shrink.cu is faster. Expand: whatever linear_stream.cu and linear_tiles.cu do not
 //   fuse, such as many adapters in a batch of up to 64 rows, or DoRA gains above that. `begin`: above 64

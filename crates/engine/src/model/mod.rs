@@ -21,7 +21,7 @@ pub use architecture::{Architecture, AttentionBias, GgufRotary, Traits, WindowRu
 pub use attention::Attention;
 pub use checkpoint::{
     DummySource, FolderSource, Fp8Weights, Gguf, GgufText, LoadPlan, ModulePatterns, Quantization,
-    WeightSource, base_weights, dummy_weights,
+    WeightSource, base_weights, dummy_weights, linear_names,
 };
 pub use config::{Biases, ModelConfig, parse_dtype};
 pub use decoder::Decoder;

@@ -223,6 +223,7 @@ impl LlmBuilder {
         }
         let asked = settings.quant_config.as_ref();
         let quantization = quantize::resolve(asked, settings.kv_cache_config.dtype, quantization)?;
+        quantize::warn_of_unused(asked, &quantization, config.layers);
         sizes::check(&settings.batch(), &settings.kv_cache_config, &config)?;
         sizes::check_graphs(settings.cuda_graph_config.as_ref())?;
         launch::check_ranks(factories.len(), &config)?;

@@ -4,7 +4,7 @@ use lora_core::{QuantAlgo, QuantConfig};
 
 use super::settings::KvCacheDtype;
 use crate::llm::LlmError;
-use crate::model::{Fp8Weights, ModulePatterns, Quantization};
+use crate::model::{Fp8Weights, ModulePatterns, Quantization, linear_names};
 
 /// Default of `exclude_modules`: errors in the logits matter most, so `lm_head` stays in 16 bits.
 const DEFAULT_EXCLUDE: &str = "lm_head";
@@ -40,6 +40,23 @@ pub(in crate::llm) fn resolve(
         }
     };
     Ok(found)
+}
+
+/// Warns of patterns of `exclude_modules` that match no module of the model: a misspelt one quantises what it was
+/// to exclude.
+pub(in crate::llm) fn warn_of_unused(
+    asked: Option<&QuantConfig>,
+    quantization: &Quantization,
+    layers: usize,
+) {
+    let asked = asked.is_some_and(|asked| asked.exclude_modules.is_some());
+    let Some(weights) = quantization.weights.as_ref().filter(|_| asked) else { return };
+    let names = linear_names(layers);
+    for pattern in weights.exclude.unused(names.iter().map(String::as_str)) {
+        tracing::warn!(
+            "quant_config.exclude_modules: {pattern:?} matches no linear layer of the model"
+        );
+    }
 }
 
 /// Fails if `exclude_modules` is set and differs from the checkpoint's.

@@ -11,6 +11,18 @@ use crate::model::layer::Layer;
 use crate::model::projection::Projection;
 use crate::model::shard::NamedPart;
 
+const QKV: [&str; 3] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+const O: [&str; 1] = ["self_attn.o_proj"];
+const GATE_UP: [&str; 2] = ["mlp.gate_proj", "mlp.up_proj"];
+const DOWN: [&str; 1] = ["mlp.down_proj"];
+
+/// Names of the linear layers of a dense model in a checkpoint, with that of `lm_head`.
+pub fn linear_names(layers: usize) -> Vec<String> {
+    let parts = || QKV.into_iter().chain(O).chain(GATE_UP).chain(DOWN);
+    let of_layer = |i| parts().map(move |part| format!("model.layers.{i}.{part}"));
+    (0..layers).flat_map(of_layer).chain(["lm_head".to_owned()]).collect()
+}
+
 /// The modules that a projection stacks, with their names in the checkpoint and their output widths.
 struct ProjectionSpec {
     modules: &'static [TargetModule],
@@ -40,7 +52,7 @@ impl<B: Backend> WeightLoader<'_, B> {
             base,
             &ProjectionSpec {
                 modules: &[TargetModule::AttnQ, TargetModule::AttnK, TargetModule::AttnV],
-                parts: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                parts: &QKV,
                 widths: vec![q, kv, kv],
                 in_dim: c.hidden,
                 bias: c.biases.qkv,
@@ -50,7 +62,7 @@ impl<B: Backend> WeightLoader<'_, B> {
             base,
             &ProjectionSpec {
                 modules: &[TargetModule::AttnDense],
-                parts: &["self_attn.o_proj"],
+                parts: &O,
                 widths: vec![c.hidden],
                 in_dim: q,
                 bias: c.biases.o,
@@ -80,7 +92,7 @@ impl<B: Backend> WeightLoader<'_, B> {
             base,
             &ProjectionSpec {
                 modules: &[TargetModule::MlpHTo4h, TargetModule::MlpGate],
-                parts: &["mlp.gate_proj", "mlp.up_proj"],
+                parts: &GATE_UP,
                 widths: vec![c.intermediate; 2],
                 in_dim: c.hidden,
                 bias: c.biases.mlp,
@@ -90,7 +102,7 @@ impl<B: Backend> WeightLoader<'_, B> {
             base,
             &ProjectionSpec {
                 modules: &[TargetModule::Mlp4hToH],
-                parts: &["mlp.down_proj"],
+                parts: &DOWN,
                 widths: vec![c.hidden],
                 in_dim: c.intermediate,
                 bias: c.biases.mlp,

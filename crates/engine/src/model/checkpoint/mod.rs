@@ -12,6 +12,7 @@ mod source;
 
 pub use base::{base_weights, dummy_weights};
 pub use gguf::{Gguf, GgufText};
+pub use load_layer::linear_names;
 pub use loader::LoadPlan;
 pub use quantization::{Fp8Weights, ModulePatterns, Quantization};
 pub use source::{DummySource, FolderSource, WeightSource};

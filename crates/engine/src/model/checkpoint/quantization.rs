@@ -1,5 +1,6 @@
 //! The quantisation settings of a checkpoint.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
@@ -58,6 +59,14 @@ impl ModulePatterns {
     /// Whether a pattern matches a module.
     pub fn matches(&self, module: &str) -> bool {
         self.set.is_match(module)
+    }
+
+    /// The patterns that match none of `modules`.
+    pub fn unused<'a>(&self, modules: impl IntoIterator<Item = &'a str>) -> Vec<&str> {
+        let used: BTreeSet<usize> =
+            modules.into_iter().flat_map(|module| self.set.matches(module)).collect();
+        let unused = self.patterns.iter().enumerate().filter(|(i, _)| !used.contains(i));
+        unused.map(|(_, pattern)| pattern.as_str()).collect()
     }
 
     /// The patterns, sorted.
@@ -213,6 +222,16 @@ mod tests {
         let mut all = serde_json::json!({"quant_method": "modelopt"});
         all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         serde_json::json!({"quantization_config": all})
+    }
+
+    #[test]
+    fn patterns_that_match_no_module_are_found() {
+        let patterns = ["lm_head", "*.mlp.*", "*.mpl.*"].map(str::to_owned).to_vec();
+        let patterns = ModulePatterns::new("exclude_modules", patterns).unwrap();
+        let names = crate::model::linear_names(2);
+        assert_eq!(names.len(), 15);
+        assert_eq!(patterns.unused(names.iter().map(String::as_str)), ["*.mpl.*"]);
+        assert_eq!(patterns.unused(["x"]), patterns.patterns());
     }
 
     #[test]
