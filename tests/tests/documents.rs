@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use loramux_tests::{adapter_path, model_path};
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -57,4 +59,72 @@ fn commands_parse() {
         }
     }
     assert!(count >= 8, "{count} commands");
+}
+
+/// A folder with everything that the documents' commands name: a model with a chat template, requests, settings.
+fn workplace() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("my-model");
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(model_path("llama")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
+    }
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}";
+    fs::write(model.join("chat_template.jinja"), template).unwrap();
+    let lines =
+        "{\"prompt\": \"x\", \"lora\": \"sql\"}\n{\"prompt\": \"y\", \"lora\": \"pirate\"}\n";
+    fs::write(dir.path().join("questions.jsonl"), lines).unwrap();
+    fs::write(dir.path().join("config.yaml"), "max_batch_size: 4\nlora_config: {max_loras: 2}\n")
+        .unwrap();
+    dir
+}
+
+/// The word of a command with paths of this machine.
+fn located(word: &str, dir: &Path) -> String {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let adapter = |name| adapter_path(name).display().to_string();
+    match word.rsplit_once('=') {
+        Some((name, "my-adapter" | "a")) => return format!("{name}={}", adapter("llama.attn-r8")),
+        Some((name, "b")) => return format!("{name}={}", adapter("llama.some-layers")),
+        _ => (),
+    }
+    match word {
+        "my-adapter" => adapter("llama.attn-r8"),
+        "my-model" | "copy" | "questions.jsonl" | "config.yaml" => path(word),
+        word => word.to_owned(),
+    }
+}
+
+#[test]
+fn commands_run() {
+    let dir = workplace();
+    let pages = pages();
+    let texts = pages.iter().map(|page| fs::read_to_string(page).unwrap());
+    let mut lines: Vec<String> = texts.flat_map(|text| commands(&text)).collect();
+    // `diff` reads the copy that `convert` writes. The demo downloads a model.
+    lines.sort();
+    lines.dedup();
+    lines.retain(|line| line != "loramux demo");
+    assert!(lines.len() >= 5, "{lines:?}");
+    for line in lines {
+        let mut words: Vec<String> =
+            shlex::split(&line).unwrap().iter().map(|word| located(word, dir.path())).collect();
+        if words[1] == "generate" {
+            words.extend(["--device", "cpu"].map(str::to_owned));
+        }
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let mut streams = loramux::Streams {
+            stdin: Box::new(std::io::empty()),
+            stdout: &mut stdout,
+            stdout_file: None,
+            stderr: &mut stderr,
+            live: false,
+            quiet: false,
+        };
+        let exit = loramux::run(words.into_iter().map(OsString::from), &mut streams);
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert_eq!(exit, loramux::Exit::Fine, "{line}: {stderr}");
+        assert!(!stdout.is_empty(), "{line}");
+    }
 }

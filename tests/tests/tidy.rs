@@ -76,10 +76,21 @@ const RETIRED: [(&str, &str); 23] = [
     (r"\bthe original('s)? (behaviou?r|engine|does|code|takes|refuses)\b", "TensorRT-LLM"),
 ];
 
+/// The platform of this machine, as `rustc` names it.
+fn host() -> String {
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
+    let output = std::process::Command::new(rustc).arg("-vV").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("host: "));
+    line.expect("rustc names its host").to_owned()
+}
+
 fn metadata() -> Metadata {
     let mut command = MetadataCommand::new();
     command.manifest_path(workspace().join("Cargo.toml"));
-    command.other_options(vec!["--locked".to_owned(), "--offline".to_owned()]);
+    // Packages of other platforms may not have been downloaded.
+    let options = ["--locked", "--offline", "--filter-platform", &host()];
+    command.other_options(options.map(str::to_owned).to_vec());
     command.exec().unwrap()
 }
 

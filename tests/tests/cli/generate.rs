@@ -85,6 +85,7 @@ fn settings_out_of_range_are_refused_by_name() {
         ("cuda_graph_config: {max_batch_size: 0}", "cuda_graph_config.max_batch_size is 0"),
         ("lora_config: {max_lora_rank: 0}", "max_lora_rank"),
         ("max_batch: 3", "max_batch"),
+        ("tokenizer: /nowhere", "tokenizer is /nowhere"),
     ] {
         let file = settings(yaml);
         let words = [&prompt[..], &["--config", file.path().to_str().unwrap()]].concat();

@@ -453,11 +453,11 @@ impl AdapterTiers {
         let too_large =
             |tier, tier_size, pinned, knob| TooLarge { tier, bytes, size: tier_size, pinned, knob };
         if !pinned.has_room(bytes) {
-            let knob = "host_cache_size (or max_cpu_loras), or unpin adapters";
+            let knob = "host_cache_size (or num_host_module_layer or max_cpu_loras, if set), or unpin adapters";
             return Err(too_large("host", self.host.size(), pinned.adapters(), knob));
         }
         if !Tier::new(self.device.size()).has_room(bytes) {
-            let knob = "device_cache_percent (or max_loras)";
+            let knob = "device_cache_percent (or num_device_module_layer or max_loras, if set)";
             return Err(too_large("device", self.device.size(), 0, knob));
         }
         Ok(())

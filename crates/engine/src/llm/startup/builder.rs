@@ -1,6 +1,6 @@
 //! [`LlmBuilder`]: from settings to a running engine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crossbeam_channel::unbounded;
@@ -214,7 +214,8 @@ impl LlmBuilder {
     fn launch<B: Backend>(self, factories: Vec<Factory<B>>) -> Result<Llm, LlmError> {
         let Self { model, config: mut settings, progress } = self;
         Rejections(settings.validate()).into_result()?;
-        let moe_backend = settings.moe_backend()?;
+        let moe_backend = settings.resolved_moe_backend()?;
+        check_tokenizer(settings.tokenizer.as_deref())?;
         let checkpoint =
             Checkpoint::open(&model, settings.tokenizer.as_deref(), settings.load_format)?;
         let BaseModel { config, quantization, warnings } = checkpoint.base;
@@ -257,6 +258,16 @@ impl LlmBuilder {
         let adapters = Adapters::new(registry, texts, commands.clone());
         let thread = EngineThread::new(commands.clone(), thread);
         Ok(Llm::new(Intake::new(info, adapters, commands), thread))
+    }
+}
+
+/// Fails unless the tokenizer that the settings name exists.
+fn check_tokenizer(dir: Option<&Path>) -> Result<(), LlmError> {
+    match dir.filter(|dir| !dir.join("tokenizer.json").is_file()) {
+        Some(dir) => {
+            Err(LlmError::setting("tokenizer", dir.display(), "a folder with tokenizer.json"))
+        }
+        None => Ok(()),
     }
 }
 

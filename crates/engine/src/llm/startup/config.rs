@@ -122,7 +122,7 @@ impl EngineConfig {
     ///
     /// # Errors
     /// [`LlmError::Setting`] if both are set and differ.
-    pub(super) fn moe_backend(&self) -> Result<MoeBackendName, LlmError> {
+    pub(super) fn resolved_moe_backend(&self) -> Result<MoeBackendName, LlmError> {
         let inner = self.moe_config.backend;
         match self.moe_backend {
             Some(outer) if inner != MoeBackendName::Auto && inner != outer => {
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(lora.lora_target_modules, ["attn_q", "attn_k"]);
         assert_eq!(config.peft_cache_config.host_cache_size, 1_000_000);
         assert_eq!((config.cuda_graph_config.as_ref(), config.dtype), (None, Some(DType::F16)));
-        assert_eq!(config.moe_backend().unwrap(), MoeBackendName::Cutlass);
+        assert_eq!(config.resolved_moe_backend().unwrap(), MoeBackendName::Cutlass);
         for empty in ["", "# nothing\n", "{}"] {
             assert_eq!(EngineConfig::from_yaml(empty).unwrap(), EngineConfig::default(), "{empty}");
         }
@@ -219,7 +219,11 @@ mod tests {
         }
         let both = EngineConfig::from_yaml("moe_backend: TRITON\nmoe_config: {backend: CUTLASS}\n");
         assert!(
-            both.unwrap().moe_backend().unwrap_err().to_string().contains("moe_backend is TRITON")
+            both.unwrap()
+                .resolved_moe_backend()
+                .unwrap_err()
+                .to_string()
+                .contains("moe_backend is TRITON")
         );
     }
 

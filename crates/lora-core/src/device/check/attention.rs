@@ -7,7 +7,7 @@ use crate::device::{Backend, DType, Error, MatLayout, Result, check_extent};
 /// Checks that an operand can be a KV cache.
 ///
 /// # Errors
-/// [`Error::DType`].
+/// [`crate::Error::DType`].
 fn cache(op: &'static str, what: &'static str, found: DType) -> Result<()> {
     if found == DType::F8E4m3 {
         return Ok(());
@@ -15,10 +15,10 @@ fn cache(op: &'static str, what: &'static str, found: DType) -> Result<()> {
     float(op, what, found)
 }
 
-/// Checks [`Backend::qk_norm_rope_append`].
+/// Checks [`crate::Backend::qk_norm_rope_append`].
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn qkv<B: Backend>(args: &QkvArgs<'_, B>) -> Result<()> {
     const OP: &str = "qk_norm_rope_append";
     let (dims, rows) = (args.dims, args.qkv.layout.rows);
@@ -43,10 +43,10 @@ pub fn qkv<B: Backend>(args: &QkvArgs<'_, B>) -> Result<()> {
     }
 }
 
-/// Checks positions and slots of [`Backend::qk_norm_rope_append`].
+/// Checks positions and slots of [`crate::Backend::qk_norm_rope_append`].
 ///
 /// # Errors
-/// [`Error::OutOfRange`].
+/// [`crate::Error::OutOfRange`].
 pub fn qkv_ids<B: Backend>(args: &QkvArgs<'_, B>, positions: &[i32], slots: &[i32]) -> Result<()> {
     const OP: &str = "qk_norm_rope_append";
     ids(OP, "position", positions, args.cos_sin_table.layout.rows)?;
@@ -54,10 +54,10 @@ pub fn qkv_ids<B: Backend>(args: &QkvArgs<'_, B>, positions: &[i32], slots: &[i3
     stored.try_for_each(|s| index(OP, "KV slot", *s, args.k_cache.layout.rows).map(drop))
 }
 
-/// Checks [`Backend::attention`].
+/// Checks [`crate::Backend::attention`].
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn attention<B: Backend>(args: &AttentionArgs<'_, B>, out: MatLayout) -> Result<()> {
     const OP: &str = "attention";
     let (dims, rows) = (args.dims, args.queries.layout.rows);
@@ -90,11 +90,11 @@ pub fn attention<B: Backend>(args: &AttentionArgs<'_, B>, out: MatLayout) -> Res
     check_extent(OP, "sequence_of_row", sequences, rows)
 }
 
-/// Checks positions, sequences and the KV blocks that [`Backend::attention`] reads; `table` gives the blocks
+/// Checks positions, sequences and the KV blocks that [`crate::Backend::attention`] reads; `table` gives the blocks
 /// of a sequence.
 ///
 /// # Errors
-/// [`Error::OutOfRange`].
+/// [`crate::Error::OutOfRange`].
 pub fn attention_ids<'t, B: Backend>(
     args: &AttentionArgs<'_, B>,
     positions: &[i32],

@@ -6,10 +6,10 @@ use super::float;
 use crate::device::fp8::Fp8Scales;
 use crate::device::{DType, Error, HostTensor, MatLayout, Result, check_extent};
 
-/// Checks [`Backend::linear`] with a weight matrix `[n, k]`.
+/// Checks [`crate::Backend::linear`] with a weight matrix `[n, k]`.
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn linear(x: MatLayout, [n, k]: [usize; 2], out: MatLayout) -> Result<()> {
     const OP: &str = "linear";
     float(OP, "x", x.dtype)?;
@@ -22,7 +22,7 @@ pub fn linear(x: MatLayout, [n, k]: [usize; 2], out: MatLayout) -> Result<()> {
 /// Checks the parts of a weight matrix, stacked by rows, and returns its `[n, k]`.
 ///
 /// # Errors
-/// [`Error::Shape`]; [`Error::DType`] if parts differ in dtype or `allow` refuses it.
+/// [`crate::Error::Shape`]; [`crate::Error::DType`] if parts differ in dtype or `allow` refuses it.
 pub fn weight_parts(
     op: &'static str,
     parts: &[HostTensor],
@@ -50,10 +50,10 @@ pub fn weight_parts(
     Ok([n, k.unwrap_or(0)])
 }
 
-/// Checks [`Backend::prepare_fp8_linear`], and returns the `[n, k]` of the matrix.
+/// Checks [`crate::Backend::prepare_fp8_linear`], and returns the `[n, k]` of the matrix.
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn fp8_parts(
     parts: &[HostTensor],
     scales: &Fp8Scales,
@@ -67,10 +67,10 @@ pub fn fp8_parts(
     })
 }
 
-/// Checks [`Backend::row_norms`] of `rows` of a matrix `[n, k]`, and returns the rank.
+/// Checks [`crate::Backend::row_norms`] of `rows` of a matrix `[n, k]`, and returns the rank.
 ///
 /// # Errors
-/// [`Error::Shape`], [`Error::OutOfRange`].
+/// [`crate::Error::Shape`], [`crate::Error::OutOfRange`].
 pub fn row_norms(
     [n, k]: [usize; 2],
     rows: &Range<usize>,

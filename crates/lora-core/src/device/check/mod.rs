@@ -22,7 +22,7 @@ pub use slots::{plan_room, site_output, write_slot};
 /// Checks that an operand holds floats.
 ///
 /// # Errors
-/// [`Error::DType`].
+/// [`crate::Error::DType`].
 pub fn float(op: &'static str, what: &'static str, found: DType) -> Result<()> {
     if found.is_float() {
         return Ok(());
@@ -42,7 +42,7 @@ fn dtype(op: &'static str, what: &'static str, found: DType, wanted: DType) -> R
 /// Checks that `index` is in `0..limit`, and returns it.
 ///
 /// # Errors
-/// [`Error::OutOfRange`].
+/// [`crate::Error::OutOfRange`].
 pub fn index(op: &'static str, what: &'static str, index: i32, limit: usize) -> Result<usize> {
     let found = i64::from(index);
     let inside = usize::try_from(index).ok().filter(|i| *i < limit);
@@ -52,7 +52,7 @@ pub fn index(op: &'static str, what: &'static str, index: i32, limit: usize) -> 
 /// Checks that every index is below `limit`.
 ///
 /// # Errors
-/// [`Error::OutOfRange`] with the first that is not.
+/// [`crate::Error::OutOfRange`] with the first that is not.
 pub fn ids(op: &'static str, what: &'static str, ids: &[i32], limit: usize) -> Result<()> {
     ids.iter().try_for_each(|id| index(op, what, *id, limit).map(drop))
 }
@@ -60,7 +60,7 @@ pub fn ids(op: &'static str, what: &'static str, ids: &[i32], limit: usize) -> R
 /// Checks that an operand is `[1, n]` i32, and returns `n`.
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn id_row(op: &'static str, what: &'static str, layout: MatLayout) -> Result<usize> {
     dtype(op, what, layout.dtype, DType::I32)?;
     check_extent(op, what, layout.rows, 1)?;
@@ -70,7 +70,7 @@ pub fn id_row(op: &'static str, what: &'static str, layout: MatLayout) -> Result
 /// Checks that a matrix has `host` bytes, and no gaps between its rows.
 ///
 /// # Errors
-/// [`Error::Shape`].
+/// [`crate::Error::Shape`].
 pub fn dense_bytes(op: &'static str, layout: MatLayout, host: usize) -> Result<()> {
     if layout.rows > 1 {
         check_extent(op, "row stride", layout.row_stride, layout.cols)?;

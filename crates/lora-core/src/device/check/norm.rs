@@ -8,7 +8,7 @@ use crate::device::{Backend, DType, MatLayout, Result, check_extent};
 /// Checks the weights of a norm of `rows` rows and `cols` columns.
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`]; [`Error::Unsupported`] for a site of another kind.
+/// [`crate::Error::DType`], [`crate::Error::Shape`]; [`crate::Error::Unsupported`] for a site of another kind.
 pub(super) fn norm_weights<B: Backend>(
     op: &'static str,
     w: &NormWeight<'_, B>,
@@ -24,10 +24,10 @@ pub(super) fn norm_weights<B: Backend>(
     check_extent(op, "rows of the batch", plan.rows(), rows)
 }
 
-/// Checks [`Backend::rms_norm`] and, with the residual among `outs`, [`Backend::add_rms_norm`].
+/// Checks [`crate::Backend::rms_norm`] and, with the residual among `outs`, [`crate::Backend::add_rms_norm`].
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn norm<B: Backend>(
     op: &'static str,
     x: MatLayout,
@@ -43,10 +43,10 @@ pub fn norm<B: Backend>(
     norm_weights(op, w, [x.rows, x.cols])
 }
 
-/// Checks [`Backend::silu_mul`].
+/// Checks [`crate::Backend::silu_mul`].
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn silu_mul(gate_up: MatLayout, out: MatLayout) -> Result<()> {
     const OP: &str = "silu_mul";
     float(OP, "gate_up", gate_up.dtype)?;

@@ -5,10 +5,10 @@ use std::ops::Range;
 use super::{dtype, float, id_row};
 use crate::device::{DType, Error, MatLayout, Result, check_extent};
 
-/// Checks [`Backend::copy_rows`].
+/// Checks [`crate::Backend::copy_rows`].
 ///
 /// # Errors
-/// [`Error::Shape`] if rows lie outside of the matrix, or overlap.
+/// [`crate::Error::Shape`] if rows lie outside of the matrix, or overlap.
 pub fn copy_rows(layout: MatLayout, from: &Range<usize>, to: usize) -> Result<()> {
     const OP: &str = "copy_rows";
     let count = from.len();
@@ -27,19 +27,19 @@ pub fn copy_rows(layout: MatLayout, from: &Range<usize>, to: usize) -> Result<()
     Ok(())
 }
 
-/// Checks [`Backend::embed`] from a table `[rows, cols]`.
+/// Checks [`crate::Backend::embed`] from a table `[rows, cols]`.
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn embed(cols: usize, ids: MatLayout, out: MatLayout) -> Result<()> {
     float("embed", "out", out.dtype)?;
     looked_up("embed", cols, ids, out)
 }
 
-/// Checks [`Backend::gather_rows`]. Integers are moved as they are.
+/// Checks [`crate::Backend::gather_rows`]. Integers are moved as they are.
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn gather_rows(x: MatLayout, rows: MatLayout, out: MatLayout) -> Result<()> {
     const OP: &str = "gather_rows";
     match x.dtype {

@@ -4,10 +4,10 @@ use super::{dtype, id_row, index};
 use crate::device::ops::{LogprobArgs, LogprobOut, SampleArgs, SampleRow, mask_words};
 use crate::device::{Backend, DType, Error, MatLayout, Result, check_extent};
 
-/// Checks [`Backend::sample`].
+/// Checks [`crate::Backend::sample`].
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn sample<B: Backend>(args: &SampleArgs<'_, B>, out: MatLayout) -> Result<()> {
     const OP: &str = "sample";
     let (rows, vocab) = (args.logits.layout.rows, args.logits.layout.cols);
@@ -32,11 +32,11 @@ pub fn sample<B: Backend>(args: &SampleArgs<'_, B>, out: MatLayout) -> Result<()
     id_row(OP, "banned", args.banned.layout).map(drop)
 }
 
-/// Checks the ranges of a row of [`Backend::sample`] in the other operands, and the tokens in its history and
+/// Checks the ranges of a row of [`crate::Backend::sample`] in the other operands, and the tokens in its history and
 /// bias; `seen` and `biased` give the token of an entry.
 ///
 /// # Errors
-/// [`Error::OutOfRange`].
+/// [`crate::Error::OutOfRange`].
 pub fn sample_ids<B: Backend>(
     args: &SampleArgs<'_, B>,
     row: &SampleRow,
@@ -64,10 +64,10 @@ pub fn sample_ids<B: Backend>(
     Ok(())
 }
 
-/// Checks [`Backend::logprobs`].
+/// Checks [`crate::Backend::logprobs`].
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`], [`Error::OutOfRange`].
+/// [`crate::Error::DType`], [`crate::Error::Shape`], [`crate::Error::OutOfRange`].
 pub fn logprobs<B: Backend>(args: &LogprobArgs<'_, B>, out: &LogprobOut<'_, B>) -> Result<()> {
     const OP: &str = "logprobs";
     let (rows, vocab, k) =

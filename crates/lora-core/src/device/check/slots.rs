@@ -7,7 +7,7 @@ use crate::device::{Backend, DType, Error, HostTensor, MatLayout, Result, check_
 /// Checks that a plan made for up to `capacity` rows has room for `rows`.
 ///
 /// # Errors
-/// [`Error::Shape`].
+/// [`crate::Error::Shape`].
 pub fn plan_room(op: &'static str, rows: usize, capacity: usize) -> Result<()> {
     if rows <= capacity {
         return Ok(());
@@ -16,10 +16,10 @@ pub fn plan_room(op: &'static str, rows: usize, capacity: usize) -> Result<()> {
     Err(Error::Shape { op, what, found: rows, expected: capacity })
 }
 
-/// Checks [`Backend::write_slot`].
+/// Checks [`crate::Backend::write_slot`].
 ///
 /// # Errors
-/// [`Error::DType`], [`Error::Shape`], and [`Error::OutOfRange`] for the slot.
+/// [`crate::Error::DType`], [`crate::Error::Shape`], and [`crate::Error::OutOfRange`] for the slot.
 pub fn write_slot(
     spec: &SiteSpec,
     slots: usize,
@@ -127,7 +127,7 @@ pub(super) fn site_kind<B: Backend>(
 /// Checks that a site is of `kind`, and that `out` fits it.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a site of another kind; [`Error::DType`], [`Error::Shape`].
+/// [`crate::Error::Unsupported`] for a site of another kind; [`crate::Error::DType`], [`crate::Error::Shape`].
 pub fn site_output<B: Backend>(
     op: &'static str,
     spec: &SiteSpec,
