@@ -17,9 +17,6 @@ use crate::scheduler::Scheduler;
 
 /// Fails unless the model can be split over `world` devices.
 pub(in crate::llm) fn check_ranks(world: usize, config: &ModelConfig) -> Result<(), LlmError> {
-    if world == 0 {
-        return Err(LlmError::setting("tensor_parallel_size", world, "1 or more"));
-    }
     Ok(Shard { rank: 0, world }.check(config)?)
 }
 
